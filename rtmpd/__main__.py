@@ -1,0 +1,8 @@
+"""``python -m rtmpd``."""
+
+import sys
+
+from rtmpd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

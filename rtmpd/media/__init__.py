@@ -1,0 +1,4 @@
+"""What is inside audio and video messages: tag headers, codecs, timestamps.
+
+Pure, like rtmpd.protocol. May import: rtmpd.protocol, rtmpd.errors.
+"""
