@@ -1,0 +1,124 @@
+"""The command ``rtmpd``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rtmpd import __version__
+from rtmpd.errors import ConfigError
+
+# What only a started server needs is imported where it is used: --version and --help must not wait for gevent.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rtmpd.config.model import Config
+
+__all__ = ["FLAGS", "Flag", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag that overrides one option of the configuration.
+
+    Attributes:
+        name: The flag.
+        argument: What its argument is called.
+        section: The option's section.
+        option: The option.
+        repeated: Whether it can be given more than once, for an option that takes several values.
+        description: What ``--help`` says.
+    """
+
+    name: str
+    argument: str
+    section: str
+    option: str
+    repeated: bool
+    description: str
+
+
+FLAGS: Final = (
+    Flag("--listen", "ADDR", "server", "listen", True, "listen on HOST:PORT, :PORT or [IPv6]:PORT; can be repeated"),
+    Flag("--log-level", "LEVEL", "log", "level", False, "log this level and above: debug, info, warning or error"),
+    Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "send chunks of this size"),
+)
+"""Every flag that overrides an option; the spec names the same ones."""
+
+_DEFAULTS_NAME = "the built-in configuration"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (``sys.argv`` if there are none) and give its exit status.
+
+    Raises:
+        SystemExit: As argparse does: status 2 for arguments that are wrong, 0 after ``--help`` and ``--version``.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        config = _load(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 1
+    if arguments.check_config:
+        return _print(f"{arguments.config or _DEFAULTS_NAME}: ok\n")
+    if arguments.print_config:
+        from rtmpd.config.render import render_config
+
+        return _print(render_config(config))
+    from rtmpd.daemon.main import run
+
+    return run(config, lambda: _load(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Without abbreviations: one that works today would be ambiguous after the next flag.
+    parser = argparse.ArgumentParser(prog="rtmpd", description="An RTMP server.", allow_abbrev=False)
+    parser.add_argument("-c", "--config", metavar="FILE", help="the configuration file; without it, the defaults")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--check-config", action="store_true", help="say whether the configuration is right, and exit")
+    actions.add_argument("--print-config", action="store_true", help="print the whole effective configuration, and exit")
+    parser.add_argument("--version", action="version", version=f"rtmpd {__version__}")
+    for flag in FLAGS:
+        parser.add_argument(
+            flag.name, metavar=flag.argument, action="append" if flag.repeated else "store", help=flag.description
+        )
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    from rtmpd.config.loader import load_file, load_text
+
+    given = {(flag.section, flag.option): getattr(arguments, flag.name[2:].replace("-", "_")) for flag in FLAGS}
+    overrides = {option: value for option, value in given.items() if value is not None}
+    if arguments.config is None:
+        return load_text("", _DEFAULTS_NAME, overrides)
+    return load_file(arguments.config, overrides)
+
+
+def _print(text: str) -> int:
+    """Print ``text``, also into a pipe that nobody reads to the end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A configuration is UTF-8 whatever the locale is; a file's name goes out as it came in.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # The reader has what it wanted. The interpreter would complain when it flushes at exit: give it nothing to hit.
+        _discard_stdout()
+    except OSError as error:
+        _discard_stdout()
+        print(f"rtmpd: can't write: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _discard_stdout() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,392 @@
+"""An RTMP client: publish a stream, or play one.
+
+Blocking-style, for gevent: each call waits in the calling greenlet and lets others run. Nothing is monkey patched, so a program
+that is not written for gevent may use it too, one client per thread. docs/client.rst has examples. Imports net and protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.socket import create_connection
+
+from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClosed
+from rtmpd.net.transport import Transport, deadline, format_address
+from rtmpd.protocol import amf0
+from rtmpd.protocol.command import Command, decode_command
+from rtmpd.protocol.endpoint import DEFAULT_WINDOW_BYTES, Endpoint
+from rtmpd.protocol.handshake import ClientHandshake
+from rtmpd.protocol.message import (
+    CSID_AUDIO,
+    CSID_COMMAND,
+    CSID_DATA,
+    CSID_VIDEO,
+    MessageType,
+    RawMessage,
+    UserControlType,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+__all__ = ["Client", "RtmpUrl"]
+
+DEFAULT_PORT = 1935
+
+_COMMANDS = (MessageType.COMMAND_AMF0, MessageType.COMMAND_AMF3)
+_MEDIA_CSIDS = {
+    int(MessageType.AUDIO): CSID_AUDIO,
+    int(MessageType.VIDEO): CSID_VIDEO,
+    int(MessageType.DATA_AMF0): CSID_DATA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RtmpUrl:
+    """An RTMP URL, taken apart: ``rtmp://host[:port]/app/name``.
+
+    Everything but the last part of the path is the application; the query belongs to the name.
+    """
+
+    host: str
+    port: int
+    app: str
+    name: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Take a URL apart.
+
+        Raises:
+            ValueError: It is no RTMP URL; the message says what was expected.
+        """
+        parts = urlsplit(url)
+        if parts.scheme != "rtmp" or not parts.hostname:
+            raise ValueError(f"expected rtmp://host[:port]/app/name, got {url.partition('?')[0]!r}")
+        app, _, name = parts.path.strip("/").rpartition("/")
+        if not app:
+            app, name = name, ""
+        if parts.query:
+            name += "?" + parts.query
+        return cls(parts.hostname, parts.port or DEFAULT_PORT, app, name)
+
+    @property
+    def tc_url(self) -> str:
+        """The URL of the application, as the connect command carries it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"rtmp://{host}:{self.port}/{self.app}"
+
+
+class Client:
+    """A connection to an RTMP server.
+
+    Use it as a context manager, or call `close`. One greenlet uses it at a time.
+
+    Args:
+        url: ``rtmp://host[:port]/app/name``, or one taken apart.
+        timeout_s: For connecting, for each answer, and for the server to take what is sent.
+        handshake: ``digest`` (a server that only speaks plain answers plain, and gets it) or ``plain``.
+        chunk_size: Outbound chunk size, bytes.
+        window_ack_size: How often the server is to acknowledge what it got, bytes.
+        connect_properties: More members for the connect command's object, or other values for its own.
+
+    Attributes:
+        endpoint: The protocol's state: ``bytes_received``, ``bytes_acknowledged`` and so on.
+        message_stream_id: Of the publish or play; 0 before.
+        connect_result: The command object and the info object of the server's answer to connect.
+        handshake_kind: ``plain`` or ``digest``: what it came to.
+    """
+
+    def __init__(
+        self,
+        url: str | RtmpUrl,
+        *,
+        timeout_s: float = 10.0,
+        handshake: str = "digest",
+        chunk_size: int = 60_000,
+        window_ack_size: int = DEFAULT_WINDOW_BYTES,
+        connect_properties: dict[str, Any] | None = None,
+    ) -> None:
+        self.url = RtmpUrl.parse(url) if isinstance(url, str) else url
+        self.timeout_s = timeout_s
+        self.endpoint = Endpoint(message_limit_bytes=0xFFFFFF)
+        self.message_stream_id = 0
+        self.connect_result: tuple[Any, Any] = (None, None)
+        self.handshake_kind = ""
+        self._scheme = {"digest": 1, "plain": None}[handshake]
+        self._chunk_size = chunk_size
+        self._window_ack_size = window_ack_size
+        self._properties = connect_properties or {}
+        self._transport: Transport | None = None
+        self._transaction_id = 0
+        self._inbox: list[RawMessage] = []
+        self._drain: gevent.Greenlet[[], None] | None = None
+        self._ended: RtmpdError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    # Connecting --------------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect, shake hands and send the connect command.
+
+        Raises:
+            TransportClosed: No connection, or the server closed it. DeadlineExceeded: It took longer than ``timeout_s``.
+            RemoteProtocolError: The server does not speak RTMP. Refused: It does not take the application.
+        """
+        with deadline(self.timeout_s, "connecting"):
+            try:
+                sock = create_connection((self.url.host, self.url.port))
+            except OSError as error:
+                where = format_address((self.url.host, self.url.port))
+                raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
+            self._transport = Transport(sock, format_address(sock.getpeername()))
+            self._handshake()
+            self.endpoint.send_chunk_size(self._chunk_size)
+            self.endpoint.send_window_ack_size(self._window_ack_size)
+            properties = {
+                "app": self.url.app,
+                "type": "nonprivate",
+                "flashVer": "FMLE/3.0 (compatible; rtmpd)",
+                "tcUrl": self.url.tc_url,
+                "objectEncoding": 0,
+                **self._properties,
+            }
+            answer = self._call("connect", properties)
+            self.connect_result = (answer.command_object, answer.argument(0))
+
+    def _handshake(self) -> None:
+        transport = self._connected()
+        handshake = ClientHandshake(os.urandom, self._scheme)
+        transport.send_all(handshake.hello(), self.timeout_s)
+        while not handshake.done:
+            reply = handshake.feed(transport.recv())
+            if reply:
+                transport.send_all(reply, self.timeout_s)
+        self.handshake_kind = handshake.kind
+        self._inbox += self.endpoint.receive(handshake.remainder)
+
+    def _connected(self) -> Transport:
+        if self._transport is None:
+            raise TransportClosed("not connected")
+        return self._transport
+
+    # Commands ----------------------------------------------------------------------------------------------------------
+
+    def call(self, name: str, command_object: Any = None, *arguments: Any) -> Command:
+        """Send a command and wait for its ``_result``.
+
+        Raises:
+            Refused: The answer was ``_error``. DeadlineExceeded: There was none in time. TransportClosed.
+        """
+        with deadline(self.timeout_s, f"the answer to {name}"):
+            return self._call(name, command_object, *arguments)
+
+    def _call(self, name: str, command_object: Any = None, *arguments: Any, message_stream_id: int = 0) -> Command:
+        number = self._send_command(name, command_object, *arguments, message_stream_id=message_stream_id)
+        answer = self._wait_for(lambda c: c.name in ("_result", "_error") and c.transaction_id == number)
+        if answer.name == "_error":
+            raise _refused(answer.argument(0), name)
+        return answer
+
+    def _send_command(self, name: str, command_object: Any, *arguments: Any, message_stream_id: int = 0) -> int:
+        self._transaction_id += 1
+        self.endpoint.send_command(
+            name,
+            self._transaction_id,
+            command_object,
+            *arguments,
+            message_stream_id=message_stream_id,
+            csid=CSID_DATA if message_stream_id else CSID_COMMAND,
+        )
+        self._flush()
+        return self._transaction_id
+
+    def _wait_for(self, wanted: Callable[[Command], bool]) -> Command:
+        """Return the first command that is *wanted*; what comes before it is handled or passed over."""
+        for item in self._receive():
+            if isinstance(item, Command) and wanted(item):
+                return item
+        raise AssertionError("unreachable: _receive ends by an exception")
+
+    def _wait_for_status(self, codes: tuple[str, ...], what: str) -> Command:
+        found = self._wait_for(
+            lambda c: c.name == "onStatus" and (_code(c.argument(0)) in codes or _level(c.argument(0)) == "error")
+        )
+        if _code(found.argument(0)) not in codes:
+            raise _refused(found.argument(0), what)
+        return found
+
+    # Publishing --------------------------------------------------------------------------------------------------------
+
+    def publish(self, name: str | None = None, kind: str = "live") -> None:
+        """Begin to publish; connects first if need be.
+
+        Args:
+            name: The stream's name, the URL's by default; may carry a query.
+            kind: The publish command's type.
+
+        Raises:
+            Refused: The server said no; ``code`` is its status code. Else as `connect`.
+        """
+        if self._transport is None:
+            self.connect()
+        name = self.url.name if name is None else name
+        with deadline(self.timeout_s, "publishing"):
+            self._send_command("releaseStream", None, name)
+            self._send_command("FCPublish", None, name)
+            self.message_stream_id = _stream_id(self._call("createStream"))
+            self._send_command("publish", None, name, kind, message_stream_id=self.message_stream_id)
+            self._wait_for_status(("NetStream.Publish.Start",), "publish")
+        # Acknowledgements and pings keep coming; a client that never reads them fills the server's buffers.
+        self._drain = gevent.spawn(self._drain_forever)
+
+    def _drain_forever(self) -> None:
+        try:
+            for item in self._receive():
+                if isinstance(item, Command) and item.name == "onStatus" and _level(item.argument(0)) == "error":
+                    raise _refused(item.argument(0), "publish")
+        except RtmpdError as error:
+            self._ended = error
+
+    def send(self, type_id: int, timestamp_ms: int, payload: bytes) -> None:
+        """Send an audio (8), video (9) or data (18) message of the publish.
+
+        Args:
+            timestamp_ms: Taken modulo 2**32.
+            payload: The message's body: an FLV tag's body, without the tag's header.
+
+        Raises:
+            TransportClosed, RemoteProtocolError, Refused: The publish has ended. DeadlineExceeded: The server takes nothing.
+        """
+        if self._ended is not None:
+            raise self._ended
+        self.endpoint.send_message(_MEDIA_CSIDS[type_id], type_id, self.message_stream_id, timestamp_ms, payload)
+        self._flush()
+
+    def send_video(self, timestamp_ms: int, payload: bytes) -> None:
+        """Send a video message; see `send`."""
+        self.send(MessageType.VIDEO, timestamp_ms, payload)
+
+    def send_audio(self, timestamp_ms: int, payload: bytes) -> None:
+        """Send an audio message; see `send`."""
+        self.send(MessageType.AUDIO, timestamp_ms, payload)
+
+    def send_metadata(self, metadata: dict[str, Any], timestamp_ms: int = 0) -> None:
+        """Send ``onMetaData`` in the envelope (``@setDataFrame``) that makes servers keep it."""
+        payload = amf0.encode("@setDataFrame", "onMetaData", metadata)
+        self.send(MessageType.DATA_AMF0, timestamp_ms, payload)
+
+    def unpublish(self) -> None:
+        """End the publish as encoders do: FCUnpublish, then deleteStream."""
+        self._send_command("FCUnpublish", None, self.url.name)
+        self._send_command("deleteStream", None, self.message_stream_id)
+
+    # Playing -----------------------------------------------------------------------------------------------------------
+
+    def play(self, name: str | None = None, start_s: float = -2) -> None:
+        """Begin to play; connects first if need be. Then iterate over `messages`.
+
+        Args:
+            name: The stream's name, the URL's by default.
+            start_s: -2 live or recorded, -1 live only.
+
+        Raises:
+            Refused: The server said no; ``code`` is its status code. Else as `connect`.
+        """
+        if self._transport is None:
+            self.connect()
+        name = self.url.name if name is None else name
+        with deadline(self.timeout_s, "playing"):
+            self.message_stream_id = _stream_id(self._call("createStream"))
+            self._send_command(
+                "play", None, name, start_s * 1000 if start_s < 0 else start_s, message_stream_id=self.message_stream_id
+            )
+            self.endpoint.send_user_control(UserControlType.SET_BUFFER_LENGTH, self.message_stream_id, 3000)
+            self._flush()
+            self._wait_for_status(("NetStream.Play.Start",), "play")
+
+    def messages(self) -> Iterator[RawMessage | Command]:
+        """Yield what the server sends, for ever: audio, video and data messages as they are, commands decoded.
+
+        Raises:
+            TransportClosed: The connection ended. RemoteProtocolError: The server broke the protocol.
+        """
+        yield from self._receive()
+
+    def command(self, name: str, *arguments: Any) -> None:
+        """Send a command on the message stream and don't wait: pause, seek, receiveVideo, closeStream ..."""
+        self._send_command(name, None, *arguments, message_stream_id=self.message_stream_id)
+
+    # Reading and writing -----------------------------------------------------------------------------------------------
+
+    def _receive(self) -> Iterator[RawMessage | Command]:
+        transport = self._connected()
+        while True:
+            while self._inbox:
+                message = self._inbox.pop(0)
+                type_id = message.type_id
+                if type_id in _COMMANDS:
+                    command = decode_command(message)
+                    if command.name == "close":
+                        raise TransportClosed("the server sent close")
+                    yield command
+                elif type_id in (
+                    MessageType.ACKNOWLEDGEMENT,
+                    MessageType.USER_CONTROL,
+                    MessageType.WINDOW_ACK_SIZE,
+                    MessageType.SET_PEER_BANDWIDTH,
+                ):
+                    event = self.endpoint.control(message)
+                    if event is not None:
+                        yield message
+                else:
+                    yield message
+            self._flush()
+            self._inbox = self.endpoint.receive(transport.recv())
+
+    def _flush(self) -> None:
+        if self.endpoint.outgoing:
+            self._connected().send_all(self.endpoint.take_outgoing(), self.timeout_s)
+
+    def close(self) -> None:
+        """Close the connection; harmless if there is none."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        transport.close("closed by us")
+        if self._drain is not None:
+            self._drain.join()
+            self._drain = None
+        transport.dispose()
+
+
+def _code(info: Any) -> str:
+    code = info.get("code") if isinstance(info, dict) else None
+    return code if isinstance(code, str) else ""
+
+
+def _level(info: Any) -> str:
+    level = info.get("level") if isinstance(info, dict) else None
+    return level if isinstance(level, str) else ""
+
+
+def _refused(info: Any, what: str) -> Refused:
+    description = info.get("description") if isinstance(info, dict) else None
+    return Refused(_code(info) or f"{what} failed", description if isinstance(description, str) else "")
+
+
+def _stream_id(answer: Command) -> int:
+    number = answer.argument(0)
+    if not isinstance(number, (int, float)):
+        raise RemoteProtocolError(f"createStream was answered with {type(number).__name__}, expected a number")
+    return int(number)

@@ -1,0 +1,192 @@
+"""The checks that rtmpd.configspec names.
+
+They replace configobj's own, which accept ``nan`` and ``1_000`` and say only that a value is "of the wrong type".
+Each check is a class with two methods: ``describe`` says in words what it accepts, for messages and for the
+documentation; ``convert`` turns text into a value or raises ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from configobj.validate import ValidateError, Validator
+
+from rtmpd.config.model import ListenAddress, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["NAME_LENGTH", "Wrong", "converter", "describer", "is_name"]
+
+# ASCII only: int() and float() would also read the digits of other scripts.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
+NAME_LENGTH: Final = 255
+"""The longest name of a stream or an application, in characters."""
+_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+class Wrong(ValidateError):  # type: ignore[misc]  # configobj has no types
+    """A value that a check does not accept; the message says what was expected and what was there."""
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can name a stream or an application."""
+    return 0 < len(text) <= NAME_LENGTH and text.isprintable() and not _NOT_IN_NAMES.search(text)
+
+
+class _Check(Protocol):
+    """What a class below is built from: the arguments that the spec gives to it, all of them text."""
+
+    def __init__(self, *args: str, **kwargs: str) -> None: ...
+
+    def describe(self) -> str: ...
+
+    def convert(self, text: str) -> object: ...
+
+
+class _Integer:
+    """``integer(low, high, zero=meaning)``: a whole number; with ``zero`` also 0, which then means something special."""
+
+    def __init__(self, low: str, high: str, zero: str = "") -> None:
+        self._low, self._high, self._zero = int(low), int(high), zero
+
+    def describe(self) -> str:
+        special = f"0 ({self._zero}) or " if self._zero else ""
+        return f"{special}a whole number from {self._low} to {self._high}"
+
+    def convert(self, text: str) -> int:
+        if not _INTEGER.fullmatch(text):
+            raise ValueError
+        number = int(text)
+        if not (self._low <= number <= self._high or (self._zero and number == 0)):
+            raise ValueError
+        return number
+
+
+class _Float:
+    """``float(low, high, zero=meaning)``: as ``integer``, with fractions."""
+
+    def __init__(self, low: str, high: str, zero: str = "") -> None:
+        self._low, self._high, self._zero = float(low), float(high), zero
+
+    def describe(self) -> str:
+        special = f"0 ({self._zero}) or " if self._zero else ""
+        return f"{special}a number from {self._low:.15g} to {self._high:.15g}"
+
+    def convert(self, text: str) -> float:
+        if not _NUMBER.fullmatch(text):
+            raise ValueError
+        number = float(text)
+        if self._zero and number == 0:
+            return 0.0  # -0 would be printed with its sign
+        if not self._low <= number <= self._high:
+            raise ValueError
+        return number
+
+
+class _Boolean:
+    """``boolean``: yes or no, also in the other usual words."""
+
+    def describe(self) -> str:
+        return "yes or no"
+
+    def convert(self, text: str) -> bool:
+        try:
+            return _BOOLEANS[text.lower()]
+        except KeyError:
+            raise ValueError from None
+
+
+class _Option:
+    """``option(first, second...)``: one of these words."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def describe(self) -> str:
+        return ", ".join(self._words[:-1]) + " or " + self._words[-1]
+
+    def convert(self, text: str) -> str:
+        if text not in self._words:
+            raise ValueError
+        return text
+
+
+class _Name:
+    """``name``: a stream name."""
+
+    def describe(self) -> str:
+        return "a name without spaces, quotes, brackets, ? and #"
+
+    def convert(self, text: str) -> str:
+        if not is_name(text):
+            raise ValueError
+        return text
+
+
+def _scalar(make: type[_Check]) -> Callable[..., object]:
+    """A check function, as configobj calls it, for an option with one value."""
+
+    def check(value: str | list[str], *args: str, **kwargs: str) -> object:
+        checked = make(*args, **kwargs)
+        if isinstance(value, list):
+            got = f"a list of {len(value)}: quote a value that contains commas"
+        else:
+            try:
+                return checked.convert(value)
+            except ValueError:
+                got = shown(value) if value else "nothing"
+        raise Wrong(f"expected {checked.describe()}, got {got}")
+
+    return check
+
+
+def _addresses(value: str | list[str]) -> tuple[ListenAddress, ...]:
+    """``addresses``: one or more addresses to listen on."""
+    addresses: list[ListenAddress] = []
+    for text in [value] if isinstance(value, str) else value:
+        try:
+            address = ListenAddress.parse(text)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
+        for other in addresses:
+            if address == other and address.port:
+                raise Wrong(f"{shown(str(address))} is given twice")
+            if address.overlaps(other):
+                raise Wrong(f"{shown(str(other))} and {shown(str(address))} overlap")
+        addresses.append(address)
+    if not addresses:
+        raise Wrong("expected at least one address")
+    return tuple(addresses)
+
+
+_SCALARS: dict[str, type[_Check]] = {
+    "integer": _Integer,
+    "float": _Float,
+    "boolean": _Boolean,
+    "option": _Option,
+    "name": _Name,
+}
+
+
+def converter() -> Any:
+    """A configobj validator whose checks give values of the types of ``rtmpd.config.model``."""
+    validator = Validator()
+    # Only these: a check of configobj's own in the spec must fail, not bring back what these replace.
+    validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()} | {"addresses": _addresses}
+    return validator
+
+
+def _describe(make: type[_Check]) -> Callable[..., str]:
+    return lambda _value, *args, **kwargs: make(*args, **kwargs).describe()
+
+
+def describer() -> Any:
+    """A configobj validator whose checks give, for any value, a description of what the check accepts."""
+    validator = Validator()
+    validator.functions = {name: _describe(make) for name, make in _SCALARS.items()}
+    validator.functions["addresses"] = lambda _value: "HOST:PORT, :PORT or [IPv6]:PORT"
+    return validator

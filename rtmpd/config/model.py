@@ -1,0 +1,199 @@
+"""The configuration as typed, immutable values.
+
+There is one field per option of rtmpd.configspec, which describes it and holds its default; values come from the loader.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Config", "DEFAULT_APPLICATION", "ListenAddress", "LiveConfig", "LogConfig", "ServerConfig", "printable", "shown"]
+
+DEFAULT_APPLICATION: Final = "*"
+"""The name of the application that takes what no other name takes."""
+
+_SHOWN_LENGTH = 80
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*", re.ASCII)
+_ZONE = re.compile(r"[A-Za-z0-9_.-]*", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+
+
+def printable(text: str) -> str:
+    """Make ``text`` safe for a line of a message: control characters become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str) -> str:
+    """Quote a value for a message, shortened where it is long."""
+    return f'"{printable(text[:_SHOWN_LENGTH])}{"..." if len(text) > _SHOWN_LENGTH else ""}"'
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ListenAddress:
+    """Where to listen.
+
+    Attributes:
+        host: An address or a host name; an IPv6 address has no brackets. Empty: every address, IPv4 and IPv6.
+        port: The TCP port; 0: the kernel chooses.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``HOST:PORT``, ``:PORT`` or ``[IPv6]:PORT``.
+
+        Raises:
+            ValueError: It is none of these; the message says what was expected.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            hint = f"; a port alone is written {shown(':' + text)}" if _PORT.fullmatch(text) else ""
+        elif host.count(":") and not host.startswith("["):
+            hint = "; an IPv6 address is written in brackets"
+        elif not _PORT.fullmatch(port) or int(port) > 65535:
+            hint = "; the port is a number from 0 to 65535"
+        else:
+            try:
+                return cls(_parse_host(host), int(port))
+            except ValueError as error:
+                hint = f"; {error}"
+        raise ValueError(f"expected HOST:PORT, :PORT or [IPv6]:PORT, got {shown(text)}{hint}")
+
+    def overlaps(self, other: ListenAddress) -> bool:
+        """Whether the kernel would refuse to listen on both."""
+        if self.port != other.port or self.port == 0:
+            return False
+        hosts = {self.host, other.host}
+        if len(hosts) == 1 or "" in hosts:
+            return True
+        families = {_family(host) for host in hosts}
+        return len(families) == 1 and None not in families and bool(hosts & {"0.0.0.0", "::"})  # noqa: S104
+
+
+def _family(host: str) -> int | None:
+    try:
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+
+
+def _parse_host(host: str) -> str:
+    """Check a host and bring it into the one form that comparisons need."""
+    if not host:
+        return ""
+    if host.startswith("[") and host.endswith("]"):
+        zone = host[1:-1].partition("%")[2]
+        try:
+            address = str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            address = ""
+        if not address or not _ZONE.fullmatch(zone):
+            raise ValueError(f"{shown(host[1:-1])} is not an IPv6 address")
+        return address
+    # A name that ends in a number is an IPv4 address with a mistake: the resolver would read 1.2.3 as 1.2.0.3.
+    if host.rpartition(".")[2].isdigit():
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise ValueError(f"{shown(host)} is not an IPv4 address") from None
+    if not _HOST_NAME.fullmatch(host) or len(host) > 253:
+        raise ValueError(f"{shown(host)} is not a host name or an address")
+    return host.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The options of ``[server]``."""
+
+    listen: tuple[ListenAddress, ...]
+    chunk_size_bytes: int
+    window_ack_size_bytes: int
+    peer_bandwidth_bytes: int
+    handshake_timeout_s: float
+    connect_timeout_s: float
+    read_timeout_s: float
+    write_timeout_s: float
+    ping_interval_s: float
+    ping_timeout_s: float
+    connection_limit: int
+    connections_per_address_limit: int
+    message_limit_bytes: int
+    chunk_stream_limit: int
+    message_stream_limit: int
+    command_limit: int
+    unsent_limit_bytes: int
+    drain_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """The options of ``[log]``."""
+
+    level: str
+    queue_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveConfig:
+    """The options of ``[live]``, or of one application: what it does not set itself it has from ``[live]``."""
+
+    gop_cache: bool
+    gop_cache_limit_bytes: int
+    publisher_grace_s: float
+    publisher_takeover_s: float
+    wait_for_publisher: bool
+    default_stream_name: str
+    keyframe_wait_s: float
+    lag_limit_s: float
+    lag_limit_bytes: int
+    pacing: bool
+    pacing_share: float
+    pacing_limit_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, as ``rtmpd.config.loader`` gives it.
+
+    Attributes:
+        server: ``[server]``.
+        log: ``[log]``.
+        live: ``[live]``.
+        applications: The named applications, each with all of its effective options.
+    """
+
+    server: ServerConfig
+    log: LogConfig
+    live: LiveConfig
+    applications: Mapping[str, LiveConfig]
+
+    def application(self, app: str) -> tuple[str, LiveConfig] | None:
+        """Find the application that the path ``app`` belongs to: the longest name that is a prefix of it.
+
+        Only whole parts of a path match: ``live/sub`` belongs to ``live``, ``lively`` does not.
+
+        Returns:
+            The name that matched and its options, or None: a connection to ``app`` is to be refused.
+        """
+        if not self.applications:
+            return DEFAULT_APPLICATION, self.live
+        prefix = app.strip("/")
+        while prefix:
+            options = self.applications.get(prefix)
+            if options is not None:
+                return prefix, options
+            prefix = prefix.rpartition("/")[0]
+        options = self.applications.get(DEFAULT_APPLICATION)
+        return None if options is None else (DEFAULT_APPLICATION, options)

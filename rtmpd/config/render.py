@@ -1,0 +1,167 @@
+"""Writes configurations, and the texts that describe the options, from rtmpd.configspec.
+
+``python -m rtmpd.config.render`` brings etc/rtmpd.ini and docs/configuration.rst of a checkout up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtmpd.config.spec import Option, Section, sections
+
+if TYPE_CHECKING:
+    from rtmpd.config.model import Config
+
+__all__ = ["main", "render_config", "render_rst_tables", "render_sample", "render_value", "replace_tables"]
+
+_WIDTH = 100
+_BEGIN = ".. The tables begin: written by python -m rtmpd.config.render from rtmpd/config/rtmpd.configspec, do not edit\n"
+_END = ".. The tables end\n"
+
+_SAMPLE_HEAD = """\
+# rtmpd.ini: the configuration of rtmpd.
+#
+# Every option is here with its default, commented out: remove the "#" in front of an option to set
+# it. "rtmpd -c FILE --check-config" checks a changed file. docs/configuration.rst has the syntax.
+#
+# Units are in the names: _bytes, _s (seconds), _ms (milliseconds). SIGHUP reloads the options with
+# "Reload: yes"; the others need a restart.
+#
+# Written by "python -m rtmpd.config.render" from rtmpd/config/rtmpd.configspec.
+"""
+
+
+def render_value(value: object) -> str:
+    """Write an option's value as the loader reads it."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return str(value)
+        case float():
+            return repr(value).removesuffix(".0")
+        case str():
+            return _quoted(value)
+        case tuple():
+            return ", ".join(_quoted(str(item)) for item in value)
+        case _:
+            raise TypeError(f"there is no way to write {value!r}")
+
+
+def render_config(config: Config) -> str:
+    """Write a whole configuration: every option of every section, so that it loads back to an equal ``Config``."""
+    blocks = []
+    for section in sections():
+        if section.subsections_of:
+            options = next(other.options for other in sections() if other.name == section.subsections_of)
+            blocks.append(f"[{section.name}]\n")
+            for name, values in getattr(config, section.name).items():
+                blocks.append(f"[[{_quoted(name)}]]\n{_assignments(options, values)}")
+        else:
+            blocks.append(f"[{section.name}]\n{_assignments(section.options, getattr(config, section.name))}")
+    return "\n".join(blocks)
+
+
+def render_sample() -> str:
+    """Write etc/rtmpd.ini: every option with its description and its default, commented out."""
+    parts = [_SAMPLE_HEAD]
+    for section in sections():
+        parts.append(f"\n\n{_comment(section.description)}[{section.name}]\n")
+        parts += [f"\n{_sample_option(option)}" for option in section.options]
+        if section.subsections_of:
+            parts.append(f"\n# For example, with options of [{section.subsections_of}] below each name:\n# [[live]]\n# [[*]]\n")
+    return "".join(parts)
+
+
+def render_rst_tables() -> str:
+    """Write the reference of all options as reStructuredText, one table per section."""
+    return "\n".join(_rst_section(section) for section in sections())
+
+
+def replace_tables(text: str) -> str:
+    """Put the current tables into ``text``, docs/configuration.rst, between its two marks."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError("the marks around the tables are missing")
+    return f"{before}{begin}\n{render_rst_tables()}\n{end}{after}"
+
+
+def main() -> int:
+    """Rewrite what is written from the spec, in the checkout that this module is part of."""
+    root = Path(__file__).resolve().parents[2]
+    docs = root / "docs" / "configuration.rst"
+    if not docs.is_file():
+        sys.stderr.write(f"{root} is not a checkout of rtmpd: it has no docs/configuration.rst\n")
+        return 1
+    docs.write_text(replace_tables(docs.read_text("utf-8")), "utf-8")
+    (root / "etc" / "rtmpd.ini").write_text(render_sample(), "utf-8")
+    return 0
+
+
+def _assignments(options: tuple[Option, ...], values: Any) -> str:
+    return "".join(f"{option.name} = {render_value(getattr(values, option.name))}\n" for option in options)
+
+
+def _quoted(text: str) -> str:
+    """Quote text where it needs that. Text with both kinds of quotes can't be written; no check accepts it."""
+    if text and text.strip() == text and not any(c in "\"',#\n" for c in text):
+        return text
+    quote = '"' if '"' not in text else "'"
+    if quote in text or "\n" in text:
+        raise ValueError(f"there is no way to write {text!r}")
+    return f"{quote}{text}{quote}"
+
+
+def _comment(text: str) -> str:
+    return "".join(f"# {line}\n" for line in textwrap.wrap(text, _WIDTH - 2, break_on_hyphens=False))
+
+
+def _sample_option(option: Option) -> str:
+    facts = f"Value: {_value_with_unit(option)}. Reload: {_yes_no(option)}."
+    if option.flag:
+        facts += f" Flag: {option.flag}."
+    default = render_value(option.default)
+    return f"{_comment(option.description)}{_comment(facts)}#{option.name} = {default}\n"
+
+
+def _value_with_unit(option: Option) -> str:
+    return f"{option.expected} ({option.unit})" if option.unit else option.expected
+
+
+def _yes_no(option: Option) -> str:
+    return "yes" if option.reloadable else "no"
+
+
+def _rst_section(section: Section) -> str:
+    heading = f"[{section.name}]"
+    lines = [heading, "~" * len(heading), "", *_rst_wrapped(_rst(section.description), "")]
+    if section.options:
+        lines += ["", ".. list-table::", "   :header-rows: 1", "   :widths: 22 12 22 8 36", ""]
+        lines += ["   * - Option", "     - Default", "     - Value", "     - Reload", "     - Meaning"]
+    for option in section.options:
+        flag = f" Flag: ``{option.flag}``." if option.flag else ""
+        lines += [
+            f"   * - ``{option.name}``",
+            f"     - ``{render_value(option.default)}``",
+            *_rst_wrapped(_rst(_value_with_unit(option)), "     - "),
+            f"     - {_yes_no(option)}",
+            *_rst_wrapped(_rst(option.description) + flag, "     - "),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _rst(text: str) -> str:
+    """Escape what would be markup."""
+    return text.replace("\\", r"\\").replace("*", r"\*").replace("`", r"\`")
+
+
+def _rst_wrapped(text: str, start: str) -> list[str]:
+    return textwrap.wrap(text, 120, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

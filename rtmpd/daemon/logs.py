@@ -1,0 +1,69 @@
+"""Logging through a queue to a native thread: a terminal or journal that pauses must not pause the media.
+
+The queue is bounded; lines that find it full are dropped and counted. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import sys
+from typing import IO
+
+__all__ = ["LogPipe"]
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(lines)
+        self.dropped = 0
+        self._lines = lines
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+
+class LogPipe:
+    """The way of log lines out of the process.
+
+    Args:
+        level: debug, info, warning or error.
+        queue_limit: Lines that may wait.
+        stream: Where lines go; standard error by default.
+    """
+
+    def __init__(self, level: str, queue_limit: int, stream: IO[str] | None = None) -> None:
+        target = stream or sys.stderr
+        # Names come from the wire: what the terminal can't show is escaped, never an error.
+        if hasattr(target, "reconfigure"):
+            target.reconfigure(errors="backslashreplace")
+        out = logging.StreamHandler(target)
+        out.setFormatter(logging.Formatter(_FORMAT))
+        lines: queue.Queue[logging.LogRecord] = queue.Queue(queue_limit)
+        self._handler = _DroppingHandler(lines)
+        self._listener = logging.handlers.QueueListener(lines, out)
+        self._root = logging.getLogger("rtmpd")
+        self._root.addHandler(self._handler)
+        self._root.setLevel(level.upper())
+        self._root.propagate = False
+        self._listener.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were dropped because the queue was full."""
+        return self._handler.dropped
+
+    def set_level(self, level: str) -> None:
+        """Change the level."""
+        self._root.setLevel(level.upper())
+
+    def stop(self) -> None:
+        """Write out what waits, and end the thread."""
+        self._root.removeHandler(self._handler)
+        self._listener.stop()

@@ -1,0 +1,186 @@
+"""The daemon: builds the server from its configuration, runs it, stops it.
+
+The composition root: the one place that knows all parts. Imports everything but the command line.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent import get_hub
+from gevent.event import Event
+
+import rtmpd
+from rtmpd.config.loader import restart_needed
+from rtmpd.daemon.logs import LogPipe
+from rtmpd.errors import ConfigError, RtmpdError
+from rtmpd.hub import Hub
+from rtmpd.net.listener import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from rtmpd.config.model import Config
+
+__all__ = ["Daemon", "run"]
+
+log = logging.getLogger(__name__)
+
+_SPARE_DESCRIPTORS = 64
+
+
+class Daemon:
+    """A server, ready to start.
+
+    Args:
+        config: Its configuration.
+
+    Attributes:
+        hub: The registry of streams.
+        listeners: Bound by `start`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.hub = Hub(config)
+        self.listeners: list[Listener] = []
+        self._failed = False
+        self._over = Event()
+
+    def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            RtmpdError: An address can't be listened on. Nothing is left open then.
+        """
+        _raise_descriptor_limit(self.config.server.connection_limit)
+        get_hub().handle_error = self._unhandled  # type: ignore[method-assign, assignment]
+        try:
+            for address in self.config.server.listen:
+                self.listeners.append(Listener(address, self.hub.serve))
+        except RtmpdError:
+            self._close_listeners()
+            raise
+        self.hub.start()
+        assert self.hub.greenlet is not None
+        self.hub.greenlet.link_exception(self._hub_died)
+        for listener in self.listeners:
+            listener.start()
+            log.info("listening on %s", listener.bound)
+
+    def request_stop(self) -> None:
+        """Ask for the end; safe in a signal handler's greenlet. A second time means at once."""
+        if self._over.is_set():
+            log.warning("asked twice to stop: not waiting for connections")
+            for listener in self.listeners:
+                listener.kill()
+        self._over.set()
+
+    def reload(self, load: Callable[[], Config]) -> None:
+        """Read the configuration again; a wrong one changes nothing."""
+        try:
+            config = load()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("reload: %s", problem)
+            log.error("reload failed: the old configuration stays in force")
+            return
+        for option in restart_needed(self.config, config):
+            log.warning("reload: %s only changes when rtmpd is started again", option)
+        server = replace(config.server, listen=self.config.server.listen, chunk_size_bytes=self.config.server.chunk_size_bytes)
+        self.config = replace(config, server=server, log=replace(config.log, queue_limit=self.config.log.queue_limit))
+        self.hub.reload(self.config)
+        log.info("configuration reloaded")
+
+    def wait(self) -> int:
+        """Wait until somebody asks for the end, stop, and return the exit code."""
+        self._over.wait()
+        self.stop()
+        return 1 if self._failed else 0
+
+    def stop(self) -> None:
+        """Accept no more, end streams, wait for connections to leave as long as the configuration allows."""
+        log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
+        self._close_listeners()
+        self.hub.stop()
+        limit_s = self.config.server.drain_timeout_s
+        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+            for listener in self.listeners:
+                listener.wait(limit_s)
+        for listener in self.listeners:
+            listener.kill()
+        log.info("stopped")
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+
+    def _hub_died(self, greenlet: gevent.Greenlet[[], None]) -> None:
+        log.critical("the hub has died: %s", greenlet.exception, exc_info=greenlet.exc_info)
+        self._failed = True
+        self._over.set()
+
+    def _unhandled(
+        self,
+        context: object,
+        kind: type[BaseException] | None,
+        value: BaseException | str | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Log what a greenlet or an event-loop callback let escape; gevent would print it to standard error."""
+        if kind is None or not issubclass(kind, Exception):
+            return
+        self.hub.count("internal_errors")
+        error = value if isinstance(value, BaseException) else kind(value)
+        log.error("internal error in %r", context, exc_info=(kind, error, traceback))
+
+
+def _raise_descriptor_limit(connection_limit: int) -> None:
+    """Allow as many open files as the configuration may need; say so if the system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connection_limit + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        reach = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reach, hard))
+        if reach < wanted:
+            log.warning("connection_limit %d needs %d open files, the system allows %d", connection_limit, wanted, reach)
+
+
+def run(config: Config, load: Callable[[], Config]) -> int:
+    """Run the server until SIGTERM or SIGINT; return the process's exit code.
+
+    Args:
+        config: What to begin with.
+        load: Reads the configuration again, on SIGHUP; raises `ConfigError`.
+    """
+    pipe = LogPipe(config.log.level, config.log.queue_limit)
+    try:
+        log.info("rtmpd %s", rtmpd.__version__)
+        daemon = Daemon(config)
+        try:
+            daemon.start()
+        except RtmpdError as error:
+            log.error("%s", error)
+            return 1
+        # Handlers run in a greenlet of their own and only ask; the main greenlet acts.
+        gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
+        gevent.signal_handler(signal.SIGINT, daemon.request_stop)
+
+        def hang_up() -> None:
+            daemon.reload(load)
+            pipe.set_level(daemon.config.log.level)
+
+        gevent.signal_handler(signal.SIGHUP, hang_up)
+        # What start-up made stays for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        return daemon.wait()
+    finally:
+        pipe.stop()

@@ -1,0 +1,225 @@
+"""The hub: the registry of streams and connections, and the greenlet that looks after them.
+
+Decides who may publish and play. Everything here runs between two switches of the event loop, so nothing needs a lock. Imports
+the session and everything below.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import gevent
+
+from rtmpd.errors import Refused
+from rtmpd.protocol import status
+from rtmpd.session.connection import Connection
+from rtmpd.stream.stream import Stream
+
+if TYPE_CHECKING:
+    from rtmpd.config.model import Config, LiveConfig
+    from rtmpd.net.transport import Transport
+    from rtmpd.session.player import Player
+    from rtmpd.session.publisher import Publisher
+
+__all__ = ["Hub"]
+
+log = logging.getLogger(__name__)
+
+_SWEEP_S = 1.0
+_REFUSAL_LOG_S = 10.0
+
+
+class Hub:
+    """Owns the streams.
+
+    Args:
+        config: The configuration in force.
+
+    Attributes:
+        streams: By key.
+        connections: Those that are open.
+        counters: Failures and totals by name.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.streams: dict[str, Stream] = {}
+        self.connections: set[Connection] = set()
+        self.counters: Counter[str] = Counter()
+        self.stopping = False
+        self._by_address: Counter[str] = Counter()
+        self._refusal_logged_at = 0.0
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def start(self) -> None:
+        """Begin to look after streams and connections."""
+        self._greenlet = gevent.spawn(self._run)
+
+    @property
+    def greenlet(self) -> gevent.Greenlet[[], None] | None:
+        """The hub's greenlet; the daemon can't go on without it."""
+        return self._greenlet
+
+    def reload(self, config: Config) -> None:
+        """Take another configuration; live streams and connections go on under it."""
+        self.config = config
+        for connection in self.connections:
+            connection.config = config.server
+        for stream in self.streams.values():
+            found = config.application(stream.key.rpartition("/")[0])
+            if found is not None:
+                stream.reload(found[1])
+
+    def count(self, name: str) -> None:
+        """Count an event."""
+        self.counters[name] += 1
+
+    # Connections -------------------------------------------------------------------------------------------------------
+
+    def serve(self, transport: Transport) -> None:
+        """Run a connection to its end, in the greenlet that accepted it."""
+        address = transport.peer.rpartition(":")[0]
+        refused = self._refused(address)
+        if refused:
+            self.counters["connections_refused"] += 1
+            now = time.monotonic()
+            if now - self._refusal_logged_at > _REFUSAL_LOG_S:
+                self._refusal_logged_at = now
+                log.warning("%s refused: %s (%d refused so far)", transport.peer, refused, self.counters["connections_refused"])
+            return
+        self.counters["connections"] += 1
+        connection = Connection(transport, self, self.counters["connections"])
+        self.connections.add(connection)
+        self._by_address[address] += 1
+        try:
+            connection.run()
+        except gevent.GreenletExit:
+            # The drain's deadline is over.
+            return
+        except Exception:
+            self.counters["internal_errors"] += 1
+            connection.log.exception("internal error in %s", connection.phase)
+        finally:
+            self.connections.discard(connection)
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
+    def _refused(self, address: str) -> str:
+        server = self.config.server
+        if self.stopping:
+            return "the server is stopping"
+        if len(self.connections) >= server.connection_limit:
+            return f"connection_limit is {server.connection_limit}"
+        if server.connections_per_address_limit and self._by_address[address] >= server.connections_per_address_limit:
+            return f"connections_per_address_limit is {server.connections_per_address_limit}"
+        return ""
+
+    # Policy ------------------------------------------------------------------------------------------------------------
+
+    def application(self, app: str) -> LiveConfig:
+        """Return the options for an app.
+
+        Raises:
+            Refused: There are applications in the configuration, and none takes this one.
+        """
+        found = self.config.application(app)
+        if found is None:
+            raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
+        return found[1]
+
+    def publish(self, key: str, options: LiveConfig, publisher: Publisher) -> Stream:
+        """Let *publisher* publish *key*.
+
+        Raises:
+            Refused: The name is being published by somebody else.
+        """
+        stream = self.streams.get(key)
+        if stream is not None and stream.publisher is not None:
+            self._make_way(stream)
+        if stream is None:
+            stream = self._open(key, options)
+        stream.begin(publisher)
+        self.counters["publishes"] += 1
+        return stream
+
+    def _make_way(self, stream: Stream) -> None:
+        """Refuse a second publisher, unless the first has fallen silent: an encoder that lost its network must get back in."""
+        silent_s = time.monotonic() - stream.active_at
+        takeover_s = stream.options.publisher_takeover_s
+        if not takeover_s or silent_s < takeover_s:
+            raise Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.")
+        publisher: Publisher = stream.publisher  # type: ignore[assignment]
+        log.warning("%s: its publisher has been silent for %.1f s and makes way for another", stream.key, silent_s)
+        self.counters["takeovers"] += 1
+        connection = publisher.connection
+        publisher.stop("another publisher took over")
+        connection.transport.close("it was silent, and another publisher took over")
+
+    def unpublish(self, stream: Stream, publisher: Publisher) -> None:
+        """Take leave of a publisher; its players are kept for a while."""
+        if stream.publisher is publisher:
+            stream.pause()
+            if not stream.options.publisher_grace_s:
+                stream.end()
+            self._drop_if_idle(stream)
+
+    def play(self, key: str, options: LiveConfig, player: Player) -> Stream:
+        """Return the stream *key* for a player.
+
+        Raises:
+            Refused: Nobody publishes it, and players may not wait.
+        """
+        stream = self.streams.get(key)
+        if stream is None or not stream.announced:
+            if not options.wait_for_publisher:
+                raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
+            if stream is None:
+                stream = self._open(key, options)
+        stream.players.add(player)
+        self.counters["plays"] += 1
+        return stream
+
+    def unplay(self, stream: Stream, player: Player) -> None:
+        """Take leave of a player."""
+        stream.players.discard(player)
+        self._drop_if_idle(stream)
+
+    def _open(self, key: str, options: LiveConfig) -> Stream:
+        stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes)
+        return stream
+
+    def _drop_if_idle(self, stream: Stream) -> None:
+        if stream.idle and self.streams.get(stream.key) is stream:
+            del self.streams[stream.key]
+            self.counters["player_skips"] += stream.fanout.skips
+            self.counters["players_stalled"] += stream.fanout.stalled
+            stream.close()
+
+    # Upkeep ------------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(_SWEEP_S)
+            now = time.monotonic()
+            write_timeout_s = self.config.server.write_timeout_s
+            for connection in list(self.connections):
+                connection.sweep(now)
+            for stream in list(self.streams.values()):
+                stream.sweep(now, write_timeout_s)
+                self._drop_if_idle(stream)
+
+    def stop(self) -> None:
+        """End every stream and close every connection: players are told, sessions end by themselves."""
+        self.stopping = True
+        for stream in list(self.streams.values()):
+            stream.pause()
+            stream.end()
+            stream.fanout.flush()
+        for connection in list(self.connections):
+            connection.transport.close("the server is stopping")
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)

@@ -1,0 +1,112 @@
+"""Listening sockets.
+
+Imports gevent, rtmpd.errors and the configuration's address type.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gevent.socket import socket
+
+from rtmpd.errors import RtmpdError
+from rtmpd.net.transport import Transport, format_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.config.model import ListenAddress
+
+__all__ = ["Listener"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+_MAX_ACCEPT = 16
+"""Connections accepted in a row, so that a storm of reconnects can't delay media."""
+
+
+def _bind(address: ListenAddress) -> socket:
+    """Make a listening socket; an empty host means every address, over one IPv6 socket where there is IPv6."""
+    host = address.host
+    if not host:
+        if stdlib_socket.has_dualstack_ipv6():
+            family, host = stdlib_socket.AF_INET6, "::"
+        else:
+            family, host = stdlib_socket.AF_INET, "0.0.0.0"  # noqa: S104 - what an empty host means
+        target: tuple[object, ...] = (host, address.port)
+    else:
+        found = stdlib_socket.getaddrinfo(host, address.port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE)
+        family, _, _, _, target = found[0]
+    sock = socket(family, stdlib_socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if family == stdlib_socket.AF_INET6:
+            sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1 if address.host else 0)
+        sock.bind(target)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """Accepts connections on one address and runs each in a greenlet of its own.
+
+    Args:
+        address: Where to listen.
+        serve: Called in the connection's greenlet; the connection is closed when it returns.
+
+    Raises:
+        RtmpdError: The address can't be listened on; the message says why and what to do.
+    """
+
+    def __init__(self, address: ListenAddress, serve: Callable[[Transport], None]) -> None:
+        try:
+            sock = _bind(address)
+        except OSError as error:
+            hint = ""
+            if error.errno == errno.EADDRINUSE:
+                hint = ": another server (or another rtmpd) has it"
+            elif error.errno == errno.EACCES:
+                hint = ": ports below 1024 need CAP_NET_BIND_SERVICE"
+            raise RtmpdError(f"can't listen on {address}: {error.strerror or error}{hint}") from None
+        self.bound = format_address(sock.getsockname())
+        self.port = int(sock.getsockname()[1])
+        self._serve = serve
+        self._pool = Pool()
+        self._server = StreamServer(sock, self._handle, spawn=self._pool)
+        self._server.max_accept = _MAX_ACCEPT
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._server.start()
+
+    def _handle(self, sock: socket, address: tuple[object, ...]) -> None:
+        try:
+            transport = Transport(sock, format_address(address))
+        except OSError as error:
+            log.debug("%s: gone before it was served: %s", format_address(address), error)
+            return
+        try:
+            self._serve(transport)
+        finally:
+            transport.dispose()
+
+    def close(self) -> None:
+        """Accept no more; connections go on."""
+        self._server.close()
+
+    def wait(self, limit_s: float) -> bool:
+        """Wait until every connection has ended, at most *limit_s*; return whether they have."""
+        return bool(self._pool.join(timeout=limit_s))
+
+    def kill(self) -> None:
+        """End the greenlets of connections that are still there."""
+        self._pool.kill(timeout=1)

@@ -1,0 +1,196 @@
+"""A TCP connection, for blocking-style reading in one greenlet and non-blocking writing from any.
+
+One greenlet owns a transport: it reads, and it disposes of it at the end. Everyone else may ``try_send`` and ``close``; closing
+shuts the connection down, so that the owner's read or write ends, and says why.
+
+Imports gevent and rtmpd.errors.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent import get_hub
+from gevent.socket import wait
+
+from rtmpd.errors import DeadlineExceeded, TransportClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gevent.socket import socket
+
+__all__ = ["RECEIVE_BYTES", "Transport", "deadline", "format_address"]
+
+RECEIVE_BYTES = 64 << 10
+
+_READ, _WRITE = 1, 2
+
+
+def deadline(limit_s: float, phase: str) -> gevent.Timeout:
+    """Return a context manager that raises `DeadlineExceeded` when its body takes longer than *limit_s*."""
+    return gevent.Timeout(limit_s, DeadlineExceeded(phase, limit_s))
+
+
+def format_address(address: tuple[object, ...] | str) -> str:
+    """Return a socket address as ``host:port``, IPv6 in brackets, and IPv4 as such where it came over an IPv6 socket."""
+    if isinstance(address, str):
+        return address or "unix"
+    host, port = str(address[0]), address[1]
+    host = host.removeprefix("::ffff:") if "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Transport:
+    """A connected TCP socket.
+
+    Args:
+        sock: gevent's socket; the transport only uses its descriptor, never its blocking methods.
+        peer: The peer's address as text.
+
+    Attributes:
+        try_send: ``send(data) -> int`` without waiting; raises BlockingIOError when nothing fits, OSError when it is gone. The
+            socket's own method, since the fan-out calls it for every player.
+        close_reason: Why it was closed from our side; empty if it was not.
+        bytes_sent: By `send_all` only.
+        interactive: Acknowledge what arrives at once (TCP_QUICKACK): FFmpeg and librtmp write C2 and each command in several
+            small pieces with Nagle's algorithm on, and wait 40 ms for the delayed acknowledgement at every step otherwise.
+    """
+
+    __slots__ = (
+        "_more",
+        "_read_watcher",
+        "_sock",
+        "_write_watcher",
+        "bytes_sent",
+        "close_reason",
+        "interactive",
+        "peer",
+        "sock",
+        "try_send",
+    )
+
+    def __init__(self, sock: socket, peer: str) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.close_reason = ""
+        self.bytes_sent = 0
+        self.interactive = sock.family != stdlib_socket.AF_UNIX
+        # gevent's socket wraps the interpreter's; that one is non-blocking and a fifth faster to send with.
+        self._sock: stdlib_socket.socket = sock._sock  # type: ignore[attr-defined]
+        self.try_send: Callable[[bytes | bytearray | memoryview], int] = self._sock.send
+        loop = get_hub().loop
+        self._read_watcher = loop.io(sock.fileno(), _READ)
+        self._write_watcher = loop.io(sock.fileno(), _WRITE)
+        self._more = False
+        if sock.family != stdlib_socket.AF_UNIX:
+            sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
+
+    def limit_unsent(self, limit_bytes: int) -> None:
+        """Let the kernel hold at most about *limit_bytes* that are not on their way (TCP_NOTSENT_LOWAT).
+
+        Without it the kernel takes megabytes for a player that is too slow: half a minute of video, which then is late however
+        soon we notice.
+        """
+        if limit_bytes and self.sock.family != stdlib_socket.AF_UNIX:
+            self.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, limit_bytes)
+
+    def recv(self) -> bytes:
+        """Wait for bytes from the peer and return them, at most `RECEIVE_BYTES`.
+
+        Gives way to other greenlets at each call: a peer that always has more to read must not hold the event loop.
+
+        Raises:
+            TransportClosed: The peer or we have closed the connection, or it has failed.
+        """
+        if self._more:
+            gevent.sleep(0)
+        else:
+            # The last read took all there was: don't ask in vain.
+            wait(self._read_watcher)
+        while True:
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                wait(self._read_watcher)
+                continue
+            except OSError as error:
+                raise TransportClosed(self.close_reason or f"read failed: {error.strerror or error}") from None
+            if not data:
+                raise TransportClosed(self.close_reason or "closed by the peer")
+            self._more = len(data) == RECEIVE_BYTES
+            if self.interactive:
+                self._acknowledge()
+            return data
+
+    def _acknowledge(self) -> None:
+        # Not sticky: the kernel goes back to delaying by itself.
+        try:
+            self._sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_QUICKACK, 1)
+        except OSError:
+            self.interactive = False
+
+    def send_all(self, data: bytes, limit_s: float) -> None:
+        """Send everything, waiting as long as it takes, at most *limit_s*.
+
+        Raises:
+            TransportClosed: The connection is gone. DeadlineExceeded: The peer did not take it in time.
+        """
+        view = memoryview(data)
+        with deadline(limit_s, "sending"):
+            while view:
+                try:
+                    sent = self._sock.send(view)
+                except BlockingIOError:
+                    wait(self._write_watcher)
+                    continue
+                except OSError as error:
+                    raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
+                self.bytes_sent += sent
+                view = view[sent:]
+
+    def watch_writable(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the event loop as long as the socket takes data, until `unwatch_writable`."""
+        self._write_watcher.start(callback)
+
+    def unwatch_writable(self) -> None:
+        """Stop watching; harmless if nothing is watched."""
+        self._write_watcher.stop()
+
+    def close(self, reason: str) -> None:
+        """Shut the connection down; what was sent before still goes out. Only the first reason counts."""
+        if not self.close_reason:
+            self.close_reason = reason
+            self._shutdown(stdlib_socket.SHUT_RDWR)
+
+    def linger(self, limit_s: float) -> None:
+        """Close orderly: say that nothing more comes, and wait until the peer has closed, at most *limit_s*.
+
+        A refused encoder must read why before the connection ends: data that it still sends would otherwise make the kernel
+        reset the connection, and the reason would be lost.
+        """
+        self._shutdown(stdlib_socket.SHUT_WR)
+        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+            while True:
+                try:
+                    self.recv()
+                except TransportClosed:
+                    return
+
+    def _shutdown(self, how: int) -> None:
+        try:
+            self._sock.shutdown(how)
+        except OSError:
+            # The peer was faster. There is nothing left to shut down.
+            return
+
+    def dispose(self) -> None:
+        """Release the descriptor. By the owner, once nobody else holds the transport."""
+        self._read_watcher.stop()
+        self._write_watcher.stop()
+        self._read_watcher.close()
+        self._write_watcher.close()
+        self.sock.close()

@@ -1,0 +1,317 @@
+"""AMF0: what commands and metadata are written in.
+
+"Action Message Format -- AMF 0", Adobe, December 2007; section numbers below are its.
+:mod:`rtmpd.protocol.amf_values` says which Python value stands for what.
+
+Decoding takes every type but the two that the specification reserves (movie clip, record set). Where peers stray from
+the specification:
+
+- The count of an ECMA array is a hint (section 2.10): OBS says 20 whatever follows. Elements are read up to the end
+  marker. If the data ends instead, exactly where an element would begin, and as many came as the count says, the array
+  is complete: some muxers leave the last marker out.
+- An empty name is a name unless the end marker follows it.
+- A reference inside the object that it names is refused (see
+  :meth:`~rtmpd.protocol.amf_values.AmfReader.refer`).
+- The values that switch to AMF3 in one call share their AMF3 reference tables, as in Adobe's BlazeDS.
+
+May import: amf3, amf_values.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import struct
+from typing import TYPE_CHECKING, NoReturn
+
+from rtmpd.errors import AmfError, LocalProtocolError
+from rtmpd.protocol import amf3
+from rtmpd.protocol.amf_values import (
+    DEFAULT_LIMITS,
+    UNDEFINED,
+    AmfDate,
+    AmfDictionary,
+    AmfEncodable,
+    AmfLimits,
+    AmfTable,
+    AmfValue,
+    AmfWriter,
+    EcmaArray,
+    TypedObject,
+    XmlDocument,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["decode", "decode_all", "encode"]
+
+# Section 2.1.
+_NUMBER = 0x00
+_BOOLEAN = 0x01
+_STRING = 0x02
+_OBJECT = 0x03
+_NULL = 0x05
+_UNDEFINED = 0x06
+_ECMA_ARRAY = 0x08
+_OBJECT_END = 0x09
+_STRICT_ARRAY = 0x0A
+_DATE = 0x0B
+_LONG_STRING = 0x0C
+_XML_DOCUMENT = 0x0F
+_TYPED_OBJECT = 0x10
+
+_U16 = struct.Struct(">H")
+_S16 = struct.Struct(">h")
+_U32 = struct.Struct(">I")
+
+_U16_MAX = 0xFFFF
+
+
+class _Reader(amf3.Amf3Reader):
+    """A reader with the reference table of AMF0 as well (section 2.9): objects and arrays."""
+
+    __slots__ = ("complex",)
+
+    def __init__(self, data: bytes, offset: int, limits: AmfLimits) -> None:
+        super().__init__(data, offset, limits)
+        self.complex: AmfTable = []
+
+
+def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> tuple[AmfValue, int]:
+    """Decode one value, with reference tables of its own.
+
+    Args:
+        data: The bytes.
+        offset: Where the value begins, 0..len(data).
+        limits: The bounds.
+
+    Returns:
+        The value, and the offset after it.
+
+    Raises:
+        AmfError: The bytes at ``offset`` are no AMF0 value.
+        LimitExceeded: The value exceeds ``limits``.
+    """
+    reader = _Reader(data, offset, limits)
+    return _read_value(reader), reader.offset
+
+
+def decode_all(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> list[AmfValue]:
+    """Decode the values from ``offset`` to the end of the data; they share reference tables and limits.
+
+    Raises:
+        AmfError: The bytes from ``offset`` on are not AMF0 values.
+        LimitExceeded: The values together exceed ``limits``.
+    """
+    reader = _Reader(data, offset, limits)
+    values = []
+    while reader.offset < reader.end:
+        values.append(_read_value(reader))
+    return values
+
+
+def _read_value(reader: _Reader) -> AmfValue:
+    offset = reader.take(1, "an AMF0 value")
+    reader.spend_values(1)
+    marker = reader.data[offset]
+    if marker >= len(_READERS):
+        _refuse(reader)
+    return _READERS[marker](reader)
+
+
+def _refuse(reader: _Reader) -> NoReturn:
+    """Raise for the marker just read: unknown, reserved (sections 2.6 and 2.16) or out of place (2.11)."""
+    offset = reader.offset - 1
+    raise AmfError(f"AMF0: expected a type marker at offset {offset}, found 0x{reader.data[offset]:02x}")
+
+
+def _read_boolean(reader: _Reader) -> bool:
+    return reader.data[reader.take(1, "a boolean")] != 0
+
+
+def _read_string(reader: _Reader) -> str:
+    size = _U16.unpack_from(reader.data, reader.take(2, "a string's length"))[0]
+    return reader.text(size, "a string")
+
+
+def _read_long_string(reader: _Reader) -> str:
+    size = _U32.unpack_from(reader.data, reader.take(4, "a long string's length"))[0]
+    return reader.text(size, "a long string")
+
+
+def _read_members(reader: _Reader, members: dict[str, AmfValue], count: int = -1) -> None:
+    """Read names and values up to the end marker, or to the end of the data if there are ``count`` of them."""
+    data = reader.data
+    read = 0
+    while read != count or reader.offset < reader.end:
+        size = _U16.unpack_from(data, reader.take(2, "the length of a name"))[0]
+        if not size and reader.offset < reader.end and data[reader.offset] == _OBJECT_END:
+            reader.offset += 1
+            return
+        name = reader.text(size, "a name")
+        members[name] = _read_value(reader)
+        read += 1
+
+
+def _read_object(reader: _Reader) -> AmfValue:
+    mark = reader.enter(reader.complex)
+    value: dict[str, AmfValue] = {}
+    _read_members(reader, value)
+    reader.leave(reader.complex, mark, value)
+    return value
+
+
+def _read_typed_object(reader: _Reader) -> AmfValue:
+    mark = reader.enter(reader.complex)
+    value = TypedObject(_read_string(reader))
+    _read_members(reader, value)
+    reader.leave(reader.complex, mark, value)
+    return value
+
+
+def _read_ecma_array(reader: _Reader) -> AmfValue:
+    mark = reader.enter(reader.complex)
+    count = _U32.unpack_from(reader.data, reader.take(4, "an ECMA array's count"))[0]
+    value = EcmaArray()
+    _read_members(reader, value, count)
+    reader.leave(reader.complex, mark, value)
+    return value
+
+
+def _read_strict_array(reader: _Reader) -> AmfValue:
+    mark = reader.enter(reader.complex)
+    count = _U32.unpack_from(reader.data, reader.take(4, "a strict array's count"))[0]
+    reader.check_count(count, 1, "array elements")
+    value: AmfValue = [_read_value(reader) for _ in range(count)]
+    reader.leave(reader.complex, mark, value)
+    return value
+
+
+def _read_reference(reader: _Reader) -> AmfValue:
+    index = _U16.unpack_from(reader.data, reader.take(2, "a reference"))[0]
+    return reader.refer(reader.complex, index)
+
+
+def _read_date(reader: _Reader) -> AmfDate:
+    milliseconds = reader.double("a date")
+    return AmfDate(milliseconds, _S16.unpack_from(reader.data, reader.take(2, "a date's time zone"))[0])
+
+
+def _read_amf3(reader: _Reader) -> AmfValue:
+    reader.values_left += 1  # the switch is no value of its own
+    return amf3.read_value(reader)
+
+
+# By marker.
+_READERS: tuple[Callable[[_Reader], AmfValue], ...] = (
+    lambda reader: reader.double("a number"),
+    _read_boolean,
+    _read_string,
+    _read_object,
+    _refuse,  # movie clip
+    lambda _: None,
+    lambda _: UNDEFINED,
+    _read_reference,
+    _read_ecma_array,
+    _refuse,  # object end
+    _read_strict_array,
+    _read_date,
+    _read_long_string,
+    lambda _: UNDEFINED,  # unsupported
+    _refuse,  # record set
+    lambda reader: XmlDocument(_read_long_string(reader)),
+    _read_typed_object,
+    _read_amf3,
+)
+
+
+def encode(*values: AmfEncodable, limits: AmfLimits = DEFAULT_LIMITS) -> bytes:
+    """Encode values one after the other, without references.
+
+    An int becomes the nearest number. A str becomes a string, or a long string over 65535 bytes. A dict becomes an
+    anonymous object, a TypedObject one of its class, an EcmaArray an ECMA array, list and tuple a strict array.
+    AMF0 has no place for bytes and AmfDictionary.
+
+    Raises:
+        LocalProtocolError: AMF0 can't express a value, or they exceed ``limits``, or one holds itself.
+    """
+    writer = AmfWriter(limits)
+    for value in values:
+        _write_value(writer, value)
+    return bytes(writer.out)
+
+
+def _write_name(writer: AmfWriter, name: object) -> None:
+    """Write a string of at most 65535 bytes without its marker."""
+    if not isinstance(name, str):
+        raise LocalProtocolError(f"expected a str as an AMF0 name, found {name!r}")
+    encoded = writer.utf8(name)
+    if len(encoded) > _U16_MAX:
+        raise LocalProtocolError(f"an AMF0 name of {len(encoded)} bytes, the most is {_U16_MAX}")
+    writer.out += _U16.pack(len(encoded))
+    writer.out += encoded
+
+
+def _write_string(writer: AmfWriter, text: str) -> None:
+    encoded = writer.utf8(text)
+    out = writer.out
+    if len(encoded) <= _U16_MAX and not isinstance(text, XmlDocument):
+        out.append(_STRING)
+        out += _U16.pack(len(encoded))
+    else:
+        out.append(_XML_DOCUMENT if isinstance(text, XmlDocument) else _LONG_STRING)
+        out += _U32.pack(len(encoded))
+    out += encoded
+
+
+def _write_value(writer: AmfWriter, value: object) -> None:
+    writer.spend_value()
+    out = writer.out
+    if isinstance(value, str):
+        _write_string(writer, value)
+    elif value is None:
+        out.append(_NULL)
+    elif value is UNDEFINED:
+        out.append(_UNDEFINED)
+    elif isinstance(value, bool):
+        out += bytes((_BOOLEAN, value))
+    elif isinstance(value, (int, float)):
+        out.append(_NUMBER)
+        writer.double(value)
+    elif isinstance(value, dict) and not isinstance(value, AmfDictionary):
+        writer.enter()
+        _write_members(writer, value)
+        writer.leave()
+    elif isinstance(value, (list, tuple)):
+        writer.enter()
+        out.append(_STRICT_ARRAY)
+        out += _U32.pack(len(value))
+        for element in value:
+            _write_value(writer, element)
+        writer.leave()
+    elif isinstance(value, (AmfDate, dt.datetime)):
+        date = value if isinstance(value, AmfDate) else AmfDate.from_datetime(value)
+        out.append(_DATE)
+        writer.double(date.milliseconds)
+        try:
+            out += _S16.pack(date.timezone_minutes)
+        except struct.error as error:
+            raise LocalProtocolError(f"AMF0 can't express the time zone of {date}") from error
+    else:
+        raise LocalProtocolError(f"AMF0 can't express a {type(value).__name__}")
+
+
+def _write_members(writer: AmfWriter, members: Mapping[object, object]) -> None:
+    out = writer.out
+    if isinstance(members, TypedObject):
+        out.append(_TYPED_OBJECT)
+        _write_name(writer, members.class_name)
+    elif isinstance(members, EcmaArray):
+        out.append(_ECMA_ARRAY)
+        out += _U32.pack(len(members))
+    else:
+        out.append(_OBJECT)
+    for name, member in members.items():
+        _write_name(writer, name)
+        _write_value(writer, member)
+    out += bytes((0x00, 0x00, _OBJECT_END))

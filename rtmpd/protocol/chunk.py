@@ -1,0 +1,409 @@
+"""The chunk layer: bytes to messages and back (RTMP 1.0 section 5.3).
+
+The reader is fed whatever the network gives and returns whole messages; any split of the input gives the same messages.
+The writer starts every message with a type 0 header and repeats an extended timestamp on its type 3 chunks, so that each
+message stands alone. This is the hottest code of ingest: plain loops, no abstraction inside. Imports only rtmpd.errors.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from rtmpd.errors import LimitExceeded, RemoteProtocolError
+
+__all__ = [
+    "DEFAULT_CHUNK_SIZE",
+    "MAX_CHUNK_SIZE",
+    "MAX_CSID",
+    "ChunkReader",
+    "RawMessage",
+    "frame_into",
+    "frame_message",
+    "framed_size",
+]
+
+DEFAULT_CHUNK_SIZE = 128
+"""Both directions start with it, bytes."""
+
+MAX_CHUNK_SIZE = 0x7FFFFFFF
+MAX_CSID = 65599
+MAX_MESSAGE_SIZE = 0xFFFFFF
+_EXTENDED = 0xFFFFFF
+
+_SET_CHUNK_SIZE = 1
+_ABORT = 2
+
+_two_words = struct.Struct(">II").unpack_from
+_one_word = struct.Struct(">I").unpack_from
+_little_word = struct.Struct("<I").unpack_from
+_pack_header = struct.Struct(">III").pack_into
+_pack_long_header = struct.Struct(">IIII").pack_into
+
+
+class RawMessage(NamedTuple):
+    """A whole message, its body not looked into.
+
+    ``timestamp`` is the absolute time in milliseconds, modulo 2**32.
+    """
+
+    type_id: int
+    message_stream_id: int
+    timestamp: int
+    payload: bytes
+
+
+class _ChunkStream:
+    """What the reader remembers of one chunk stream id: the last header, and the message being assembled."""
+
+    __slots__ = ("delta", "extended", "field", "length", "message_stream_id", "payload", "timestamp", "type_id")
+
+    def __init__(self) -> None:
+        self.timestamp = 0
+        self.delta = 0
+        self.length = 0
+        self.type_id = 0
+        self.message_stream_id = 0
+        self.extended = False
+        self.field = 0  # the 32 bits of the extended timestamp as they were sent
+        self.payload: bytearray | None = None
+
+
+class ChunkReader:
+    """Assembles messages from chunks.
+
+    Set Chunk Size and Abort act inside the chunk layer and are not returned. After an exception the reader must not be used.
+
+    Args:
+        message_limit_bytes: Longest message that is accepted. Memory is taken as bytes arrive, never by the length field.
+        chunk_stream_limit: How many chunk stream ids a peer may use.
+    """
+
+    __slots__ = (
+        "_buffered",
+        "_buffered_limit",
+        "_chunk_left",
+        "_current",
+        "_streams",
+        "_tail",
+        "chunk_size",
+        "chunk_stream_limit",
+        "message_limit_bytes",
+    )
+
+    def __init__(self, message_limit_bytes: int = 8 << 20, chunk_stream_limit: int = 256) -> None:
+        self.chunk_size = DEFAULT_CHUNK_SIZE
+        self.message_limit_bytes = message_limit_bytes
+        self.chunk_stream_limit = chunk_stream_limit
+        self._streams: dict[int, _ChunkStream] = {}
+        self._tail = b""  # an incomplete chunk header
+        self._current: _ChunkStream | None = None  # whose chunk is half read
+        self._chunk_left = 0  # bytes of that chunk still to come
+        self._buffered = 0
+        # Interleaved messages together may take one longest message and some room for small ones beside it.
+        self._buffered_limit = message_limit_bytes + (1 << 20)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes held of messages that are not complete yet."""
+        return self._buffered + len(self._tail)
+
+    def abort(self, csid: int) -> None:
+        """Drop the message that is being assembled on *csid*, if there is one (section 5.4.2)."""
+        stream = self._streams.get(csid)
+        if stream is not None and stream.payload is not None:
+            self._buffered -= len(stream.payload)
+            stream.payload = None
+
+    def feed(self, data: bytes) -> list[RawMessage]:
+        """Take bytes from the peer; return the messages that they complete, in order.
+
+        Raises:
+            RemoteProtocolError: The bytes are no chunk stream. Says what was expected, what came and on which csid.
+            LimitExceeded: A message or the number of chunk streams is over its limit.
+        """
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        messages: list[RawMessage] = []
+        position = 0
+        end = len(data)
+        stream: _ChunkStream | None
+        if self._chunk_left:
+            # The chunk that the last feed ended in.
+            stream = self._current
+            assert stream is not None
+            assert stream.payload is not None
+            piece = data[: self._chunk_left]
+            position = len(piece)
+            self._chunk_left -= position
+            stream.payload += piece
+            self._buffered += position
+            if self._chunk_left:
+                self._check_buffered()
+                return messages
+            if len(stream.payload) == stream.length:
+                self._finish(stream, messages)
+        streams = self._streams
+        chunk_size = self.chunk_size
+        while position < end:
+            start = position
+            fmt = data[position] >> 6
+            csid = data[position] & 63
+            position += 1
+            if csid < 2:
+                position += 1 + csid
+                if position > end:
+                    self._tail = data[start:]
+                    return messages
+                csid = data[start + 1] + 64 if csid == 0 else data[start + 1] + (data[start + 2] << 8) + 64
+            stream = streams.get(csid)
+            if stream is None:
+                stream = self._open(csid, fmt)
+
+            if fmt == 3:
+                payload = stream.payload
+                if stream.extended:
+                    skip = self._repeated_field(data, position, stream)
+                    if skip < 0:
+                        self._tail = data[start:]
+                        return messages
+                    position += skip
+                if payload is None:
+                    stream.timestamp = (stream.timestamp + stream.delta) & 0xFFFFFFFF
+                    self._check_length(stream, csid)
+                    got = 0
+                else:
+                    got = len(payload)
+                length = stream.length
+            else:
+                if stream.payload is not None:
+                    raise RemoteProtocolError(
+                        f"csid {csid}: type {fmt} header in the middle of a message"
+                        f" ({len(stream.payload)} of {stream.length} bytes have come), expected type 3"
+                    )
+                # 11, 7 or 3 bytes, and 4 more with an extended timestamp. Words are read from one byte before, which is
+                # there: the last byte of the basic header.
+                position += 11 - 4 * fmt
+                if position > end:
+                    self._tail = data[start:]
+                    return messages
+                if fmt == 2:
+                    field = _one_word(data, position - 4)[0] & 0xFFFFFF
+                elif fmt == 1:
+                    word, size_and_type = _two_words(data, position - 8)
+                    field = word & 0xFFFFFF
+                else:
+                    word, size_and_type = _two_words(data, position - 12)
+                    field = word & 0xFFFFFF
+                if field == _EXTENDED:
+                    position += 4
+                    if position > end:
+                        self._tail = data[start:]
+                        return messages
+                    field = _one_word(data, position - 4)[0]
+                    stream.extended = True
+                    stream.field = field
+                else:
+                    stream.extended = False
+                stream.delta = field
+                if fmt == 0:
+                    stream.timestamp = field
+                    stream.message_stream_id = _little_word(data, position - (8 if stream.extended else 4))[0]
+                else:
+                    stream.timestamp = (stream.timestamp + field) & 0xFFFFFFFF
+                if fmt != 2:
+                    stream.length = size_and_type >> 8
+                    stream.type_id = size_and_type & 0xFF
+                length = stream.length
+                if length > self.message_limit_bytes:
+                    self._check_length(stream, csid)
+                payload = None
+                got = 0
+
+            # The chunk's payload.
+            stop = position + length - got
+            if length - got > chunk_size:
+                stop = position + chunk_size
+            elif payload is None and stop <= end:
+                # The usual case: the whole message in one chunk.
+                piece = data[position:stop]
+                position = stop
+                if stream.type_id <= _ABORT:
+                    self._chunk_control(stream.type_id, piece)
+                    chunk_size = self.chunk_size
+                else:
+                    messages.append(RawMessage(stream.type_id, stream.message_stream_id, stream.timestamp, piece))
+                continue
+            piece = data[position:stop]
+            if payload is None:
+                payload = stream.payload = bytearray()
+            payload += piece
+            self._buffered += len(piece)
+            position += len(piece)
+            if position < stop:
+                self._current = stream
+                self._chunk_left = stop - position
+                break
+            if len(payload) == length:
+                self._finish(stream, messages)
+                chunk_size = self.chunk_size
+        if self._buffered > self._buffered_limit:
+            self._check_buffered()
+        return messages
+
+    def _open(self, csid: int, fmt: int) -> _ChunkStream:
+        # librtmp answers a ping with type 1 as the first header of its csid (the message stream id is then 0).
+        if fmt > 1:
+            raise RemoteProtocolError(f"csid {csid}: the first header is of type {fmt}, expected type 0")
+        if len(self._streams) >= self.chunk_stream_limit:
+            raise LimitExceeded("chunk_stream_limit", self.chunk_stream_limit, len(self._streams) + 1)
+        stream = self._streams[csid] = _ChunkStream()
+        return stream
+
+    def _check_length(self, stream: _ChunkStream, csid: int) -> None:
+        if stream.length > self.message_limit_bytes:
+            raise LimitExceeded("message_limit_bytes", self.message_limit_bytes, stream.length)
+
+    def _check_buffered(self) -> None:
+        if self._buffered > self._buffered_limit:
+            raise LimitExceeded("bytes of incomplete messages", self._buffered_limit, self._buffered)
+
+    @staticmethod
+    def _repeated_field(data: bytes, position: int, stream: _ChunkStream) -> int:
+        """Tell whether a type 3 chunk repeats the extended timestamp.
+
+        The specification says that it does, and FFmpeg and current librtmp do so; older librtmp and some encoders leave it
+        out. So: it is there if the next four bytes are the field of the last header, or the message's absolute time, which
+        some repeat after a delta. Only 31 bits are compared, since some clear the top bit.
+
+        Returns:
+            4 or 0, the bytes to skip; -1 if there are too few bytes to tell.
+        """
+        if position + 4 <= len(data):
+            seen = _one_word(data, position)[0] & 0x7FFFFFFF
+            return 4 if seen in (stream.field & 0x7FFFFFFF, stream.timestamp & 0x7FFFFFFF) else 0
+        # With fewer than four, what is there decides if it can't become either of the two.
+        seen_bytes = data[position:]
+        for candidate in (stream.field, stream.timestamp):
+            for top_bit in (0, 0x80000000):
+                if (candidate & 0x7FFFFFFF | top_bit).to_bytes(4, "big").startswith(seen_bytes):
+                    return -1
+        return 0
+
+    def _chunk_control(self, type_id: int, payload: bytes) -> None:
+        if type_id == 0:
+            raise RemoteProtocolError("message type 0 does not exist: the chunk stream is out of step")
+        if len(payload) < 4:
+            raise RemoteProtocolError(f"control message of type {type_id} has {len(payload)} bytes, expected 4")
+        value = int.from_bytes(payload[:4], "big")
+        if type_id == _ABORT:
+            self.abort(value)
+        elif 1 <= value <= MAX_CHUNK_SIZE:
+            self.chunk_size = value
+        else:
+            raise RemoteProtocolError(f"Set Chunk Size to {value}, expected 1 to {MAX_CHUNK_SIZE}")
+
+    def _finish(self, stream: _ChunkStream, messages: list[RawMessage]) -> None:
+        payload = stream.payload
+        assert payload is not None
+        stream.payload = None
+        self._buffered -= len(payload)
+        if stream.type_id <= _ABORT:
+            self._chunk_control(stream.type_id, bytes(payload))
+        else:
+            messages.append(RawMessage(stream.type_id, stream.message_stream_id, stream.timestamp, bytes(payload)))
+
+
+def framed_size(length: int, timestamp: int, chunk_size: int) -> int:
+    """Bytes that a message of *length* takes as chunks, csid below 64."""
+    extended = 4 if timestamp >= _EXTENDED else 0
+    if length <= chunk_size:
+        return 12 + extended + length
+    return 12 + extended + length + (length - 1) // chunk_size * (1 + extended)
+
+
+def frame_into(
+    buffer: bytearray | memoryview,
+    offset: int,
+    csid: int,
+    type_id: int,
+    message_stream_id: int,
+    timestamp: int,
+    payload: bytes,
+    chunk_size: int,
+) -> int:
+    """Write one message as chunks into *buffer*; return the offset behind it.
+
+    The message starts with a type 0 header. An extended timestamp is repeated on every type 3 chunk (section 5.3.1.3).
+
+    Args:
+        buffer: Has at least ``framed_size`` bytes behind *offset*.
+        csid: 2..63.
+        timestamp: Milliseconds, 0..2**32-1.
+        payload: At most 0xFFFFFF bytes.
+        chunk_size: 1..0x7FFFFFFF.
+    """
+    length = len(payload)
+    # The message stream id is the one little-endian field of the protocol. 0 and 1 are nearly all there is.
+    if message_stream_id == 1:
+        msid = 0x01000000
+    elif message_stream_id == 0:
+        msid = 0
+    else:
+        msid = int.from_bytes(message_stream_id.to_bytes(4, "little"), "big")
+    if timestamp < _EXTENDED:
+        _pack_header(buffer, offset, csid << 24 | timestamp, length << 8 | type_id, msid)
+        offset += 12
+        separator = b""
+    else:
+        _pack_long_header(buffer, offset, csid << 24 | _EXTENDED, length << 8 | type_id, msid, timestamp)
+        offset += 16
+        separator = timestamp.to_bytes(4, "big")
+    if length <= chunk_size:
+        end = offset + length
+        buffer[offset:end] = payload
+        return end
+    separator = bytes((0xC0 | csid,)) + separator
+    step = len(separator)
+    position = chunk_size
+    buffer[offset : offset + chunk_size] = payload[:chunk_size]
+    offset += chunk_size
+    while position < length:
+        buffer[offset : offset + step] = separator
+        offset += step
+        piece = payload[position : position + chunk_size]
+        position += chunk_size
+        buffer[offset : offset + len(piece)] = piece
+        offset += len(piece)
+    return offset
+
+
+def frame_message(csid: int, type_id: int, message_stream_id: int, timestamp: int, payload: bytes, chunk_size: int) -> bytes:
+    """Return one message as chunks; the arguments are those of `frame_into`, but that csid may be up to 65599.
+
+    Raises:
+        ValueError: An argument is out of range (a bug in the caller).
+    """
+    if not 2 <= csid <= MAX_CSID:
+        raise ValueError(f"csid {csid}, expected 2 to {MAX_CSID}")
+    if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
+        raise ValueError(f"chunk size {chunk_size}, expected 1 to {MAX_CHUNK_SIZE}")
+    if len(payload) > MAX_MESSAGE_SIZE:
+        raise ValueError(f"message of {len(payload)} bytes, expected at most {MAX_MESSAGE_SIZE}")
+    timestamp &= 0xFFFFFFFF
+    if csid < 64:
+        buffer = bytearray(framed_size(len(payload), timestamp, chunk_size))
+        frame_into(buffer, 0, csid, type_id, message_stream_id, timestamp, payload, chunk_size)
+        return bytes(buffer)
+    basic = bytes((0, csid - 64)) if csid < 320 else bytes((1, csid - 64 & 255, csid - 64 >> 8))
+    extended = timestamp.to_bytes(4, "big") if timestamp >= _EXTENDED else b""
+    header = (
+        min(timestamp, _EXTENDED).to_bytes(3, "big")
+        + len(payload).to_bytes(3, "big")
+        + bytes((type_id,))
+        + message_stream_id.to_bytes(4, "little")
+    )
+    separator = bytes((0xC0 | basic[0],)) + basic[1:] + extended
+    pieces = [payload[i : i + chunk_size] for i in range(0, len(payload), chunk_size)]
+    return basic + header + extended + separator.join(pieces)

@@ -1,0 +1,88 @@
+"""Commands and data messages: AMF inside messages of type 20, 17, 18 and 15 (RTMP 1.0 section 7.1.1 and 7.1.2).
+
+Imports the AMF codecs, the message names and errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rtmpd.errors import RemoteProtocolError
+from rtmpd.protocol import amf0
+from rtmpd.protocol.message import MessageType
+
+if TYPE_CHECKING:
+    from rtmpd.protocol.chunk import RawMessage
+
+__all__ = ["Command", "amf0_body", "decode_command", "encode_command"]
+
+
+@dataclass(slots=True)
+class Command:
+    """A command message.
+
+    Attributes:
+        name: Such as ``connect`` or ``_result``.
+        transaction_id: What the answer must repeat; 0 where no answer is wanted.
+        command_object: The value after the transaction id: a dict for connect, else mostly None.
+        arguments: What follows.
+        message_stream_id: The message stream that it came on.
+    """
+
+    name: str
+    transaction_id: float
+    command_object: Any = None
+    arguments: list[Any] = field(default_factory=list)
+    message_stream_id: int = 0
+
+    def argument(self, index: int, default: Any = None) -> Any:
+        """Return an argument, or *default* where the peer sent fewer."""
+        return self.arguments[index] if index < len(self.arguments) else default
+
+
+def amf0_body(message: RawMessage) -> bytes:
+    """Return the AMF0 part of a command or data message.
+
+    Messages of type 17 and 15 start with one byte that says AMF0 follows (values may then switch to AMF3 with marker 0x11).
+    """
+    payload = message.payload
+    if message.type_id in (MessageType.COMMAND_AMF3, MessageType.DATA_AMF3) and payload[:1] == b"\0":
+        return payload[1:]
+    return payload
+
+
+def decode_command(message: RawMessage) -> Command:
+    """Decode a command message.
+
+    Raises:
+        AmfError: It is no AMF. LimitExceeded: too deep, too many or too long values.
+        RemoteProtocolError: It does not begin with a name, or the transaction id is no number.
+    """
+    values = amf0.decode_all(amf0_body(message))
+    if not values or not isinstance(values[0], str):
+        seen = type(values[0]).__name__ if values else "nothing"
+        raise RemoteProtocolError(f"command message begins with {seen}, expected the command's name")
+    transaction_id = values[1] if len(values) > 1 else 0.0
+    if transaction_id is None:
+        transaction_id = 0.0
+    if isinstance(transaction_id, bool) or not isinstance(transaction_id, (int, float)):
+        raise RemoteProtocolError(
+            f"command {values[0][:40]!r}: the transaction id is of type {type(transaction_id).__name__}, expected a number"
+        )
+    return Command(
+        name=values[0],
+        transaction_id=float(transaction_id),
+        command_object=values[2] if len(values) > 2 else None,
+        arguments=list(values[3:]),
+        message_stream_id=message.message_stream_id,
+    )
+
+
+def encode_command(name: str, transaction_id: float, command_object: Any = None, *arguments: Any) -> bytes:
+    """Encode the payload of a command message of type 20.
+
+    Raises:
+        LocalProtocolError: A value can't be said in AMF0.
+    """
+    return amf0.encode(name, float(transaction_id), command_object, *arguments)

@@ -1,0 +1,153 @@
+"""One end of a connection once the handshake is done: chunks in, acknowledgements and control messages, chunks out.
+
+Both roles. Pure: ``receive`` takes bytes and gives messages, replies of the protocol itself (acknowledgements, ping responses)
+gather in ``outgoing`` until the caller sends them. Imports only the protocol package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rtmpd.protocol import message as wire
+from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, ChunkReader, RawMessage, frame_message
+from rtmpd.protocol.command import encode_command
+from rtmpd.protocol.message import MessageType, UserControl, UserControlType
+
+if TYPE_CHECKING:
+    from rtmpd.protocol.chunk import RawMessage
+
+__all__ = ["DEFAULT_WINDOW_BYTES", "Endpoint"]
+
+DEFAULT_WINDOW_BYTES = 2_500_000
+"""What GStreamer, librtmp and Flash Media Server use."""
+
+
+class Endpoint:
+    """Chunk reader, acknowledgement accounts and control messages of one connection.
+
+    Args:
+        message_limit_bytes, chunk_stream_limit: See `ChunkReader`.
+
+    Attributes:
+        outgoing: Encoded bytes for the peer; the caller sends and clears them.
+        bytes_received: Since the handshake; never wraps (the wire's counter does).
+        bytes_acknowledged: The peer's last Acknowledgement, unwrapped: how much of ours it says to have read.
+        chunk_size_out: The outbound chunk size, bytes.
+    """
+
+    __slots__ = (
+        "_ack_at",
+        "_ack_step",
+        "bytes_acknowledged",
+        "bytes_received",
+        "chunk_size_out",
+        "outgoing",
+        "peer_bandwidth_bytes",
+        "reader",
+        "window_in_bytes",
+        "window_out_bytes",
+    )
+
+    def __init__(self, message_limit_bytes: int = 8 << 20, chunk_stream_limit: int = 256) -> None:
+        self.reader = ChunkReader(message_limit_bytes, chunk_stream_limit)
+        self.outgoing = bytearray()
+        self.chunk_size_out = DEFAULT_CHUNK_SIZE
+        self.bytes_received = 0
+        self.bytes_acknowledged = 0
+        self.window_in_bytes = 0
+        self.window_out_bytes = 0
+        self.peer_bandwidth_bytes = 0
+        self._set_window(DEFAULT_WINDOW_BYTES)
+
+    def _set_window(self, size_bytes: int) -> None:
+        # At half the window, as FFmpeg does: a peer that stops at the full window then never has to.
+        self.window_in_bytes = size_bytes
+        self._ack_step = max(1, size_bytes // 2)
+        self._ack_at = self.bytes_received + self._ack_step
+
+    def receive(self, data: bytes) -> list[RawMessage]:
+        """Take bytes from the peer; return the messages that they complete.
+
+        Control messages among them go to `control`, by the caller, in their order.
+
+        Raises:
+            RemoteProtocolError, LimitExceeded: As `ChunkReader.feed`.
+        """
+        self.bytes_received += len(data)
+        if self.bytes_received >= self._ack_at:
+            self.outgoing += wire.acknowledgement(self.bytes_received, self.chunk_size_out)
+            self._ack_at = self.bytes_received + self._ack_step
+        return self.reader.feed(data)
+
+    def control(self, message: RawMessage) -> UserControl | None:
+        """Handle a message of type 3, 4, 5 or 6.
+
+        Returns:
+            The event, for a User Control message that is not a ping request (those are answered here); else None.
+
+        Raises:
+            RemoteProtocolError: The message is too short.
+        """
+        type_id = message.type_id
+        if type_id == MessageType.USER_CONTROL:
+            event = wire.parse_user_control(message)
+            if event.event == UserControlType.PING_REQUEST:
+                self.outgoing += wire.user_control(UserControlType.PING_RESPONSE, event.value, chunk_size=self.chunk_size_out)
+                return None
+            return event
+        value = wire.parse_uint32(message)
+        if type_id == MessageType.ACKNOWLEDGEMENT:
+            # The counter has 32 bits on the wire; what looks like half of that or more is a step back, which says nothing.
+            step = (value - self.bytes_acknowledged) & 0xFFFFFFFF
+            if step < 0x80000000:
+                self.bytes_acknowledged += step
+        elif type_id == MessageType.WINDOW_ACK_SIZE:
+            if value:
+                self._set_window(value)
+        elif type_id == MessageType.SET_PEER_BANDWIDTH:
+            # Section 5.4.5: answer with our window if it differs from the last one sent.
+            self.peer_bandwidth_bytes = value
+            if value and value != self.window_out_bytes:
+                self.send_window_ack_size(value)
+        return None
+
+    def send_window_ack_size(self, size_bytes: int) -> None:
+        """Queue Window Acknowledgement Size: the peer acknowledges each time it has read that much."""
+        self.window_out_bytes = size_bytes
+        self.outgoing += wire.window_ack_size(size_bytes, self.chunk_size_out)
+
+    def send_peer_bandwidth(self, size_bytes: int, limit_type: int = 2) -> None:
+        """Queue Set Peer Bandwidth."""
+        self.outgoing += wire.set_peer_bandwidth(size_bytes, limit_type, self.chunk_size_out)
+
+    def send_chunk_size(self, size_bytes: int) -> None:
+        """Queue Set Chunk Size; what is encoded after it uses the new size."""
+        self.outgoing += wire.set_chunk_size(size_bytes, self.chunk_size_out)
+        self.chunk_size_out = size_bytes
+
+    def send_user_control(self, event: int, value: int, buffer_ms: int | None = None) -> None:
+        """Queue a User Control message."""
+        self.outgoing += wire.user_control(event, value, buffer_ms, self.chunk_size_out)
+
+    def send_command(
+        self,
+        name: str,
+        transaction_id: float,
+        command_object: Any = None,
+        *arguments: Any,
+        message_stream_id: int = 0,
+        csid: int = wire.CSID_COMMAND,
+    ) -> None:
+        """Queue a command, at timestamp 0: OBS does not read an extended timestamp on type 3 chunks."""
+        payload = encode_command(name, transaction_id, command_object, *arguments)
+        self.send_message(csid, MessageType.COMMAND_AMF0, message_stream_id, 0, payload)
+
+    def send_message(self, csid: int, type_id: int, message_stream_id: int, timestamp_ms: int, payload: bytes) -> None:
+        """Queue any message."""
+        self.outgoing += frame_message(csid, type_id, message_stream_id, timestamp_ms, payload, self.chunk_size_out)
+
+    def take_outgoing(self) -> bytes:
+        """Return what is queued for the peer, and forget it."""
+        data = bytes(self.outgoing)
+        self.outgoing.clear()
+        return data

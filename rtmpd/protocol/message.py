@@ -1,0 +1,200 @@
+"""Messages: what the chunk layer carries, and the encoders of the protocol's own control messages.
+
+Numbers and names are those of RTMP 1.0 sections 5.4, 6.2 and 7.1. Imports nothing of rtmpd but the chunk writer and errors.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+from rtmpd.errors import RemoteProtocolError
+from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, RawMessage, frame_message
+
+__all__ = [
+    "AGGREGATE",
+    "CSID_AUDIO",
+    "CSID_COMMAND",
+    "CSID_CONTROL",
+    "CSID_DATA",
+    "CSID_STATUS",
+    "CSID_VIDEO",
+    "MessageType",
+    "RawMessage",
+    "UserControl",
+    "UserControlType",
+    "abort",
+    "acknowledgement",
+    "parse_uint32",
+    "parse_user_control",
+    "set_chunk_size",
+    "set_peer_bandwidth",
+    "split_aggregate",
+    "user_control",
+    "window_ack_size",
+]
+
+
+class MessageType(enum.IntEnum):
+    """Message type ids."""
+
+    SET_CHUNK_SIZE = 1
+    ABORT = 2
+    ACKNOWLEDGEMENT = 3
+    USER_CONTROL = 4
+    WINDOW_ACK_SIZE = 5
+    SET_PEER_BANDWIDTH = 6
+    AUDIO = 8
+    VIDEO = 9
+    DATA_AMF3 = 15
+    SHARED_OBJECT_AMF3 = 16
+    COMMAND_AMF3 = 17
+    DATA_AMF0 = 18
+    SHARED_OBJECT_AMF0 = 19
+    COMMAND_AMF0 = 20
+    AGGREGATE = 22
+
+
+AGGREGATE = MessageType.AGGREGATE
+
+# Chunk stream ids that we write on. 2 is given by the specification; the others are what Flash Media Server and librtmp use.
+CSID_CONTROL = 2
+CSID_COMMAND = 3
+CSID_AUDIO = 4
+CSID_STATUS = 5
+CSID_VIDEO = 6
+CSID_DATA = 8
+
+
+class UserControlType(enum.IntEnum):
+    """Events of the User Control message (section 7.1.7, and 31/32 as Flash Media Server sends them)."""
+
+    STREAM_BEGIN = 0
+    STREAM_EOF = 1
+    STREAM_DRY = 2
+    SET_BUFFER_LENGTH = 3
+    STREAM_IS_RECORDED = 4
+    PING_REQUEST = 6
+    PING_RESPONSE = 7
+    BUFFER_EMPTY = 31
+    BUFFER_READY = 32
+
+
+class UserControl(NamedTuple):
+    """A User Control message.
+
+    ``event`` stays a plain number, since peers send ones that no specification lists. ``value`` is the message stream id, or
+    the timestamp of a ping; ``buffer_ms`` is the second field of SetBufferLength.
+    """
+
+    event: int
+    value: int
+    buffer_ms: int = 0
+
+
+_UINT32 = struct.Struct(">I")
+_EVENT = struct.Struct(">HI")
+_EVENT_2 = struct.Struct(">HII")
+_BANDWIDTH = struct.Struct(">IB")
+
+
+def _control(type_id: int, payload: bytes, chunk_size: int) -> bytes:
+    # Always at timestamp 0: OBS does not read an extended timestamp on type 3 chunks.
+    return frame_message(CSID_CONTROL, type_id, 0, 0, payload, chunk_size)
+
+
+def set_chunk_size(size_bytes: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode Set Chunk Size (section 5.4.1).
+
+    Here and below *chunk_size* is the outbound chunk size in force, which only matters below 10.
+    """
+    return _control(MessageType.SET_CHUNK_SIZE, _UINT32.pack(size_bytes), chunk_size)
+
+
+def abort(csid: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode Abort Message (section 5.4.2): the peer drops what it has of the message on *csid*."""
+    return _control(MessageType.ABORT, _UINT32.pack(csid), chunk_size)
+
+
+def acknowledgement(sequence_number: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode Acknowledgement (section 5.4.3); *sequence_number* is what was received so far, bytes, and wraps at 2**32."""
+    return _control(MessageType.ACKNOWLEDGEMENT, _UINT32.pack(sequence_number & 0xFFFFFFFF), chunk_size)
+
+
+def window_ack_size(size_bytes: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode Window Acknowledgement Size (section 5.4.4)."""
+    return _control(MessageType.WINDOW_ACK_SIZE, _UINT32.pack(size_bytes), chunk_size)
+
+
+def set_peer_bandwidth(size_bytes: int, limit_type: int = 2, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode Set Peer Bandwidth (section 5.4.5); *limit_type* is 0 hard, 1 soft, 2 dynamic."""
+    return _control(MessageType.SET_PEER_BANDWIDTH, _BANDWIDTH.pack(size_bytes, limit_type), chunk_size)
+
+
+def user_control(event: int, value: int, buffer_ms: int | None = None, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
+    """Encode a User Control message (section 6.2); *buffer_ms* only with SET_BUFFER_LENGTH."""
+    body = _EVENT.pack(event, value & 0xFFFFFFFF) if buffer_ms is None else _EVENT_2.pack(event, value, buffer_ms)
+    return _control(MessageType.USER_CONTROL, body, chunk_size)
+
+
+def parse_uint32(message: RawMessage) -> int:
+    """Read the one number of an Acknowledgement, Window Acknowledgement Size or Set Peer Bandwidth.
+
+    Raises:
+        RemoteProtocolError: The payload has fewer than 4 bytes.
+    """
+    if len(message.payload) < 4:
+        raise RemoteProtocolError(
+            f"control message of type {message.type_id} has {len(message.payload)} bytes, expected at least 4"
+        )
+    return int(_UINT32.unpack_from(message.payload)[0])
+
+
+def parse_user_control(message: RawMessage) -> UserControl:
+    """Read a User Control message.
+
+    Raises:
+        RemoteProtocolError: It has fewer than 6 bytes (10 for SetBufferLength) though its event is one that we know.
+    """
+    payload = message.payload
+    if len(payload) < 2:
+        raise RemoteProtocolError(f"User Control message has {len(payload)} bytes, expected at least 2")
+    event = payload[0] << 8 | payload[1]
+    if len(payload) >= 10:
+        _, value, buffer_ms = _EVENT_2.unpack_from(payload)
+        return UserControl(event, value, buffer_ms)
+    if len(payload) >= 6:
+        return UserControl(event, _EVENT.unpack_from(payload)[1])
+    if event in (UserControlType.PING_REQUEST, UserControlType.PING_RESPONSE, UserControlType.SET_BUFFER_LENGTH):
+        raise RemoteProtocolError(f"User Control event {event} has {len(payload)} bytes, expected at least 6")
+    return UserControl(event, 0)
+
+
+def split_aggregate(message: RawMessage) -> list[RawMessage]:
+    """Take an Aggregate message (section 7.1.6) apart.
+
+    Inside are FLV tags: a header of 11 bytes, the payload, and 4 bytes with the tag's size that nobody needs. The tags'
+    timestamps count from the first tag's; the first tag stands at the aggregate's own timestamp.
+
+    Raises:
+        RemoteProtocolError: A tag is longer than what is left.
+    """
+    payload = message.payload
+    result: list[RawMessage] = []
+    position, base = 0, 0
+    while position + 11 <= len(payload):
+        type_id = payload[position] & 0x1F
+        size = int.from_bytes(payload[position + 1 : position + 4], "big")
+        timestamp = int.from_bytes(payload[position + 4 : position + 7], "big") | payload[position + 7] << 24
+        body = position + 11
+        if body + size > len(payload):
+            raise RemoteProtocolError(
+                f"aggregate message: tag at offset {position} has {size} bytes, {len(payload) - body} are left"
+            )
+        if not result:
+            base = timestamp
+        stamp = (message.timestamp + timestamp - base) & 0xFFFFFFFF
+        result.append(RawMessage(type_id, message.message_stream_id, stamp, payload[body : body + size]))
+        position = body + size + 4
+    return result

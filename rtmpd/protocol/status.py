@@ -1,0 +1,67 @@
+"""Status codes as Flash Media Server names them, and the info objects that carry them (RTMP 1.0 section 7.2).
+
+Clients compare these strings: OBS stops for good on BadName, Denied and Rejected and retries on anything else; FFmpeg ends on
+UnpublishNotify and Play.Stop. Imports nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = [
+    "CONNECT_CLOSED",
+    "CONNECT_FAILED",
+    "CONNECT_INVALID_APP",
+    "CONNECT_REJECTED",
+    "CONNECT_SUCCESS",
+    "PAUSE_NOTIFY",
+    "PLAY_FAILED",
+    "PLAY_PUBLISH_NOTIFY",
+    "PLAY_RESET",
+    "PLAY_START",
+    "PLAY_STOP",
+    "PLAY_STREAM_NOT_FOUND",
+    "PLAY_UNPUBLISH_NOTIFY",
+    "PUBLISH_BAD_NAME",
+    "PUBLISH_DENIED",
+    "PUBLISH_REJECTED",
+    "PUBLISH_START",
+    "SEEK_FAILED",
+    "SEEK_NOTIFY",
+    "UNPAUSE_NOTIFY",
+    "UNPUBLISH_SUCCESS",
+    "info",
+]
+
+CONNECT_SUCCESS: Final = "NetConnection.Connect.Success"
+CONNECT_REJECTED: Final = "NetConnection.Connect.Rejected"
+CONNECT_INVALID_APP: Final = "NetConnection.Connect.InvalidApp"
+CONNECT_FAILED: Final = "NetConnection.Connect.Failed"
+CONNECT_CLOSED: Final = "NetConnection.Connect.Closed"
+
+PUBLISH_START: Final = "NetStream.Publish.Start"
+PUBLISH_BAD_NAME: Final = "NetStream.Publish.BadName"
+PUBLISH_DENIED: Final = "NetStream.Publish.Denied"
+PUBLISH_REJECTED: Final = "NetStream.Publish.Rejected"
+UNPUBLISH_SUCCESS: Final = "NetStream.Unpublish.Success"
+
+PLAY_RESET: Final = "NetStream.Play.Reset"
+PLAY_START: Final = "NetStream.Play.Start"
+PLAY_STOP: Final = "NetStream.Play.Stop"
+PLAY_FAILED: Final = "NetStream.Play.Failed"
+PLAY_STREAM_NOT_FOUND: Final = "NetStream.Play.StreamNotFound"
+PLAY_PUBLISH_NOTIFY: Final = "NetStream.Play.PublishNotify"
+PLAY_UNPUBLISH_NOTIFY: Final = "NetStream.Play.UnpublishNotify"
+
+PAUSE_NOTIFY: Final = "NetStream.Pause.Notify"
+UNPAUSE_NOTIFY: Final = "NetStream.Unpause.Notify"
+SEEK_NOTIFY: Final = "NetStream.Seek.Notify"
+SEEK_FAILED: Final = "NetStream.Seek.Failed"
+
+_ERROR_ENDINGS = (".Rejected", ".InvalidApp", ".Failed", ".BadName", ".Denied", ".StreamNotFound")
+
+
+def info(code: str, description: str, **more: Any) -> dict[str, Any]:
+    """Make an info object; its level follows from the code: ``error`` for refusals, else ``status``."""
+    level = "error" if code.endswith(_ERROR_ENDINGS) else "status"
+    return {"level": level, "code": code, "description": description, **more}

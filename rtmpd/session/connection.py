@@ -1,0 +1,403 @@
+"""One connection: handshake, then messages until it ends.
+
+Runs in a greenlet of its own and reads like the specification: do the handshake, then for each message that arrives do what it
+asks. What went wrong, if anything, is one exception, one log line and one counter. Imports everything below; not the hub, which
+it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rtmpd.errors import (
+    DeadlineExceeded,
+    HandshakeError,
+    LimitExceeded,
+    Refused,
+    RemoteProtocolError,
+    TransportClosed,
+)
+from rtmpd.net.transport import deadline
+from rtmpd.protocol import status
+from rtmpd.protocol.command import decode_command
+from rtmpd.protocol.endpoint import Endpoint
+from rtmpd.protocol.handshake import ServerHandshake
+from rtmpd.protocol.message import CSID_STATUS, MessageType, UserControlType, split_aggregate
+from rtmpd.session.commands import COMMANDS, answer_unknown
+
+if TYPE_CHECKING:
+    from rtmpd.config.model import Config, LiveConfig, ServerConfig
+    from rtmpd.net.transport import Transport
+    from rtmpd.protocol.chunk import RawMessage
+    from rtmpd.session.outlet import SharedOutlet
+    from rtmpd.session.player import Player
+    from rtmpd.session.publisher import Publisher
+    from rtmpd.stream.stream import Stream
+
+__all__ = ["Connection", "ConnectionHub", "MessageStream"]
+
+log = logging.getLogger(__name__)
+
+_AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
+_COMMANDS = (MessageType.COMMAND_AMF0, MessageType.COMMAND_AMF3)
+_DATA = (MessageType.DATA_AMF0, MessageType.DATA_AMF3)
+_CONTROL = (
+    MessageType.ACKNOWLEDGEMENT,
+    MessageType.USER_CONTROL,
+    MessageType.WINDOW_ACK_SIZE,
+    MessageType.SET_PEER_BANDWIDTH,
+)
+_COMMAND_WINDOW_S = 10.0
+_LINGER_S = 1.5
+
+
+class ConnectionHub(Protocol):
+    """What a connection asks of the hub. Policy is there, not here."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+
+    def application(self, app: str) -> LiveConfig:
+        """Return the options for an app; raises `Refused`."""
+
+    def publish(self, key: str, options: LiveConfig, publisher: Publisher) -> Stream:
+        """Let *publisher* publish *key*; raises `Refused`."""
+
+    def unpublish(self, stream: Stream, publisher: Publisher) -> None:
+        """Take leave of a publisher."""
+
+    def play(self, key: str, options: LiveConfig, player: Player) -> Stream:
+        """Return the stream for a player; raises `Refused`."""
+
+    def unplay(self, stream: Stream, player: Player) -> None:
+        """Take leave of a player."""
+
+    def count(self, name: str) -> None:
+        """Count a failure."""
+
+
+class MessageStream:
+    """A message stream (NetStream) of a connection: publishes, plays, or does nothing yet."""
+
+    __slots__ = ("id", "player", "publisher")
+
+    def __init__(self, message_stream_id: int) -> None:
+        self.id = message_stream_id
+        self.publisher: Publisher | None = None
+        self.player: Player | None = None
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        connection: Connection = (self.extra or {})["connection"]  # type: ignore[assignment]
+        return f"#{connection.number} {connection.transport.peer} {msg}", kwargs
+
+
+class Connection:
+    """The server's end of one connection.
+
+    Args:
+        transport: The accepted connection.
+        hub: Decides who may do what.
+        number: Counts up; names the connection in the log.
+
+    Attributes:
+        phase: What the connection is at: handshake, connect, command, publish, play. For the log.
+        app, tc_url: From the connect command.
+        message_streams: By id.
+        live: The streams being published, by message stream id: the hot path's shortcut.
+        outlet: How players of a connection with more than one write.
+    """
+
+    def __init__(self, transport: Transport, hub: ConnectionHub, number: int) -> None:
+        self.transport = transport
+        self.hub = hub
+        self.number = number
+        self.config: ServerConfig = hub.config.server
+        self.endpoint = Endpoint(self.config.message_limit_bytes, self.config.chunk_stream_limit)
+        self.log = _Log(log, {"connection": self})
+        self.phase = "handshake"
+        self.connected = False
+        self.app = ""
+        self.tc_url = ""
+        self.options: LiveConfig | None = None
+        self.message_streams: dict[int, MessageStream] = {}
+        self.live: dict[int, Stream] = {}
+        self.outlet: SharedOutlet | None = None
+        self.opened_at = time.monotonic()
+        self.messages = 0
+        self.bytes_played = 0
+        self._command_times: deque[float] = deque(maxlen=self.config.command_limit)
+        # What the sweep saw last, and when it changed.
+        self._seen_messages = 0
+        self._seen_bytes = 0
+        self._messages_at = self.opened_at
+        self._bytes_at = self.opened_at
+        self._busy_at = self.opened_at
+        self._pinged_at = self.opened_at
+
+    # The connection's life ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve the connection to its end. Raises nothing but what is a bug."""
+        reason = "failed"
+        try:
+            self._handshake()
+            self._serve()
+        except TransportClosed as error:
+            reason = str(error)
+            if not self.connected and not self.transport.close_reason:
+                self.hub.count("early_closes")
+        except HandshakeError as error:
+            reason = self._broken("handshake_failures", error)
+        except LimitExceeded as error:
+            reason = self._broken("limits_exceeded", error)
+        except RemoteProtocolError as error:
+            reason = self._broken("protocol_errors", error)
+        except DeadlineExceeded as error:
+            name = "handshake_failures" if self.phase == "handshake" else "deadlines_exceeded"
+            reason = self._broken(name, error)
+        except Refused as error:
+            reason = f"refused: {error}"
+        finally:
+            self.transport.close(reason)
+            self._leave_all()
+            self.log.info(
+                "closed: %s; %.1f s, %d bytes in, %d out",
+                reason,
+                time.monotonic() - self.opened_at,
+                self.endpoint.bytes_received,
+                self.transport.bytes_sent + self.bytes_played,
+            )
+
+    def _broken(self, counter: str, error: Exception) -> str:
+        """Count and log what the peer did wrong; the closing line follows at a lower level of interest."""
+        self.hub.count(counter)
+        self.log.warning("%s: %s", self.phase, error)
+        return f"{type(error).__name__} in {self.phase}"
+
+    def _handshake(self) -> None:
+        handshake = ServerHandshake(os.urandom)
+        with deadline(self.config.handshake_timeout_s, "handshake"):
+            while not handshake.done:
+                reply = handshake.feed(self.transport.recv())
+                if reply:
+                    self.transport.send_all(reply, self.config.handshake_timeout_s)
+        self.log.debug("= handshake done: %s", handshake.kind)
+        self.phase = "connect"
+        self._busy_at = time.monotonic()
+        self._take(handshake.remainder)
+
+    def _serve(self) -> None:
+        transport = self.transport
+        while True:
+            self._take(transport.recv())
+
+    def _take(self, data: bytes) -> None:
+        """Do what the messages ask that *data* completes. The hot path of ingest."""
+        endpoint = self.endpoint
+        live = self.live
+        messages = endpoint.receive(data)
+        self.messages += len(messages)
+        for message in messages:
+            type_id = message.type_id
+            if type_id in (_VIDEO, _AUDIO):
+                stream = live.get(message.message_stream_id) or self._lone_stream()
+                if stream is None:
+                    continue
+                if type_id == _VIDEO:
+                    stream.video(message.timestamp, message.payload)
+                else:
+                    stream.audio(message.timestamp, message.payload)
+            else:
+                self._other(message)
+        if endpoint.outgoing:
+            self.flush()
+
+    def _lone_stream(self) -> Stream | None:
+        """Return the one stream being published, for media on another message stream: librtmp's first type 1 header has 0."""
+        if len(self.live) == 1:
+            return next(iter(self.live.values()))
+        if not self.connected:
+            raise RemoteProtocolError("media before connect")
+        return None
+
+    def _other(self, message: RawMessage) -> None:
+        type_id = message.type_id
+        if type_id in _COMMANDS:
+            self._command(message)
+        elif type_id in _CONTROL:
+            event = self.endpoint.control(message)
+            if event is not None and event.event == UserControlType.PING_RESPONSE:
+                self.log.debug("< ping response")
+        elif type_id in _DATA:
+            stream = self.live.get(message.message_stream_id) or self._lone_stream()
+            if stream is not None:
+                stream.data(message)
+        elif type_id == MessageType.AGGREGATE:
+            for part in split_aggregate(message):
+                if part.type_id in (_VIDEO, _AUDIO, *_DATA):
+                    self._media(part)
+        else:
+            # Shared objects, and types that no specification knows.
+            self.log.debug("< message of type %d ignored", type_id)
+
+    def _media(self, message: RawMessage) -> None:
+        stream = self.live.get(message.message_stream_id) or self._lone_stream()
+        if stream is None:
+            return
+        if message.type_id == _VIDEO:
+            stream.video(message.timestamp, message.payload)
+        elif message.type_id == _AUDIO:
+            stream.audio(message.timestamp, message.payload)
+        else:
+            stream.data(message)
+
+    def _command(self, message: RawMessage) -> None:
+        now = time.monotonic()
+        times = self._command_times
+        if len(times) == times.maxlen and now - times[0] < _COMMAND_WINDOW_S:
+            raise LimitExceeded(
+                f"command_limit (commands in {_COMMAND_WINDOW_S:g} s)", self.config.command_limit, len(times) + 1
+            )
+        times.append(now)
+        command = decode_command(message)
+        if not self.connected and command.name != "connect":
+            raise RemoteProtocolError(f"command {command.name[:40]!r} before connect")
+        self.log.debug("< %s %g on %d", command.name, command.transaction_id, command.message_stream_id)
+        handler = COMMANDS.get(command.name)
+        try:
+            if handler is None:
+                answer_unknown(self, command)
+            else:
+                handler(self, command)
+        except Refused as refused:
+            self.hub.count("refused")
+            self._refuse(refused, command.name, command.transaction_id, command.message_stream_id)
+            raise
+
+    def _refuse(self, refused: Refused, command: str, transaction_id: float, message_stream_id: int) -> None:
+        """Say no, make sure that it arrives, and let the peer go: OBS hangs when a server just closes."""
+        self.log.warning("%s refused: %s", command, refused)
+        owed = self._leave_all()
+        info = status.info(refused.code, refused.description)
+        if command == "connect":
+            self.endpoint.send_command("_error", transaction_id, None, info)
+        else:
+            self.send_status(message_stream_id, info)
+        self.transport.send_all(owed + self.endpoint.take_outgoing(), self.config.write_timeout_s)
+        self.transport.linger(_LINGER_S)
+
+    # Writing -----------------------------------------------------------------------------------------------------------
+
+    def send_status(self, message_stream_id: int, info: dict[str, Any]) -> None:
+        """Queue an onStatus for a message stream."""
+        self.endpoint.send_command("onStatus", 0, None, info, message_stream_id=message_stream_id, csid=CSID_STATUS)
+
+    def flush(self) -> None:
+        """Send what is queued: directly, or between two media messages while something plays."""
+        data = self.endpoint.take_outgoing()
+        if not data:
+            return
+        player = self.any_player()
+        if player is None:
+            self.transport.send_all(data, self.config.write_timeout_s)
+        else:
+            player.write(data)
+
+    def any_player(self) -> Player | None:
+        """Return a player of this connection, whichever."""
+        for message_stream in self.message_streams.values():
+            if message_stream.player is not None:
+                return message_stream.player
+        return None
+
+    # Message streams ---------------------------------------------------------------------------------------------------
+
+    def create_message_stream(self) -> MessageStream:
+        """Open a message stream with the lowest free id, from 1 on: GStreamer only knows 1."""
+        if len(self.message_streams) >= self.config.message_stream_limit:
+            raise LimitExceeded("message_stream_limit", self.config.message_stream_limit, len(self.message_streams) + 1)
+        number = next(n for n in range(1, len(self.message_streams) + 2) if n not in self.message_streams)
+        message_stream = self.message_streams[number] = MessageStream(number)
+        return message_stream
+
+    def message_stream(self, number: int) -> MessageStream:
+        """Return the message stream for a publish or play: the one named, else the only one, else a new one."""
+        found = self.message_streams.get(number)
+        if found is not None:
+            return found
+        if len(self.message_streams) == 1:
+            return next(iter(self.message_streams.values()))
+        return self.create_message_stream()
+
+    def leave(self, message_stream: MessageStream, reason: str) -> bytes:
+        """End what a message stream does; return what is owed on the connection before anything else."""
+        owed = b""
+        if message_stream.publisher is not None:
+            message_stream.publisher.stop(reason)
+        if message_stream.player is not None:
+            owed = message_stream.player.stop(reason)
+        if self.live:
+            self.phase = "publish"
+        else:
+            self.phase = "command" if self.any_player() is None else "play"
+        self._busy_at = time.monotonic()
+        return owed
+
+    def _leave_all(self) -> bytes:
+        owed = b""
+        for message_stream in list(self.message_streams.values()):
+            owed += self.leave(message_stream, "connection closed")
+        if self.outlet is not None:
+            owed = self.outlet.take_rest() + owed
+        return owed
+
+    # Upkeep ------------------------------------------------------------------------------------------------------------
+
+    def sweep(self, now_s: float) -> None:
+        """Close the connection if it has been silent, or idle, for too long; ping it if it is quiet. Called by the hub."""
+        config = self.config
+        if self.messages != self._seen_messages:
+            self._seen_messages = self.messages
+            self._messages_at = now_s
+        if self.endpoint.bytes_received != self._seen_bytes:
+            self._seen_bytes = self.endpoint.bytes_received
+            self._bytes_at = now_s
+        if self.phase == "handshake":
+            return
+        if self.live:
+            if now_s - self._messages_at > config.read_timeout_s:
+                self._give_up(f"the publisher sent no message for {config.read_timeout_s:g} s")
+                return
+        elif self.any_player() is None and now_s - self._busy_at > config.connect_timeout_s:
+            self._give_up(f"neither published nor played within {config.connect_timeout_s:g} s")
+            return
+        if config.ping_interval_s and now_s - self._bytes_at > config.ping_interval_s:
+            if now_s - self._bytes_at > config.ping_interval_s + config.ping_timeout_s:
+                self._give_up(f"no answer to a ping for {config.ping_timeout_s:g} s")
+            elif now_s - self._pinged_at > config.ping_interval_s:
+                self._pinged_at = now_s
+                self._ping(now_s)
+
+    def _ping(self, now_s: float) -> None:
+        self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
+        player = self.any_player()
+        data = self.endpoint.take_outgoing()
+        if player is not None:
+            player.write(data)
+            return
+        # The sweep must not wait, and a publisher's socket has room for 18 bytes or is beyond help.
+        try:
+            self.transport.try_send(data)
+        except OSError as error:
+            self.log.debug("= ping not sent: %s", error)
+
+    def _give_up(self, reason: str) -> None:
+        self.hub.count("deadlines_exceeded")
+        self.transport.close(reason)

@@ -1,0 +1,67 @@
+"""The publisher's role of a connection: one message stream that feeds one live stream."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rtmpd.session.connection import Connection, MessageStream
+    from rtmpd.stream.stream import Stream
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """One publish.
+
+    Attributes:
+        name: As the client gave it, query and all. Never logged: it may hold the key.
+        stream: What it feeds, once started.
+    """
+
+    def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
+        self.connection = connection
+        self.message_stream = message_stream
+        self.name = name
+        self.stream: Stream | None = None
+        self.started_at = 0.0
+        self._bytes_before = 0
+
+    @property
+    def key(self) -> str:
+        """The stream's key."""
+        return self.stream.key if self.stream is not None else ""
+
+    def start(self, stream: Stream) -> None:
+        """Take messages for *stream* from now on; the hub has agreed."""
+        self.stream = stream
+        self.started_at = time.monotonic()
+        self._bytes_before = stream.bytes_in
+        self.message_stream.publisher = self
+        self.connection.live[self.message_stream.id] = stream
+        self.connection.phase = "publish"
+        self.connection.log.info("publishes %s", stream.key)
+
+    def stop(self, reason: str) -> None:
+        """End the publish; harmless if it has ended."""
+        stream = self.stream
+        if stream is None:
+            return
+        self.stream = None
+        self.message_stream.publisher = None
+        self.connection.live.pop(self.message_stream.id, None)
+        codecs = ", ".join(f"{track} {codec}" for track, codec in stream.headers.codecs.items())
+        self.connection.log.info(
+            "stopped publishing %s: %s; %.1f s, %d bytes%s",
+            stream.key,
+            reason,
+            time.monotonic() - self.started_at,
+            stream.bytes_in - self._bytes_before,
+            f" ({codecs})" if codecs else "",
+        )
+        self.connection.hub.unpublish(stream, self)
+
+    def evict(self, reason: str) -> None:
+        """End the connection that publishes."""
+        self.connection.transport.close(reason)

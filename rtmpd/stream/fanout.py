@@ -1,0 +1,632 @@
+"""Fan-out: hands the bytes of one wire log to all of a stream's players.
+
+Players that are level share one cursor, the *group's*. A pass takes everything from there to the log's end and gives it to each
+with one non-blocking send: no copy, no queue, no greenlet switch and nothing else per message per player. Who can't take it all
+leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again. Passes
+yield to the event loop every few milliseconds, and rest in proportion to the work they did, so that delivery keeps to its share
+of the core: with few players every message goes out at once, with thousands they batch by themselves.
+
+A player that falls too far behind is moved to the newest keyframe, or, if there is none, waits for the next. Replies enter a
+player's bytes only at a message boundary.
+
+May import gevent; makes no sockets and knows no session.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import Event
+
+from rtmpd.media.tags import Kind, video_kind
+from rtmpd.protocol.chunk import frame_message
+from rtmpd.protocol.message import CSID_STATUS, MessageType
+from rtmpd.stream.subscriber import State, Subscriber, SubscriberTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rtmpd.config.model import LiveConfig
+    from rtmpd.stream.wirelog import LoggedMessage, Page, WireLog
+
+__all__ = ["PENDING_LIMIT_BYTES", "Fanout"]
+
+log = logging.getLogger(__name__)
+
+PENDING_LIMIT_BYTES = 256 << 10
+"""Replies that wait for a player who does not read. One who asks for more than this is cut off."""
+
+_BLOCK = 64  # players between two looks at the clock
+_SLICE_S = 0.003  # how long a pass may hold the event loop
+_WALK_BYTES = 64 << 10  # how much is framed ahead for a player with a framing of its own
+_GATHER_BYTES = 1 << 20  # a pass over several pages takes about this much at the most
+_SHORTEST_REST_S = 0.0005
+
+
+def _gone(data: bytes | bytearray | memoryview) -> int:
+    raise OSError("the subscriber has left")
+
+
+class Fanout:
+    """Delivers one wire log.
+
+    Args:
+        wirelog: The stream's log.
+        options: The application's options; may be replaced at run time.
+        name: The stream's key, for the log.
+
+    Attributes:
+        bytes_sent: Handed to players' sockets, all together.
+        skips: Players moved to a newer keyframe because they were too far behind.
+        stalled: Players cut off because they took nothing.
+    """
+
+    def __init__(self, wirelog: WireLog, options: LiveConfig, name: str) -> None:
+        self.wirelog = wirelog
+        self.options = options
+        self.name = name
+        self.bytes_sent = 0
+        self.skips = 0
+        self.stalled = 0
+        self._members: list[Subscriber] = []
+        self._alone: set[Subscriber] = set()
+        self._waiting: set[Subscriber] = set()
+        self._paused: set[Subscriber] = set()
+        self._page: Page | None = None  # the group's cursor; None while nobody has one
+        self._offset = 0
+        self._passing = False
+        self._left_group = False
+        self._at_rest: list[Callable[[], None]] = []
+        self._idle = True
+        self._wakeup = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._swept_position = 0
+        self.active = False
+        """Whether there is anyone to wake the fan-out for."""
+
+    # Players come and go -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._members) + len(self._alone) + len(self._waiting) + len(self._paused)
+
+    def __iter__(self) -> Iterator[Subscriber]:
+        """Iterate over a copy of the subscribers."""
+        members = [s for s in self._members if s.state is State.GROUP]
+        return iter([*members, *self._alone, *self._waiting, *self._paused])
+
+    @property
+    def has_cursors(self) -> bool:
+        """Whether any subscriber has been given media: those who only wait or pause don't mind where a timeline begins."""
+        return bool(self._members or self._alone)
+
+    def join(self, subscriber: Subscriber) -> None:
+        """Let a subscriber in: from the join point if there is one, else it waits for the next."""
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+        if not self.active:
+            self._page, self._offset = self.wirelog.tail, self.wirelog.tail.end
+            self.active = True
+        self._start(subscriber)
+
+    def _start(self, subscriber: Subscriber) -> None:
+        if self.wirelog.join_page is None:
+            subscriber.state = State.WAITING
+            subscriber.waiting_since = time.monotonic()
+            self._waiting.add(subscriber)
+            self._serve(subscriber)
+        else:
+            self._move_to_join_point(subscriber)
+            self._serve(subscriber)
+
+    def _move_to_join_point(self, subscriber: Subscriber) -> None:
+        wirelog = self.wirelog
+        headers = wirelog.join_headers
+        if subscriber.headers_version != headers.version:
+            subscriber.pending += headers.frame(wirelog.join_timestamp, subscriber.message_stream_id, wirelog.chunk_size)
+            subscriber.headers_version = headers.version
+        subscriber.page, subscriber.offset = wirelog.join_page, wirelog.join_offset
+        subscriber.state = State.ALONE
+        self._alone.add(subscriber)
+        # The group may not have come as far as the join point yet; nobody is served beyond the group.
+        if self._passing or self._behind_join_point():
+            self.wake()
+
+    def _behind_join_point(self) -> bool:
+        return self._page is not None and self._page.base + self._offset < self.wirelog.join_position
+
+    def leave(self, subscriber: Subscriber) -> bytes:
+        """Take a subscriber out.
+
+        Returns:
+            What is owed before anything else may be sent on its connection: the rest of a half-sent message and replies.
+        """
+        owed = b"" if subscriber.state is State.GONE else self._detach(subscriber)
+        self._forget(subscriber)
+        return owed
+
+    def _forget(self, subscriber: Subscriber) -> None:
+        subscriber.state = State.GONE
+        # A pass under way may still come to it, and its connection may by then be sending something else.
+        subscriber.send = _gone
+        self._compact()
+
+    def _detach(self, subscriber: Subscriber) -> bytes:
+        """Take a subscriber out of whatever it is in; return what is owed to it."""
+        state = subscriber.state
+        if state is State.GROUP:
+            self._left_group = True
+            subscriber.sent += self._group_position()
+            subscriber.state = State.GONE
+        elif state is State.ALONE:
+            self._finish_message(subscriber)
+            self._alone.discard(subscriber)
+        self._waiting.discard(subscriber)
+        self._paused.discard(subscriber)
+        if subscriber.blocked:
+            subscriber.blocked = False
+            subscriber.transport.unwatch_writable()
+        subscriber.page = None
+        owed = bytes(subscriber.pending)
+        subscriber.pending.clear()
+        return owed
+
+    def close(self) -> None:
+        """Stop delivering; the stream is gone."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+            self._greenlet = None
+        self._page = None
+        self.active = False
+
+    # What sessions ask for ---------------------------------------------------------------------------------------------
+
+    def write(self, subscriber: Subscriber, data: bytes) -> None:
+        """Send a reply to a player, at the next message boundary of its bytes."""
+        self._when_at_rest(lambda: self._write(subscriber, data))
+
+    def _write(self, subscriber: Subscriber, data: bytes) -> None:
+        state = subscriber.state
+        if state is State.GONE:
+            return
+        if state is State.ALONE:
+            self._finish_message(subscriber)
+        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.options.lag_limit_bytes:
+            self._fail(subscriber, "it does not read the replies that it asks for")
+            return
+        subscriber.pending += data
+        if state is State.GROUP:
+            self._leave_group(subscriber)
+        if not subscriber.blocked:
+            self._serve(subscriber)
+
+    def pause(self, subscriber: Subscriber) -> None:
+        """Send no media until `resume`."""
+        self._when_at_rest(lambda: self._pause(subscriber))
+
+    def _pause(self, subscriber: Subscriber) -> None:
+        if subscriber.state in (State.GONE, State.PAUSED):
+            return
+        owed = self._detach(subscriber)
+        subscriber.state = State.PAUSED
+        self._paused.add(subscriber)
+        subscriber.pending += owed
+        self._serve(subscriber)
+
+    def resume(self, subscriber: Subscriber) -> None:
+        """Send media again, from the newest keyframe: what came in between would only be old."""
+        self._when_at_rest(lambda: self._resume(subscriber))
+
+    def _resume(self, subscriber: Subscriber) -> None:
+        if subscriber.state is State.PAUSED:
+            self._paused.discard(subscriber)
+            self._start(subscriber)
+
+    def receive(self, subscriber: Subscriber, *, audio: bool | None = None, video: bool | None = None) -> None:
+        """Switch audio or video on or off; video comes back at a keyframe."""
+        self._when_at_rest(lambda: self._receive(subscriber, audio, video))
+
+    def _receive(self, subscriber: Subscriber, audio: bool | None, video: bool | None) -> None:
+        if audio is not None:
+            subscriber.receive_audio = audio
+        if video is not None and video != subscriber.receive_video:
+            subscriber.receive_video = video
+            subscriber.video_gate = video
+            if video:
+                # Headers may have changed while video was off.
+                subscriber.headers_version = -1
+        if subscriber.state is State.GROUP and subscriber.walks:
+            self._leave_group(subscriber)
+        if subscriber.state is State.ALONE:
+            self._finish_message(subscriber)
+            self._serve(subscriber)
+
+    def rehome(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
+        """Let a subscriber write through another transport; return what is owed on the old one, to go out first."""
+        if subscriber.state is State.ALONE:
+            self._finish_message(subscriber)
+        if subscriber.blocked:
+            subscriber.transport.unwatch_writable()
+            subscriber.blocked = False
+        owed = bytes(subscriber.pending)
+        subscriber.pending.clear()
+        subscriber.transport = transport
+        subscriber.send = transport.try_send
+        if subscriber.state is State.ALONE:
+            # Served again by the next pass.
+            self._when_at_rest(lambda: self._serve(subscriber))
+        return owed
+
+    def _when_at_rest(self, action: Callable[[], None]) -> None:
+        """Run *action* now, or after the pass that is under way: until then nobody knows who has been served."""
+        if self._passing:
+            self._at_rest.append(action)
+        else:
+            action()
+
+    def tell_waiting(self, type_id: int, payload: bytes) -> None:
+        """Send a notice to players who have no place in the log; the others get theirs through it."""
+        for subscriber in [*self._waiting, *self._paused]:
+            self._write(subscriber, self._frame(subscriber, CSID_STATUS, type_id, 0, payload))
+
+    # Delivery ----------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Hand everyone what the log holds, as far as sockets take it: the server is stopping."""
+        if self._page is not None and not self._passing:
+            self._pass()
+
+    def wake(self) -> None:
+        """Say that the log has grown. Cheap, and only needed while `active`."""
+        if self._idle:
+            self._idle = False
+            self._wakeup.set()
+
+    def _run(self) -> None:
+        while True:
+            tail = self.wirelog.tail
+            level = self._page is tail and self._offset == tail.end
+            if self._page is None or (level and not (self._waiting and self.wirelog.join_page is not None)):
+                self._idle = True
+                self._wakeup.clear()
+                self._wakeup.wait()
+                continue
+            try:
+                spent_s = self._pass()
+            except Exception:
+                # A bug must not end delivery for everyone who watches; the next pass starts clean.
+                log.exception("%s: the fan-out failed", self.name)
+                self._rest()
+                spent_s = 0.1
+            options = self.options
+            if options.pacing:
+                rest_s = min(spent_s * (1 - options.pacing_share) / options.pacing_share, options.pacing_limit_ms / 1000)
+                if rest_s >= _SHORTEST_REST_S:
+                    gevent.sleep(rest_s)
+
+    def _pass(self) -> float:
+        """Bring the group to the log's end, or a good piece nearer; return the seconds of work that it took."""
+        clock = time.monotonic
+        begun = clock()
+        spent = 0.0
+        if self.wirelog.position - self._swept_position > self.options.lag_limit_bytes // 4:
+            self.sweep(begun)
+        if self._page is None:
+            return 0.0
+        page, offset = self._page, self._offset
+        members = self._members
+        count = len(members)
+        data, tail, end = self._gather(page, offset)
+        size = len(data)
+        if count and size:
+            self._passing = True
+            # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
+            self._page, self._offset = tail, end
+            short = 0
+            for index in range(0, count, _BLOCK):
+                for subscriber in members[index : index + _BLOCK]:
+                    try:
+                        sent = subscriber.send(data)
+                    except BlockingIOError:
+                        sent = 0
+                    except OSError as error:
+                        if subscriber.state is State.GROUP:
+                            self._fail(subscriber, f"send failed: {error.strerror or error}")
+                        short += size
+                        continue
+                    if sent != size:
+                        short += size - sent
+                        if subscriber.state is State.GROUP:
+                            self._fall_behind(subscriber, page, offset, sent)
+                now = clock()
+                if now - begun > _SLICE_S and index + _BLOCK < count:
+                    spent += now - begun
+                    gevent.sleep(0)
+                    begun = clock()
+            self.bytes_sent += size * count - short
+            self._rest()
+        else:
+            self._page, self._offset = self.wirelog.tail, self.wirelog.tail.end
+        if self._waiting and self.wirelog.join_page is not None:
+            for subscriber in list(self._waiting):
+                if subscriber.state is State.WAITING:
+                    self._waiting.discard(subscriber)
+                    self._move_to_join_point(subscriber)
+        for subscriber in list(self._alone):
+            if not subscriber.blocked and subscriber.state is State.ALONE:
+                self._serve(subscriber)
+                now = clock()
+                if now - begun > _SLICE_S:
+                    spent += now - begun
+                    gevent.sleep(0)
+                    begun = clock()
+        return spent + clock() - begun
+
+    def _gather(self, page: Page, offset: int) -> tuple[memoryview | bytes, Page, int]:
+        """Return the log's bytes from a cursor on, and the cursor behind them.
+
+        Within one page that is a view. A range over several is copied together once for all players; it ends at a page's
+        end once it is long enough.
+        """
+        while offset == page.end and page.next is not None:
+            page, offset = page.next, 0
+        end = page.end
+        if page.next is None:
+            return page.view[offset:end], page, end
+        views = [page.view[offset:end]]
+        size = end - offset
+        while page.next is not None and size < _GATHER_BYTES:
+            page = page.next
+            end = page.end
+            views.append(page.view[:end])
+            size += end
+        return b"".join(views), page, end
+
+    def _rest(self) -> None:
+        """End a pass: drop who has left the group, then do what waited for it."""
+        self._passing = False
+        self._compact()
+        while self._at_rest:
+            self._at_rest.pop(0)()
+
+    def _compact(self) -> None:
+        """Drop who has left the group from the list of members, and stand still when nobody is left. Not during a pass."""
+        if self._passing:
+            return
+        if self._left_group:
+            self._left_group = False
+            self._members = [s for s in self._members if s.state is State.GROUP]
+        if len(self) == 0:
+            self.active = False
+            self._page = None
+
+    def _group_position(self) -> int:
+        return self._page.base + self._offset if self._page is not None else 0
+
+    def _fall_behind(self, subscriber: Subscriber, page: Page, offset: int, sent: int) -> None:
+        """Give a member that took only *sent* bytes from a cursor on a cursor of its own."""
+        subscriber.sent += page.base + offset + sent
+        offset += sent
+        while offset > page.end:
+            assert page.next is not None
+            offset -= page.end
+            page = page.next
+        self._set_alone(subscriber, page, offset)
+        self._block(subscriber)
+
+    def _leave_group(self, subscriber: Subscriber) -> None:
+        """Give a member a cursor of its own where the group is. Not during a pass."""
+        assert self._page is not None
+        subscriber.sent += self._group_position()
+        self._set_alone(subscriber, self._page, self._offset)
+        self._compact()
+
+    def _set_alone(self, subscriber: Subscriber, page: Page, offset: int) -> None:
+        subscriber.state = State.ALONE
+        subscriber.page, subscriber.offset = page, offset
+        self._left_group = True
+        self._alone.add(subscriber)
+
+    def _enter_group(self, subscriber: Subscriber) -> None:
+        subscriber.sent -= self._group_position()
+        subscriber.state = State.GROUP
+        subscriber.page = None
+        self._alone.discard(subscriber)
+        # A pass under way visits only those who were members when it began.
+        self._members.append(subscriber)
+
+    def _block(self, subscriber: Subscriber) -> None:
+        """Wait until the socket takes data again."""
+        if not subscriber.blocked:
+            subscriber.blocked = True
+            subscriber.progress_at = time.monotonic()
+            subscriber.transport.watch_writable(lambda: self._unblock(subscriber))
+
+    def _unblock(self, subscriber: Subscriber) -> None:
+        subscriber.transport.unwatch_writable()
+        subscriber.blocked = False
+        self._serve(subscriber)
+
+    def _serve(self, subscriber: Subscriber) -> None:
+        """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it."""
+        pending = subscriber.pending
+        try:
+            while not subscriber.blocked:
+                if pending:
+                    sent = subscriber.send(pending)
+                    self._count(subscriber, sent)
+                    del pending[:sent]
+                    if pending:
+                        self._block(subscriber)
+                    continue
+                page = subscriber.page
+                if subscriber.state is not State.ALONE or page is None:
+                    return
+                offset = subscriber.offset
+                level = page is self._page and offset == self._offset
+                if subscriber.walks:
+                    if level or not self._walk(subscriber):
+                        return
+                    continue
+                if level:
+                    self._enter_group(subscriber)
+                    return
+                end = self._offset if page is self._page else page.end
+                if offset >= end:
+                    if page.next is None or page is self._page:
+                        return
+                    subscriber.page, subscriber.offset = page.next, 0
+                    continue
+                sent = subscriber.send(page.view[offset:end])
+                self._count(subscriber, sent)
+                subscriber.offset = offset + sent
+                if sent < end - offset:
+                    self._block(subscriber)
+        except BlockingIOError:
+            self._block(subscriber)
+        except OSError as error:
+            self._fail(subscriber, f"send failed: {error.strerror or error}")
+
+    def _count(self, subscriber: Subscriber, sent: int) -> None:
+        subscriber.sent += sent
+        self.bytes_sent += sent
+
+    def sent_bytes(self, subscriber: Subscriber) -> int:
+        """Return how many bytes of the stream a subscriber's socket has taken."""
+        return subscriber.sent + (self._group_position() if subscriber.state is State.GROUP else 0)
+
+    def _finish_message(self, subscriber: Subscriber) -> None:
+        """Move a lone subscriber's cursor to a message boundary; the rest of a half-sent message becomes pending."""
+        page = subscriber.page
+        if page is None:
+            return
+        boundary = page.boundary(subscriber.offset)
+        if boundary > subscriber.offset:
+            subscriber.pending += page.view[subscriber.offset : boundary]
+            subscriber.offset = boundary
+
+    def _walk(self, subscriber: Subscriber) -> bool:
+        """Frame messages up to the group's cursor for one subscriber; return whether that made anything pending.
+
+        Also the way back: when nothing of its own is left to do it is a plain lone subscriber again.
+        """
+        page, offset = subscriber.page, subscriber.offset
+        assert page is not None
+        pending = subscriber.pending
+        if subscriber.headers_version < 0:
+            headers = self.wirelog.headers
+            pending += headers.frame(self.wirelog.join_timestamp, subscriber.message_stream_id, self.wirelog.chunk_size)
+            subscriber.headers_version = headers.version
+        while len(pending) < _WALK_BYTES and not (page is self._page and offset == self._offset):
+            message = self.wirelog.read(page, offset)
+            if message is None:
+                break
+            page, offset = message.page, message.offset
+            if self._wanted(subscriber, message):
+                pending += self._frame(subscriber, message.csid, message.type_id, message.timestamp, message.payload)
+            if not subscriber.walks:
+                break
+        subscriber.page, subscriber.offset = page, offset
+        return bool(pending)
+
+    @staticmethod
+    def _wanted(subscriber: Subscriber, message: LoggedMessage) -> bool:
+        if message.type_id == MessageType.AUDIO:
+            return subscriber.receive_audio
+        if message.type_id == MessageType.VIDEO:
+            if not subscriber.receive_video:
+                return False
+            if subscriber.video_gate:
+                kind = video_kind(message.payload)
+                if kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
+                    subscriber.video_gate = False
+                return kind != Kind.FRAME
+        return True
+
+    def _frame(self, subscriber: Subscriber, csid: int, type_id: int, timestamp: int, payload: bytes) -> bytes:
+        """Frame a message for one subscriber's message stream id."""
+        message_stream_id = subscriber.message_stream_id
+        if type_id == MessageType.USER_CONTROL:
+            # StreamBegin and StreamEOF name the message stream in their body and travel on message stream 0.
+            payload = payload[:2] + message_stream_id.to_bytes(4, "big")
+            message_stream_id = 0
+        return frame_message(csid, type_id, message_stream_id, timestamp, payload, self.wirelog.chunk_size)
+
+    def _fail(self, subscriber: Subscriber, reason: str) -> None:
+        """Give a subscriber up; its session ends when it notices that the transport is closed."""
+        self._detach(subscriber)
+        self._forget(subscriber)
+        subscriber.transport.close(reason)
+
+    # Back-pressure -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now_s: float, write_timeout_s: float = 0.0) -> None:
+        """Look after those who lag, stall or wait: called every second or so, and by a pass when the log grows fast.
+
+        Args:
+            now_s: The monotonic clock.
+            write_timeout_s: Who has taken nothing for this long is cut off; 0 leaves that to a later sweep.
+        """
+        self._swept_position = self.wirelog.position
+        for subscriber in list(self._alone):
+            self._check_lag(subscriber, now_s)
+        if write_timeout_s:
+            for subscriber in [*self._alone, *self._waiting, *self._paused]:
+                if subscriber.blocked and now_s - subscriber.progress_at > write_timeout_s:
+                    self.stalled += 1
+                    self._fail(subscriber, f"it took nothing for {write_timeout_s:g} s")
+        if self._waiting and self._page is not None and self.wirelog.join_page is None:
+            for subscriber in list(self._waiting):
+                self._check_waiting(subscriber, now_s)
+
+    def _check_lag(self, subscriber: Subscriber, now_s: float) -> None:
+        wirelog, page = self.wirelog, subscriber.page
+        if page is None:
+            return
+        position = page.base + subscriber.offset
+        lag_bytes = wirelog.position - position
+        if wirelog.join_page is None:
+            if lag_bytes > self.options.lag_limit_bytes:
+                # Nothing to move it to: it gives up its place, and with it the pages that only it holds.
+                self._skip(subscriber)
+                subscriber.state = State.WAITING
+                subscriber.waiting_since = now_s
+                subscriber.page = None
+                self._alone.discard(subscriber)
+                self._waiting.add(subscriber)
+            return
+        if position >= wirelog.join_position:
+            return
+        late = lag_bytes > self.options.lag_limit_bytes
+        if not late:
+            timestamp = wirelog.timestamp_at(page, subscriber.offset)
+            newest = wirelog.newest_timestamp
+            late = timestamp is not None and (newest - timestamp) % (1 << 32) > self.options.lag_limit_s * 1000
+        if late:
+            self._skip(subscriber)
+            self._move_to_join_point(subscriber)
+            if not subscriber.blocked:
+                self._serve(subscriber)
+
+    def _skip(self, subscriber: Subscriber) -> None:
+        self._finish_message(subscriber)
+        subscriber.skips += 1
+        self.skips += 1
+
+    def _check_waiting(self, subscriber: Subscriber, now_s: float) -> None:
+        """Let a player that has waited long enough for a keyframe start without one: some encoders send none."""
+        wirelog = self.wirelog
+        if (
+            now_s - subscriber.waiting_since < self.options.keyframe_wait_s
+            or wirelog.newest_timestamp < 0
+            or subscriber.blocked
+        ):
+            return
+        headers = wirelog.headers
+        subscriber.pending += headers.frame(wirelog.newest_timestamp, subscriber.message_stream_id, wirelog.chunk_size)
+        subscriber.headers_version = headers.version
+        self._waiting.discard(subscriber)
+        self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)
+        self.wake()

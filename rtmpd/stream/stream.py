@@ -1,0 +1,243 @@
+"""A live stream: one name, at most one publisher at a time, any number of players.
+
+Takes the publisher's messages, recognises what they are, puts them on one timeline and appends them to the wire log, which the
+fan-out delivers. Imports the fan-out (and so gevent) and everything below; knows no session.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
+from rtmpd.media.timestamps import Timeline
+from rtmpd.protocol import amf0, status
+from rtmpd.protocol.command import amf0_body, encode_command
+from rtmpd.protocol.message import CSID_AUDIO, CSID_CONTROL, CSID_DATA, CSID_STATUS, CSID_VIDEO, MessageType, UserControlType
+from rtmpd.stream.fanout import Fanout
+from rtmpd.stream.headers import HeaderCache
+from rtmpd.stream.wirelog import WireLog
+
+if TYPE_CHECKING:
+    from rtmpd.config.model import LiveConfig
+    from rtmpd.protocol.chunk import RawMessage
+
+__all__ = ["Stream", "stream_status"]
+
+_FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
+_TRACK_KEYFRAME = int(Kind.TRACK_KEYFRAME)
+_AUDIO, _VIDEO, _DATA = int(MessageType.AUDIO), int(MessageType.VIDEO), int(MessageType.DATA_AMF0)
+
+_SET_DATA_FRAME = amf0.encode("@setDataFrame")
+_CLEAR_DATA_FRAME = amf0.encode("@clearDataFrame")
+_ON_METADATA = amf0.encode("onMetaData")
+
+_AUDIO_JOIN_MS = 1000
+"""Without video any frame will do to start at; late joiners get up to this much at once, to fill their buffer."""
+
+
+def stream_status(code: str, description: str) -> bytes:
+    """Encode the payload of an onStatus command message."""
+    return encode_command("onStatus", 0, None, status.info(code, description))
+
+
+class Stream:
+    """One live stream.
+
+    Args:
+        key: ``app/name``.
+        options: The application's options.
+        chunk_size: The server's outbound chunk size, bytes.
+
+    Attributes:
+        publisher: Whoever publishes now, or None.
+        ended_at: When the last publisher went away (monotonic, seconds); None while one is live or before the first.
+        players: Whoever plays it, or is about to; kept by the hub.
+        active_at: When a sweep last saw that messages had come (monotonic, seconds).
+        announced: Whether players have been told that the stream is live, and not yet that it has ended.
+        bytes_in, audio_messages, video_messages, data_messages: Received from publishers.
+    """
+
+    def __init__(self, key: str, options: LiveConfig, chunk_size: int) -> None:
+        self.key = key
+        self.options = options
+        self.publisher: object | None = None
+        self.players: set[object] = set()
+        self.ended_at: float | None = None
+        self.active_at = 0.0
+        self.announced = False
+        self.wirelog = WireLog(chunk_size, options.gop_cache_limit_bytes)
+        self.fanout = Fanout(self.wirelog, options, key)
+        self.headers = HeaderCache()
+        self.timeline = Timeline()
+        self.bytes_in = 0
+        self.audio_messages = 0
+        self.video_messages = 0
+        self.data_messages = 0
+        self._swept_bytes = 0
+        self._gop_cache = options.gop_cache
+        self._join_track: int | None = None
+        self._has_video = False
+
+    # The publisher's life ----------------------------------------------------------------------------------------------
+
+    def begin(self, publisher: object) -> None:
+        """Let *publisher* be the one whose messages come. Players that were kept go on with it."""
+        self.publisher = publisher
+        self.active_at = time.monotonic()
+        if self.ended_at is not None and self.fanout.has_cursors:
+            self.timeline.restart(int((time.monotonic() - self.ended_at) * 1000))
+        else:
+            self.timeline = Timeline()
+        self.ended_at = None
+        self.headers.reset()
+        self.wirelog.headers = self.headers.current
+        self._join_track = None
+        self._has_video = False
+        if not self.announced:
+            self.announced = True
+            notice = stream_status(status.PLAY_PUBLISH_NOTIFY, f"{self.key} is now published.")
+            if self.fanout.active:
+                begin = int(UserControlType.STREAM_BEGIN).to_bytes(2, "big") + (1).to_bytes(4, "big")
+                self._notify(MessageType.USER_CONTROL, begin)
+                self._notify(MessageType.COMMAND_AMF0, notice)
+                self.fanout.tell_waiting(MessageType.COMMAND_AMF0, notice)
+
+    def pause(self) -> None:
+        """Take leave of the publisher; players are kept until it is back or `end` is called."""
+        self.publisher = None
+        self.ended_at = time.monotonic()
+
+    def end(self) -> None:
+        """Tell players that the stream has ended. They may stay and wait for the next publisher."""
+        if not self.announced:
+            return
+        self.announced = False
+        # Through the log, so that it comes behind the last frame for everyone.
+        self._notify(MessageType.COMMAND_AMF0, stream_status(status.PLAY_UNPUBLISH_NOTIFY, f"{self.key} is now unpublished."))
+        eof = int(UserControlType.STREAM_EOF).to_bytes(2, "big") + (1).to_bytes(4, "big")
+        self._notify(MessageType.USER_CONTROL, eof)
+        self.wirelog.forget_join_point()
+        self.wirelog.newest_timestamp = -1
+        self.headers.reset()
+        self.wirelog.headers = self.headers.current
+
+    def _notify(self, type_id: int, payload: bytes) -> None:
+        """Append a notice to the log. Commands have timestamp 0: OBS reads no extended one on their type 3 chunks."""
+        if type_id == MessageType.USER_CONTROL:
+            self.wirelog.append(CSID_CONTROL, type_id, 0, payload, message_stream_id=0)
+        else:
+            self.wirelog.append(CSID_STATUS, type_id, 0, payload)
+        if self.fanout.active:
+            self.fanout.wake()
+
+    # Media -------------------------------------------------------------------------------------------------------------
+
+    def video(self, timestamp: int, payload: bytes) -> None:
+        """Take a video message. The hot path: twice per frame per stream, never per player."""
+        kind = video_kind(payload)
+        self.video_messages += 1
+        self.bytes_in += len(payload)
+        timeline = self.timeline
+        join_point = False
+        if kind == _FRAME:
+            self._has_video = True
+            timestamp = timeline.stamp(timeline.video, timestamp)
+        elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
+            self._has_video = True
+            timestamp = timeline.stamp(timeline.video, timestamp)
+            join_point = self._gop_cache and self._joins_at(kind, payload)
+        else:
+            if not payload:
+                return
+            timestamp = timeline.beside(timestamp)
+            if kind in (_HEADER, _METADATA):
+                self._has_video = True
+                self.headers.add_video(payload)
+                self.wirelog.headers = self.headers.current
+        self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, join_point)
+        fanout = self.fanout
+        if fanout.active:
+            fanout.wake()
+
+    def _joins_at(self, kind: int, payload: bytes) -> bool:
+        """Tell whether players may start at this keyframe: with several tracks, only at those of the lowest."""
+        track = 0 if kind == _KEYFRAME else min(video_info(payload).tracks)
+        if self._join_track is None or track < self._join_track:
+            self._join_track = track
+        return track == self._join_track
+
+    def audio(self, timestamp: int, payload: bytes) -> None:
+        """Take an audio message. An empty one (silence, as Wowza sends it) is ignored."""
+        kind = audio_kind(payload)
+        self.audio_messages += 1
+        self.bytes_in += len(payload)
+        join_point = False
+        if kind == _FRAME:
+            timeline = self.timeline
+            timestamp = timeline.stamp(timeline.audio, timestamp)
+            if not self._has_video and self._gop_cache:
+                wirelog = self.wirelog
+                age_ms = (timestamp - wirelog.join_timestamp) & 0xFFFFFFFF
+                join_point = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
+        else:
+            if not payload:
+                return
+            timestamp = self.timeline.beside(timestamp)
+            if kind == _HEADER:
+                self.headers.add_audio(payload)
+                self.wirelog.headers = self.headers.current
+        self.wirelog.append(CSID_AUDIO, _AUDIO, timestamp, payload, join_point)
+        fanout = self.fanout
+        if fanout.active:
+            fanout.wake()
+
+    def data(self, message: RawMessage) -> None:
+        """Take a data message: metadata is kept for late joiners, and all but the publisher's own envelope is passed on."""
+        payload = amf0_body(message)
+        self.data_messages += 1
+        self.bytes_in += len(payload)
+        if payload.startswith(_SET_DATA_FRAME):
+            payload = payload[len(_SET_DATA_FRAME) :]
+        elif payload.startswith(_CLEAR_DATA_FRAME):
+            self.headers.set_metadata(None)
+            self.wirelog.headers = self.headers.current
+            return
+        # FFmpeg's timecode messages are four bytes, 00 xx xx xx, and no AMF.
+        if len(payload) <= 4:
+            return
+        if payload.startswith(_ON_METADATA):
+            self.headers.set_metadata(payload)
+            self.wirelog.headers = self.headers.current
+        self.wirelog.append(CSID_DATA, _DATA, self.timeline.beside(message.timestamp), payload)
+        if self.fanout.active:
+            self.fanout.wake()
+
+    # Upkeep ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody publishes, watches, or is waited for."""
+        return self.publisher is None and not self.announced and not self.players
+
+    def sweep(self, now_s: float, write_timeout_s: float) -> None:
+        """Notice whether the publisher is active, end the stream when its grace is over, look after slow players."""
+        if self.bytes_in != self._swept_bytes:
+            self._swept_bytes = self.bytes_in
+            self.active_at = now_s
+        if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.publisher_grace_s:
+            self.end()
+        self.fanout.sweep(now_s, write_timeout_s)
+
+    def reload(self, options: LiveConfig) -> None:
+        """Go on under other options."""
+        self.options = self.fanout.options = options
+        self.wirelog.cache_limit_bytes = options.gop_cache_limit_bytes
+        self._gop_cache = options.gop_cache
+        if not options.gop_cache:
+            self.wirelog.forget_join_point()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.wirelog.forget_join_point()
+        self.fanout.close()

@@ -1,0 +1,166 @@
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import rtmpd
+from rtmpd import cli
+from rtmpd.config.loader import load_text
+from rtmpd.config.spec import sections
+
+
+@pytest.fixture
+def daemon(monkeypatch):
+    """Put a daemon in place that notes its configuration and ends with status 7."""
+    started = []
+
+    def run(config):
+        started.append(config)
+        return 7
+
+    module = types.ModuleType("rtmpd.daemon.main")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "rtmpd.daemon.main", module)
+    return started
+
+
+@pytest.fixture
+def ini(tmp_path):
+    path = tmp_path / "rtmpd.ini"
+    path.write_text("[server]\nlisten = :1\n[log]\nlevel = error\n[applications]\n[[ü]]\n")
+    return str(path)
+
+
+def command(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "rtmpd", *arguments], capture_output=True, timeout=60, **options)
+
+
+def test_it_runs_with_the_defaults(daemon):
+    assert cli.main([]) == 7
+    assert daemon == [load_text("")]
+
+
+def test_it_runs_with_a_file(daemon, ini):
+    assert cli.main(["-c", ini]) == 7
+    assert daemon[0].log.level == "error"
+    assert list(daemon[0].applications) == ["ü"]
+
+
+def test_flags_win_over_the_file(daemon, ini):
+    assert cli.main(["--config", ini, "--listen", ":2", "--listen=[::1]:3", "--log-level", "debug", "--chunk-size", "999"])
+    (config,) = daemon
+    assert [str(address) for address in config.server.listen] == [":2", "[::1]:3"]
+    assert config.log.level == "debug"
+    assert config.server.chunk_size_bytes == 999
+
+
+def test_flags_work_without_a_file(daemon):
+    assert cli.main(["--listen", "127.0.0.1:0"])
+    assert [str(address) for address in daemon[0].server.listen] == ["127.0.0.1:0"]
+
+
+def test_it_does_not_run_with_problems(daemon, tmp_path, capsys):
+    path = tmp_path / "rtmpd.ini"
+    path.write_text("[log]\nlevel = loud\nsize = 3\n")
+    assert cli.main(["-c", str(path), "--chunk-size", "1"]) == 1
+    assert daemon == []
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == [
+        f'{path}:2: [log] level: expected debug, info, warning or error, got "loud"',
+        f"{path}:3: [log] size: unknown option",
+        '--chunk-size: expected a whole number from 128 to 16777215, got "1"',
+    ]
+
+
+def test_a_right_file_is_called_ok(daemon, ini, capsys):
+    assert cli.main(["-c", ini, "--check-config"]) == 0
+    assert capsys.readouterr().out == f"{ini}: ok\n"
+    assert daemon == []
+
+
+def test_the_defaults_are_ok(capsys):
+    assert cli.main(["--check-config"]) == 0
+    assert capsys.readouterr().out == "the built-in configuration: ok\n"
+
+
+@pytest.mark.parametrize("flag", ["--check-config", "--print-config"])
+def test_a_wrong_file_is_not(flag, tmp_path, capsys):
+    assert cli.main(["-c", str(tmp_path / "none.ini"), flag]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"{tmp_path}/none.ini: can't be read: No such file or directory\n"
+
+
+def test_the_effective_configuration_is_printed(ini, capsys):
+    assert cli.main(["-c", ini, "--log-level", "debug", "--print-config"]) == 0
+    printed = load_text(capsys.readouterr().out)
+    assert printed.log.level == "debug"
+    assert [str(address) for address in printed.server.listen] == [":1"]
+    assert list(printed.applications) == ["ü"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bogus"], ["file.ini"], ["-c"], ["--listen"], ["--log", "info"], ["--check-config", "--print-config"]],
+)
+def test_wrong_arguments_end_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    assert "usage: rtmpd" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"rtmpd {rtmpd.__version__}\n"
+
+
+def test_version_and_help_import_no_event_loop_and_no_configuration():
+    program = (
+        "import sys; from rtmpd import cli\n"
+        "try: cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('gevent', 'configobj', 'rtmpd.config', 'rtmpd.daemon') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert output.stdout.endswith("\n[]\n")
+
+
+def test_each_flag_is_one_that_the_spec_names():
+    of_spec = {option.flag: (option.section, option.name) for section in sections() for option in section.options}
+    del of_spec[""]
+    assert {f"{flag.name} {flag.argument}": (flag.section, flag.option) for flag in cli.FLAGS} == of_spec
+
+
+def test_a_pipe_that_is_not_read_to_its_end():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "rtmpd", "--print-config"], stdout=writing, stderr=subprocess.PIPE, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_full_disk():
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "rtmpd", "--print-config"], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"rtmpd: can't write: No space left on device\n")
+
+
+def test_the_locale_does_not_matter(tmp_path, ini):
+    odd = os.fsencode(tmp_path) + b"/\xff.ini"
+    Path(os.fsdecode(odd)).touch()
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    assert "[[ü]]".encode() in command("-c", ini, "--print-config", env=environment).stdout
+    assert command("-c", odd, "--check-config", env=environment).stdout == odd + b": ok\n"
