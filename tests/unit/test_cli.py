@@ -17,7 +17,7 @@ def daemon(monkeypatch):
     """Put a daemon in place that notes its configuration and ends with status 7."""
     started = []
 
-    def run(config):
+    def run(config, load):
         started.append(config)
         return 7
 

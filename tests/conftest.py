@@ -1,0 +1,139 @@
+"""Shared fixtures: an ephemeral server for tests that need a real one, ffmpeg, and the peers of .ci/run."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Server:
+    """An rtmpd process of its own on a port that the kernel chose.
+
+    ``lines`` collects its log; `wait_for_line` waits for one that matches, from the beginning.
+    """
+
+    def __init__(self, ini: str = "", *arguments: str, directory: Path | None = None, level: str = "debug") -> None:
+        command = [sys.executable, "-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level, *arguments]
+        if ini:
+            assert directory is not None
+            path = directory / "rtmpd.ini"
+            path.write_text(ini)
+            command += ["-c", str(path)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
+        self.lines: list[str] = []
+        self._rest = b""
+        assert self.process.stderr is not None
+        os.set_blocking(self.process.stderr.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.process.stderr, selectors.EVENT_READ)
+        self.port = int(self.wait_for_line(r"listening on .*:(\d+)")[1])
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def url(self, name: str = "test", app: str = "live") -> str:
+        return f"rtmp://127.0.0.1:{self.port}/{app}/{name}"
+
+    def _read(self, wait_s: float) -> bool:
+        assert self.process.stderr is not None
+        if not self._selector.select(wait_s):
+            return True
+        data = self.process.stderr.read()
+        if data == b"":
+            return False
+        *lines, self._rest = (self._rest + (data or b"")).split(b"\n")
+        self.lines += [line.decode(errors="backslashreplace") for line in lines]
+        return True
+
+    def wait_for_line(self, pattern: str, limit_s: float = 20) -> re.Match[str]:
+        """Return the first log line that *pattern* matches, waiting for it."""
+        deadline = time.monotonic() + limit_s
+        seen = 0
+        while True:
+            for line in self.lines[seen:]:
+                found = re.search(pattern, line)
+                if found:
+                    return found
+            seen = len(self.lines)
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._read(min(left, 0.5)):
+                raise AssertionError(f"no log line matches {pattern!r}:\n" + "\n".join(self.lines[-40:]))
+
+    def log(self) -> list[str]:
+        """Return all log lines so far."""
+        while self._selector.select(0) and self._read(0):
+            pass
+        return self.lines
+
+    def rss_mb(self) -> float:
+        """Return the resident set, MB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def stop(self) -> int:
+        """Stop it as systemd would; return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        while self._read(0.5):
+            pass
+        return self.process.returncode
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server with the default configuration; the test fails if it met an internal error."""
+    with_cleanup = []
+
+    def start(ini: str = "", *arguments: str, **options: str) -> Server:
+        made = Server(ini, *arguments, directory=tmp_path, **options)
+        with_cleanup.append(made)
+        return made
+
+    yield start
+    for made in with_cleanup:
+        code = made.stop()
+        internal = [line for line in made.lines if "internal error" in line or "Traceback" in line or " CRITICAL" in line]
+        assert not internal, "\n".join(made.lines[-60:])
+        assert code == 0
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> str:
+    """The path of a recent static ffmpeg, from the imageio-ffmpeg wheel."""
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@pytest.fixture
+def peer():
+    """Return a function that finds a program of another implementation, or skips; .ci/run makes its lack a failure."""
+
+    def find(program: str, package: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            message = f"{program} is not installed (apt-get install {package})"
+            if os.environ.get("RTMPD_REQUIRE_PEERS"):
+                pytest.fail(message)
+            pytest.skip(message)
+        return path
+
+    return find
