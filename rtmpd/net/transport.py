@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECEIVE_BYTES", "Transport", "deadline", "format_address"]
 
-RECEIVE_BYTES = 64 << 10
+RECEIVE_BYTES = 32 << 10
 
 _READ, _WRITE = 1, 2
 

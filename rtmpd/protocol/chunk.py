@@ -14,6 +14,7 @@ from rtmpd.errors import LimitExceeded, RemoteProtocolError
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
+    "EXTENDED_TIMESTAMP",
     "MAX_CHUNK_SIZE",
     "MAX_CSID",
     "ChunkReader",
@@ -21,6 +22,7 @@ __all__ = [
     "frame_into",
     "frame_message",
     "framed_size",
+    "pack_header",
 ]
 
 DEFAULT_CHUNK_SIZE = 128
@@ -29,7 +31,8 @@ DEFAULT_CHUNK_SIZE = 128
 MAX_CHUNK_SIZE = 0x7FFFFFFF
 MAX_CSID = 65599
 MAX_MESSAGE_SIZE = 0xFFFFFF
-_EXTENDED = 0xFFFFFF
+EXTENDED_TIMESTAMP = 0xFFFFFF
+"""From here on a timestamp has a field of its own behind the header."""
 
 _SET_CHUNK_SIZE = 1
 _ABORT = 2
@@ -37,7 +40,8 @@ _ABORT = 2
 _two_words = struct.Struct(">II").unpack_from
 _one_word = struct.Struct(">I").unpack_from
 _little_word = struct.Struct("<I").unpack_from
-_pack_header = struct.Struct(">III").pack_into
+pack_header = struct.Struct(">III").pack_into
+"""``(buffer, offset, csid << 24 | timestamp, length << 8 | type_id, byte-swapped message stream id)``: a type 0 header."""
 _pack_long_header = struct.Struct(">IIII").pack_into
 
 
@@ -196,7 +200,7 @@ class ChunkReader:
                 else:
                     word, size_and_type = _two_words(data, position - 12)
                     field = word & 0xFFFFFF
-                if field == _EXTENDED:
+                if field == EXTENDED_TIMESTAMP:
                     position += 4
                     if position > end:
                         self._tail = data[start:]
@@ -317,7 +321,7 @@ class ChunkReader:
 
 def framed_size(length: int, timestamp: int, chunk_size: int) -> int:
     """Bytes that a message of *length* takes as chunks, csid below 64."""
-    extended = 4 if timestamp >= _EXTENDED else 0
+    extended = 4 if timestamp >= EXTENDED_TIMESTAMP else 0
     if length <= chunk_size:
         return 12 + extended + length
     return 12 + extended + length + (length - 1) // chunk_size * (1 + extended)
@@ -352,12 +356,12 @@ def frame_into(
         msid = 0
     else:
         msid = int.from_bytes(message_stream_id.to_bytes(4, "little"), "big")
-    if timestamp < _EXTENDED:
-        _pack_header(buffer, offset, csid << 24 | timestamp, length << 8 | type_id, msid)
+    if timestamp < EXTENDED_TIMESTAMP:
+        pack_header(buffer, offset, csid << 24 | timestamp, length << 8 | type_id, msid)
         offset += 12
         separator = b""
     else:
-        _pack_long_header(buffer, offset, csid << 24 | _EXTENDED, length << 8 | type_id, msid, timestamp)
+        _pack_long_header(buffer, offset, csid << 24 | EXTENDED_TIMESTAMP, length << 8 | type_id, msid, timestamp)
         offset += 16
         separator = timestamp.to_bytes(4, "big")
     if length <= chunk_size:
@@ -397,9 +401,9 @@ def frame_message(csid: int, type_id: int, message_stream_id: int, timestamp: in
         frame_into(buffer, 0, csid, type_id, message_stream_id, timestamp, payload, chunk_size)
         return bytes(buffer)
     basic = bytes((0, csid - 64)) if csid < 320 else bytes((1, csid - 64 & 255, csid - 64 >> 8))
-    extended = timestamp.to_bytes(4, "big") if timestamp >= _EXTENDED else b""
+    extended = timestamp.to_bytes(4, "big") if timestamp >= EXTENDED_TIMESTAMP else b""
     header = (
-        min(timestamp, _EXTENDED).to_bytes(3, "big")
+        min(timestamp, EXTENDED_TIMESTAMP).to_bytes(3, "big")
         + len(payload).to_bytes(3, "big")
         + bytes((type_id,))
         + message_stream_id.to_bytes(4, "little")

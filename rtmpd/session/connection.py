@@ -205,15 +205,15 @@ class Connection:
         messages = endpoint.receive(data)
         self.messages += len(messages)
         for message in messages:
-            type_id = message.type_id
-            if type_id in (_VIDEO, _AUDIO):
-                stream = live.get(message.message_stream_id) or self._lone_stream()
-                if stream is None:
-                    continue
-                if type_id == _VIDEO:
-                    stream.video(message.timestamp, message.payload)
-                else:
-                    stream.audio(message.timestamp, message.payload)
+            type_id, message_stream_id, timestamp, payload = message
+            if type_id == _VIDEO:
+                stream = live.get(message_stream_id) or self._lone_stream()
+                if stream is not None:
+                    stream.video(timestamp, payload)
+            elif type_id == _AUDIO:
+                stream = live.get(message_stream_id) or self._lone_stream()
+                if stream is not None:
+                    stream.audio(timestamp, payload)
             else:
                 self._other(message)
         if endpoint.outgoing:

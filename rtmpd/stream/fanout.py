@@ -21,16 +21,14 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
-from rtmpd.media.tags import Kind, video_kind
-from rtmpd.protocol.chunk import frame_message
-from rtmpd.protocol.message import CSID_STATUS, MessageType
-from rtmpd.stream.subscriber import State, Subscriber, SubscriberTransport
+from rtmpd.protocol.message import CSID_STATUS
+from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rtmpd.config.model import LiveConfig
-    from rtmpd.stream.wirelog import LoggedMessage, Page, WireLog
+    from rtmpd.stream.wirelog import Page, WireLog
 
 __all__ = ["PENDING_LIMIT_BYTES", "Fanout"]
 
@@ -41,7 +39,6 @@ PENDING_LIMIT_BYTES = 256 << 10
 
 _BLOCK = 64  # players between two looks at the clock
 _SLICE_S = 0.003  # how long a pass may hold the event loop
-_WALK_BYTES = 64 << 10  # how much is framed ahead for a player with a framing of its own
 _GATHER_BYTES = 1 << 20  # a pass over several pages takes about this much at the most
 _SHORTEST_REST_S = 0.0005
 
@@ -92,11 +89,6 @@ class Fanout:
     def __len__(self) -> int:
         return len(self._members) + len(self._alone) + len(self._waiting) + len(self._paused)
 
-    def __iter__(self) -> Iterator[Subscriber]:
-        """Iterate over a copy of the subscribers."""
-        members = [s for s in self._members if s.state is State.GROUP]
-        return iter([*members, *self._alone, *self._waiting, *self._paused])
-
     @property
     def has_cursors(self) -> bool:
         """Whether any subscriber has been given media: those who only wait or pause don't mind where a timeline begins."""
@@ -123,10 +115,7 @@ class Fanout:
 
     def _move_to_join_point(self, subscriber: Subscriber) -> None:
         wirelog = self.wirelog
-        headers = wirelog.join_headers
-        if subscriber.headers_version != headers.version:
-            subscriber.pending += headers.frame(wirelog.join_timestamp, subscriber.message_stream_id, wirelog.chunk_size)
-            subscriber.headers_version = headers.version
+        subscriber.queue_headers(wirelog.join_headers, wirelog.join_timestamp, wirelog.chunk_size)
         subscriber.page, subscriber.offset = wirelog.join_page, wirelog.join_offset
         subscriber.state = State.ALONE
         self._alone.add(subscriber)
@@ -161,7 +150,7 @@ class Fanout:
             subscriber.sent += self._group_position()
             subscriber.state = State.GONE
         elif state is State.ALONE:
-            self._finish_message(subscriber)
+            subscriber.finish_message()
             self._alone.discard(subscriber)
         self._waiting.discard(subscriber)
         self._paused.discard(subscriber)
@@ -192,7 +181,7 @@ class Fanout:
         if state is State.GONE:
             return
         if state is State.ALONE:
-            self._finish_message(subscriber)
+            subscriber.finish_message()
         if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.options.lag_limit_bytes:
             self._fail(subscriber, "it does not read the replies that it asks for")
             return
@@ -240,13 +229,13 @@ class Fanout:
         if subscriber.state is State.GROUP and subscriber.walks:
             self._leave_group(subscriber)
         if subscriber.state is State.ALONE:
-            self._finish_message(subscriber)
+            subscriber.finish_message()
             self._serve(subscriber)
 
     def rehome(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
         """Let a subscriber write through another transport; return what is owed on the old one, to go out first."""
         if subscriber.state is State.ALONE:
-            self._finish_message(subscriber)
+            subscriber.finish_message()
         if subscriber.blocked:
             subscriber.transport.unwatch_writable()
             subscriber.blocked = False
@@ -269,7 +258,7 @@ class Fanout:
     def tell_waiting(self, type_id: int, payload: bytes) -> None:
         """Send a notice to players who have no place in the log; the others get theirs through it."""
         for subscriber in [*self._waiting, *self._paused]:
-            self._write(subscriber, self._frame(subscriber, CSID_STATUS, type_id, 0, payload))
+            self._write(subscriber, subscriber.frame(CSID_STATUS, type_id, 0, payload, self.wirelog.chunk_size))
 
     # Delivery ----------------------------------------------------------------------------------------------------------
 
@@ -308,25 +297,26 @@ class Fanout:
 
     def _pass(self) -> float:
         """Bring the group to the log's end, or a good piece nearer; return the seconds of work that it took."""
-        clock = time.monotonic
+        # The thread's CPU time: on a busy machine the clock on the wall would make passes look dear, and rests long.
+        clock = time.thread_time
         begun = clock()
         spent = 0.0
         if self.wirelog.position - self._swept_position > self.options.lag_limit_bytes // 4:
-            self.sweep(begun)
+            self.sweep(time.monotonic())
         if self._page is None:
             return 0.0
         page, offset = self._page, self._offset
         members = self._members
         count = len(members)
-        data, tail, end = self._gather(page, offset)
-        size = len(data)
-        if count and size:
+        if count and (page.next is not None or offset < page.end):
+            data, tail, end = self.wirelog.gather(page, offset, _GATHER_BYTES)
+            size = len(data)
             self._passing = True
             # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
             self._page, self._offset = tail, end
             short = 0
             for index in range(0, count, _BLOCK):
-                for subscriber in members[index : index + _BLOCK]:
+                for subscriber in members[index : min(index + _BLOCK, count)]:
                     try:
                         sent = subscriber.send(data)
                     except BlockingIOError:
@@ -363,26 +353,6 @@ class Fanout:
                     gevent.sleep(0)
                     begun = clock()
         return spent + clock() - begun
-
-    def _gather(self, page: Page, offset: int) -> tuple[memoryview | bytes, Page, int]:
-        """Return the log's bytes from a cursor on, and the cursor behind them.
-
-        Within one page that is a view. A range over several is copied together once for all players; it ends at a page's
-        end once it is long enough.
-        """
-        while offset == page.end and page.next is not None:
-            page, offset = page.next, 0
-        end = page.end
-        if page.next is None:
-            return page.view[offset:end], page, end
-        views = [page.view[offset:end]]
-        size = end - offset
-        while page.next is not None and size < _GATHER_BYTES:
-            page = page.next
-            end = page.end
-            views.append(page.view[:end])
-            size += end
-        return b"".join(views), page, end
 
     def _rest(self) -> None:
         """End a pass: drop who has left the group, then do what waited for it."""
@@ -451,108 +421,24 @@ class Fanout:
 
     def _serve(self, subscriber: Subscriber) -> None:
         """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it."""
-        pending = subscriber.pending
+        if subscriber.blocked:
+            return
+        before = subscriber.sent
         try:
-            while not subscriber.blocked:
-                if pending:
-                    sent = subscriber.send(pending)
-                    self._count(subscriber, sent)
-                    del pending[:sent]
-                    if pending:
-                        self._block(subscriber)
-                    continue
-                page = subscriber.page
-                if subscriber.state is not State.ALONE or page is None:
-                    return
-                offset = subscriber.offset
-                level = page is self._page and offset == self._offset
-                if subscriber.walks:
-                    if level or not self._walk(subscriber):
-                        return
-                    continue
-                if level:
-                    self._enter_group(subscriber)
-                    return
-                end = self._offset if page is self._page else page.end
-                if offset >= end:
-                    if page.next is None or page is self._page:
-                        return
-                    subscriber.page, subscriber.offset = page.next, 0
-                    continue
-                sent = subscriber.send(page.view[offset:end])
-                self._count(subscriber, sent)
-                subscriber.offset = offset + sent
-                if sent < end - offset:
-                    self._block(subscriber)
-        except BlockingIOError:
-            self._block(subscriber)
+            progress = subscriber.advance(self.wirelog, self._page, self._offset)
         except OSError as error:
             self._fail(subscriber, f"send failed: {error.strerror or error}")
-
-    def _count(self, subscriber: Subscriber, sent: int) -> None:
-        subscriber.sent += sent
-        self.bytes_sent += sent
+            return
+        finally:
+            self.bytes_sent += subscriber.sent - before
+        if progress is Progress.BLOCKED:
+            self._block(subscriber)
+        elif progress is Progress.LEVEL:
+            self._enter_group(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
         """Return how many bytes of the stream a subscriber's socket has taken."""
         return subscriber.sent + (self._group_position() if subscriber.state is State.GROUP else 0)
-
-    def _finish_message(self, subscriber: Subscriber) -> None:
-        """Move a lone subscriber's cursor to a message boundary; the rest of a half-sent message becomes pending."""
-        page = subscriber.page
-        if page is None:
-            return
-        boundary = page.boundary(subscriber.offset)
-        if boundary > subscriber.offset:
-            subscriber.pending += page.view[subscriber.offset : boundary]
-            subscriber.offset = boundary
-
-    def _walk(self, subscriber: Subscriber) -> bool:
-        """Frame messages up to the group's cursor for one subscriber; return whether that made anything pending.
-
-        Also the way back: when nothing of its own is left to do it is a plain lone subscriber again.
-        """
-        page, offset = subscriber.page, subscriber.offset
-        assert page is not None
-        pending = subscriber.pending
-        if subscriber.headers_version < 0:
-            headers = self.wirelog.headers
-            pending += headers.frame(self.wirelog.join_timestamp, subscriber.message_stream_id, self.wirelog.chunk_size)
-            subscriber.headers_version = headers.version
-        while len(pending) < _WALK_BYTES and not (page is self._page and offset == self._offset):
-            message = self.wirelog.read(page, offset)
-            if message is None:
-                break
-            page, offset = message.page, message.offset
-            if self._wanted(subscriber, message):
-                pending += self._frame(subscriber, message.csid, message.type_id, message.timestamp, message.payload)
-            if not subscriber.walks:
-                break
-        subscriber.page, subscriber.offset = page, offset
-        return bool(pending)
-
-    @staticmethod
-    def _wanted(subscriber: Subscriber, message: LoggedMessage) -> bool:
-        if message.type_id == MessageType.AUDIO:
-            return subscriber.receive_audio
-        if message.type_id == MessageType.VIDEO:
-            if not subscriber.receive_video:
-                return False
-            if subscriber.video_gate:
-                kind = video_kind(message.payload)
-                if kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
-                    subscriber.video_gate = False
-                return kind != Kind.FRAME
-        return True
-
-    def _frame(self, subscriber: Subscriber, csid: int, type_id: int, timestamp: int, payload: bytes) -> bytes:
-        """Frame a message for one subscriber's message stream id."""
-        message_stream_id = subscriber.message_stream_id
-        if type_id == MessageType.USER_CONTROL:
-            # StreamBegin and StreamEOF name the message stream in their body and travel on message stream 0.
-            payload = payload[:2] + message_stream_id.to_bytes(4, "big")
-            message_stream_id = 0
-        return frame_message(csid, type_id, message_stream_id, timestamp, payload, self.wirelog.chunk_size)
 
     def _fail(self, subscriber: Subscriber, reason: str) -> None:
         """Give a subscriber up; its session ends when it notices that the transport is closed."""
@@ -611,7 +497,7 @@ class Fanout:
                 self._serve(subscriber)
 
     def _skip(self, subscriber: Subscriber) -> None:
-        self._finish_message(subscriber)
+        subscriber.finish_message()
         subscriber.skips += 1
         self.skips += 1
 
@@ -624,9 +510,7 @@ class Fanout:
             or subscriber.blocked
         ):
             return
-        headers = wirelog.headers
-        subscriber.pending += headers.frame(wirelog.newest_timestamp, subscriber.message_stream_id, wirelog.chunk_size)
-        subscriber.headers_version = headers.version
+        subscriber.queue_headers(wirelog.headers, wirelog.newest_timestamp, wirelog.chunk_size)
         self._waiting.discard(subscriber)
         self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)
         self.wake()

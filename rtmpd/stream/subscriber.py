@@ -1,6 +1,6 @@
-"""A player's place in a stream: its cursor in the wire log and what waits to be sent to it.
+"""A player's place in a stream: its cursor in the wire log, and what waits to be sent to it.
 
-Data only; `rtmpd.stream.fanout` moves it. Imports nothing of gevent.
+Knows how to go on alone; when, and with whom, is for `rtmpd.stream.fanout`. Imports nothing of gevent.
 """
 
 from __future__ import annotations
@@ -8,12 +8,20 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Protocol
 
+from rtmpd.media.tags import Kind, video_kind
+from rtmpd.protocol.chunk import frame_message
+from rtmpd.protocol.message import MessageType
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.stream.wirelog import Page
+    from rtmpd.stream.headers import Headers
+    from rtmpd.stream.wirelog import LoggedMessage, Page, WireLog
 
-__all__ = ["State", "Subscriber", "SubscriberTransport"]
+__all__ = ["Progress", "State", "Subscriber", "SubscriberTransport"]
+
+_WALK_BYTES = 64 << 10
+"""How much is framed ahead for a player with a framing of its own."""
 
 
 class SubscriberTransport(Protocol):
@@ -44,6 +52,14 @@ class State(enum.Enum):
     ALONE = "has a cursor of its own: behind the group, or with a framing of its own"
     PAUSED = "paused"
     GONE = "has left, or its connection has failed"
+
+
+class Progress(enum.Enum):
+    """How far `Subscriber.advance` came."""
+
+    LEVEL = "has had everything up to the limit"
+    BLOCKED = "its socket is full"
+    IDLE = "there is nothing for it now"
 
 
 class Subscriber:
@@ -104,3 +120,104 @@ class Subscriber:
     def walks(self) -> bool:
         """Whether it reads the log message by message, since the shared bytes are not what it wants."""
         return self.message_stream_id != 1 or not self.receive_audio or not self.receive_video or self.video_gate
+
+    def advance(self, wirelog: WireLog, limit_page: Page | None, limit_offset: int) -> Progress:
+        """Send what is pending, and then the log from the cursor up to a limit, as far as the socket takes it.
+
+        Args:
+            wirelog: The log that the cursor is in.
+            limit_page, limit_offset: The group's cursor, at a message boundary. A cursor beyond it stays where it is.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        pending = self.pending
+        try:
+            while True:
+                if pending:
+                    sent = self.send(pending)
+                    self.sent += sent
+                    del pending[:sent]
+                    if pending:
+                        return Progress.BLOCKED
+                page, offset = self.page, self.offset
+                if self.state is not State.ALONE or page is None:
+                    return Progress.IDLE
+                level = page is limit_page and offset == limit_offset
+                if self.walks:
+                    if level or not self._walk(wirelog, limit_page, limit_offset):
+                        return Progress.IDLE
+                    continue
+                if level:
+                    return Progress.LEVEL
+                end = limit_offset if page is limit_page else page.end
+                if offset >= end:
+                    if page.next is None or page is limit_page:
+                        return Progress.IDLE
+                    self.page, self.offset = page.next, 0
+                    continue
+                sent = self.send(page.view[offset:end])
+                self.sent += sent
+                self.offset = offset + sent
+                if sent < end - offset:
+                    return Progress.BLOCKED
+        except BlockingIOError:
+            return Progress.BLOCKED
+
+    def finish_message(self) -> None:
+        """Move the cursor to a message boundary; the rest of a half-sent message becomes pending."""
+        page = self.page
+        if page is None:
+            return
+        boundary = page.boundary(self.offset)
+        if boundary > self.offset:
+            self.pending += page.view[self.offset : boundary]
+            self.offset = boundary
+
+    def queue_headers(self, headers: Headers, timestamp: int, chunk_size: int) -> None:
+        """Make headers pending, at the timestamp of the frame that follows them, if it has not been sent these."""
+        if self.headers_version != headers.version:
+            self.headers_version = headers.version
+            self.pending += headers.frame(timestamp, self.message_stream_id, chunk_size)
+
+    def frame(self, csid: int, type_id: int, timestamp: int, payload: bytes, chunk_size: int) -> bytes:
+        """Frame a message for this subscriber's message stream id."""
+        message_stream_id = self.message_stream_id
+        if type_id == MessageType.USER_CONTROL:
+            # StreamBegin and StreamEOF name the message stream in their body and travel on message stream 0.
+            payload = payload[:2] + message_stream_id.to_bytes(4, "big")
+            message_stream_id = 0
+        return frame_message(csid, type_id, message_stream_id, timestamp, payload, chunk_size)
+
+    def _walk(self, wirelog: WireLog, limit_page: Page | None, limit_offset: int) -> bool:
+        """Frame messages up to the limit for this subscriber; return whether that made anything pending.
+
+        Stops at the message after which the shared bytes are what it wants.
+        """
+        page, offset = self.page, self.offset
+        assert page is not None
+        pending = self.pending
+        if self.headers_version < 0:
+            self.queue_headers(wirelog.headers, wirelog.join_timestamp, wirelog.chunk_size)
+        while len(pending) < _WALK_BYTES and self.walks and not (page is limit_page and offset == limit_offset):
+            message = wirelog.read(page, offset)
+            if message is None:
+                break
+            page, offset = message.page, message.offset
+            if self._wants(message):
+                pending += self.frame(message.csid, message.type_id, message.timestamp, message.payload, wirelog.chunk_size)
+        self.page, self.offset = page, offset
+        return bool(pending)
+
+    def _wants(self, message: LoggedMessage) -> bool:
+        if message.type_id == MessageType.AUDIO:
+            return self.receive_audio
+        if message.type_id == MessageType.VIDEO:
+            if not self.receive_video:
+                return False
+            if self.video_gate:
+                kind = video_kind(message.payload)
+                if kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
+                    self.video_gate = False
+                return kind != Kind.FRAME
+        return True

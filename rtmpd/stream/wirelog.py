@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from rtmpd.protocol.chunk import frame_into, framed_size
+from rtmpd.protocol.chunk import EXTENDED_TIMESTAMP, frame_into, framed_size, pack_header
 from rtmpd.stream.headers import NO_HEADERS
 
 __all__ = ["LoggedMessage", "Page", "WireLog"]
@@ -128,7 +128,10 @@ class WireLog:
             join_point: Late joiners start here from now on.
             message_stream_id: 1 but for control messages, which belong to 0.
         """
-        size = framed_size(len(payload), timestamp, self.chunk_size)
+        length = len(payload)
+        # Nearly every message fits into one chunk.
+        short = length <= self.chunk_size and timestamp < EXTENDED_TIMESTAMP
+        size = 12 + length if short else framed_size(length, timestamp, self.chunk_size)
         page = self.tail
         if page.end + size > page.size:
             page = self._turn(size, timestamp)
@@ -145,7 +148,13 @@ class WireLog:
         if type_id in _MEDIA:
             self.newest_timestamp = timestamp
         page.starts.append(start)
-        page.end = frame_into(page.buffer, start, csid, type_id, message_stream_id, timestamp, payload, self.chunk_size)
+        if short:
+            end = start + size
+            page.buffer[start + 12 : end] = payload
+            pack_header(page.buffer, start, csid << 24 | timestamp, length << 8 | type_id, message_stream_id << 24)
+            page.end = end
+        else:
+            page.end = frame_into(page.buffer, start, csid, type_id, message_stream_id, timestamp, payload, self.chunk_size)
         self.position += size
 
     def _turn(self, size: int, timestamp: int) -> Page:
@@ -164,6 +173,25 @@ class WireLog:
     def forget_join_point(self) -> None:
         """Give up the join point: the stream has ended, or its content is no longer worth starting at."""
         self.join_page = None
+
+    @staticmethod
+    def gather(page: Page, offset: int, limit_bytes: int) -> tuple[memoryview | bytes, Page, int]:
+        """Return the log's bytes from a cursor on, and the cursor behind them.
+
+        Within one page that is a view. A range over several is copied together, once for all players; it ends at a page's end
+        as soon as it is longer than *limit_bytes*.
+        """
+        while offset == page.end and page.next is not None:
+            page, offset = page.next, 0
+        if page.next is None:
+            return page.view[offset : page.end], page, page.end
+        views = [page.view[offset : page.end]]
+        size = page.end - offset
+        while page.next is not None and size < limit_bytes:
+            page = page.next
+            views.append(page.view[: page.end])
+            size += page.end
+        return b"".join(views), page, page.end
 
     def read(self, page: Page, offset: int) -> LoggedMessage | None:
         """Read the message at a cursor that is at a boundary, its payload in one piece; None at the end of the log."""
