@@ -29,6 +29,7 @@ __all__ = ["Hub"]
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
+_SWEEP_BLOCK = 500  # connections looked at between two looks at the event loop
 _REFUSAL_LOG_S = 10.0
 
 
@@ -140,6 +141,8 @@ class Hub:
         stream = self.streams.get(key)
         if stream is not None and stream.publisher is not None:
             self._make_way(stream)
+            # It is gone if nobody was watching.
+            stream = self.streams.get(key)
         if stream is None:
             stream = self._open(key, options)
         stream.begin(publisher)
@@ -206,8 +209,10 @@ class Hub:
             gevent.sleep(_SWEEP_S)
             now = time.monotonic()
             write_timeout_s = self.config.server.write_timeout_s
-            for connection in list(self.connections):
+            for index, connection in enumerate(list(self.connections)):
                 connection.sweep(now)
+                if index % _SWEEP_BLOCK == _SWEEP_BLOCK - 1:
+                    gevent.sleep(0)
             for stream in list(self.streams.values()):
                 stream.sweep(now, write_timeout_s)
                 self._drop_if_idle(stream)

@@ -34,6 +34,7 @@ __all__ = ["Daemon", "run"]
 log = logging.getLogger(__name__)
 
 _SPARE_DESCRIPTORS = 64
+_GC_THRESHOLDS = (25_000, 20, 20)
 
 
 class Daemon:
@@ -178,9 +179,11 @@ def run(config: Config, load: Callable[[], Config]) -> int:
             pipe.set_level(daemon.config.log.level)
 
         gevent.signal_handler(signal.SIGHUP, hang_up)
-        # What start-up made stays for good: the collector need not look at it again.
+        # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so
+        # it may come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         return daemon.wait()
     finally:
         pipe.stop()

@@ -159,7 +159,7 @@ class ChunkReader:
                 position += 1 + csid
                 if position > end:
                     self._tail = data[start:]
-                    return messages
+                    break
                 csid = data[start + 1] + 64 if csid == 0 else data[start + 1] + (data[start + 2] << 8) + 64
             stream = streams.get(csid)
             if stream is None:
@@ -171,11 +171,10 @@ class ChunkReader:
                     skip = self._repeated_field(data, position, stream)
                     if skip < 0:
                         self._tail = data[start:]
-                        return messages
+                        break
                     position += skip
                 if payload is None:
                     stream.timestamp = (stream.timestamp + stream.delta) & 0xFFFFFFFF
-                    self._check_length(stream, csid)
                     got = 0
                 else:
                     got = len(payload)
@@ -191,7 +190,7 @@ class ChunkReader:
                 position += 11 - 4 * fmt
                 if position > end:
                     self._tail = data[start:]
-                    return messages
+                    break
                 if fmt == 2:
                     field = _one_word(data, position - 4)[0] & 0xFFFFFF
                 elif fmt == 1:
@@ -204,7 +203,7 @@ class ChunkReader:
                     position += 4
                     if position > end:
                         self._tail = data[start:]
-                        return messages
+                        break
                     field = _one_word(data, position - 4)[0]
                     stream.extended = True
                     stream.field = field
@@ -221,7 +220,7 @@ class ChunkReader:
                     stream.type_id = size_and_type & 0xFF
                 length = stream.length
                 if length > self.message_limit_bytes:
-                    self._check_length(stream, csid)
+                    raise LimitExceeded("message_limit_bytes", self.message_limit_bytes, length)
                 payload = None
                 got = 0
 
@@ -264,10 +263,6 @@ class ChunkReader:
             raise LimitExceeded("chunk_stream_limit", self.chunk_stream_limit, len(self._streams) + 1)
         stream = self._streams[csid] = _ChunkStream()
         return stream
-
-    def _check_length(self, stream: _ChunkStream, csid: int) -> None:
-        if stream.length > self.message_limit_bytes:
-            raise LimitExceeded("message_limit_bytes", self.message_limit_bytes, stream.length)
 
     def _check_buffered(self) -> None:
         if self._buffered > self._buffered_limit:
