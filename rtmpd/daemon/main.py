@@ -62,7 +62,7 @@ class Daemon:
             RtmpdError: An address can't be listened on. Nothing is left open then.
         """
         _raise_descriptor_limit(self.config.server.connection_limit)
-        get_hub().handle_error = self._unhandled  # type: ignore[method-assign, assignment]
+        get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
             for address in self.config.server.listen:
                 self.listeners.append(Listener(address, self.hub.serve))
@@ -136,11 +136,9 @@ class Daemon:
         traceback: TracebackType | None,
     ) -> None:
         """Log what a greenlet or an event-loop callback let escape; gevent would print it to standard error."""
-        if kind is None or not issubclass(kind, Exception):
-            return
         self.hub.count("internal_errors")
-        error = value if isinstance(value, BaseException) else kind(value)
-        log.error("internal error in %r", context, exc_info=(kind, error, traceback))
+        error = value if isinstance(value, BaseException) else RuntimeError(f"{kind}: {value}")
+        log.error("internal error in %r", context, exc_info=(type(error), error, traceback))
 
 
 def _raise_descriptor_limit(connection_limit: int) -> None:

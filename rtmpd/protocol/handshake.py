@@ -38,6 +38,11 @@ _CLIENT_KEY = _CLIENT_NAME + _SHARED_KEY
 _OFFSET_FIELDS = (8, 772)
 _OFFSET_MODULUS = 728
 
+# What comes to an RTMP port by mistake begins with these.
+_TLS_HANDSHAKE = 0x16
+_HTTP_METHODS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"HTTP/")
+_LONGEST_METHOD = max(_HTTP_METHODS, key=len)
+
 # The version fields only tell that a digest may be there. These are a Flash Media Server's and a Flash Player's.
 _SERVER_VERSION = bytes((4, 5, 0, 1))
 _CLIENT_VERSION = bytes((9, 0, 124, 2))
@@ -109,7 +114,13 @@ class _Handshake:
         if version in RTMPE_VERSIONS:
             raise HandshakeError(f"{name} asks for version {version}, the encrypted RTMPE, which is not supported; use rtmps")
         if version != RTMP_VERSION:
-            raise HandshakeError(f"{name} is {version}, expected {RTMP_VERSION}: this is not RTMP")
+            start = bytes(self._received[: len(_LONGEST_METHOD)])
+            guess = ""
+            if version == _TLS_HANDSHAKE:
+                guess = ", it looks like TLS (rtmps on the port for rtmp?)"
+            elif any(method.startswith(start) or start.startswith(method) for method in _HTTP_METHODS):
+                guess = ", it looks like HTTP"
+            raise HandshakeError(f"{name} is {version}, expected {RTMP_VERSION}: this is not RTMP{guess}")
 
 
 class ServerHandshake(_Handshake):

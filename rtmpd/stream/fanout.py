@@ -317,8 +317,10 @@ class Fanout:
             short = 0
             for index in range(0, count, _BLOCK):
                 for subscriber in members[index : min(index + _BLOCK, count)]:
+                    # In two steps: CPython reads a slot faster than it looks up a method.
+                    send = subscriber.send
                     try:
-                        sent = subscriber.send(data)
+                        sent = send(data)
                     except BlockingIOError:
                         sent = 0
                     except OSError as error:
