@@ -1,0 +1,1 @@
+"""Load generators and scenarios that measure rtmpd from outside, over loopback sockets: ``python -m bench --help``."""

@@ -1,0 +1,48 @@
+"""Command line of the bench: ``python -m bench SCENARIO...``."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from bench import scenarios, servers
+
+
+def _counts(text):
+    return [int(word) for word in text.split(",") if word]
+
+
+def parser():
+    known = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure rtmpd over loopback: CPU, memory, latency and what was delivered. See bench/README.rst.",
+        epilog="\n".join(f"  {name:16}{run.__doc__}" for name, run in scenarios.SCENARIOS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known.add_argument("scenarios", nargs="+", metavar="SCENARIO", choices=[*scenarios.SCENARIOS, "all"])
+    known.add_argument("--players", type=_counts, default=[100, 1000, 5000], help="fanout, floor: 100,1000,5000")
+    known.add_argument("--publishers", type=_counts, default=[50, 200], help="ingest: 50,200")
+    known.add_argument("--joins", type=int, default=200, help="join: how many (200)")
+    known.add_argument("--seconds", type=float, default=10, help="length of each window (10; stall at least 15)")
+    known.add_argument("--kbps", type=int, help="video bitrate (1000; stall 5000)")
+    known.add_argument("--peer", choices=["nginx"], help="measure this server beside rtmpd, where it is installed")
+    known.add_argument(
+        "--server-command",
+        type=shlex.split,
+        default=servers.RTMPD_COMMAND,
+        metavar="COMMAND",
+        help="how to start rtmpd in the foreground; {port} becomes the port; fanout-unpaced adds -c FILE",
+    )
+    known.add_argument("--json", type=Path, metavar="FILE", help="append every row to this JSON list")
+    return known
+
+
+def main():
+    options = parser().parse_args()
+    if "all" in options.scenarios:
+        options.scenarios = list(scenarios.SCENARIOS)
+    return scenarios.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

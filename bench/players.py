@@ -1,0 +1,313 @@
+"""Play one stream many times: a few players take every message apart, the others only count bytes.
+
+Runs as a process of its own: ``python -m bench.players --port N --players N``. It prints one JSON line at the end.
+Python cannot parse for thousands of players on one core, so only --sample players, spread evenly among all, read
+messages, stamps and numbers. The others have the kernel discard what arrived and count it.
+"""
+
+import argparse
+import json
+import resource
+import select
+import socket
+import struct
+import time
+from pathlib import Path
+
+from bench import rtmp, wire
+from bench.publisher import CLOCK_MARK, GOP_FRAMES, STAMP, Published
+from bench.servers import ServerSample, core_figures
+
+BUFFER_LENGTH_MS = 3000
+MEDIA_LIMIT_S = 20  # for the first media, after the last connect
+ALIGN_LIMIT_S = 4
+DISCARD_BYTES = 1024 * 1024
+MARK_WITHIN_BYTES = 64  # the stamp is at the start of a payload
+STALLED_BUFFER_BYTES = 8192
+
+
+def is_key(payload):
+    return payload[0] >> 4 & 7 == 1
+
+
+def is_header(kind, payload):
+    """Whether a payload is a decoder's sequence header and no picture or sound."""
+    return len(payload) < 2 or payload[1] == 0 if kind == wire.VIDEO else payload[:2] == b"\xaf\x00"
+
+
+class Player(rtmp.Client):
+    """Play a stream and tell on_frame() of every frame."""
+
+    play_ns = 0
+
+    def on_connected(self):
+        self.command("createStream", None, answer=self._on_stream)
+
+    def _on_stream(self, values):
+        self.stream_id = int(values[3])
+        self.play_ns = time.monotonic_ns()
+        self.command("play", None, self.name, stream_id=self.stream_id, chunk_stream=8)
+        buffer_length = struct.pack(">HII", wire.SET_BUFFER_LENGTH, self.stream_id, BUFFER_LENGTH_MS)
+        if self.alive:
+            self.send(wire.message(2, wire.USER_CONTROL, 0, buffer_length))
+
+    def on_media(self, kind, payload):
+        if payload and not is_header(kind, payload):
+            self.on_frame(kind, payload, time.monotonic_ns())
+
+    def on_frame(self, kind, payload, now_ns):
+        raise NotImplementedError
+
+
+class SampledPlayer(Player):
+    """Parses everything, always: latency, gaps in the numbers, the first key frame."""
+
+    ready = False
+    first_key_ns = 0
+
+    def __init__(self, run, *arguments):
+        super().__init__(run.loop, run.options.port, run.options.app, run.options.name, *arguments)
+        self._run = run
+        self.last = {}
+        self.begin()
+
+    def begin(self):
+        """Forget what was counted: the window starts."""
+        self.messages = self.gaps = self.unstamped = 0
+        self.latencies_ns = []
+        self.start_bytes = self.received_bytes
+
+    def on_frame(self, kind, payload, now_ns):
+        if not self.ready:
+            self.ready = True
+            self._run.ready += 1
+        self.messages += 1
+        if kind == wire.VIDEO and not self.first_key_ns:
+            self.first_key_ns = now_ns if is_key(payload) else 0
+        at = payload.find(CLOCK_MARK, 0, MARK_WITHIN_BYTES)
+        if at < 0:
+            self.unstamped += 1
+            return
+        sent_ns, number = STAMP.unpack_from(payload, at + len(CLOCK_MARK))
+        self.gaps += number != self.last.get(kind, number - 1) + 1
+        self.last[kind] = number
+        if kind == wire.VIDEO:
+            self.latencies_ns.append(now_ns - sent_ns)
+
+
+class DrainPlayer(Player):
+    """Parses until the first frame arrives; from then on Drains counts its bytes."""
+
+    ready = False
+
+    def __init__(self, run):
+        super().__init__(run.loop, run.options.port, run.options.app, run.options.name)
+        self._run = run
+
+    def on_frame(self, kind, payload, now_ns):
+        if not self.ready:
+            self.ready = True
+            self._run.ready += 1
+            self.loop.forget(self)
+            self._run.drains.take(self)
+
+
+class Drains:
+    """All players that only count, behind an epoll of their own, so that the sampled ones never queue behind them."""
+
+    EVENTS_PER_TURN = 128
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._receive, self._players = {}, {}
+        self.received, self._acknowledge_at = {}, {}
+        self._scratch = bytearray(DISCARD_BYTES)
+        loop.watch(self, select.EPOLLIN)
+
+    def fileno(self):
+        return self._epoll.fileno()
+
+    def take(self, player):
+        descriptor = player.fileno()
+        self._players[descriptor] = player
+        self._receive[descriptor] = player.socket.recv_into
+        self.received[descriptor] = player.received_bytes
+        self._acknowledge_at[descriptor] = self._next_acknowledgement(player)
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    @staticmethod
+    def _next_acknowledgement(player):
+        return player.received_bytes + player.window_bytes // 2 if player.window_bytes else 1 << 62
+
+    def on_events(self, _events):
+        receive, received, scratch = self._receive, self.received, self._scratch
+        acknowledge_at, discard = self._acknowledge_at, socket.MSG_TRUNC
+        for descriptor, _ in self._epoll.poll(0, self.EVENTS_PER_TURN):
+            try:
+                size = receive[descriptor](scratch, DISCARD_BYTES, discard)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lose(descriptor, f"receive: {error.strerror}")
+                continue
+            if not size:
+                self._lose(descriptor, "closed by the server")
+                continue
+            total = received[descriptor] = received[descriptor] + size
+            if total >= acknowledge_at[descriptor]:
+                player = self._players[descriptor]
+                player.received_bytes = total
+                player.acknowledge()
+                acknowledge_at[descriptor] = self._next_acknowledgement(player)
+
+    def _lose(self, descriptor, reason):
+        self._epoll.unregister(descriptor)
+        self._players.pop(descriptor).fail(reason)
+        del self._receive[descriptor]
+
+
+class Run:
+    """A set of players from the first connect to the last figure."""
+
+    def __init__(self, options):
+        self.options = options
+        self.loop = rtmp.Loop()
+        self.drains = Drains(self.loop)
+        self.players, self.sampled, self.stalled = [], [], []
+        self.ready = 0
+        self.published = Published(options.stat)
+
+    def _connect(self):
+        """Connect at a rate that neither side's accept queue notices."""
+        options = self.options
+        count, stall = options.players, options.stall
+        watching = count - stall
+        sample = min(options.sample, watching)
+        sampled_at = {stall + index * watching // sample for index in range(sample)}
+        pause_s = max(2, count / 250) / count
+        start_s = time.monotonic()
+        for index in range(count):
+            if index < stall:
+                player = SampledPlayer(self, STALLED_BUFFER_BYTES)
+                self.stalled.append(player)
+            elif index in sampled_at:
+                player = SampledPlayer(self)
+                self.sampled.append(player)
+            else:
+                player = DrainPlayer(self)
+            self.players.append(player)
+            while time.monotonic() < start_s + (index + 1) * pause_s:
+                self.loop.turn(0.002)
+
+    def _stall(self):
+        for player in self.stalled:
+            if player.alive:
+                self.loop.forget(player)
+
+    def _align(self):
+        """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players."""
+        self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
+
+    def figures(self):
+        self._connect()
+        everyone = len(self.players)
+        self.loop.spin(MEDIA_LIMIT_S, lambda: self.ready + sum(self.loop.errors.values()) >= everyone)
+        self._stall()
+        self.loop.spin(self.options.settle)
+        self._align()
+        for player in self.sampled:
+            player.begin()
+        drained = dict(self.drains.received)
+        published = sum(self.published.read())
+        load_s = self._load_cpu_s()
+        before = ServerSample.take(self.options.pid)
+        self.loop.spin(self.options.seconds)
+        published = sum(self.published.read()) - published
+        drained = [total - drained.get(key, 0) for key, total in self.drains.received.items()]
+        after = ServerSample.take(self.options.pid)
+        load_percent = 100 * (self._load_cpu_s() - load_s) / (after.time_s - before.time_s)
+        return {
+            "players": everyone - len(self.stalled),
+            "ready": sum(player.ready for player in self.players) - sum(player.ready for player in self.stalled),
+            **core_figures(before, after),
+            "rss_start_mb": before.rss_mb,
+            "rss_mb": after.rss_mb,
+            **self._window_figures(published, drained),
+            "load_cpu": round(load_percent, 1),
+            "errors": self.loop.errors,
+            **({"stalled": len(self.stalled), "stalled_closed": self._closed_stalled()} if self.stalled else {}),
+        }
+
+    def _window_figures(self, published, drained):
+        sampled = self.sampled
+        latencies_ns = sorted(value for player in sampled for value in player.latencies_ns)
+        first_keys_ns = sorted(p.first_key_ns - p.play_ns for p in sampled if p.first_key_ns)
+        messages = sum(player.messages for player in sampled)
+        sampled_bytes = sum(player.received_bytes - player.start_bytes for player in sampled) / max(1, len(sampled))
+        figures = {
+            "delivered": round(messages / max(1, published * len(sampled)), 3),
+            "p50_ms": percentile_ms(latencies_ns, 0.5),
+            "p99_ms": percentile_ms(latencies_ns, 0.99),
+            "max_ms": percentile_ms(latencies_ns, 1),
+            "gaps": sum(player.gaps for player in sampled),
+            "unstamped": sum(player.unstamped for player in sampled),
+            "first_key_p50_ms": percentile_ms(first_keys_ns, 0.5),
+            "first_key_p99_ms": percentile_ms(first_keys_ns, 0.99),
+        }
+        if drained and sampled_bytes:
+            figures["drained"] = round(sum(drained) / len(drained) / sampled_bytes, 3)
+            figures["drained_min"] = round(min(drained) / sampled_bytes, 3)
+        return figures
+
+    def _load_cpu_s(self):
+        """CPU of this process and of the publisher, which share a core."""
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        return own.ru_utime + own.ru_stime + ServerSample.take(self.options.publisher_pid).cpu_s
+
+    def _closed_stalled(self):
+        """How many stalled players the server has given up on: read what it left until that shows."""
+        closed = 0
+        scratch = bytearray(DISCARD_BYTES)
+        for player in self.stalled:
+            try:
+                while player.alive and player.socket.recv_into(scratch, DISCARD_BYTES, socket.MSG_TRUNC):
+                    pass
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            closed += 1
+        return closed
+
+
+def percentile_ms(sorted_ns, share):
+    """A percentile in ms, or None of nothing."""
+    if not sorted_ns:
+        return None
+    return round(sorted_ns[min(len(sorted_ns) - 1, int(len(sorted_ns) * share))] / 1e6, 2)
+
+
+def add_connection_options(parser):
+    """Options that every kind of player has."""
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--app", default="live")
+    parser.add_argument("--name", default="bench")
+    parser.add_argument("--seconds", type=float, default=10, help="length of the window")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bench.players", description=__doc__)
+    add_connection_options(parser)
+    parser.add_argument("--players", type=int, default=100)
+    parser.add_argument("--sample", type=int, default=50, help="players that parse")
+    parser.add_argument("--stall", type=int, default=0, help="players among them that stop reading")
+    parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")
+    parser.add_argument("--pid", type=int, default=0, help="server to sample")
+    parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")
+    parser.add_argument("--stat", type=Path, required=True, help="file of the publisher's --stat")
+    print(json.dumps(Run(parser.parse_args()).figures()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

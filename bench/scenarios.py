@@ -1,0 +1,265 @@
+"""What is measured: each scenario starts a server, puts load on it, and emits rows of figures."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import publisher, servers
+from bench.servers import BenchError, Load, Server
+
+LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever happens to its parent
+RAMP_PLAYERS_PER_S = 250
+GOP_CACHE_S = 2.7  # one GOP and a little: what a server caches is there before the first player
+STALL_PLAYERS, STALL_STALLED, STALL_SECONDS, STALL_KBPS = 60, 20, 15, 5000
+JOIN_GAP_S = 0.15  # mean time between two joins
+FLOOR_TICKS_MS = (0, 30, 100)
+CHUNK_HEADER_BYTES = 12
+LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99
+
+
+class Bench:
+    """The options of one invocation, and the rows it has emitted."""
+
+    def __init__(self, options):
+        self.options = options
+        self.rows = []
+        self.failed = False
+        self.peer = servers.nginx() if options.peer == "nginx" else None
+        if options.peer == "nginx" and not self.peer:
+            print("nginx-rtmp is not installed: no peer in this run (apt-get install nginx libnginx-mod-rtmp)")
+
+    def kinds(self, *, unpaced=False):
+        """The servers to measure: rtmpd, then the peer."""
+        rtmpd = servers.rtmpd(self.options.server_command, unpaced=unpaced)
+        return [rtmpd, self.peer] if self.peer else [rtmpd]
+
+    def measure(self, scenario, kind, measure, **about):
+        """Run measure(server, work) on a fresh server, emit its figures, and return the row, or None if it failed."""
+        with tempfile.TemporaryDirectory(prefix="rtmpd-bench-") as work:
+            try:
+                with Server(kind, work) as server:
+                    try:
+                        figures = measure(server, Path(work))
+                    except BenchError as error:
+                        raise BenchError(f"{error}\n{server.log_tail()}".strip()) from error
+            except BenchError as error:
+                self.failed = True
+                print(f"{scenario}  server={kind.name}  failed: {error}", flush=True)
+                return None
+        return self.emit(scenario, server=kind.name, **about, **figures)
+
+    def emit(self, scenario, **figures):
+        row = {"scenario": scenario, **figures}
+        self.rows.append(row)
+        print("  ".join(f"{key}={_shown(value)}" for key, value in row.items()), flush=True)
+        for warning in _warnings(row):
+            print(f"    warning: {warning}", flush=True)
+        if self.options.json:
+            self._append(row)
+        return row
+
+    def _append(self, row):
+        path = self.options.json
+        rows = json.loads(path.read_text()) if path.exists() else []
+        rows.append({"when": datetime.now(UTC).isoformat(timespec="seconds"), **row})
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+    def ratio(self, label, upper, lower):
+        """Print upper / lower CPU, where both were measured."""
+        if upper and lower and lower["cpu"]:
+            ratio = upper["cpu"] / lower["cpu"]
+            names = f"{upper['server']}/{lower['server']}"
+            print(f"{label}  {names}  cpu_ratio={ratio:.2f}", flush=True)
+
+    def find(self, **wanted):
+        """The last row that has these figures."""
+        found = (row for row in reversed(self.rows) if all(row.get(key) == value for key, value in wanted.items()))
+        return next(found, None)
+
+
+def _shown(value):
+    if isinstance(value, dict):
+        return json.dumps(value) if value else "none"
+    return value
+
+
+def _warnings(row):
+    if row.get("load_cpu", 0) > LOAD_WARN_PERCENT:
+        yield "load_cpu is near its core's limit: these figures are the generator's, not the server's"
+    if row.get("ksoftirqd_cpu", 0) > OTHER_WARN_PERCENT:
+        yield "the core is so loaded that the kernel did part of the sending apart: the cost is cpu + ksoftirqd_cpu"
+    if row.get("other_cpu", 0) > OTHER_WARN_PERCENT:
+        yield "something else ran on the server's core"
+    if row.get("delivered", 1) < DELIVERED_WARN:
+        yield "not all was delivered: CPU and latency are those of a server that is too slow, or that drops"
+    if row.get("ready", 0) < row.get("players", 0) and "ready" in row:
+        yield "some players never got media"
+    if row.get("unstamped"):
+        yield "messages without a stamp: the server changes payloads"
+    if row.get("skipped"):
+        yield "publishers were held back"
+    if row.get("incomplete"):
+        yield "send(2) did not take everything: the drain on the other core is too slow"
+
+
+@contextlib.contextmanager
+def _live_stream(server, work, kbps):
+    """One publisher that is live for longer than what any server caches."""
+    stat = work / "published"
+    arguments = ("--port", server.port, "--kbps", kbps, "--seconds", LIVE_LIMIT_S, "--stat", stat)
+    with Load("publisher", *arguments) as live:
+        if not live.line()["live"]:
+            live.process.terminate()
+            raise BenchError(f"the publisher is not live: {live.figures(30)['errors']}")
+        servers.pause(GOP_CACHE_S)
+        yield live, stat
+
+
+def _play(server, work, kbps, players, seconds, stall=0):
+    """Figures of players, and those of the publisher that fed them."""
+    with _live_stream(server, work, kbps) as (live, stat):
+        arguments = ["--port", server.port, "--players", players, "--seconds", seconds, "--stall", stall]
+        arguments += ["--pid", server.pid, "--publisher-pid", live.pid, "--stat", stat]
+        with Load("players", *arguments) as load:
+            figures = load.figures(players / RAMP_PLAYERS_PER_S + seconds + 60)
+        live.process.terminate()
+        published = live.figures(30)
+    if published["errors"]:
+        figures["errors"] |= {f"publisher: {reason}": count for reason, count in published["errors"].items()}
+    return figures, published
+
+
+def fanout(bench, *, unpaced=False):
+    """One publisher, many players: what delivering costs, and how late it is."""
+    scenario = "fanout-unpaced" if unpaced else "fanout"
+    options = bench.options
+    for players in options.players:
+
+        def measure(server, work, players=players):
+            return _play(server, work, options.kbps or 1000, players, options.seconds)[0]
+
+        rows = [bench.measure(scenario, kind, measure) for kind in bench.kinds(unpaced=unpaced)]
+        if len(rows) == 2:
+            bench.ratio(f"{scenario}  players={players}", *rows)
+        if unpaced:
+            floor_row = bench.find(scenario="floor", players=players, tick_ms=0)
+            bench.ratio(f"{scenario}  players={players}", rows[0], floor_row)
+
+
+def fanout_unpaced(bench):
+    """The same with pacing off: each message is sent as it comes."""
+    fanout(bench, unpaced=True)
+
+
+def floor(bench):
+    """The same bytes by plain send(2), from a C program without a server."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        print("floor  skipped: it needs a C compiler")
+        return
+    options = bench.options
+    small = publisher.inter_frame_bytes(options.kbps or 1000)
+    sizes = [small, small * publisher.KEY_FRAME_TIMES, publisher.AUDIO_BYTES]
+    media = [size + CHUNK_HEADER_BYTES for size in sizes] + [publisher.FRAMES_PER_S, publisher.GOP_FRAMES]
+    with tempfile.TemporaryDirectory(prefix="rtmpd-bench-") as work:
+        program = Path(work, "floor")
+        subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("floor.c")], check=True)
+        for players in options.players:
+            for tick_ms in FLOOR_TICKS_MS:
+                command = [program, players, options.seconds, tick_ms, *media]
+                try:
+                    done = subprocess.run(
+                        list(map(str, command)), capture_output=True, check=True, timeout=options.seconds + 90
+                    )
+                except subprocess.SubprocessError as error:
+                    bench.failed = True
+                    print(f"floor  players={players}  failed: {error}", flush=True)
+                    continue
+                bench.emit("floor", server="send(2)", players=players, tick_ms=tick_ms, **json.loads(done.stdout))
+            unpaced = bench.find(scenario="fanout-unpaced", server="rtmpd-unpaced", players=players)
+            bench.ratio(f"floor  players={players}", unpaced, bench.find(scenario="floor", players=players, tick_ms=0))
+
+
+def ingest(bench):
+    """Many publishers, no players: what receiving costs."""
+    options = bench.options
+    kbps = options.kbps or 1000
+    audio_kbps = publisher.AUDIO_BYTES * 8 * publisher.AUDIO_RATE / publisher.AUDIO_SAMPLES / 1000
+    for publishers in options.publishers:
+
+        def measure(server, _work, publishers=publishers):
+            arguments = ["--port", server.port, "--publishers", publishers, "--kbps", kbps, "--settle", 3]
+            with Load("publisher", *arguments, "--seconds", options.seconds, "--pid", server.pid) as load:
+                return load.figures(options.seconds + 60)
+
+        # What a server holds if it keeps exactly one GOP of each stream; read rss_mb against it.
+        gop_mb = round(publishers * publisher.GOP_S * (kbps + audio_kbps) * 1000 / 8 / 2**20, 1)
+        about = {"publishers": publishers, "gop_estimate_mb": gop_mb}
+        rows = [bench.measure("ingest", kind, measure, **about) for kind in bench.kinds()]
+        if len(rows) == 2:
+            bench.ratio(f"ingest  publishers={publishers}", *rows)
+
+
+def join(bench):
+    """Late joiners at random moments: how soon each has a picture."""
+    options = bench.options
+    over_s = options.joins * JOIN_GAP_S
+
+    def measure(server, work):
+        with _live_stream(server, work, options.kbps or 1000):
+            arguments = ("--port", server.port, "--joins", options.joins, "--seconds", over_s)
+            with Load("joins", *arguments) as load:
+                return load.figures(over_s + 60)
+
+    for kind in bench.kinds():
+        bench.measure("join", kind, measure)
+
+
+def stall(bench):
+    """Some players stop reading: what that does to the others, to the publisher and to memory."""
+    options = bench.options
+    kbps, seconds = options.kbps or STALL_KBPS, max(STALL_SECONDS, options.seconds)
+    for kind in bench.kinds():
+        rows = []
+        for stalled in (0, STALL_STALLED):
+
+            def measure(server, work, stalled=stalled):
+                figures, published = _play(server, work, kbps, STALL_PLAYERS, seconds, stall=stalled)
+                wanted = ("lag_max_ms", "pending_max_bytes", "skipped")
+                return {**figures, **{f"publisher_{key}": published[key] for key in wanted}}
+
+            rows.append(bench.measure("stall", kind, measure, kbps=kbps))
+        calm, stalled_row = rows
+        if calm and stalled_row and calm["p99_ms"] and stalled_row["p99_ms"]:
+            growth_mb = stalled_row["rss_mb"] - stalled_row["rss_start_mb"]
+            print(
+                f"stall  server={kind.name}  p50_ratio={stalled_row['p50_ms'] / calm['p50_ms']:.2f}"
+                f"  p99_ratio={stalled_row['p99_ms'] / calm['p99_ms']:.2f}  rss_growth_mb={growth_mb:.1f}",
+                flush=True,
+            )
+
+
+SCENARIOS = {
+    "fanout": fanout,
+    "fanout-unpaced": fanout_unpaced,
+    "floor": floor,
+    "ingest": ingest,
+    "join": join,
+    "stall": stall,
+}
+
+
+def run(options):
+    """Run the scenarios that were asked for; return the exit code."""
+    servers.raise_file_limit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that context managers stop what they started
+    bench = Bench(options)
+    for name in options.scenarios:
+        SCENARIOS[name](bench)
+    return 1 if bench.failed else 0
