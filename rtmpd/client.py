@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import gevent
+from gevent.lock import BoundedSemaphore
 from gevent.socket import create_connection
 
 from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClosed
@@ -65,15 +66,23 @@ class RtmpUrl:
         Raises:
             ValueError: It is no RTMP URL; the message says what was expected.
         """
-        parts = urlsplit(url)
-        if parts.scheme != "rtmp" or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            # A bracket or a port that is none.
+            host = None
+        if not host or parts.scheme != "rtmp":
             raise ValueError(f"expected rtmp://host[:port]/app/name, got {url.partition('?')[0]!r}")
         app, _, name = parts.path.strip("/").rpartition("/")
         if not app:
             app, name = name, ""
         if parts.query:
             name += "?" + parts.query
-        return cls(parts.hostname, parts.port or DEFAULT_PORT, app, name)
+        if parts.fragment:
+            # RTMP knows no fragments: it is part of the name.
+            name += "#" + parts.fragment
+        return cls(host, port or DEFAULT_PORT, app, name)
 
     @property
     def tc_url(self) -> str:
@@ -127,6 +136,8 @@ class Client:
         self._inbox: list[RawMessage] = []
         self._drain: gevent.Greenlet[[], None] | None = None
         self._ended: RtmpdError | None = None
+        self._published = ""
+        self._writing = BoundedSemaphore()
 
     def __enter__(self) -> Self:
         return self
@@ -240,7 +251,7 @@ class Client:
         """
         if self._transport is None:
             self.connect()
-        name = self.url.name if name is None else name
+        name = self._published = self.url.name if name is None else name
         with deadline(self.timeout_s, "publishing"):
             self._send_command("releaseStream", None, name)
             self._send_command("FCPublish", None, name)
@@ -288,7 +299,7 @@ class Client:
 
     def unpublish(self) -> None:
         """End the publish as encoders do: FCUnpublish, then deleteStream."""
-        self._send_command("FCUnpublish", None, self.url.name)
+        self._send_command("FCUnpublish", None, self._published)
         self._send_command("deleteStream", None, self.message_stream_id)
 
     # Playing -----------------------------------------------------------------------------------------------------------
@@ -355,8 +366,10 @@ class Client:
             self._inbox = self.endpoint.receive(transport.recv())
 
     def _flush(self) -> None:
+        # While publishing, the caller and the greenlet that drains both write: one at a time, in the order of encoding.
         if self.endpoint.outgoing:
-            self._connected().send_all(self.endpoint.take_outgoing(), self.timeout_s)
+            with self._writing:
+                self._connected().send_all(self.endpoint.take_outgoing(), self.timeout_s)
 
     def close(self) -> None:
         """Close the connection; harmless if there is none."""

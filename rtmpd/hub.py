@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _SWEEP_BLOCK = 500  # connections looked at between two looks at the event loop
 _REFUSAL_LOG_S = 10.0
+_FLUSH_S = 1.0
 
 
 class Hub:
@@ -121,23 +122,35 @@ class Hub:
 
     # Policy ------------------------------------------------------------------------------------------------------------
 
-    def application(self, app: str) -> LiveConfig:
-        """Return the options for an app.
+    def admit(self, app: str) -> LiveConfig:
+        """Let a client connect to an app; return the options that hold for it as far as the app tells.
+
+        Clients cut URLs in different places: an application ``live/sub`` may come as the app ``live``.
 
         Raises:
-            Refused: There are applications in the configuration, and none takes this one.
+            Refused: There are applications in the configuration, and none can be meant.
         """
         found = self.config.application(app)
+        if found is not None:
+            return found[1]
+        if any(name.startswith(f"{app}/") for name in self.config.applications):
+            return self.config.live
+        raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
+
+    def _options(self, key: str, code: str) -> LiveConfig:
+        """Return the options for a stream, by the whole of its path; raises `Refused` with *code*."""
+        found = self.config.application(key.rpartition("/")[0])
         if found is None:
-            raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
+            raise Refused(code, "There is no such application.")
         return found[1]
 
-    def publish(self, key: str, options: LiveConfig, publisher: Publisher) -> Stream:
+    def publish(self, key: str, publisher: Publisher) -> Stream:
         """Let *publisher* publish *key*.
 
         Raises:
-            Refused: The name is being published by somebody else.
+            Refused: The name is being published by somebody else, or belongs to no application.
         """
+        options = self._options(key, status.PUBLISH_DENIED)
         stream = self.streams.get(key)
         if stream is not None and stream.publisher is not None:
             self._make_way(stream)
@@ -151,7 +164,10 @@ class Hub:
 
     def _make_way(self, stream: Stream) -> None:
         """Refuse a second publisher, unless the first has fallen silent: an encoder that lost its network must get back in."""
-        silent_s = time.monotonic() - stream.active_at
+        now = time.monotonic()
+        # The last sweep may be a second old, and the publisher have sent since.
+        stream.sweep(now, 0.0)
+        silent_s = now - stream.active_at
         takeover_s = stream.options.publisher_takeover_s
         if not takeover_s or silent_s < takeover_s:
             raise Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.")
@@ -170,12 +186,13 @@ class Hub:
                 stream.end()
             self._drop_if_idle(stream)
 
-    def play(self, key: str, options: LiveConfig, player: Player) -> Stream:
+    def play(self, key: str, player: Player) -> Stream:
         """Return the stream *key* for a player.
 
         Raises:
-            Refused: Nobody publishes it, and players may not wait.
+            Refused: Nobody publishes it and players may not wait, or it belongs to no application.
         """
+        options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
         if stream is None or not stream.announced:
             if not options.wait_for_publisher:
@@ -223,7 +240,9 @@ class Hub:
         for stream in list(self.streams.values()):
             stream.pause()
             stream.end()
-            stream.fanout.flush()
+        deadline = time.monotonic() + _FLUSH_S
+        for stream in list(self.streams.values()):
+            stream.fanout.flush(max(0.0, deadline - time.monotonic()))
         for connection in list(self.connections):
             connection.transport.close("the server is stopping")
         if self._greenlet is not None:

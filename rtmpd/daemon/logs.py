@@ -20,10 +20,16 @@ class _DroppingHandler(logging.handlers.QueueHandler):
     def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
         super().__init__(lines)
         self.dropped = 0
+        self._told = 0
         self._lines = lines
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
+            if self.dropped != self._told:
+                lost = self.dropped - self._told
+                message = f"{lost} log lines were dropped: whoever reads the log paused"
+                self._lines.put_nowait(logging.LogRecord("rtmpd", logging.WARNING, "", 0, message, None, None))
+                self._told = self.dropped
             self._lines.put_nowait(record)
         except queue.Full:
             self.dropped += 1

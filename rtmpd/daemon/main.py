@@ -5,10 +5,12 @@ The composition root: the one place that knows all parts. Imports everything but
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import resource
 import signal
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,7 @@ __all__ = ["Daemon", "run"]
 log = logging.getLogger(__name__)
 
 _SPARE_DESCRIPTORS = 64
+_REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
 
 
@@ -53,6 +56,7 @@ class Daemon:
         self.hub = Hub(config)
         self.listeners: list[Listener] = []
         self._failed = False
+        self._descriptors_logged_at = 0.0
         self._over = Event()
 
     def start(self) -> None:
@@ -97,6 +101,7 @@ class Daemon:
             log.warning("reload: %s only changes when rtmpd is started again", option)
         server = replace(config.server, listen=self.config.server.listen, chunk_size_bytes=self.config.server.chunk_size_bytes)
         self.config = replace(config, server=server, log=replace(config.log, queue_limit=self.config.log.queue_limit))
+        _raise_descriptor_limit(config.server.connection_limit)
         self.hub.reload(self.config)
         log.info("configuration reloaded")
 
@@ -117,7 +122,8 @@ class Daemon:
                 listener.wait(limit_s)
         for listener in self.listeners:
             listener.kill()
-        log.info("stopped")
+        counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()))
+        log.info("stopped; counted: %s", counters or "nothing")
 
     def _close_listeners(self) -> None:
         for listener in self.listeners:
@@ -136,6 +142,14 @@ class Daemon:
         traceback: TracebackType | None,
     ) -> None:
         """Log what a greenlet or an event-loop callback let escape; gevent would print it to standard error."""
+        if isinstance(value, OSError) and value.errno in (errno.EMFILE, errno.ENFILE):
+            # gevent's accept loop has met it, and tries again after a while.
+            self.hub.count("accept_failures")
+            now = time.monotonic()
+            if now - self._descriptors_logged_at > _REPEAT_S:
+                self._descriptors_logged_at = now
+                log.error("can't accept: %s; lower connection_limit or raise the system's limit", value.strerror)
+            return
         self.hub.count("internal_errors")
         error = value if isinstance(value, BaseException) else RuntimeError(f"{kind}: {value}")
         log.error("internal error in %r", context, exc_info=(type(error), error, traceback))

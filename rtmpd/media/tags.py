@@ -65,6 +65,9 @@ _LEGACY_AVC, _LEGACY_HEVC = 7, 12
 _FRAME_TYPE_KEY, _FRAME_TYPE_COMMAND = 1, 5
 _AUDIO_AAC, _AUDIO_EX = 10, 9
 
+_FOUR_CC_SIZE = 4
+_MAX_TRACKS = 256  # track ids have 8 bits; without a bound a message of empty tracks would name millions
+
 _LEGACY_VIDEO_CODECS = {2: "h263", 3: "screen", 4: "vp6", 5: "vp6a", 6: "screen2", 7: "h264", 12: "hevc"}
 _LEGACY_AUDIO_CODECS = {
     0: "pcm",
@@ -135,7 +138,7 @@ def video_kind(payload: bytes) -> int:
                 return _HEADER if packet == 0 else _END if packet == 2 else _OTHER
         return _KEYFRAME if frame_type == _FRAME_TYPE_KEY else _FRAME
     packet = first & 15
-    if packet in (1, 3):
+    if packet in (1, 3) and len(payload) > _FOUR_CC_SIZE:
         frame_type = first >> 4 & 7
         if frame_type == _FRAME_TYPE_KEY:
             return _KEYFRAME
@@ -147,10 +150,11 @@ def audio_kind(payload: bytes) -> int:
     """Classify an audio message; the result is a `Kind` as a plain int, never a keyframe."""
     if len(payload) < 2:
         return _OTHER
-    sound_format = payload[0] >> 4
+    first = payload[0]
+    sound_format = first >> 4
     if sound_format == _AUDIO_AAC:
         return _FRAME if payload[1] else _HEADER
-    if sound_format == _AUDIO_EX and payload[0] & 15 != AudioPacket.CODED_FRAMES:
+    if sound_format == _AUDIO_EX and (first & 15 != 1 or len(payload) <= _FOUR_CC_SIZE):
         return int(audio_info(payload).kind)
     return _FRAME
 
@@ -247,7 +251,7 @@ def _read_tracks(
     """
     if packet != multitrack_packet:
         four_cc = payload[position : position + 4]
-        if len(four_cc) < 4:
+        if len(four_cc) < _FOUR_CC_SIZE:
             return -1, (0,), False, "", len(payload)
         return packet, (0,), False, _codec_name(four_cc), position + 4
     if position >= len(payload):
@@ -261,7 +265,7 @@ def _read_tracks(
         position += 4
     body = position
     tracks: list[int] = []
-    while position < len(payload):
+    while position < len(payload) and len(tracks) < _MAX_TRACKS:
         if many_codecs:
             codec = codec or _codec_name(payload[position : position + 4])
             position += 4
@@ -274,9 +278,11 @@ def _read_tracks(
         size = int.from_bytes(payload[position + 1 : position + 4], "big")
         position += 4 + size
     if not tracks or packet == multitrack_packet:
-        return -1, tuple(tracks) or (0,), True, codec, position
+        return -1, tuple(tracks) or (0,), True, codec, min(position, len(payload))
     return packet, tuple(tracks), True, codec, body
 
 
 def _codec_name(four_cc: bytes) -> str:
+    if len(four_cc) < _FOUR_CC_SIZE:
+        return ""
     return _FOURCC_CODECS.get(four_cc) or f"0x{four_cc.hex()}"

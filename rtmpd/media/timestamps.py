@@ -9,11 +9,14 @@ from __future__ import annotations
 
 __all__ = ["Timeline", "Track"]
 
-_BACKWARD_LIMIT_MS = -2_000
-"""A step back further than this is a jump; less is jitter, and is held level."""
+_STEP_LIMIT_MS = 2_000
+"""A step within this, either way, is the stream running on. A step back is then jitter, and is held level."""
 
-_FORWARD_LIMIT_MS = 60_000
-"""A step forward further than this is a jump: a stream may well show one picture for a while."""
+_GAP_LIMIT_MS = 60_000
+"""A longer step forward is a gap up to here: a stream may well show one picture for a while. All else is a jump."""
+
+_STRAY_MS = 1_000
+"""A track that is back within this on the clock that it jumped from had a stray timestamp, and no new clock."""
 
 _NEAR_MS = 10_000
 """Tracks of one stream whose clocks are within this of each other share a base."""
@@ -25,12 +28,14 @@ _HALF = 0x8000_0000
 class Track:
     """The state of one track (audio, or video) on a timeline. Owned by `Timeline`."""
 
-    __slots__ = ("last_in", "raw", "shown")
+    __slots__ = ("last_in", "left_at", "left_offset", "raw", "shown")
 
     def __init__(self) -> None:
         self.last_in = -1  # the publisher's last timestamp, -1 before the first
         self.raw = 0  # the same on the timeline, unwrapped
         self.shown = 0  # what was given out: raw, but never less than before
+        self.left_offset: int | None = None  # raw less timestamp, before the last jump
+        self.left_at = 0  # raw at that jump
 
 
 class Timeline:
@@ -40,7 +45,8 @@ class Timeline:
 
     Attributes:
         newest: The newest time given out, unwrapped; -1 before the first.
-        jumps: How often a track had to be rebased.
+        offset: Timeline less publisher's clock, of the track that was placed anew last; others follow it if it fits them.
+        jumps: How often a track had to be placed anew.
     """
 
     __slots__ = ("_anchor", "audio", "jumps", "newest", "offset", "video")
@@ -55,50 +61,75 @@ class Timeline:
 
     def restart(self, elapsed_ms: int) -> None:
         """Begin with another publisher, *elapsed_ms* after the last message: its first timestamp follows the newest one."""
-        self.audio = Track()
-        self.video = Track()
+        for track in (self.audio, self.video):
+            # What was shown stays: players that were kept have seen it.
+            track.last_in = -1
+            track.left_offset = None
         if self.newest >= 0:
             self.newest += max(1, elapsed_ms)
             self._anchor = True
 
     def stamp(self, track: Track, timestamp: int) -> int:
         """Map the timestamp of a frame of *track* (``audio`` or ``video`` of this timeline)."""
-        if track.last_in >= 0:
-            step = (timestamp - track.last_in + _HALF) % _WRAP - _HALF
-            if _BACKWARD_LIMIT_MS <= step <= _FORWARD_LIMIT_MS:
-                track.last_in = timestamp
-                raw = track.raw = track.raw + step
-                if raw > track.shown:
-                    track.shown = raw
-                    if raw > self.newest:
-                        self.newest = raw
-                    return raw & 0xFFFFFFFF
-                return track.shown & 0xFFFFFFFF
-            self.jumps += 1
-        return self._enter(track, timestamp)
+        if track.last_in < 0:
+            return self._enter(track, timestamp)
+        step = (timestamp - track.last_in + _HALF) % _WRAP - _HALF
+        if -_STEP_LIMIT_MS <= step <= _STEP_LIMIT_MS:
+            track.last_in = timestamp
+            raw = track.raw = track.raw + step
+            if raw > track.shown:
+                track.shown = raw
+                if raw > self.newest:
+                    self.newest = raw
+                return raw & 0xFFFFFFFF
+            return track.shown & 0xFFFFFFFF
+        return self._leap(track, timestamp, step)
 
     def _enter(self, track: Track, timestamp: int) -> int:
-        """Place the first timestamp of a track, or the first after a jump."""
+        """Place a timestamp that says nothing by the track's last: with the other track, if that can be."""
         if self.newest < 0:
-            raw = timestamp
-        elif self._anchor:
-            self._anchor = False
-            raw = self.newest
-            self.offset = raw - timestamp
-        else:
-            raw = self._near(timestamp)
-            if abs(raw - self.newest) > _NEAR_MS:
-                raw = self.newest
-                self.offset = raw - timestamp
+            return self._place(track, timestamp, timestamp)
+        if not self._anchor:
+            raw = self._near(timestamp, self.offset)
+            if abs(raw - self.newest) <= _NEAR_MS:
+                return self._place(track, timestamp, raw)
+        self._anchor = False
+        return self._rebase(track, timestamp)
+
+    def _leap(self, track: Track, timestamp: int, step: int) -> int:
+        """Place a timestamp that is far from the track's last: a gap, a jump, or the way back from a stray one."""
+        offset = track.raw - track.last_in
+        leads = (offset - self.offset) % _WRAP == 0
+        if track.left_offset is not None and track.raw - track.left_at <= _STRAY_MS:
+            raw = self._near(timestamp, track.left_offset)
+            if abs(raw - self.newest) <= _STEP_LIMIT_MS:
+                if leads:
+                    self.offset = track.left_offset
+                track.left_offset = None
+                return self._place(track, timestamp, raw)
+        if 0 < step <= _GAP_LIMIT_MS:
+            return self._place(track, timestamp, track.raw + step)
+        self.jumps += 1
+        # The first track to jump goes to the newest time, the others after it.
+        stamped = self._rebase(track, timestamp) if leads else self._enter(track, timestamp)
+        track.left_offset, track.left_at = offset, track.raw
+        return stamped
+
+    def _rebase(self, track: Track, timestamp: int) -> int:
+        """Place a timestamp at the newest time."""
+        self.offset = self.newest - timestamp
+        return self._place(track, timestamp, self.newest)
+
+    def _place(self, track: Track, timestamp: int, raw: int) -> int:
         track.last_in = timestamp
         track.raw = raw
         track.shown = max(raw, track.shown)
         self.newest = max(self.newest, track.shown)
         return track.shown & 0xFFFFFFFF
 
-    def _near(self, timestamp: int) -> int:
-        """Unwrap a timestamp with the stream's offset to the value that is nearest to the newest time."""
-        return self.newest + (timestamp + self.offset - self.newest + _HALF) % _WRAP - _HALF
+    def _near(self, timestamp: int, offset: int) -> int:
+        """Unwrap a timestamp with an offset to the value that is nearest to the newest time."""
+        return self.newest + (timestamp + offset - self.newest + _HALF) % _WRAP - _HALF
 
     def beside(self, timestamp: int) -> int:
         """Map the timestamp of what is no frame: headers, metadata, cue points.
@@ -108,7 +139,7 @@ class Timeline:
         """
         if self.newest < 0:
             return timestamp
-        raw = self._near(timestamp)
+        raw = self._near(timestamp, self.offset)
         if self._anchor or abs(raw - self.newest) > _NEAR_MS:
             raw = self.newest
         return raw & 0xFFFFFFFF

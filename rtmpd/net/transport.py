@@ -55,6 +55,7 @@ class Transport:
             socket's own method, since the fan-out calls it for every player.
         close_reason: Why it was closed from our side; empty if it was not.
         bytes_sent: By `send_all` only.
+        sending: `send_all` is under way; anything else would land inside what it sends.
         interactive: Acknowledge what arrives at once (TCP_QUICKACK): FFmpeg and librtmp write C2 and each command in several
             small pieces with Nagle's algorithm on, and wait 40 ms for the delayed acknowledgement at every step otherwise.
     """
@@ -68,6 +69,7 @@ class Transport:
         "close_reason",
         "interactive",
         "peer",
+        "sending",
         "sock",
         "try_send",
     )
@@ -77,6 +79,7 @@ class Transport:
         self.peer = peer
         self.close_reason = ""
         self.bytes_sent = 0
+        self.sending = False
         self.interactive = sock.family != stdlib_socket.AF_UNIX
         # gevent's socket wraps the interpreter's; that one is non-blocking and a fifth faster to send with.
         self._sock: stdlib_socket.socket = sock._sock  # type: ignore[attr-defined]
@@ -140,17 +143,21 @@ class Transport:
             TransportClosed: The connection is gone. DeadlineExceeded: The peer did not take it in time.
         """
         view = memoryview(data)
-        with deadline(limit_s, "sending"):
-            while view:
-                try:
-                    sent = self._sock.send(view)
-                except BlockingIOError:
-                    wait(self._write_watcher)
-                    continue
-                except OSError as error:
-                    raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
-                self.bytes_sent += sent
-                view = view[sent:]
+        self.sending = True
+        try:
+            with deadline(limit_s, "sending"):
+                while view:
+                    try:
+                        sent = self._sock.send(view)
+                    except BlockingIOError:
+                        wait(self._write_watcher)
+                        continue
+                    self.bytes_sent += sent
+                    view = view[sent:]
+        except OSError as error:
+            raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
+        finally:
+            self.sending = False
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the event loop as long as the socket takes data, until `unwatch_writable`."""

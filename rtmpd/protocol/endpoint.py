@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.protocol import message as wire
-from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, ChunkReader, RawMessage, frame_message
+from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, ChunkReader, frame_message
 from rtmpd.protocol.command import encode_command
 from rtmpd.protocol.message import MessageType, UserControl, UserControlType
 

@@ -152,10 +152,10 @@ def parse_uint32(message: RawMessage) -> int:
 
 
 def parse_user_control(message: RawMessage) -> UserControl:
-    """Read a User Control message.
+    """Read a User Control message; what it is too short for is 0.
 
     Raises:
-        RemoteProtocolError: It has fewer than 6 bytes (10 for SetBufferLength) though its event is one that we know.
+        RemoteProtocolError: It has fewer than 2 bytes, or fewer than 6 though it is a ping or SetBufferLength.
     """
     payload = message.payload
     if len(payload) < 2:

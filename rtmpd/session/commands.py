@@ -53,7 +53,7 @@ def _connect(connection: Connection, command: Command) -> None:
     path = resolve(connection.app, connection.tc_url, "", "").key
     if not is_printable(path):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
-    connection.options = connection.hub.application(path)
+    connection.options = connection.hub.admit(path)
     connection.connected = True
     connection.phase = "command"
     encoding = properties.get("objectEncoding")
@@ -152,9 +152,8 @@ def _publish(connection: Connection, command: Command) -> None:
     # Media is never answered, so there is no acknowledgement worth hurrying from here on.
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
-    assert connection.options is not None
     publisher = Publisher(connection, message_stream, name)
-    stream = connection.hub.publish(found.key, connection.options, publisher)
+    stream = connection.hub.publish(found.key, publisher)
     publisher.start(stream)
     _say_publish_start(connection, message_stream)
 
@@ -204,9 +203,8 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
         _stop_publishing(connection, message_stream, "play")
     _stop_playing(connection, message_stream, "play of another name", silent=True)
     found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
-    assert connection.options is not None
     player = Player(connection, message_stream, name)
-    stream = connection.hub.play(found.key, connection.options, player)
+    stream = connection.hub.play(found.key, player)
     endpoint = connection.endpoint
     number = message_stream.id
     endpoint.send_user_control(UserControlType.STREAM_BEGIN, number)

@@ -62,16 +62,20 @@ class ConnectionHub(Protocol):
     def config(self) -> Config:
         """The configuration in force."""
 
-    def application(self, app: str) -> LiveConfig:
-        """Return the options for an app; raises `Refused`."""
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is about to end."""
 
-    def publish(self, key: str, options: LiveConfig, publisher: Publisher) -> Stream:
+    def admit(self, app: str) -> LiveConfig:
+        """Let a client connect to an app and return what holds for it so far; raises `Refused`."""
+
+    def publish(self, key: str, publisher: Publisher) -> Stream:
         """Let *publisher* publish *key*; raises `Refused`."""
 
     def unpublish(self, stream: Stream, publisher: Publisher) -> None:
         """Take leave of a publisher."""
 
-    def play(self, key: str, options: LiveConfig, player: Player) -> Stream:
+    def play(self, key: str, player: Player) -> Stream:
         """Return the stream for a player; raises `Refused`."""
 
     def unplay(self, stream: Stream, player: Player) -> None:
@@ -132,6 +136,7 @@ class Connection:
         self.opened_at = time.monotonic()
         self.messages = 0
         self.bytes_played = 0
+        self._given_up = False
         self._command_times: deque[float] = deque(maxlen=self.config.command_limit)
         # What the sweep saw last, and when it changed.
         self._seen_messages = 0
@@ -151,7 +156,11 @@ class Connection:
             self._serve()
         except TransportClosed as error:
             reason = str(error)
-            if not self.connected and not self.transport.close_reason:
+            if self.transport.close_reason:
+                if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
+                    # The fan-out did: a player that stalled. One whose socket failed has merely gone.
+                    self.log.warning("%s: %s", self.phase, reason)
+            elif not self.connected:
                 self.hub.count("early_closes")
         except HandshakeError as error:
             reason = self._broken("handshake_failures", error)
@@ -269,7 +278,8 @@ class Connection:
         command = decode_command(message)
         if not self.connected and command.name != "connect":
             raise RemoteProtocolError(f"command {command.name[:40]!r} before connect")
-        self.log.debug("< %s %g on %d", command.name, command.transaction_id, command.message_stream_id)
+        # A name is whatever the peer sent: quoted, it can't forge a line.
+        self.log.debug("< %.80r %g on %d", command.name, command.transaction_id, command.message_stream_id)
         handler = COMMANDS.get(command.name)
         try:
             if handler is None:
@@ -386,6 +396,8 @@ class Connection:
                 self._ping(now_s)
 
     def _ping(self, now_s: float) -> None:
+        if self.transport.sending:
+            return
         self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
         player = self.any_player()
         data = self.endpoint.take_outgoing()
@@ -399,5 +411,7 @@ class Connection:
             self.log.debug("= ping not sent: %s", error)
 
     def _give_up(self, reason: str) -> None:
+        self._given_up = True
         self.hub.count("deadlines_exceeded")
+        self.log.warning("%s: %s", self.phase, reason)
         self.transport.close(reason)

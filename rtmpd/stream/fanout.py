@@ -41,6 +41,8 @@ _BLOCK = 64  # players between two looks at the clock
 _SLICE_S = 0.003  # how long a pass may hold the event loop
 _GATHER_BYTES = 1 << 20  # a pass over several pages takes about this much at the most
 _SHORTEST_REST_S = 0.0005
+_AFTER_BUG_S = 0.01
+_FLUSH_STEP_S = 0.005
 
 
 def _gone(data: bytes | bytearray | memoryview) -> int:
@@ -75,7 +77,10 @@ class Fanout:
         self._page: Page | None = None  # the group's cursor; None while nobody has one
         self._offset = 0
         self._passing = False
+        self._served = 0  # members that the pass under way has come to
+        self._range = 0  # bytes that it hands to each
         self._left_group = False
+        self._joins_handled = 0  # the join point at which those who waited were last let in
         self._at_rest: list[Callable[[], None]] = []
         self._idle = True
         self._wakeup = Event()
@@ -88,6 +93,11 @@ class Fanout:
 
     def __len__(self) -> int:
         return len(self._members) + len(self._alone) + len(self._waiting) + len(self._paused)
+
+    @property
+    def anyone_waits(self) -> bool:
+        """Whether a subscriber waits for a join point."""
+        return bool(self._waiting)
 
     @property
     def has_cursors(self) -> bool:
@@ -104,14 +114,19 @@ class Fanout:
         self._start(subscriber)
 
     def _start(self, subscriber: Subscriber) -> None:
-        if self.wirelog.join_page is None:
-            subscriber.state = State.WAITING
-            subscriber.waiting_since = time.monotonic()
-            self._waiting.add(subscriber)
-            self._serve(subscriber)
+        if self.wirelog.join_page is None or not self.options.gop_cache:
+            self._set_waiting(subscriber, time.monotonic())
         else:
             self._move_to_join_point(subscriber)
-            self._serve(subscriber)
+        self._serve(subscriber)
+
+    def _set_waiting(self, subscriber: Subscriber, now_s: float) -> None:
+        """Let a subscriber wait for the next join point."""
+        subscriber.state = State.WAITING
+        subscriber.page = None
+        subscriber.waiting_since = now_s
+        subscriber.joins_seen = self.wirelog.joins
+        self._waiting.add(subscriber)
 
     def _move_to_join_point(self, subscriber: Subscriber) -> None:
         wirelog = self.wirelog
@@ -148,6 +163,9 @@ class Fanout:
         if state is State.GROUP:
             self._left_group = True
             subscriber.sent += self._group_position()
+            if self._passing and self._members.index(subscriber) >= self._served:
+                # The group's position has the range of this pass already, the subscriber has not.
+                subscriber.sent -= self._range
             subscriber.state = State.GONE
         elif state is State.ALONE:
             subscriber.finish_message()
@@ -174,7 +192,12 @@ class Fanout:
 
     def write(self, subscriber: Subscriber, data: bytes) -> None:
         """Send a reply to a player, at the next message boundary of its bytes."""
-        self._when_at_rest(lambda: self._write(subscriber, data))
+        if self._passing and subscriber.state is State.GROUP:
+            # Until the pass is over nobody knows what it has had.
+            subscriber.pending += data
+            self._at_rest.append(lambda: self._write(subscriber, b""))
+        else:
+            self._write(subscriber, data)
 
     def _write(self, subscriber: Subscriber, data: bytes) -> None:
         state = subscriber.state
@@ -201,6 +224,7 @@ class Fanout:
         owed = self._detach(subscriber)
         subscriber.state = State.PAUSED
         self._paused.add(subscriber)
+        self._compact()
         subscriber.pending += owed
         self._serve(subscriber)
 
@@ -262,10 +286,14 @@ class Fanout:
 
     # Delivery ----------------------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Hand everyone what the log holds, as far as sockets take it: the server is stopping."""
-        if self._page is not None and not self._passing:
-            self._pass()
+    def flush(self, limit_s: float = 1.0) -> bool:
+        """Wait until the group has had what the log holds, at most *limit_s*; return whether it has."""
+        self.wake()
+        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+            while not (self._at_end() and not self._passing):
+                gevent.sleep(_FLUSH_STEP_S)
+            return True
+        return False
 
     def wake(self) -> None:
         """Say that the log has grown. Cheap, and only needed while `active`."""
@@ -275,9 +303,8 @@ class Fanout:
 
     def _run(self) -> None:
         while True:
-            tail = self.wirelog.tail
-            level = self._page is tail and self._offset == tail.end
-            if self._page is None or (level and not (self._waiting and self.wirelog.join_page is not None)):
+            # No local may hold a page here: it would keep all of the log behind it for as long as nobody watches.
+            if self._at_end():
                 self._idle = True
                 self._wakeup.clear()
                 self._wakeup.wait()
@@ -288,12 +315,22 @@ class Fanout:
                 # A bug must not end delivery for everyone who watches; the next pass starts clean.
                 log.exception("%s: the fan-out failed", self.name)
                 self._rest()
-                spent_s = 0.1
+                gevent.sleep(_AFTER_BUG_S)
+                continue
             options = self.options
             if options.pacing:
                 rest_s = min(spent_s * (1 - options.pacing_share) / options.pacing_share, options.pacing_limit_ms / 1000)
                 if rest_s >= _SHORTEST_REST_S:
                     gevent.sleep(rest_s)
+
+    def _at_end(self) -> bool:
+        """Whether there is nothing to deliver."""
+        if self._page is None:
+            return True
+        tail = self.wirelog.tail
+        if self._page is not tail or self._offset != tail.end:
+            return False
+        return not self._waiting or self.wirelog.join_page is None or self._joins_handled == self.wirelog.joins
 
     def _pass(self) -> float:
         """Bring the group to the log's end, or a good piece nearer; return the seconds of work that it took."""
@@ -312,6 +349,7 @@ class Fanout:
             data, tail, end = self.wirelog.gather(page, offset, _GATHER_BYTES)
             size = len(data)
             self._passing = True
+            self._served, self._range = 0, size
             # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
             self._page, self._offset = tail, end
             short = 0
@@ -332,8 +370,9 @@ class Fanout:
                         short += size - sent
                         if subscriber.state is State.GROUP:
                             self._fall_behind(subscriber, page, offset, sent)
+                self._served = index + _BLOCK
                 now = clock()
-                if now - begun > _SLICE_S and index + _BLOCK < count:
+                if now - begun > _SLICE_S and self._served < count:
                     spent += now - begun
                     gevent.sleep(0)
                     begun = clock()
@@ -342,10 +381,14 @@ class Fanout:
         else:
             self._page, self._offset = self.wirelog.tail, self.wirelog.tail.end
         if self._waiting and self.wirelog.join_page is not None:
+            self._joins_handled = self.wirelog.joins
             for subscriber in list(self._waiting):
-                if subscriber.state is State.WAITING:
+                if subscriber.joins_seen != self.wirelog.joins:
                     self._waiting.discard(subscriber)
                     self._move_to_join_point(subscriber)
+            if not self.options.gop_cache:
+                # It was only for them.
+                self.wirelog.forget_join_point()
         for subscriber in list(self._alone):
             if not subscriber.blocked and subscriber.state is State.ALONE:
                 self._serve(subscriber)
@@ -369,7 +412,13 @@ class Fanout:
             return
         if self._left_group:
             self._left_group = False
-            self._members = [s for s in self._members if s.state is State.GROUP]
+            members = []
+            for subscriber in self._members:
+                if subscriber.state is State.GROUP:
+                    members.append(subscriber)
+                else:
+                    subscriber.listed = False
+            self._members = members
         if len(self) == 0:
             self.active = False
             self._page = None
@@ -385,7 +434,13 @@ class Fanout:
             assert page.next is not None
             offset -= page.end
             page = page.next
+        held = bytes(subscriber.pending)
+        subscriber.pending.clear()
         self._set_alone(subscriber, page, offset)
+        if held:
+            # Replies that came in the middle of this pass: they wait for the end of the message.
+            subscriber.finish_message()
+            subscriber.pending += held
         self._block(subscriber)
 
     def _leave_group(self, subscriber: Subscriber) -> None:
@@ -406,8 +461,10 @@ class Fanout:
         subscriber.state = State.GROUP
         subscriber.page = None
         self._alone.discard(subscriber)
-        # A pass under way visits only those who were members when it began.
-        self._members.append(subscriber)
+        if not subscriber.listed:
+            # A pass under way visits only those who were members when it began. One that fell behind in it is listed still.
+            subscriber.listed = True
+            self._members.append(subscriber)
 
     def _block(self, subscriber: Subscriber) -> None:
         """Wait until the socket takes data again."""
@@ -422,12 +479,19 @@ class Fanout:
         self._serve(subscriber)
 
     def _serve(self, subscriber: Subscriber) -> None:
-        """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it."""
+        """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it.
+
+        One that is beyond the group, since it has joined at a keyframe that the group has not come to yet, goes to the log's end:
+        it must not wait for its first picture while the group rests.
+        """
         if subscriber.blocked:
             return
         before = subscriber.sent
+        page, offset = self._page, self._offset
+        if subscriber.page is not None and subscriber.page.base + subscriber.offset > self._group_position():
+            page, offset = self.wirelog.tail, self.wirelog.tail.end
         try:
-            progress = subscriber.advance(self.wirelog, self._page, self._offset)
+            progress = subscriber.advance(self.wirelog, page, offset)
         except OSError as error:
             self._fail(subscriber, f"send failed: {error.strerror or error}")
             return
@@ -435,7 +499,7 @@ class Fanout:
             self.bytes_sent += subscriber.sent - before
         if progress is Progress.BLOCKED:
             self._block(subscriber)
-        elif progress is Progress.LEVEL:
+        elif progress is Progress.LEVEL and page is self._page and offset == self._offset:
             self._enter_group(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
@@ -479,11 +543,8 @@ class Fanout:
             if lag_bytes > self.options.lag_limit_bytes:
                 # Nothing to move it to: it gives up its place, and with it the pages that only it holds.
                 self._skip(subscriber)
-                subscriber.state = State.WAITING
-                subscriber.waiting_since = now_s
-                subscriber.page = None
                 self._alone.discard(subscriber)
-                self._waiting.add(subscriber)
+                self._set_waiting(subscriber, now_s)
             return
         if position >= wirelog.join_position:
             return
@@ -491,7 +552,9 @@ class Fanout:
         if not late:
             timestamp = wirelog.timestamp_at(page, subscriber.offset)
             newest = wirelog.newest_timestamp
-            late = timestamp is not None and (newest - timestamp) % (1 << 32) > self.options.lag_limit_s * 1000
+            lag_ms = 0 if timestamp is None else (newest - timestamp) & 0xFFFFFFFF
+            # The next message may be a little newer than the newest: audio and video come interleaved.
+            late = self.options.lag_limit_s * 1000 < lag_ms < 0x80000000
         if late:
             self._skip(subscriber)
             self._move_to_join_point(subscriber)

@@ -33,9 +33,14 @@ class Headers:
     version: int = 0
 
     def frame(self, timestamp: int, message_stream_id: int, chunk_size: int) -> bytes:
-        """Return them as chunks, all at *timestamp*: that of the frame that follows them."""
+        """Return them as chunks: sequence headers at *timestamp*, that of the frame that follows them, metadata at 0.
+
+        FFmpeg takes onMetaData at any other time for a subtitle, and makes a stream of it.
+        """
         return b"".join(
-            frame_message(csid, type_id, message_stream_id, timestamp, payload, chunk_size)
+            frame_message(
+                csid, type_id, message_stream_id, 0 if type_id == MessageType.DATA_AMF0 else timestamp, payload, chunk_size
+            )
             for csid, type_id, payload in self.items
         )
 

@@ -88,7 +88,9 @@ class Stream:
         if self.ended_at is not None and self.fanout.has_cursors:
             self.timeline.restart(int((time.monotonic() - self.ended_at) * 1000))
         else:
+            # Nobody is on the old timeline: the new one starts afresh, and nobody may join on the old one.
             self.timeline = Timeline()
+            self.wirelog.forget_join_point()
         self.ended_at = None
         self.headers.reset()
         self.wirelog.headers = self.headers.current
@@ -146,7 +148,7 @@ class Stream:
         elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
             self._has_video = True
             timestamp = timeline.stamp(timeline.video, timestamp)
-            join_point = self._gop_cache and self._joins_at(kind, payload)
+            join_point = self._joins_at(kind, payload) and (self._gop_cache or self.fanout.anyone_waits)
         else:
             if not payload:
                 return
@@ -176,7 +178,7 @@ class Stream:
         if kind == _FRAME:
             timeline = self.timeline
             timestamp = timeline.stamp(timeline.audio, timestamp)
-            if not self._has_video and self._gop_cache:
+            if not self._has_video and (self._gop_cache or self.fanout.anyone_waits):
                 wirelog = self.wirelog
                 age_ms = (timestamp - wirelog.join_timestamp) & 0xFFFFFFFF
                 join_point = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
@@ -206,10 +208,13 @@ class Stream:
         # FFmpeg's timecode messages are four bytes, 00 xx xx xx, and no AMF.
         if len(payload) <= 4:
             return
+        timestamp = self.timeline.beside(message.timestamp)
         if payload.startswith(_ON_METADATA):
+            # FFmpeg takes onMetaData at any other time for a subtitle.
+            timestamp = 0
             self.headers.set_metadata(payload)
             self.wirelog.headers = self.headers.current
-        self.wirelog.append(CSID_DATA, _DATA, self.timeline.beside(message.timestamp), payload)
+        self.wirelog.append(CSID_DATA, _DATA, timestamp, payload)
         if self.fanout.active:
             self.fanout.wake()
 

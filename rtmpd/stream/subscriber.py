@@ -72,6 +72,8 @@ class Subscriber:
         pending: Bytes that go out before anything else: replies, headers, the rest of a message that was half sent. Always
             ends at a message boundary.
         blocked: The socket is full and watched.
+        joins_seen: How many join points there had been when it began to wait.
+        listed: Is in the fan-out's list of members, though it may have left the group since.
         progress_at: When it last took something (monotonic, seconds), while it is blocked.
         waiting_since: Since when it waits for a keyframe (monotonic, seconds).
         headers_version: Version of the headers that it was last sent.
@@ -82,6 +84,8 @@ class Subscriber:
     __slots__ = (
         "blocked",
         "headers_version",
+        "joins_seen",
+        "listed",
         "message_stream_id",
         "offset",
         "page",
@@ -107,6 +111,8 @@ class Subscriber:
         self.offset = 0
         self.pending = bytearray()
         self.blocked = False
+        self.joins_seen = 0
+        self.listed = False
         self.progress_at = 0.0
         self.waiting_since = 0.0
         self.headers_version = -1

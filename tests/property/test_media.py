@@ -1,0 +1,171 @@
+"""What holds for every payload and every clock."""
+
+from __future__ import annotations
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
+from rtmpd.media.timestamps import Timeline
+
+MEDIA = settings(deadline=None, max_examples=300)
+
+WRAP = 2**32
+
+four_ccs = st.sampled_from([b"avc1", b"hvc1", b"vvc1", b"av01", b"vp08", b"vp09", b"mp4a", b"Opus", b"fLaC", b".mp3", b"ac-3"])
+first_bytes = st.integers(0, 255).map(lambda byte: bytes((byte,)))
+# Headers of any kind, cut anywhere: pieces that mean something, in any order.
+payloads = st.builds(
+    lambda first, pieces, cut: b"".join([first, *pieces])[:cut],
+    first_bytes | st.sampled_from([b"\x96", b"\x97", b"\xa6", b"\x95", b"\xd7", b"\x17", b"\xaf"]),
+    st.lists(four_ccs | first_bytes | st.sampled_from([b"\xff\0\2", b"\0\0\2", b"\x02\0\0\0\7", b"\x20", b"\0"]), max_size=8),
+    st.integers(0, 40),
+) | st.binary(max_size=40)
+
+
+def check(info: TagInfo, payload: bytes) -> None:
+    assert isinstance(info.kind, Kind)
+    assert 1 <= len(info.tracks) <= 256
+    assert all(0 <= track <= 255 for track in info.tracks)
+    assert info.multitrack or info.tracks == (0,)
+    assert 0 <= info.frame_type <= 7
+    # The legacy headers have a fixed length, even where the payload has not.
+    assert 0 <= info.body_offset <= max(len(payload), 5)
+
+
+@MEDIA
+@given(payloads)
+def test_any_video_payload_is_understood_the_same_by_both_functions(payload):
+    info = video_info(payload)
+    check(info, payload)
+    assert video_kind(payload) == info.kind
+    if payload[:1] >= b"\x80":
+        assert info.body_offset <= len(payload)
+
+
+@MEDIA
+@given(payloads)
+def test_any_audio_payload_is_understood_the_same_by_both_functions(payload):
+    info = audio_info(payload)
+    check(info, payload)
+    assert audio_kind(payload) == info.kind
+    assert info.kind not in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME, Kind.METADATA)
+    assert info.frame_type == 0
+
+
+def test_every_payload_of_two_bytes_is_understood_the_same_by_both_functions():
+    for first in range(256):
+        for second in range(256):
+            payload = bytes((first, second))
+            assert video_kind(payload) == video_info(payload).kind
+            assert audio_kind(payload) == audio_info(payload).kind
+
+
+@MEDIA
+@given(payloads, st.binary(min_size=1, max_size=20))
+def test_what_follows_the_header_changes_nothing(payload, more):
+    for info_of in (video_info, audio_info):
+        info = info_of(payload)
+        if info.kind != Kind.OTHER and not info.multitrack:
+            assert info_of(payload + more) == info
+
+
+# Timestamps --------------------------------------------------------------------------------------------------------------
+
+clock = st.sampled_from([0, 1, 0xFFFFFF, 2**31 - 1, 2**31, 2**32 - 1]) | st.integers(0, WRAP - 1)
+steps = st.sampled_from([0, 20, 40, 2000, 2001, 60_000, 60_001, -1, -40, -2000, -2001, -9_000, -60_000]) | st.integers(
+    -WRAP, WRAP
+)
+tracks = st.sampled_from(["audio", "video"])
+
+
+def signed(step: int) -> int:
+    return (step + WRAP // 2) % WRAP - WRAP // 2
+
+
+class Watch:
+    """A timeline, and what a player sees of it: each track must never go backwards."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.seen: dict[str, int] = {}
+
+    def stamp(self, name: str, timestamp: int) -> int:
+        timeline = self.timeline
+        out = timeline.stamp(getattr(timeline, name), timestamp % WRAP)
+        assert 0 <= out < WRAP
+        if name in self.seen:
+            assert signed(out - self.seen[name]) >= 0
+        self.seen[name] = out
+        # The newest is never behind what was given out, and at most a gap ahead of this track's last.
+        assert signed(timeline.newest - out) >= 0
+        return out
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), tracks, steps),
+        st.tuples(st.just("step"), tracks, st.sampled_from([20, 40])),
+        st.tuples(st.just("time"), tracks, clock),
+        st.tuples(st.just("beside"), tracks, clock),
+        st.tuples(st.just("restart"), tracks, st.integers(-5, 10_000)),
+    ),
+    max_size=80,
+)
+
+
+@MEDIA
+@given(events, clock)
+@example([("step", "video", 0), ("restart", "video", 500), ("step", "video", 5000), ("step", "audio", -5000)], 100_000)
+def test_no_track_ever_goes_backwards_whatever_the_clocks_do(happened, start):
+    watch = Watch()
+    now = {"audio": start, "video": start}
+    for what, name, value in happened:
+        if what == "restart":
+            watch.timeline.restart(value)
+        elif what == "beside":
+            newest = watch.timeline.newest
+            out = watch.timeline.beside(value)
+            assert 0 <= out < WRAP
+            assert watch.timeline.newest == newest
+            assert newest < 0 or abs(signed(out - newest)) <= 10_000
+        else:
+            now[name] = value if what == "time" else now[name] + value
+            watch.stamp(name, now[name])
+
+
+@MEDIA
+@given(clock, st.integers(-4000, 4000), st.lists(st.tuples(tracks, st.integers(0, 2000)), max_size=60))
+def test_clocks_that_run_forward_together_are_passed_through(start, apart, frames):
+    watch = Watch()
+    # A track that begins before the other's time 0 is held at 0.
+    start += 4000
+    now = {"audio": start + apart, "video": start}
+    # Tracks that have the same base are within ten seconds of each other: whoever is behind goes next when they part.
+    for name, step in frames:
+        ahead = max(now, key=lambda track: now[track])
+        name = name if now[ahead] - min(now.values()) < 6000 else next(track for track in now if track != ahead)
+        now[name] += step
+        assert watch.stamp(name, now[name]) == now[name] % WRAP
+    assert watch.timeline.jumps == 0
+
+
+@MEDIA
+@given(st.lists(st.tuples(clock, st.integers(30, 60)), min_size=1, max_size=8))
+def test_a_clock_that_jumps_runs_at_its_own_rate_from_jump_to_jump(runs):
+    watch = Watch()
+    last: int | None = None
+    previous: int | None = None
+    for start, count in runs:
+        step = 0 if previous is None else signed(start - previous)
+        if -2000 <= step < 0:
+            # Jitter: level for up to two seconds.
+            continue
+        for i in range(count):
+            out = watch.stamp("video", start + 40 * i)
+            if i:
+                assert signed(out - last) == 40
+            elif last is not None and not 0 <= step <= 60_000:
+                assert out == last
+            last = out
+        previous = start + 40 * (count - 1)

@@ -1,0 +1,145 @@
+"""What app, tcUrl and stream name come to, however a client cut its URL."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rtmpd.protocol.naming import MAX_NAME_LENGTH, StreamName, is_printable, join_key, resolve, split_query
+
+
+def test_the_usual_case():
+    assert resolve("live", "rtmp://host/live", "key", "stream") == StreamName("live/key", {})
+
+
+@pytest.mark.parametrize(
+    ("app", "tc_url", "name", "key"),
+    [
+        ("live", "", "key", "live/key"),
+        ("", "rtmp://host/live", "key", "live/key"),
+        ("", "rtmp://host:1935/live/sub/", "key", "live/sub/key"),
+        ("", "'rtmp://host/live'", "key", "live/key"),
+        ("", '"rtmp://host/live"', "key", "live/key"),
+        ("", "rtmps://[2001:db8::1]:443/live", "key", "live/key"),
+        ("/", "rtmp://host/live", "key", "live/key"),
+        ("", "", "key", "key"),
+        ("", "rtmp://host", "key", "key"),
+        ("", "rtmp://host/", "key", "key"),
+        ("", "host/live", "key", "key"),
+        ("live", "rtmp://host/other", "key", "live/key"),
+    ],
+)
+def test_row_12_tc_url_may_be_missing_or_quoted_and_stands_in_for_an_app(app, tc_url, name, key):
+    assert resolve(app, tc_url, name, "stream").key == key
+
+
+@pytest.mark.parametrize(
+    ("app", "name"),
+    [
+        ("live/sub", "key"),
+        ("live/sub/", "key"),
+        ("/live/sub", "/key"),
+        ("live//sub", "//key/"),
+        ("live", "sub/key"),
+        ("live/", "/sub/key"),
+        ("live/sub/key", "key"),
+    ],
+)
+def test_row_13_slashes_are_normalised_wherever_the_url_was_cut(app, name):
+    expected = "live/sub/key/key" if app == "live/sub/key" else "live/sub/key"
+    assert resolve(app, "", name, "stream").key == expected
+
+
+@pytest.mark.parametrize(
+    ("app", "tc_url", "name"),
+    [
+        ("live", "rtmp://host/live", "key?user=a&token=b"),
+        ("live?user=a&token=b", "rtmp://host/live", "key"),
+        ("live", "rtmp://host/live?user=a&token=b", "key"),
+        ("live?user=a", "rtmp://host/live", "key?token=b"),
+        ("live?user=a", "rtmp://host/live?token=b", "key"),
+        ("live/?user=a", "'rtmp://host/live?user=a'", "/key?token=b"),
+        ("", "rtmp://host/live?user=a", "key?token=b"),
+    ],
+)
+def test_row_14_the_query_may_hang_on_any_part(app, tc_url, name):
+    assert resolve(app, tc_url, name, "stream") == StreamName("live/key", {"user": "a", "token": "b"})
+
+
+def test_row_14_the_names_query_wins_over_the_apps_and_that_over_the_tc_urls():
+    found = resolve("live?a=app&b=app", "rtmp://host/live?a=url&b=url&c=url", "key?a=name", "stream")
+    assert found == StreamName("live/key", {"a": "name", "b": "app", "c": "url"})
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters"),
+    [
+        ("", {}),
+        ("a", {"a": ""}),
+        ("a=", {"a": ""}),
+        ("=b", {"": "b"}),
+        ("a=1&a=2", {"a": "2"}),
+        ("a=b=c", {"a": "b=c"}),
+        ("a=1?b=2", {"a": "1?b=2"}),
+        ("a=%C3%A9+x%26", {"a": "é x&"}),
+        ("a=%FF", {"a": "�"}),
+        ("a=%zz%", {"a": "%zz%"}),
+        ("&&a=1&", {"a": "1"}),
+        ("a=1;b=2", {"a": "1;b=2"}),
+        ("clientConfigId=7", {"clientConfigId": "7"}),
+    ],
+)
+def test_row_14_queries_are_parsed_as_browsers_write_them(query, parameters):
+    assert resolve("live", "", f"key?{query}", "stream") == StreamName("live/key", parameters)
+
+
+def test_row_14_a_query_is_bounded():
+    found = resolve("live", "", "key?" + "&".join(f"p{i}=1" for i in range(1000)), "stream")
+    assert list(found.parameters) == [f"p{i}" for i in range(64)]
+    assert len(resolve("live", "", "key?a=" + "x" * 100_000, "stream").parameters["a"]) < 8192
+
+
+@pytest.mark.parametrize("name", ["", "/", "//", "?", "?a=1", "/?a=1"])
+def test_row_15_an_empty_name_is_the_default_and_keeps_its_query(name):
+    found = resolve("live", "", name, "stream")
+    assert found.key == "live/stream"
+    assert found.parameters == ({"a": "1"} if "a" in name else {})
+
+
+def test_row_15_a_name_without_an_app_is_a_key():
+    assert resolve("", "", "key", "stream").key == "key"
+
+
+def test_only_the_first_question_mark_splits():
+    assert split_query("a?b?c") == ("a", "b?c")
+    assert split_query("a") == ("a", "")
+
+
+def test_joining_leaves_single_slashes():
+    assert join_key("/a//b/", "//c/") == "a/b/c"
+    assert join_key("", "") == ""
+
+
+@pytest.mark.parametrize("text", ["", "live/key", "é/日本", "a b", "x" * MAX_NAME_LENGTH])
+def test_names_that_a_log_line_can_hold(text):
+    assert is_printable(text)
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\0", "\x1b[2J", "a\x7f", "a\x85", "a\x9b", "x" * (MAX_NAME_LENGTH + 1)])
+def test_names_that_a_log_line_can_not_hold(text):
+    assert not is_printable(text)
+
+
+# What AMF strings decode to, lone surrogates among them.
+texts = st.text(st.characters() | st.sampled_from("/?&=%;'\"#:\udce9"), max_size=60)
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts, texts, texts)
+def test_any_texts_make_a_key_without_queries_or_empty_parts(app, tc_url, name):
+    key, parameters = resolve(app, tc_url, name, "stream")
+    assert "?" not in key
+    assert "" not in key.split("/")
+    assert resolve(key, "", "", "").key == key
+    assert len(parameters) <= 192
