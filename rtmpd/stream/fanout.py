@@ -481,14 +481,14 @@ class Fanout:
     def _serve(self, subscriber: Subscriber) -> None:
         """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it.
 
-        One that is beyond the group, since it has joined at a keyframe that the group has not come to yet, goes to the log's end:
-        it must not wait for its first picture while the group rests.
+        One that is not behind the group, since it has joined at a keyframe that the group has not come to yet, goes to the
+        log's end: it must not wait for its first picture while the group rests.
         """
         if subscriber.blocked:
             return
         before = subscriber.sent
         page, offset = self._page, self._offset
-        if subscriber.page is not None and subscriber.page.base + subscriber.offset > self._group_position():
+        if subscriber.page is not None and subscriber.page.base + subscriber.offset >= self._group_position():
             page, offset = self.wirelog.tail, self.wirelog.tail.end
         try:
             progress = subscriber.advance(self.wirelog, page, offset)
