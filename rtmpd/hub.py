@@ -238,7 +238,7 @@ class Hub:
         """End every stream and close every connection: players are told, sessions end by themselves."""
         self.stopping = True
         for stream in list(self.streams.values()):
-            stream.pause()
+            stream.publisher = None
             stream.end()
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):

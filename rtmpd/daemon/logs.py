@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
 from typing import IO
 
 __all__ = ["LogPipe"]
@@ -17,7 +18,7 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
-    def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
+    def __init__(self, lines: queue.Queue[logging.LogRecord | None]) -> None:
         super().__init__(lines)
         self.dropped = 0
         self._told = 0
@@ -49,16 +50,24 @@ class LogPipe:
         # Names come from the wire: what the terminal can't show is escaped, never an error.
         if hasattr(target, "reconfigure"):
             target.reconfigure(errors="backslashreplace")
-        out = logging.StreamHandler(target)
-        out.setFormatter(logging.Formatter(_FORMAT))
-        lines: queue.Queue[logging.LogRecord] = queue.Queue(queue_limit)
-        self._handler = _DroppingHandler(lines)
-        self._listener = logging.handlers.QueueListener(lines, out)
+        self._out = logging.StreamHandler(target)
+        self._out.setFormatter(logging.Formatter(_FORMAT))
+        self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(queue_limit)
+        self._handler = _DroppingHandler(self._lines)
         self._root = logging.getLogger("rtmpd")
         self._root.addHandler(self._handler)
         self._root.setLevel(level.upper())
         self._root.propagate = False
-        self._listener.start()
+        # A daemon thread: one that is stuck in a write must not keep the process.
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        while True:
+            record = self._lines.get()
+            if record is None:
+                return
+            self._out.handle(record)
 
     @property
     def dropped(self) -> int:
@@ -69,7 +78,15 @@ class LogPipe:
         """Change the level."""
         self._root.setLevel(level.upper())
 
-    def stop(self) -> None:
-        """Write out what waits, and end the thread."""
+    def stop(self, limit_s: float = 2.0) -> bool:
+        """Write out what waits and end the thread; return whether that was done within *limit_s*.
+
+        If not, whoever reads the log has paused, and the thread is stuck in a write.
+        """
         self._root.removeHandler(self._handler)
-        self._listener.stop()
+        try:
+            self._lines.put(None, timeout=limit_s)
+        except queue.Full:
+            return False
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()

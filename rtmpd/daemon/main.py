@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
 import signal
 import time
@@ -175,27 +176,36 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     """
     pipe = LogPipe(config.log.level, config.log.queue_limit)
     try:
-        log.info("rtmpd %s", rtmpd.__version__)
-        daemon = Daemon(config)
-        try:
-            daemon.start()
-        except RtmpdError as error:
-            log.error("%s", error)
-            return 1
-        # Handlers run in a greenlet of their own and only ask; the main greenlet acts.
-        gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
-        gevent.signal_handler(signal.SIGINT, daemon.request_stop)
-
-        def hang_up() -> None:
-            daemon.reload(load)
-            pipe.set_level(daemon.config.log.level)
-
-        gevent.signal_handler(signal.SIGHUP, hang_up)
-        # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so
-        # it may come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
-        return daemon.wait()
-    finally:
+        code = _run(config, load, pipe)
+    except BaseException:
         pipe.stop()
+        raise
+    if not pipe.stop():
+        # The log's thread is stuck in a write, and the interpreter would wait for it to flush standard error.
+        os._exit(code)
+    return code
+
+
+def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
+    log.info("rtmpd %s", rtmpd.__version__)
+    daemon = Daemon(config)
+    try:
+        daemon.start()
+    except RtmpdError as error:
+        log.error("%s", error)
+        return 1
+    # Handlers run in a greenlet of their own and only ask; the main greenlet acts.
+    gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
+    gevent.signal_handler(signal.SIGINT, daemon.request_stop)
+
+    def hang_up() -> None:
+        daemon.reload(load)
+        pipe.set_level(daemon.config.log.level)
+
+    gevent.signal_handler(signal.SIGHUP, hang_up)
+    # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so it may
+    # come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    return daemon.wait()

@@ -316,6 +316,8 @@ class Connection:
             return
         player = self.any_player()
         if player is None:
+            if self.outlet is not None:
+                data = self.outlet.take_rest() + data
             self.transport.send_all(data, self.config.write_timeout_s)
         else:
             player.write(data)

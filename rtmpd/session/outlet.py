@@ -43,8 +43,13 @@ class SharedOutlet:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self._rest += data[sent:]
+            self._keep(data[sent:])
         return len(data)
+
+    def _keep(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep bytes that were taken, and send them as soon as the socket takes them: the next message may be far off."""
+        self._rest += data
+        self._transport.watch_writable(self._writable)
 
     def _flush(self) -> None:
         sent = self._transport.try_send(self._rest)
@@ -52,7 +57,8 @@ class SharedOutlet:
 
     def owe(self, data: bytes) -> None:
         """Take bytes that must go out before anything else."""
-        self._rest += data
+        if data:
+            self._keep(data)
 
     def take_rest(self) -> bytes:
         """Return what has not gone out yet, and forget it."""

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
-from rtmpd.protocol.message import CSID_STATUS
 from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
 
 if TYPE_CHECKING:
@@ -77,7 +76,8 @@ class Fanout:
         self._page: Page | None = None  # the group's cursor; None while nobody has one
         self._offset = 0
         self._passing = False
-        self._served = 0  # members that the pass under way has come to
+        self._served = 0  # members that the pass under way has come to, of those that it visits
+        self._visited = 0
         self._range = 0  # bytes that it hands to each
         self._left_group = False
         self._joins_handled = 0  # the join point at which those who waited were last let in
@@ -163,7 +163,7 @@ class Fanout:
         if state is State.GROUP:
             self._left_group = True
             subscriber.sent += self._group_position()
-            if self._passing and self._members.index(subscriber) >= self._served:
+            if self._passing and self._served <= self._members.index(subscriber) < self._visited:
                 # The group's position has the range of this pass already, the subscriber has not.
                 subscriber.sent -= self._range
             subscriber.state = State.GONE
@@ -257,7 +257,11 @@ class Fanout:
             self._serve(subscriber)
 
     def rehome(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
-        """Let a subscriber write through another transport; return what is owed on the old one, to go out first."""
+        """Let a subscriber write through another transport.
+
+        Returns:
+            What is owed on the old one. It must go out first: hand it over before the event loop runs again.
+        """
         if subscriber.state is State.ALONE:
             subscriber.finish_message()
         if subscriber.blocked:
@@ -267,9 +271,7 @@ class Fanout:
         subscriber.pending.clear()
         subscriber.transport = transport
         subscriber.send = transport.try_send
-        if subscriber.state is State.ALONE:
-            # Served again by the next pass.
-            self._when_at_rest(lambda: self._serve(subscriber))
+        gevent.get_hub().loop.run_callback(self._serve, subscriber)
         return owed
 
     def _when_at_rest(self, action: Callable[[], None]) -> None:
@@ -279,10 +281,10 @@ class Fanout:
         else:
             action()
 
-    def tell_waiting(self, type_id: int, payload: bytes) -> None:
+    def tell_waiting(self, csid: int, type_id: int, payload: bytes) -> None:
         """Send a notice to players who have no place in the log; the others get theirs through it."""
         for subscriber in [*self._waiting, *self._paused]:
-            self._write(subscriber, subscriber.frame(CSID_STATUS, type_id, 0, payload, self.wirelog.chunk_size))
+            self._write(subscriber, subscriber.frame(csid, type_id, 0, payload, self.wirelog.chunk_size))
 
     # Delivery ----------------------------------------------------------------------------------------------------------
 
@@ -349,7 +351,7 @@ class Fanout:
             data, tail, end = self.wirelog.gather(page, offset, _GATHER_BYTES)
             size = len(data)
             self._passing = True
-            self._served, self._range = 0, size
+            self._served, self._visited, self._range = 0, count, size
             # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
             self._page, self._offset = tail, end
             short = 0

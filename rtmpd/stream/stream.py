@@ -98,40 +98,43 @@ class Stream:
         self._has_video = False
         if not self.announced:
             self.announced = True
-            notice = stream_status(status.PLAY_PUBLISH_NOTIFY, f"{self.key} is now published.")
-            if self.fanout.active:
-                begin = int(UserControlType.STREAM_BEGIN).to_bytes(2, "big") + (1).to_bytes(4, "big")
-                self._notify(MessageType.USER_CONTROL, begin)
-                self._notify(MessageType.COMMAND_AMF0, notice)
-                self.fanout.tell_waiting(MessageType.COMMAND_AMF0, notice)
+            self._tell_event(UserControlType.STREAM_BEGIN)
+            self._tell_status(status.PLAY_PUBLISH_NOTIFY, f"{self.key} is now published.")
 
     def pause(self) -> None:
         """Take leave of the publisher; players are kept until it is back or `end` is called."""
         self.publisher = None
         self.ended_at = time.monotonic()
+        if self.options.publisher_grace_s:
+            self._tell_event(UserControlType.STREAM_DRY)
 
     def end(self) -> None:
         """Tell players that the stream has ended. They may stay and wait for the next publisher."""
         if not self.announced:
             return
         self.announced = False
-        # Through the log, so that it comes behind the last frame for everyone.
-        self._notify(MessageType.COMMAND_AMF0, stream_status(status.PLAY_UNPUBLISH_NOTIFY, f"{self.key} is now unpublished."))
-        eof = int(UserControlType.STREAM_EOF).to_bytes(2, "big") + (1).to_bytes(4, "big")
-        self._notify(MessageType.USER_CONTROL, eof)
+        self._tell_status(status.PLAY_UNPUBLISH_NOTIFY, f"{self.key} is now unpublished.")
+        self._tell_event(UserControlType.STREAM_EOF)
         self.wirelog.forget_join_point()
         self.wirelog.newest_timestamp = -1
         self.headers.reset()
         self.wirelog.headers = self.headers.current
 
-    def _notify(self, type_id: int, payload: bytes) -> None:
-        """Append a notice to the log. Commands have timestamp 0: OBS reads no extended one on their type 3 chunks."""
-        if type_id == MessageType.USER_CONTROL:
-            self.wirelog.append(CSID_CONTROL, type_id, 0, payload, message_stream_id=0)
-        else:
-            self.wirelog.append(CSID_STATUS, type_id, 0, payload)
+    def _tell_event(self, event: UserControlType) -> None:
+        self._tell(CSID_CONTROL, MessageType.USER_CONTROL, int(event).to_bytes(2, "big") + (1).to_bytes(4, "big"), 0)
+
+    def _tell_status(self, code: str, description: str) -> None:
+        self._tell(CSID_STATUS, MessageType.COMMAND_AMF0, stream_status(code, description), 1)
+
+    def _tell(self, csid: int, type_id: int, payload: bytes, message_stream_id: int) -> None:
+        """Send players a notice: through the log, so that it comes behind the last frame; directly to those not in it.
+
+        At timestamp 0: OBS reads no extended one on type 3 chunks of a command.
+        """
         if self.fanout.active:
+            self.wirelog.append(csid, type_id, 0, payload, message_stream_id=message_stream_id)
             self.fanout.wake()
+            self.fanout.tell_waiting(csid, type_id, payload)
 
     # Media -------------------------------------------------------------------------------------------------------------
 

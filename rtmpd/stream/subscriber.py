@@ -204,7 +204,7 @@ class Subscriber:
         assert page is not None
         pending = self.pending
         if self.headers_version < 0:
-            self.queue_headers(wirelog.headers, wirelog.join_timestamp, wirelog.chunk_size)
+            self.queue_headers(wirelog.headers, max(wirelog.newest_timestamp, 0), wirelog.chunk_size)
         while len(pending) < _WALK_BYTES and self.walks and not (page is limit_page and offset == limit_offset):
             message = wirelog.read(page, offset)
             if message is None:

@@ -118,6 +118,8 @@ def test_acknowledgements_are_cut_at_the_outbound_chunk_size():
         ([1000], 1000),
         ([1000, 5000], 5000),
         ([5000, 1000], 5000),
+        ([0x7FFFFFFF], 0x7FFFFFFF),
+        ([0x80000000], 0),
         ([0x7FFFFFFF, 0xFFFFFFFE, 0x10], 0x1_0000_0010),
         ([0x7FFFFFFF, 0xFFFFFFFE, 0x10, 0xFFFFFFFF, 0x20], 0x1_0000_0020),
         ([0x60000000, 0xC0000000, 0x20000000] * 2, 0x2_2000_0000),

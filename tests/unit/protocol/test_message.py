@@ -59,6 +59,11 @@ def test_user_control_events_have_the_numbers_of_the_specification():
     }
 
 
+def test_chunk_stream_ids_are_those_of_flash_media_server_and_all_different():
+    csids = (wire.CSID_CONTROL, wire.CSID_COMMAND, wire.CSID_AUDIO, wire.CSID_STATUS, wire.CSID_VIDEO, wire.CSID_DATA)
+    assert csids == (2, 3, 4, 5, 6, 8)
+
+
 # Encoders ----------------------------------------------------------------------------------------------------------------
 
 HEADER = "02 000000 0000"  # csid 2, timestamp 0, and the first bytes of the length
@@ -145,7 +150,9 @@ def test_a_control_message_without_its_number_is_an_error(type_id, payload):
     ],
 )
 def test_user_control_is_read(payload, expected):
-    assert parse_user_control(control(4, payload)) == expected
+    found = parse_user_control(control(4, payload))
+    assert found == expected
+    assert found.buffer_ms == (3000 if len(payload.replace(" ", "")) == 20 else 0)
 
 
 @pytest.mark.parametrize("payload", ["", "00"])
@@ -229,6 +236,13 @@ def test_row_63_an_empty_tag_is_an_empty_message():
     assert split_aggregate(aggregate(tag(8, 0, b"") + tag(9, 1, b"v"), 5)) == [
         RawMessage(8, 1, 5, b""),
         RawMessage(9, 1, 6, b"v"),
+    ]
+
+
+def test_row_63_an_empty_last_tag_may_be_without_a_back_pointer():
+    assert split_aggregate(aggregate(tag(8, 0, b"a") + tag(9, 1, b"", b""))) == [
+        RawMessage(8, 1, 0, b"a"),
+        RawMessage(9, 1, 1, b""),
     ]
 
 

@@ -329,7 +329,7 @@ def test_those_without_a_place_in_the_log_are_told(scene):
     scene.fanout.pause(paused_subscriber)
     scene.log.forget_join_point()
     _, waiting = scene.join(message_stream_id=4)
-    scene.fanout.tell_waiting(MessageType.COMMAND_AMF0, b"notice")
+    scene.fanout.tell_waiting(CSID_STATUS, MessageType.COMMAND_AMF0, b"notice")
     settle()
     assert waiting.messages() == [(MessageType.COMMAND_AMF0, 4, 0, b"notice")]
     assert texts(paused) == [keyframe(), b"notice"]

@@ -85,6 +85,18 @@ def test_who_joins_in_the_middle_of_a_pass_gets_everything_once(scene, slow_pass
     assert len(scene.fanout) == CROWD + 5
 
 
+def test_who_joins_and_leaves_in_the_middle_of_a_pass_is_counted_right(scene, slow_passes):
+    players = crowd(scene)
+    scene.video(frame("1"))
+    begin_pass(players)
+    subscriber, transport = scene.join()
+    assert texts(transport) == [keyframe(), frame("1")]
+    assert scene.fanout.leave(subscriber) == b""
+    assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
+    settle()
+    assert scene.fanout.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
+
+
 def test_who_falls_behind_and_catches_up_within_one_pass_is_there_once(scene, slow_passes):
     players = crowd(scene)
     slow = players[0][1]

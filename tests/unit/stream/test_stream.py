@@ -67,18 +67,19 @@ def data_message(*values, type_id=MessageType.DATA_AMF0, timestamp=0, prefix=b""
     return RawMessage(type_id, 1, timestamp, prefix + amf0.encode(*values))
 
 
-def summary(transport, chunk_size=CHUNK):
-    """What a player got, notices by name."""
+def summary(transport, dry=False):
+    """What a player got, notices by name; that a stream is dry only if asked for."""
     settle()
     found = []
-    for message in transport.messages(chunk_size):
+    for message in transport.messages():
         if message.type_id == MessageType.COMMAND_AMF0:
             assert message.timestamp == 0
             found.append(decode_command(message).arguments[0]["code"])
         elif message.type_id == MessageType.USER_CONTROL:
             assert (message.timestamp, message.message_stream_id) == (0, 0)
             control = parse_user_control(message)
-            found.append((UserControlType(control.event).name, control.value))
+            if control.event != UserControlType.STREAM_DRY or dry:
+                found.append((UserControlType(control.event).name, control.value))
         else:
             found.append(message.payload)
     return found
@@ -185,6 +186,31 @@ def test_a_publisher_that_is_back_in_time_is_not_announced_again(stream, clock):
     assert summary(transport) == [keyframe("a"), keyframe("b")]
 
 
+def test_players_are_told_that_nothing_comes_while_a_publisher_is_awaited(stream):
+    stream.begin(PUBLISHER)
+    stream.video(0, keyframe())
+    _, transport = join(stream)
+    stream.pause()
+    stream.begin(object())
+    stream.video(0, keyframe("b"))
+    assert summary(transport, dry=True) == [keyframe(), ("STREAM_DRY", 1), keyframe("b")]
+
+
+def test_players_who_pause_or_wait_are_told_of_the_end_too(open_stream):
+    stream = open_stream(gop_cache_limit_bytes=1024)
+    stream.begin(PUBLISHER)
+    stream.video(0, keyframe())
+    pausing, paused = join(stream)
+    settle()
+    stream.fanout.pause(pausing)
+    stream.video(40, frame("", 2000))
+    stream.video(80, frame())
+    _, waiting = join(stream)
+    stream.end()
+    assert summary(paused) == [keyframe(), *END]
+    assert summary(waiting) == END
+
+
 def test_the_stream_ends_when_the_grace_is_over(stream, clock):
     stream.begin(PUBLISHER)
     stream.video(0, keyframe())
@@ -217,7 +243,7 @@ def test_nobody_may_start_in_what_has_ended(stream):
     assert summary(transport) == []
     stream.begin(object())
     stream.video(0, keyframe("new"))
-    assert summary(transport) == ["NetStream.Play.PublishNotify", keyframe("new")]
+    assert summary(transport) == [*BEGIN, keyframe("new")]
 
 
 def test_nobody_starts_without_a_keyframe_in_what_has_ended(open_stream, clock):
@@ -461,6 +487,26 @@ def test_without_the_gop_cache_players_start_at_the_next_keyframe(open_stream):
     stream.video(80, keyframe("next"))
     stream.video(120, frame("1"))
     assert summary(transport) == [AVC_HEADER, keyframe("next"), frame("1")]
+
+
+def test_without_the_gop_cache_no_player_starts_at_a_keyframe_that_is_past(open_stream):
+    """That somebody waited for one before must not leave it there for those who come later."""
+    stream = open_stream(gop_cache=False)
+    stream.begin(PUBLISHER)
+    _, first = join(stream)
+    stream.video(0, keyframe("a"))
+    stream.video(40, frame("1"))
+    settle()
+    _, second = join(stream)
+    stream.video(80, frame("2"))
+    settle()
+    stream.video(120, keyframe("b"))
+    settle()
+    assert summary(first) == [keyframe("a"), frame("1"), frame("2"), keyframe("b")]
+    assert summary(second) == [keyframe("b")]
+    _, third = join(stream)
+    stream.video(160, frame("3"))
+    assert summary(third) == []
 
 
 def test_without_the_gop_cache_nothing_is_kept_for_late_joiners(open_stream):

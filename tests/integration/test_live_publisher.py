@@ -1,0 +1,237 @@
+"""Publishers come, go, come back and get in each other's way; what players and the others notice of it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from rtmpd.client import Client
+from rtmpd.errors import Refused, TransportClosed
+from rtmpd.protocol.message import MessageType, UserControlType, parse_user_control
+from tests.integration.beside import wait_until, warning_about
+from tests.integration.wire import (
+    AUDIO,
+    DATA,
+    VIDEO,
+    Item,
+    begin,
+    codes,
+    gop,
+    gops,
+    inter,
+    key,
+    played,
+    received,
+    send,
+    send_headers,
+    status,
+)
+
+SHORT_GRACE = "[live]\npublisher_grace_s = 0.5\n"
+
+
+def reset(wire):
+    """Close abruptly, as a host that crashes does."""
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.close()
+
+
+@pytest.mark.parametrize("leave", ["reset", "close", "deleteStream", "closeStream"])
+def test_a_publisher_that_comes_back_within_the_grace_keeps_its_players(shared, raw, player, name, leave):
+    watcher, wire = player(shared, name), raw(shared).play(name)
+    encoder = raw(shared).publish(name)
+    begin(encoder, watcher, wire)
+    if leave == "reset":
+        reset(encoder)
+    elif leave == "close":
+        encoder.close()
+    else:
+        encoder.command(leave, *([1] if leave == "deleteStream" else []), tid=0, msid=encoder.msid)
+    shared.wait_for_line(f"stopped publishing live/{name}")
+    again = raw(shared).publish(name)
+    send_headers(again)
+    send(again, gop(0))
+    got = received(watcher, lambda one: isinstance(one, Item) and one.payload == gop(0)[-1].payload)
+    # Both begin at 0; players see the second go on after the first.
+    assert codes(got) == []
+    assert [one.payload for one in got if one.type_id != DATA][2:] == [one.payload for one in gop(0)]
+    stamps = [one.timestamp for one in got if one.type_id != DATA]
+    assert stamps == sorted(stamps)
+    assert 120 < stamps[0] < 20_000
+    assert stamps[-1] - stamps[-8] == 120
+    assert [one.timestamp for one in played(wire, gop(0)[-1]) if one.type_id != DATA] == stamps
+
+
+def test_other_codecs_after_coming_back_are_what_later_joiners_get(shared, raw, player, name):
+    first = player(shared, name)
+    encoder = raw(shared).publish(name)
+    begin(encoder, first)
+    encoder.close()
+    shared.wait_for_line(f"stopped publishing live/{name}")
+    again = raw(shared).publish(name)
+    vp6 = Item(VIDEO, 0, b"\x14\x00" + bytes(30))
+    again.send(*vp6)
+    assert played(first, vp6)[-1].payload == vp6.payload
+    assert [one.payload for one in played(player(shared, name), vp6)] == [vp6.payload]
+
+
+def test_when_the_grace_is_over_players_are_told_behind_the_last_frame_and_kept(server, raw, name):
+    running = server(SHORT_GRACE)
+    wire = raw(running).play(name)
+    encoder = raw(running).publish(name)
+    begin(encoder, wire)
+    wire.seen.clear()
+    send(encoder, gop(1))
+    encoder.sync()
+    reset(encoder)
+    assert wire.user_control(UserControlType.STREAM_EOF) == (1, 0)
+    assert [one for one in wire.media_seen() if one.type_id in (AUDIO, VIDEO, DATA)] == gop(1)
+    assert codes(wire.commands_seen()) == ["NetStream.Play.UnpublishNotify"]
+    assert wire.seen[-1].type_id == MessageType.COMMAND_AMF0
+    again = raw(running).publish(name)
+    wire.seen.clear()
+    assert wire.user_control(UserControlType.STREAM_BEGIN) == (1, 0)
+    wire.status("NetStream.Play.PublishNotify")
+    send_headers(again)
+    send(again, gop(0))
+    got = [one for one in played(wire, gop(0)[-1]) if one.type_id in (AUDIO, VIDEO)]
+    assert [one.payload for one in got[2:]] == [one.payload for one in gop(0)]
+    stamps = [one.timestamp for one in got]
+    assert stamps == sorted(stamps)
+    assert stamps[0] >= gop(1)[-1].timestamp
+
+
+@pytest.mark.parametrize("who", ["waits for a keyframe", "is paused"])
+def test_a_player_that_gets_no_media_is_told_all_the_same(server, raw, name, who):
+    running = server(SHORT_GRACE)
+    wire = raw(running).play(name)
+    encoder = raw(running).publish(name)
+    wire.status("NetStream.Play.PublishNotify")
+    if who == "is paused":
+        begin(encoder, wire)
+        wire.command("pause", True, 0, tid=0, msid=1)
+        wire.status("NetStream.Pause.Notify")
+    else:
+        send_headers(encoder)
+        encoder.sync()
+    encoder.close()
+    wire.sock.settimeout(4)
+    wire.status("NetStream.Play.UnpublishNotify")
+    assert wire.user_control(UserControlType.STREAM_EOF) == (1, 0)
+    raw(running).publish(name)
+    wire.status("NetStream.Play.PublishNotify")
+
+
+def test_without_a_grace_players_are_told_at_once(server, raw, player, name):
+    running = server("[live]\npublisher_grace_s = 0\n")
+    watcher = player(running, name)
+    encoder = raw(running).publish(name)
+    begin(encoder, watcher)
+    encoder.command("closeStream", tid=0, msid=1)
+    encoder.status("NetStream.Unpublish.Success")
+    assert codes(status(watcher, "NetStream.Play.UnpublishNotify", 0.9)) == ["NetStream.Play.UnpublishNotify"]
+
+
+def test_a_player_that_joins_within_the_grace_is_served_from_the_cache_and_one_after_it_waits(server, raw, player, name):
+    running = server("[live]\npublisher_grace_s = 1.5\n")
+    witness = player(running, name)
+    encoder = raw(running).publish(name)
+    begin(encoder, witness)
+    encoder.close()
+    running.wait_for_line(f"stopped publishing live/{name}")
+    within = player(running, name)
+    assert len(played(within, gop(0)[-1])) == 11
+    status(within, "NetStream.Play.UnpublishNotify")
+    after = raw(running).play(name)
+    after.sync()
+    again = raw(running).publish(name)
+    again.send(VIDEO, 5, key(50))
+    assert received(after, lambda one: isinstance(one, Item))[-1].payload == key(50)
+
+
+def test_a_second_publisher_is_refused_and_the_first_undisturbed(shared, raw, player, publisher, name):
+    watcher = player(shared, name)
+    encoder = publisher(shared, name)
+    begin(encoder, watcher)
+    second = raw(shared)
+    second.connect()
+    second.command("publish", name, "live", msid=second.create_stream())
+    first_word = second.status()
+    assert codes([first_word]) == ["NetStream.Publish.BadName"]
+    second.close()
+    warning = warning_about(shared, second)
+    assert warning.endswith(f"publish refused: NetStream.Publish.BadName: live/{name} is already being published.")
+    with pytest.raises(Refused) as refused:
+        publisher(shared, name)
+    assert refused.value.code == "NetStream.Publish.BadName"
+    send(encoder, gops(1, 3))
+    assert played(watcher, gop(3)[-1]) == gops(1, 3)
+
+
+def test_a_silent_publisher_gives_way_after_takeover(server, raw, player, name):
+    running = server("[live]\npublisher_takeover_s = 0.5\n")
+    watcher = player(running, name)
+    silent = raw(running).publish(name)
+    begin(silent, watcher)
+    newcomers = []
+
+    def gets_in():
+        newcomers.append(raw(running))
+        newcomers[-1].connect()
+        newcomers[-1].command("publish", name, msid=newcomers[-1].create_stream())
+        return codes([newcomers[-1].status()]) == ["NetStream.Publish.Start"]
+
+    # The connection stays up and says nothing: at first it is protected, then not.
+    assert not gets_in()
+    wait_until(gets_in, "the newcomer gets in")
+    assert silent.rest() == []
+    running.wait_for_line(rf"WARNING live/{name}: its publisher has been silent for .* and makes way for another")
+    running.wait_for_line(rf"{silent.address} closed: it was silent, and another publisher took over")
+    newcomers[-1].send(VIDEO, 0, key(9))
+    got = received(watcher, lambda one: isinstance(one, Item) and one.payload == key(9))
+    assert codes(got) == []
+    assert got[-1].timestamp > gop(0)[-1].timestamp
+
+
+def test_a_publisher_that_sends_is_not_taken_over(server, raw, publisher, name):
+    running = server("[live]\npublisher_takeover_s = 0.5\n")
+    encoder = raw(running).publish(name)
+    for n in range(120):
+        encoder.send(VIDEO, n * 10, inter(n) if n else key(n))
+        encoder.available(0.01)
+        if n % 15 == 14:
+            with pytest.raises(Refused):
+                publisher(running, name)
+    encoder.sync()
+
+
+def test_players_notice_nothing_of_a_publisher_on_another_stream(shared, raw, player, publisher, name):
+    watcher = player(shared, name)
+    encoder = publisher(shared, name)
+    begin(encoder, watcher)
+    for n in range(20):
+        other = raw(shared).publish(f"{name}_{n}")
+        send(other, gop(0))
+        reset(other) if n % 2 else other.close()
+    send(encoder, gops(1, 3))
+    assert played(watcher, gop(3)[-1]) == gops(1, 3)
+
+
+def test_a_publisher_whose_connection_the_server_closed_learns_it(server, opened, name):
+    running = server("[server]\nread_timeout_s = 0.5\n")
+    client = opened.enter_context(Client(running.url(name)))
+    client.publish()
+    running.wait_for_line("the publisher sent no message for 0.5 s")
+    frames = [Item(VIDEO, n, key(n, 10_000)) for n in range(1000)]
+    with pytest.raises(TransportClosed):
+        send(client, frames)
+
+
+def test_stream_begin_comes_on_message_stream_0_for_both_roles(shared, raw, name):
+    encoder = raw(shared).publish(name)
+    wire = raw(shared).play(name)
+    for one in (encoder, wire):
+        begins = [m for m in one.seen if m.type_id == 4 and parse_user_control(m).event == 0]
+        assert [(parse_user_control(m).value, m.message_stream_id) for m in begins] == [(1, 0)]

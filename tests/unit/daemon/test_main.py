@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+
+import gevent
+import pytest
+from gevent import get_hub, socket
+from gevent.event import Event
+
+from rtmpd.config.loader import load_text
+from rtmpd.config.model import ListenAddress
+from rtmpd.daemon.main import Daemon
+from rtmpd.errors import ConfigError, RtmpdError
+from rtmpd.net.listener import Listener
+from tests.unit.stream.fakes import FakeTransport
+
+LIMIT_S = 10
+
+
+@pytest.fixture
+def make_daemon(monkeypatch, caplog):
+    """Make daemons on ports that the kernel chooses, with their log in caplog."""
+    made = []
+    caplog.set_level(logging.INFO, "rtmpd")
+    hub = get_hub()
+    # The daemon replaces it; this brings it back.
+    monkeypatch.setattr(hub, "print_exception", hub.print_exception)
+
+    def make(ini="", addresses="127.0.0.1:0"):
+        made.append(Daemon(load_text(f"[server]\nlisten = {addresses}\n{ini}")))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        for listener in daemon.listeners:
+            listener.close()
+            listener.kill()
+        if daemon.hub.greenlet is not None:
+            daemon.hub.greenlet.kill()
+
+
+def connect(daemon, index=0):
+    return socket.create_connection(("127.0.0.1", daemon.listeners[index].port), timeout=LIMIT_S)
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+# Start and stop ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_serves_until_it_is_asked_to_stop(make_daemon, caplog):
+    daemon = make_daemon()
+    daemon.start()
+    port = daemon.listeners[0].port
+    assert f"listening on 127.0.0.1:{port}" in caplog.text
+    client = connect(daemon)
+    waiting = gevent.spawn(daemon.wait)
+    while not daemon.hub.connections:
+        gevent.sleep(0)
+    daemon.request_stop()
+    assert waiting.get(timeout=LIMIT_S) == 0
+    assert client.recv(1) == b""
+    assert not daemon.hub.connections
+    with pytest.raises(ConnectionRefusedError):
+        connect(daemon)
+    assert "stopping: 0 streams, 1 connections" in caplog.text
+
+
+def test_every_address_is_listened_on(make_daemon):
+    daemon = make_daemon(addresses="127.0.0.1:0, 127.0.0.1:0")
+    daemon.start()
+    assert len({listener.port for listener in daemon.listeners}) == 2
+    connect(daemon, 0).close()
+    connect(daemon, 1).close()
+
+
+def test_when_one_address_is_taken_none_is_left_open(make_daemon):
+    taken = Listener(ListenAddress("127.0.0.1", 0), lambda transport: None)
+    port = free_port()
+    daemon = make_daemon(addresses=f"127.0.0.1:{port}, 127.0.0.1:{taken.port}")
+    with pytest.raises(RtmpdError, match=f"can't listen on 127.0.0.1:{taken.port}"):
+        daemon.start()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+    taken.close()
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    """Sessions that do not end by themselves."""
+
+    def attach(daemon):
+        ended = []
+
+        def serve(transport):
+            try:
+                Event().wait()
+            except gevent.GreenletExit:
+                ended.append(transport.peer)
+
+        monkeypatch.setattr(daemon.hub, "serve", serve)
+        return ended
+
+    return attach
+
+
+def test_connections_that_do_not_leave_are_ended_after_the_drain(make_daemon, stubborn):
+    daemon = make_daemon("drain_timeout_s = 0.1\n")
+    ended = stubborn(daemon)
+    daemon.start()
+    clients = [connect(daemon) for _ in range(3)]
+    waiting = gevent.spawn(daemon.wait)
+    gevent.sleep(0.01)
+    daemon.request_stop()
+    assert waiting.get(timeout=LIMIT_S) == 0
+    assert len(ended) == 3
+    assert all(client.recv(1) == b"" for client in clients)
+
+
+def test_no_drain_means_at_once(make_daemon, stubborn):
+    daemon = make_daemon("drain_timeout_s = 0\n")
+    stubborn(daemon)
+    daemon.start()
+    client = connect(daemon)
+    gevent.sleep(0.01)
+    daemon.request_stop()
+    assert gevent.spawn(daemon.wait).get(timeout=LIMIT_S) == 0
+    assert client.recv(1) == b""
+
+
+def test_asking_twice_does_not_wait_for_connections(make_daemon, stubborn, caplog):
+    daemon = make_daemon("drain_timeout_s = 3600\n")
+    ended = stubborn(daemon)
+    daemon.start()
+    client = connect(daemon)
+    waiting = gevent.spawn(daemon.wait)
+    gevent.sleep(0.01)
+    daemon.request_stop()
+    gevent.sleep(0.01)
+    assert not waiting.ready()
+    gevent.spawn(daemon.request_stop)
+    assert waiting.get(timeout=LIMIT_S) == 0
+    assert len(ended) == 1
+    assert client.recv(1) == b""
+    assert "asked twice to stop" in caplog.text
+
+
+class UnsweptConnection:
+    """A bug where the hub can't survive it."""
+
+    transport = FakeTransport()
+
+    def sweep(self, now_s):
+        raise RuntimeError("a bug")
+
+
+def test_the_server_ends_with_an_error_when_its_hub_dies(make_daemon, monkeypatch, caplog):
+    monkeypatch.setattr("rtmpd.hub._SWEEP_S", 0.001)
+    daemon = make_daemon("drain_timeout_s = 0\n")
+    daemon.start()
+    daemon.hub.connections.add(UnsweptConnection())
+    waiting = gevent.spawn(daemon.wait)
+    assert waiting.get(timeout=LIMIT_S) == 1
+    assert "the hub has died" in caplog.text
+
+
+# Errors that escape -----------------------------------------------------------------------------------------------------
+
+
+def test_an_error_that_escapes_a_greenlet_is_logged_and_counted(make_daemon, caplog):
+    daemon = make_daemon()
+    daemon.start()
+
+    def fail():
+        raise RuntimeError("a bug")
+
+    gevent.spawn(fail).join()
+    assert daemon.hub.counters["internal_errors"] == 1
+    assert "internal error in <Greenlet" in caplog.text
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_an_error_in_an_event_loop_callback_is_logged_and_counted(make_daemon, caplog):
+    daemon = make_daemon()
+    daemon.start()
+    get_hub().loop.run_callback(lambda: [][1])
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert daemon.hub.counters["internal_errors"] == 1
+    assert "IndexError" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_few_descriptors_are_counted_and_logged_now_and_then(make_daemon, caplog, number):
+    daemon = make_daemon()
+    daemon.start()
+
+    def fail():
+        raise OSError(number, "Too many open files")
+
+    for _ in range(20):
+        gevent.spawn(fail).join()
+    assert daemon.hub.counters["accept_failures"] == 20
+    assert daemon.hub.counters["internal_errors"] == 0
+    assert [record.levelname for record in caplog.records if "can't accept" in record.getMessage()] == ["ERROR"]
+
+
+def test_a_greenlet_that_is_killed_is_no_error(make_daemon):
+    daemon = make_daemon()
+    daemon.start()
+    victim = gevent.spawn(gevent.sleep, LIMIT_S)
+    gevent.sleep(0)
+    victim.kill()
+    assert daemon.hub.counters["internal_errors"] == 0
+
+
+# Reload -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_takes_the_new_options(make_daemon, caplog):
+    daemon = make_daemon()
+    daemon.reload(lambda: load_text("[server]\nlisten = 127.0.0.1:0\nping_interval_s = 7\n[live]\nlag_limit_s = 3\n"))
+    assert daemon.config.server.ping_interval_s == daemon.hub.config.server.ping_interval_s == 7
+    assert daemon.hub.config.live.lag_limit_s == 3
+    assert "configuration reloaded" in caplog.text
+
+
+def test_a_wrong_configuration_changes_nothing_and_every_problem_is_logged(make_daemon, caplog):
+    daemon = make_daemon()
+    before = daemon.config
+
+    def load():
+        raise ConfigError(["rtmpd.ini:1: first", "rtmpd.ini:2: second"])
+
+    daemon.reload(load)
+    assert daemon.config is before
+    assert daemon.hub.config is before
+    for text in ("rtmpd.ini:1: first", "rtmpd.ini:2: second", "the old configuration stays in force"):
+        assert text in caplog.text
+
+
+def test_what_needs_a_restart_stays_and_is_named(make_daemon, caplog):
+    daemon = make_daemon()
+    before = daemon.config
+    text = "[server]\nlisten = 127.0.0.1:1, 127.0.0.1:2\nchunk_size_bytes = 4096\nping_interval_s = 7\n[log]\nqueue_limit = 5\n"
+    for _ in range(2):
+        caplog.clear()
+        daemon.reload(lambda: load_text(text))
+        assert daemon.config.server.listen == before.server.listen
+        assert daemon.config.server.chunk_size_bytes == before.server.chunk_size_bytes
+        assert daemon.config.log.queue_limit == before.log.queue_limit
+        assert daemon.config.server.ping_interval_s == 7
+        for option in ("[server] listen", "[server] chunk_size_bytes", "[log] queue_limit"):
+            assert f"{option} only changes when rtmpd is started again" in caplog.text
+
+
+# Descriptors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def descriptors(monkeypatch):
+    """The limits of open files, soft and hard; the kernel's stay as they are."""
+    limits = [1024, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
+
+    def set_limits(which, new):
+        limits[:] = new
+
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    return limits
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_needed(make_daemon, descriptors):
+    make_daemon("connection_limit = 2000\n").start()
+    assert 2000 < descriptors[0] < 4096
+    assert descriptors[1] == 4096
+
+
+def test_a_limit_that_is_high_enough_stays(make_daemon, descriptors):
+    make_daemon("connection_limit = 100\n").start()
+    assert descriptors == [1024, 4096]
+
+
+def test_a_system_that_allows_too_few_open_files_is_named(make_daemon, descriptors, caplog):
+    make_daemon("connection_limit = 10000\n").start()
+    assert descriptors == [4096, 4096]
+    assert "connection_limit 10000 needs" in caplog.text
+    assert "the system allows 4096" in caplog.text
+
+
+def test_no_limit_is_no_problem(make_daemon, descriptors, caplog):
+    descriptors[:] = [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
+    make_daemon("connection_limit = 10000\n").start()
+    assert descriptors == [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
+    descriptors[:] = [1024, resource.RLIM_INFINITY]
+    make_daemon("connection_limit = 10000\n").start()
+    assert descriptors[0] > 10000
+    assert "the system allows" not in caplog.text

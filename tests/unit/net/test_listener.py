@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import socket as stdlib_socket
+
+import gevent
+import pytest
+from gevent import get_hub, socket
+from gevent.event import Event
+
+from rtmpd.config.model import ListenAddress
+from rtmpd.errors import RtmpdError, TransportClosed
+from rtmpd.net.listener import Listener
+
+LIMIT_S = 10
+LOOPBACK = ListenAddress("127.0.0.1", 0)
+ipv6 = pytest.mark.skipif(not stdlib_socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.fixture
+def listen():
+    made = []
+
+    def make(serve, address=LOOPBACK):
+        listener = Listener(address, serve)
+        listener.start()
+        made.append(listener)
+        return listener
+
+    yield make
+    for listener in made:
+        listener.close()
+        listener.kill()
+
+
+@pytest.fixture
+def connect():
+    made = []
+
+    def make(port, host="127.0.0.1"):
+        sock = socket.create_connection((host, port), timeout=LIMIT_S)
+        made.append(sock)
+        return sock
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+def say_who(transport):
+    transport.send_all(transport.peer.encode(), LIMIT_S)
+
+
+def serve_until_closed(transport):
+    transport.send_all(b"hello", LIMIT_S)
+    try:
+        while True:
+            transport.recv()
+    except TransportClosed:
+        return
+
+
+def read_all(sock):
+    text = b""
+    while data := sock.recv(1000):
+        text += data
+    return text.decode()
+
+
+# Addresses --------------------------------------------------------------------------------------------------------------
+
+
+def test_with_port_0_the_kernel_chooses_and_the_listener_says_which(listen, connect):
+    listener = listen(say_who)
+    assert listener.port > 0
+    assert listener.bound == f"127.0.0.1:{listener.port}"
+    client = connect(listener.port)
+    assert read_all(client) == f"127.0.0.1:{client.getsockname()[1]}"
+
+
+def test_an_address_in_use_is_an_error_that_says_so(listen):
+    port = listen(say_who).port
+    with pytest.raises(RtmpdError, match=rf"^can't listen on 127\.0\.0\.1:{port}: .*: another server .* has it$"):
+        Listener(ListenAddress("127.0.0.1", port), say_who)
+
+
+def test_an_address_that_is_free_again_can_be_used_at_once(listen, connect):
+    first = listen(serve_until_closed)
+    client = connect(first.port)
+    assert client.recv(10) == b"hello"
+    first.close()
+    first.kill()
+    assert listen(say_who, ListenAddress("127.0.0.1", first.port)).port == first.port
+
+
+def test_a_port_for_root_only_is_an_error_that_says_what_helps(monkeypatch):
+    class Forbidden(socket.socket):
+        def bind(self, address):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("rtmpd.net.listener.socket", Forbidden)
+    with pytest.raises(RtmpdError, match=r"^can't listen on 127\.0\.0\.1:80: Permission denied: .*CAP_NET_BIND_SERVICE$"):
+        Listener(ListenAddress("127.0.0.1", 80), say_who)
+
+
+def test_a_host_that_is_not_known_is_an_error_that_says_so(monkeypatch):
+    def fail(*_, **__):
+        raise stdlib_socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(stdlib_socket, "getaddrinfo", fail)
+    with pytest.raises(RtmpdError, match=r"^can't listen on media\.invalid:1935: Name or service not known$"):
+        Listener(ListenAddress("media.invalid", 1935), say_who)
+
+
+@ipv6
+def test_without_a_host_ipv4_and_ipv6_are_served_over_one_socket(listen, connect):
+    listener = listen(say_who, ListenAddress("", 0))
+    assert listener.bound == f"[::]:{listener.port}"
+    over_ipv4, over_ipv6 = connect(listener.port), connect(listener.port, "::1")
+    assert read_all(over_ipv4) == f"127.0.0.1:{over_ipv4.getsockname()[1]}"
+    assert read_all(over_ipv6) == f"[::1]:{over_ipv6.getsockname()[1]}"
+
+
+@ipv6
+def test_an_ipv6_address_leaves_the_same_port_free_for_ipv4(listen, connect):
+    for _ in range(20):
+        six = listen(say_who, ListenAddress("::", 0))
+        try:
+            four = listen(lambda transport: transport.send_all(b"four", LIMIT_S), ListenAddress("0.0.0.0", six.port))
+        except RtmpdError:
+            # Another process of this machine has that port.
+            continue
+        break
+    assert four.port == six.port
+    assert read_all(connect(six.port)) == "four"
+    assert read_all(connect(six.port, "::1")).startswith("[::1]:")
+
+
+def test_without_ipv6_an_empty_host_means_ipv4(monkeypatch, listen, connect):
+    monkeypatch.setattr(stdlib_socket, "has_dualstack_ipv6", lambda: False)
+    listener = listen(say_who, ListenAddress("", 0))
+    assert listener.bound == f"0.0.0.0:{listener.port}"
+    assert read_all(connect(listener.port)).startswith("127.0.0.1:")
+
+
+# Connections ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_closed_when_its_handler_returns(listen, connect):
+    kept = []
+    client = connect(listen(kept.append).port)
+    assert client.recv(10) == b""
+    assert kept[0].sock.fileno() == -1
+
+
+def test_an_error_in_one_handler_harms_no_other(listen, connect, monkeypatch):
+    escaped = []
+    monkeypatch.setattr(get_hub(), "print_exception", lambda context, kind, value, traceback: escaped.append(value))
+    kept = []
+
+    def serve(transport):
+        kept.append(transport)
+        if len(kept) == 2:
+            raise RuntimeError("a bug")
+        serve_until_closed(transport)
+
+    port = listen(serve).port
+    first = connect(port)
+    assert first.recv(10) == b"hello"
+    assert connect(port).recv(10) == b""
+    assert connect(port).recv(10) == b"hello"
+    kept[0].send_all(b"still there", LIMIT_S)
+    assert first.recv(20) == b"still there"
+    assert [str(value) for value in escaped] == ["a bug"]
+    assert kept[1].sock.fileno() == -1
+
+
+def test_a_storm_of_connections_is_served(listen, connect):
+    port = listen(serve_until_closed).port
+    clients = [connect(port) for _ in range(200)]
+    assert all(client.recv(10) == b"hello" for client in clients)
+
+
+def test_who_is_gone_before_being_served_does_no_harm(listen, connect, monkeypatch):
+    served = Event()
+
+    def vanish(sock, peer):
+        raise OSError(22, "Invalid argument")
+
+    port = listen(lambda transport: served.set()).port
+    with monkeypatch.context() as patch:
+        patch.setattr("rtmpd.net.listener.Transport", vanish)
+        assert connect(port).recv(10) == b""
+    assert not served.is_set()
+    assert connect(port).recv(10) == b""
+    assert served.is_set()
+
+
+# The end ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_listener_accepts_no_more_and_connections_go_on(listen, connect):
+    kept = []
+
+    def serve(transport):
+        kept.append(transport)
+        serve_until_closed(transport)
+
+    listener = listen(serve)
+    client = connect(listener.port)
+    assert client.recv(10) == b"hello"
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(listener.port)
+    kept[0].send_all(b"still there", LIMIT_S)
+    assert client.recv(20) == b"still there"
+
+
+def test_waiting_ends_when_the_last_connection_has_ended(listen, connect):
+    listener = listen(serve_until_closed)
+    assert listener.wait(LIMIT_S)
+    clients = [connect(listener.port) for _ in range(3)]
+    assert all(client.recv(10) == b"hello" for client in clients)
+    listener.close()
+    assert not listener.wait(0.02)
+    waiting = gevent.spawn(listener.wait, LIMIT_S)
+    for client in clients:
+        gevent.sleep(0)
+        assert not waiting.ready()
+        client.close()
+    assert waiting.get(timeout=LIMIT_S)
+
+
+def test_those_who_do_not_leave_are_ended(listen, connect):
+    ended = []
+
+    def serve(transport):
+        try:
+            serve_until_closed(transport)
+        except gevent.GreenletExit:
+            ended.append(transport.peer)
+            raise
+
+    listener = listen(serve)
+    clients = [connect(listener.port) for _ in range(3)]
+    assert all(client.recv(10) == b"hello" for client in clients)
+    listener.kill()
+    assert len(ended) == 3
+    assert all(client.recv(10) == b"" for client in clients)
+    assert listener.wait(LIMIT_S)

@@ -1,0 +1,486 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from rtmpd.config.loader import load_text
+from rtmpd.errors import Refused, TransportClosed
+from rtmpd.hub import Hub
+from rtmpd.stream.subscriber import Subscriber
+from tests.unit.stream.fakes import FakeTime, FakeTransport, frame, keyframe, settle, texts
+
+LIMIT_S = 10
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = FakeTime()
+    for module in ("hub", "stream.stream", "stream.fanout"):
+        monkeypatch.setattr(f"rtmpd.{module}.time", made)
+    return made
+
+
+@pytest.fixture
+def make_hub():
+    made = []
+
+    def make(ini=""):
+        made.append(Hub(load_text(ini)))
+        return made[-1]
+
+    yield make
+    for hub in made:
+        if hub.greenlet is not None:
+            hub.greenlet.kill()
+        for stream in hub.streams.values():
+            stream.close()
+    settle(2)
+
+
+class FakePublisher:
+    """As much of a publisher as the hub sees."""
+
+    def __init__(self, hub, key="live/test"):
+        self.hub = hub
+        self.connection = SimpleNamespace(transport=FakeTransport())
+        self.stopped = ""
+        self.stream = hub.publish(key, self)
+
+    def stop(self, reason):
+        self.stopped = reason
+        self.hub.unpublish(self.stream, self)
+
+
+class FakeConnection:
+    """As much of a connection as the hub sees of one that it did not open."""
+
+    def __init__(self, config):
+        self.config = config
+        self.swept = []
+
+    def sweep(self, now_s):
+        self.swept.append(now_s)
+
+
+def play(hub, key="live/test"):
+    player = object()
+    stream = hub.play(key, player)
+    transport = FakeTransport()
+    subscriber = Subscriber(transport)
+    stream.fanout.join(subscriber)
+    return SimpleNamespace(player=player, stream=stream, transport=transport, subscriber=subscriber)
+
+
+def unplay(hub, playing):
+    playing.stream.fanout.leave(playing.subscriber)
+    hub.unplay(playing.stream, playing.player)
+
+
+# Publishing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_publisher_opens_a_stream_with_the_servers_chunk_size(make_hub):
+    hub = make_hub("[server]\nchunk_size_bytes = 5000\n")
+    publisher = FakePublisher(hub)
+    assert hub.streams == {"live/test": publisher.stream}
+    assert publisher.stream.publisher is publisher
+    assert publisher.stream.wirelog.chunk_size == 5000
+    assert hub.counters["publishes"] == 1
+
+
+def test_a_name_has_one_publisher(make_hub, clock):
+    hub = make_hub()
+    first = FakePublisher(hub)
+    with pytest.raises(Refused) as caught:
+        FakePublisher(hub)
+    assert caught.value.code == "NetStream.Publish.BadName"
+    assert first.stream.publisher is first
+    assert hub.counters["publishes"] == 1
+    assert FakePublisher(hub, "live/other").stream is not first.stream
+
+
+def test_a_silent_publisher_makes_way(make_hub, clock):
+    hub = make_hub("[live]\npublisher_takeover_s = 5\n")
+    first = FakePublisher(hub)
+    clock.now_s += 5
+    second = FakePublisher(hub)
+    assert first.stopped == "another publisher took over"
+    assert first.connection.transport.close_reason == "it was silent, and another publisher took over"
+    assert hub.streams["live/test"] is second.stream
+    assert second.stream.publisher is second
+    assert hub.counters["takeovers"] == 1
+
+
+def test_a_publisher_that_has_sent_since_the_last_sweep_is_not_silent(make_hub, clock):
+    hub = make_hub("[live]\npublisher_takeover_s = 5\n")
+    first = FakePublisher(hub)
+    clock.now_s += 5
+    first.stream.video(0, keyframe())
+    with pytest.raises(Refused):
+        FakePublisher(hub)
+
+
+def test_nobody_makes_way_when_takeover_is_off(make_hub, clock):
+    hub = make_hub("[live]\npublisher_takeover_s = 0\n")
+    FakePublisher(hub)
+    clock.now_s += 10_000
+    with pytest.raises(Refused):
+        FakePublisher(hub)
+
+
+@pytest.mark.parametrize("grace_s", [0, 10])
+@pytest.mark.parametrize("watched", [False, True])
+def test_after_a_takeover_the_new_publisher_feeds_the_registered_stream(make_hub, clock, grace_s, watched):
+    hub = make_hub(f"[live]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\npacing = no\n")
+    FakePublisher(hub)
+    early = play(hub) if watched else None
+    clock.now_s += 5
+    second = FakePublisher(hub)
+    assert hub.streams == {"live/test": second.stream}
+    late = play(hub)
+    assert late.stream is second.stream
+    second.stream.video(0, keyframe())
+    settle()
+    assert texts(late.transport, second.stream.wirelog.chunk_size)[-1] == keyframe()
+    if early is not None:
+        assert texts(early.transport, second.stream.wirelog.chunk_size)[-1] == keyframe()
+
+
+def test_the_publisher_that_was_replaced_ends_nothing(make_hub, clock):
+    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    first = FakePublisher(hub)
+    clock.now_s += 60
+    second = FakePublisher(hub)
+    hub.unpublish(second.stream, first)
+    assert second.stream.publisher is second
+    assert second.stream.announced
+
+
+def test_a_publisher_may_be_back_within_the_grace(make_hub, clock):
+    hub = make_hub("[live]\npublisher_grace_s = 10\n")
+    first = FakePublisher(hub)
+    first.stop("closed by the peer")
+    assert hub.streams["live/test"].announced
+    clock.now_s += 9
+    assert FakePublisher(hub).stream is first.stream
+
+
+def test_without_grace_a_stream_ends_with_its_publisher(make_hub):
+    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    FakePublisher(hub).stop("closed by the peer")
+    assert hub.streams == {}
+
+
+def test_without_grace_players_are_told_at_once_and_may_stay(make_hub):
+    hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
+    publisher = FakePublisher(hub)
+    publisher.stream.video(0, keyframe())
+    playing = play(hub)
+    publisher.stop("closed by the peer")
+    settle()
+    assert b"UnpublishNotify" in b"".join(texts(playing.transport, playing.stream.wirelog.chunk_size))
+    assert hub.streams == {"live/test": playing.stream}
+    unplay(hub, playing)
+    assert hub.streams == {}
+
+
+# Playing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_players_share_the_publishers_stream(make_hub):
+    hub = make_hub()
+    publisher = FakePublisher(hub)
+    players = [play(hub) for _ in range(3)]
+    assert all(each.stream is publisher.stream for each in players)
+    assert publisher.stream.players == {each.player for each in players}
+    assert hub.counters["plays"] == 3
+
+
+def test_a_player_may_come_first(make_hub):
+    hub = make_hub("[live]\npacing = no\n")
+    playing = play(hub)
+    publisher = FakePublisher(hub)
+    assert publisher.stream is playing.stream
+    publisher.stream.video(0, keyframe())
+    settle()
+    assert texts(playing.transport, 60000)[-1] == keyframe()
+
+
+def test_a_player_may_not_come_first_when_that_is_switched_off(make_hub):
+    hub = make_hub("[live]\nwait_for_publisher = no\npublisher_grace_s = 10\n")
+    with pytest.raises(Refused) as caught:
+        hub.play("live/test", object())
+    assert caught.value.code == "NetStream.Play.StreamNotFound"
+    assert (hub.streams, hub.counters["plays"]) == ({}, 0)
+    publisher = FakePublisher(hub)
+    play(hub)
+    publisher.stop("closed by the peer")
+    # Within the grace the stream is still there.
+    play(hub)
+    publisher.stream.end()
+    with pytest.raises(Refused):
+        hub.play("live/test", object())
+
+
+def test_a_stream_goes_when_its_last_player_stops_waiting(make_hub):
+    hub = make_hub()
+    first, second = play(hub), play(hub)
+    unplay(hub, first)
+    assert hub.streams
+    unplay(hub, second)
+    assert hub.streams == {}
+    unplay(hub, second)
+
+
+def test_what_players_went_through_is_counted_when_the_stream_goes(make_hub, clock):
+    hub = make_hub("[live]\nlag_limit_bytes = 1024\npublisher_grace_s = 0\npacing = no\n")
+    publisher = FakePublisher(hub)
+    publisher.stream.video(0, keyframe())
+    playing = play(hub)
+    settle()
+    playing.transport.capacity = 0
+    publisher.stream.video(40, frame("", 5000))
+    publisher.stream.video(80, keyframe())
+    settle()
+    clock.now_s += 31
+    publisher.stream.sweep(clock.now_s, 30)
+    unplay(hub, playing)
+    publisher.stop("closed by the peer")
+    assert hub.streams == {}
+    assert (hub.counters["player_skips"], hub.counters["players_stalled"]) == (1, 1)
+
+
+# Applications -----------------------------------------------------------------------------------------------------------
+
+APPLICATIONS = """
+[live]
+lag_limit_s = 1
+[applications]
+[[live]]
+lag_limit_s = 2
+[[live/sub]]
+lag_limit_s = 3
+[[deep/er]]
+lag_limit_s = 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "lag_limit_s"), [("live/a", 2), ("live/sub/a", 3), ("live/other/a", 2), ("deep/er/a", 4), ("live/sub", 2)]
+)
+def test_a_stream_has_the_options_of_its_application(make_hub, key, lag_limit_s):
+    hub = make_hub(APPLICATIONS)
+    assert FakePublisher(hub, key).stream.options.lag_limit_s == lag_limit_s
+    assert hub.play(key, object()).options.lag_limit_s == lag_limit_s
+
+
+def test_without_applications_every_app_is_admitted(make_hub):
+    hub = make_hub()
+    assert hub.admit("anything/goes") == hub.config.live
+
+
+def test_only_apps_that_may_lead_to_an_application_are_admitted(make_hub):
+    hub = make_hub(APPLICATIONS)
+    assert hub.admit("live").lag_limit_s == 2
+    assert hub.admit("live/sub").lag_limit_s == 3
+    assert hub.admit("deep").lag_limit_s == 1
+    for app in ("other", "dee", "lively", ""):
+        with pytest.raises(Refused) as caught:
+            hub.admit(app)
+        assert caught.value.code == "NetConnection.Connect.InvalidApp"
+
+
+def test_a_stream_of_no_application_is_refused(make_hub):
+    hub = make_hub(APPLICATIONS)
+    with pytest.raises(Refused):
+        FakePublisher(hub, "deep/a")
+    with pytest.raises(Refused) as caught:
+        hub.play("deep/a", object())
+    assert caught.value.code == "NetStream.Play.StreamNotFound"
+    assert hub.streams == {}
+
+
+def test_a_reload_reaches_streams_and_connections(make_hub):
+    hub = make_hub(APPLICATIONS)
+    streams = [FakePublisher(hub, key).stream for key in ("live/a", "live/sub/a", "deep/er/a")]
+    connection = FakeConnection(hub.config.server)
+    hub.connections.add(connection)
+    hub.reload(
+        load_text("[server]\nping_interval_s = 7\n[applications]\n[[live]]\nlag_limit_s = 20\n[[live/sub]]\nlag_limit_s = 30\n")
+    )
+    # The application of the last one is gone; it goes on as it was.
+    assert [stream.options.lag_limit_s for stream in streams] == [20, 30, 4]
+    assert [stream.fanout.options.lag_limit_s for stream in streams] == [20, 30, 4]
+    assert connection.config.ping_interval_s == 7
+    hub.connections.clear()
+
+
+# Connections ------------------------------------------------------------------------------------------------------------
+
+
+class SilentTransport(FakeTransport):
+    """A peer that says nothing until the test ends it."""
+
+    bytes_sent = 0
+    sending = False
+
+    def __init__(self, peer="192.0.2.1:50000"):
+        super().__init__()
+        self.peer = peer
+        self.over = Event()
+        self.failure: BaseException = TransportClosed("closed by the peer")
+
+    def recv(self):
+        self.over.wait()
+        raise self.failure
+
+    def close(self, reason):
+        super().close(reason)
+        self.over.set()
+
+
+def serve(hub, *peers):
+    transports = [SilentTransport(peer) for peer in peers]
+    greenlets = [gevent.spawn(hub.serve, transport) for transport in transports]
+    gevent.sleep(0)
+    return transports, greenlets
+
+
+def end(transports, greenlets):
+    for transport in transports:
+        transport.over.set()
+    gevent.joinall(greenlets, timeout=LIMIT_S, raise_error=True)
+
+
+def test_connections_are_counted_and_forgotten_when_they_end(make_hub):
+    hub = make_hub()
+    transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1")
+    assert len(hub.connections) == 3
+    end(transports, greenlets)
+    assert (len(hub.connections), hub.counters["connections"]) == (0, 3)
+
+
+def test_more_connections_than_allowed_are_refused(make_hub):
+    hub = make_hub("[server]\nconnection_limit = 2\n")
+    transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1")
+    assert [greenlet.ready() for greenlet in greenlets] == [False, False, True]
+    assert (len(hub.connections), hub.counters["connections_refused"]) == (2, 1)
+    end(transports, greenlets)
+    transports, greenlets = serve(hub, "192.0.2.3:1")
+    assert not greenlets[0].ready()
+    end(transports, greenlets)
+
+
+def test_more_connections_of_one_address_than_allowed_are_refused(make_hub):
+    hub = make_hub("[server]\nconnections_per_address_limit = 1\n")
+    first = serve(hub, "192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[::1]:1", "[::1]:2")
+    assert [greenlet.ready() for greenlet in first[1]] == [False, True, False, False, True]
+    end(*first)
+    second = serve(hub, "192.0.2.1:3")
+    assert not second[1][0].ready()
+    end(*second)
+
+
+def test_nobody_is_served_once_the_server_stops(make_hub):
+    hub = make_hub()
+    hub.stop()
+    _, greenlets = serve(hub, "192.0.2.1:1")
+    assert greenlets[0].ready()
+    assert hub.counters["connections_refused"] == 1
+
+
+def test_refusals_are_logged_now_and_then_not_each(make_hub, clock, caplog):
+    hub = make_hub("[server]\nconnection_limit = 1\n")
+    held = serve(hub, "192.0.2.1:1")
+    with caplog.at_level(logging.WARNING, "rtmpd"):
+        for _ in range(50):
+            serve(hub, "192.0.2.9:1")
+            clock.now_s += 0.3
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(lines) == 2
+    assert lines[0] == "192.0.2.9:1 refused: connection_limit is 1 (1 refused so far)"
+    end(*held)
+
+
+def test_a_bug_in_a_connection_is_logged_and_counted_and_ends_only_that(make_hub, caplog):
+    hub = make_hub("[server]\nconnections_per_address_limit = 2\n")
+    (failing, other), greenlets = serve(hub, "192.0.2.1:1", "192.0.2.1:2")
+    failing.failure = RuntimeError("a bug")
+    with caplog.at_level(logging.ERROR, "rtmpd"):
+        failing.over.set()
+        greenlets[0].get(timeout=LIMIT_S)
+    assert "internal error in handshake" in caplog.text
+    assert hub.counters["internal_errors"] == 1
+    assert len(hub.connections) == 1
+    end([other], greenlets[1:])
+
+
+def test_a_connection_that_is_killed_is_no_error(make_hub):
+    hub = make_hub()
+    _, greenlets = serve(hub, "192.0.2.1:1")
+    greenlets[0].kill()
+    assert greenlets[0].successful()
+    assert (len(hub.connections), hub.counters["internal_errors"]) == (0, 0)
+
+
+# Upkeep ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_sweeps(monkeypatch):
+    monkeypatch.setattr("rtmpd.hub._SWEEP_S", 0.001)
+
+
+def wait_until(condition):
+    with gevent.Timeout(LIMIT_S):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def test_streams_whose_grace_is_over_are_dropped(make_hub, clock, quick_sweeps):
+    hub = make_hub("[live]\npublisher_grace_s = 10\n")
+    hub.start()
+    publisher = FakePublisher(hub)
+    publisher.stop("closed by the peer")
+    clock.now_s += 9
+    gevent.sleep(0.01)
+    assert hub.streams
+    clock.now_s += 1
+    wait_until(lambda: not hub.streams)
+
+
+def test_connections_and_streams_are_swept(make_hub, clock, quick_sweeps):
+    hub = make_hub()
+    connection = FakeConnection(hub.config.server)
+    hub.connections.add(connection)
+    publisher = FakePublisher(hub)
+    publisher.stream.video(0, keyframe())
+    hub.start()
+    clock.now_s += 3
+    wait_until(lambda: publisher.stream.active_at == clock.now_s)
+    assert set(connection.swept) == {clock.now_s}
+    hub.connections.clear()
+
+
+def test_the_end_tells_players_and_closes_connections(make_hub):
+    hub = make_hub("[live]\npacing = no\n")
+    hub.start()
+    publisher = FakePublisher(hub)
+    publisher.stream.video(0, keyframe())
+    players = [play(hub) for _ in range(3)]
+    settle()
+    publisher.stream.video(40, frame("last"))
+    transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1")
+    hub.stop()
+    assert [transport.close_reason for transport in transports] == ["the server is stopping"] * 2
+    for playing in players:
+        got = texts(playing.transport, 60000)
+        assert got[:2] == [keyframe(), frame("last")]
+        assert any(b"UnpublishNotify" in payload for payload in got[2:])
+    end(transports, greenlets)
+    settle()
+    assert hub.greenlet.ready()
