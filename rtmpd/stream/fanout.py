@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
+from rtmpd.stream.group import SLICE_S, Group
 from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ log = logging.getLogger(__name__)
 PENDING_LIMIT_BYTES = 256 << 10
 """Replies that wait for a player who does not read. One who asks for more than this is cut off."""
 
-_BLOCK = 64  # players between two looks at the clock
-_SLICE_S = 0.003  # how long a pass may hold the event loop
-_GATHER_BYTES = 1 << 20  # a pass over several pages takes about this much at the most
 _SHORTEST_REST_S = 0.0005
 _AFTER_BUG_S = 0.01
 _FLUSH_STEP_S = 0.005
@@ -69,17 +67,10 @@ class Fanout:
         self.bytes_sent = 0
         self.skips = 0
         self.stalled = 0
-        self._members: list[Subscriber] = []
+        self._group = Group()
         self._alone: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()
         self._paused: set[Subscriber] = set()
-        self._page: Page | None = None  # the group's cursor; None while nobody has one
-        self._offset = 0
-        self._passing = False
-        self._served = 0  # members that the pass under way has come to, of those that it visits
-        self._visited = 0
-        self._range = 0  # bytes that it hands to each
-        self._left_group = False
         self._joins_handled = 0  # the join point at which those who waited were last let in
         self._at_rest: list[Callable[[], None]] = []
         self._idle = True
@@ -92,7 +83,7 @@ class Fanout:
     # Players come and go -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._members) + len(self._alone) + len(self._waiting) + len(self._paused)
+        return len(self._group) + len(self._alone) + len(self._waiting) + len(self._paused)
 
     @property
     def anyone_waits(self) -> bool:
@@ -102,14 +93,14 @@ class Fanout:
     @property
     def has_cursors(self) -> bool:
         """Whether any subscriber has been given media: those who only wait or pause don't mind where a timeline begins."""
-        return bool(self._members or self._alone)
+        return bool(len(self._group) or self._alone)
 
     def join(self, subscriber: Subscriber) -> None:
         """Let a subscriber in: from the join point if there is one, else it waits for the next."""
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
         if not self.active:
-            self._page, self._offset = self.wirelog.tail, self.wirelog.tail.end
+            self._group.move_to_end(self.wirelog)
             self.active = True
         self._start(subscriber)
 
@@ -134,12 +125,8 @@ class Fanout:
         subscriber.page, subscriber.offset = wirelog.join_page, wirelog.join_offset
         subscriber.state = State.ALONE
         self._alone.add(subscriber)
-        # The group may not have come as far as the join point yet; nobody is served beyond the group.
-        if self._passing or self._behind_join_point():
-            self.wake()
-
-    def _behind_join_point(self) -> bool:
-        return self._page is not None and self._page.base + self._offset < self.wirelog.join_position
+        # The group may not have come as far yet: it is due a pass.
+        self.wake()
 
     def leave(self, subscriber: Subscriber) -> bytes:
         """Take a subscriber out.
@@ -161,12 +148,7 @@ class Fanout:
         """Take a subscriber out of whatever it is in; return what is owed to it."""
         state = subscriber.state
         if state is State.GROUP:
-            self._left_group = True
-            subscriber.sent += self._group_position()
-            if self._passing and self._served <= self._members.index(subscriber) < self._visited:
-                # The group's position has the range of this pass already, the subscriber has not.
-                subscriber.sent -= self._range
-            subscriber.state = State.GONE
+            self._group.drop(subscriber, State.GONE)
         elif state is State.ALONE:
             subscriber.finish_message()
             self._alone.discard(subscriber)
@@ -185,14 +167,14 @@ class Fanout:
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
             self._greenlet = None
-        self._page = None
+        self._group.page = None
         self.active = False
 
     # What sessions ask for ---------------------------------------------------------------------------------------------
 
     def write(self, subscriber: Subscriber, data: bytes) -> None:
         """Send a reply to a player, at the next message boundary of its bytes."""
-        if self._passing and subscriber.state is State.GROUP:
+        if self._group.passing and subscriber.state is State.GROUP:
             # Until the pass is over nobody knows what it has had.
             subscriber.pending += data
             self._at_rest.append(lambda: self._write(subscriber, b""))
@@ -276,7 +258,7 @@ class Fanout:
 
     def _when_at_rest(self, action: Callable[[], None]) -> None:
         """Run *action* now, or after the pass that is under way: until then nobody knows who has been served."""
-        if self._passing:
+        if self._group.passing:
             self._at_rest.append(action)
         else:
             action()
@@ -292,7 +274,7 @@ class Fanout:
         """Wait until the group has had what the log holds, at most *limit_s*; return whether it has."""
         self.wake()
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
-            while not (self._at_end() and not self._passing):
+            while self._group.passing or not self._at_end():
                 gevent.sleep(_FLUSH_STEP_S)
             return True
         return False
@@ -327,115 +309,61 @@ class Fanout:
 
     def _at_end(self) -> bool:
         """Whether there is nothing to deliver."""
-        if self._page is None:
+        if self._group.page is None:
             return True
-        tail = self.wirelog.tail
-        if self._page is not tail or self._offset != tail.end:
+        if not self._group.is_at(self.wirelog.tail, self.wirelog.tail.end):
             return False
         return not self._waiting or self.wirelog.join_page is None or self._joins_handled == self.wirelog.joins
 
     def _pass(self) -> float:
-        """Bring the group to the log's end, or a good piece nearer; return the seconds of work that it took."""
-        # The thread's CPU time: on a busy machine the clock on the wall would make passes look dear, and rests long.
-        clock = time.thread_time
-        begun = clock()
-        spent = 0.0
-        if self.wirelog.position - self._swept_position > self.options.lag_limit_bytes // 4:
+        """Give everyone what the log holds; return the seconds of work that it took."""
+        wirelog, group = self.wirelog, self._group
+        if wirelog.position - self._swept_position > self.options.lag_limit_bytes // 4:
             self.sweep(time.monotonic())
-        if self._page is None:
-            return 0.0
-        page, offset = self._page, self._offset
-        members = self._members
-        count = len(members)
-        if count and (page.next is not None or offset < page.end):
-            data, tail, end = self.wirelog.gather(page, offset, _GATHER_BYTES)
-            size = len(data)
-            self._passing = True
-            self._served, self._visited, self._range = 0, count, size
-            # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
-            self._page, self._offset = tail, end
-            short = 0
-            for index in range(0, count, _BLOCK):
-                for subscriber in members[index : min(index + _BLOCK, count)]:
-                    # In two steps: CPython reads a slot faster than it looks up a method.
-                    send = subscriber.send
-                    try:
-                        sent = send(data)
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError as error:
-                        if subscriber.state is State.GROUP:
-                            self._fail(subscriber, f"send failed: {error.strerror or error}")
-                        short += size
-                        continue
-                    if sent != size:
-                        short += size - sent
-                        if subscriber.state is State.GROUP:
-                            self._fall_behind(subscriber, page, offset, sent)
-                self._served = index + _BLOCK
-                now = clock()
-                if now - begun > _SLICE_S and self._served < count:
-                    spent += now - begun
-                    gevent.sleep(0)
-                    begun = clock()
-            self.bytes_sent += size * count - short
+        spent = 0.0
+        if len(group) and not group.is_at(wirelog.tail, wirelog.tail.end):
+            sent, spent = group.deliver(wirelog, self._fall_behind, self._fail)
+            self.bytes_sent += sent
             self._rest()
-        else:
-            self._page, self._offset = self.wirelog.tail, self.wirelog.tail.end
-        if self._waiting and self.wirelog.join_page is not None:
-            self._joins_handled = self.wirelog.joins
+        elif group.page is not None:
+            group.move_to_end(wirelog)
+        if self._waiting and wirelog.join_page is not None:
+            self._joins_handled = wirelog.joins
             for subscriber in list(self._waiting):
-                if subscriber.joins_seen != self.wirelog.joins:
+                if subscriber.joins_seen != wirelog.joins:
                     self._waiting.discard(subscriber)
                     self._move_to_join_point(subscriber)
             if not self.options.gop_cache:
                 # It was only for them.
-                self.wirelog.forget_join_point()
+                wirelog.forget_join_point()
+        begun = time.thread_time()
         for subscriber in list(self._alone):
             if not subscriber.blocked and subscriber.state is State.ALONE:
                 self._serve(subscriber)
-                now = clock()
-                if now - begun > _SLICE_S:
+                now = time.thread_time()
+                if now - begun > SLICE_S:
                     spent += now - begun
                     gevent.sleep(0)
-                    begun = clock()
-        return spent + clock() - begun
+                    begun = time.thread_time()
+        return spent + time.thread_time() - begun
 
     def _rest(self) -> None:
-        """End a pass: drop who has left the group, then do what waited for it."""
-        self._passing = False
+        """End a pass: forget who has left the group, then do what waited for it."""
+        self._group.passing = False
         self._compact()
         while self._at_rest:
             self._at_rest.pop(0)()
 
     def _compact(self) -> None:
-        """Drop who has left the group from the list of members, and stand still when nobody is left. Not during a pass."""
-        if self._passing:
-            return
-        if self._left_group:
-            self._left_group = False
-            members = []
-            for subscriber in self._members:
-                if subscriber.state is State.GROUP:
-                    members.append(subscriber)
-                else:
-                    subscriber.listed = False
-            self._members = members
-        if len(self) == 0:
-            self.active = False
-            self._page = None
+        """Forget who has left the group, and stand still when nobody is left. Not during a pass."""
+        if not self._group.passing:
+            self._group.compact()
+            if len(self) == 0:
+                self.active = False
+                self._group.page = None
 
-    def _group_position(self) -> int:
-        return self._page.base + self._offset if self._page is not None else 0
-
-    def _fall_behind(self, subscriber: Subscriber, page: Page, offset: int, sent: int) -> None:
-        """Give a member that took only *sent* bytes from a cursor on a cursor of its own."""
-        subscriber.sent += page.base + offset + sent
-        offset += sent
-        while offset > page.end:
-            assert page.next is not None
-            offset -= page.end
-            page = page.next
+    def _fall_behind(self, subscriber: Subscriber, page: Page, offset: int) -> None:
+        """Give a member that did not take everything a cursor of its own."""
         held = bytes(subscriber.pending)
         subscriber.pending.clear()
         self._set_alone(subscriber, page, offset)
@@ -447,26 +375,15 @@ class Fanout:
 
     def _leave_group(self, subscriber: Subscriber) -> None:
         """Give a member a cursor of its own where the group is. Not during a pass."""
-        assert self._page is not None
-        subscriber.sent += self._group_position()
-        self._set_alone(subscriber, self._page, self._offset)
+        assert self._group.page is not None
+        self._group.drop(subscriber, State.ALONE)
+        self._set_alone(subscriber, self._group.page, self._group.offset)
         self._compact()
 
     def _set_alone(self, subscriber: Subscriber, page: Page, offset: int) -> None:
         subscriber.state = State.ALONE
         subscriber.page, subscriber.offset = page, offset
-        self._left_group = True
         self._alone.add(subscriber)
-
-    def _enter_group(self, subscriber: Subscriber) -> None:
-        subscriber.sent -= self._group_position()
-        subscriber.state = State.GROUP
-        subscriber.page = None
-        self._alone.discard(subscriber)
-        if not subscriber.listed:
-            # A pass under way visits only those who were members when it began. One that fell behind in it is listed still.
-            subscriber.listed = True
-            self._members.append(subscriber)
 
     def _block(self, subscriber: Subscriber) -> None:
         """Wait until the socket takes data again."""
@@ -489,8 +406,8 @@ class Fanout:
         if subscriber.blocked:
             return
         before = subscriber.sent
-        page, offset = self._page, self._offset
-        if subscriber.page is not None and subscriber.page.base + subscriber.offset >= self._group_position():
+        page, offset = self._group.page, self._group.offset
+        if subscriber.page is not None and subscriber.page.base + subscriber.offset >= self._group.position:
             page, offset = self.wirelog.tail, self.wirelog.tail.end
         try:
             progress = subscriber.advance(self.wirelog, page, offset)
@@ -501,12 +418,13 @@ class Fanout:
             self.bytes_sent += subscriber.sent - before
         if progress is Progress.BLOCKED:
             self._block(subscriber)
-        elif progress is Progress.LEVEL and page is self._page and offset == self._offset:
-            self._enter_group(subscriber)
+        elif progress is Progress.LEVEL and self._group.is_at(page, offset):
+            self._alone.discard(subscriber)
+            self._group.enter(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
         """Return how many bytes of the stream a subscriber's socket has taken."""
-        return subscriber.sent + (self._group_position() if subscriber.state is State.GROUP else 0)
+        return subscriber.sent + (self._group.position if subscriber.state is State.GROUP else 0)
 
     def _fail(self, subscriber: Subscriber, reason: str) -> None:
         """Give a subscriber up; its session ends when it notices that the transport is closed."""
@@ -531,7 +449,7 @@ class Fanout:
                 if subscriber.blocked and now_s - subscriber.progress_at > write_timeout_s:
                     self.stalled += 1
                     self._fail(subscriber, f"it took nothing for {write_timeout_s:g} s")
-        if self._waiting and self._page is not None and self.wirelog.join_page is None:
+        if self._waiting and self._group.page is not None and self.wirelog.join_page is None:
             for subscriber in list(self._waiting):
                 self._check_waiting(subscriber, now_s)
 

@@ -654,6 +654,7 @@ def play(limits: dict[str, int], steps: list[tuple[object, ...]], **constants: i
             stack.enter_context(mock.patch.multiple(f"rtmpd.stream.{module}", create=True, **constants))
         script = Script(**limits)
         stack.enter_context(mock.patch("rtmpd.stream.fanout.time", script.time))
+        stack.enter_context(mock.patch("rtmpd.stream.group.time", script.time))
         stack.callback(script.scene.close)
         script.run(steps)
         script.finish()

@@ -19,6 +19,7 @@ def slow_passes(monkeypatch):
     """Every look at the clock finds that the pass has held the event loop for too long."""
     clock = FakeTime(step_s=0.01)
     monkeypatch.setattr("rtmpd.stream.fanout.time", clock)
+    monkeypatch.setattr("rtmpd.stream.group.time", clock)
     return clock
 
 
@@ -325,13 +326,13 @@ def test_a_pass_holds_the_event_loop_for_a_few_milliseconds_at_most():
     scene = Scene()
     players = crowd(scene, 2000)
     for _, transport in players:
-        transport.on_send = lambda: sum(range(300))
+        transport.on_send = lambda: sum(range(3000))
     turns = 0
     scene.video(frame("1"))
     while players[-1][1].sends < 2:
         gevent.sleep(0)
         turns += 1
-    assert turns > 2
+    assert turns > 4
     scene.close()
 
 
@@ -357,6 +358,7 @@ def busy(monkeypatch, pass_s, **options):
     """Make a scene with one player whose passes take *pass_s* of work, and append five messages, one pass each."""
     clock = FakeTime()
     monkeypatch.setattr("rtmpd.stream.fanout.time", clock)
+    monkeypatch.setattr("rtmpd.stream.group.time", clock)
     scene = Scene(**options)
     scene.video(keyframe())
     _, transport = scene.join()
