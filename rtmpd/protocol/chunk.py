@@ -34,7 +34,6 @@ MAX_MESSAGE_SIZE = 0xFFFFFF
 EXTENDED_TIMESTAMP = 0xFFFFFF
 """From here on a timestamp has a field of its own behind the header."""
 
-_SET_CHUNK_SIZE = 1
 _ABORT = 2
 
 _two_words = struct.Struct(">II").unpack_from

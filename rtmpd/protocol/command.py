@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtmpd.errors import RemoteProtocolError
 from rtmpd.protocol import amf0
+from rtmpd.protocol.amf_values import UNDEFINED
 from rtmpd.protocol.message import MessageType
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def decode_command(message: RawMessage) -> Command:
         seen = type(values[0]).__name__ if values else "nothing"
         raise RemoteProtocolError(f"command message begins with {seen}, expected the command's name")
     transaction_id = values[1] if len(values) > 1 else 0.0
-    if transaction_id is None:
+    if transaction_id is None or transaction_id is UNDEFINED:
         transaction_id = 0.0
     if isinstance(transaction_id, bool) or not isinstance(transaction_id, (int, float)):
         raise RemoteProtocolError(

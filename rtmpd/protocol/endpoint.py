@@ -105,9 +105,11 @@ class Endpoint:
             if value:
                 self._set_window(value)
         elif type_id == MessageType.SET_PEER_BANDWIDTH:
-            # Section 5.4.5: answer with our window if it differs from the last one sent.
+            # Section 5.4.5: answer with our window if it differs from the last one sent. A dynamic limit (type 2) may be
+            # ignored; everyone answers it all the same, and so do we, unless we have said before which window we want.
             self.peer_bandwidth_bytes = value
-            if value and value != self.window_out_bytes:
+            dynamic = message.payload[4:5] == b"\2"
+            if value and value != self.window_out_bytes and not (dynamic and self.window_out_bytes):
                 self.send_window_ack_size(value)
         return None
 

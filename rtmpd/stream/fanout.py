@@ -489,11 +489,8 @@ class Fanout:
     def _check_waiting(self, subscriber: Subscriber, now_s: float) -> None:
         """Let a player that has waited long enough for a keyframe start without one: some encoders send none."""
         wirelog = self.wirelog
-        if (
-            now_s - subscriber.waiting_since < self.options.keyframe_wait_s
-            or wirelog.newest_timestamp < 0
-            or subscriber.blocked
-        ):
+        early = now_s - subscriber.waiting_since < self.options.keyframe_wait_s
+        if early or wirelog.newest_timestamp < 0 or subscriber.blocked:
             return
         subscriber.queue_headers(wirelog.headers, wirelog.newest_timestamp, wirelog.chunk_size)
         self._waiting.discard(subscriber)

@@ -11,9 +11,9 @@ middle of a pass, say), it follows all that may have happened, and fails when no
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from unittest import mock
 
 import gevent
@@ -35,6 +35,9 @@ from rtmpd.protocol.message import (
 from rtmpd.stream.headers import NO_HEADERS, Headers
 from rtmpd.stream.subscriber import Subscriber
 from tests.unit.stream.fakes import FakeTime, FakeTransport, Scene, live_pages, reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CSIDS = {
     MessageType.AUDIO: CSID_AUDIO,
@@ -148,7 +151,8 @@ class Script:
 
     @property
     def join(self) -> int | None:
-        return None if self.log.join_page is None else self.joins[-1][0]
+        cached = self.log.join_page is not None and self.scene.options.gop_cache
+        return self.joins[-1][0] if cached else None
 
     def present(self) -> list[Player]:
         return [player for player in self.players if not player.left]
@@ -211,12 +215,12 @@ class Script:
             timestamp = 0 if kind == "status" else self.timestamp
             logged = Logged(kind, TYPES.get(kind, MessageType.VIDEO), timestamp, payload)
         self.logged.append(logged)
-        if kind == "key":
+        # Without the cache, only those who wait may start.
+        join_point = kind == "key" and (self.scene.options.gop_cache or self.fanout.anyone_waits)
+        if join_point:
             self.joins.append((number, self.log.headers.version))
         message_stream_id = 0 if kind == "notice" else 1
-        self.log.append(
-            CSIDS[logged.type_id], logged.type_id, logged.timestamp, logged.payload, kind == "key", message_stream_id
-        )
+        self.log.append(CSIDS[logged.type_id], logged.type_id, logged.timestamp, logged.payload, join_point, message_stream_id)
         if self.fanout.active:
             self.fanout.wake()
 
@@ -642,29 +646,49 @@ LIMITS = st.fixed_dictionaries(
     {
         "lag_limit_bytes": st.sampled_from([1500, 6000, 1 << 20]),
         "gop_cache_limit_bytes": st.sampled_from([3000, 1 << 20]),
+        "gop_cache": st.sampled_from([True, True, False]),
     }
 )
 
 
-def play(limits: dict[str, int], steps: list[tuple[object, ...]], **constants: int) -> None:
-    """Run a script on small pages, so that it turns many of them, and with other *constants* where the modules have them."""
+# Small pages, small gathers, and blocks of two players: every pass gives way in its middle, and the script goes on there.
+PAGES = {"wirelog.MIN_PAGE_BYTES": 256, "wirelog.MAX_PAGE_BYTES": 1024}
+SMALL = {**PAGES, "group._BLOCK": 2, "group._GATHER_BYTES": 3000, "subscriber._WALK_BYTES": 2000}
+
+
+@contextmanager
+def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]:
+    """Make a script whose time is a fake one, with other *constants* than the modules have."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple("rtmpd.stream.wirelog", MIN_PAGE_BYTES=256, MAX_PAGE_BYTES=1024))
-        for module in ("fanout", "subscriber") if constants else ():
-            stack.enter_context(mock.patch.multiple(f"rtmpd.stream.{module}", create=True, **constants))
+        for name, value in constants.items():
+            stack.enter_context(mock.patch(f"rtmpd.stream.{name}", value))
         script = Script(**limits)
-        stack.enter_context(mock.patch("rtmpd.stream.fanout.time", script.time))
-        stack.enter_context(mock.patch("rtmpd.stream.group.time", script.time))
+        for module in ("fanout", "group"):
+            stack.enter_context(mock.patch(f"rtmpd.stream.{module}.time", script.time))
         stack.callback(script.scene.close)
+        yield script
+
+
+def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dict[str, int]) -> None:
+    with stage(limits, constants) as script:
         script.run(steps)
+        script.finish()
+
+
+@pytest.mark.parametrize(("constants", "crowd"), [(SMALL, 6), (PAGES, 150)])
+def test_scripts_do_go_on_in_the_middle_of_passes(constants, crowd):
+    """Else all of this would show little."""
+    with stage({}, constants) as script:
+        script.run([("append", "key", 40), *[JOIN] * crowd, ("settle",), ("busy", "frame", 40)])
+        taken = {len(player.transport.data) for player in script.players}
+        assert len(taken) == 2
         script.finish()
 
 
 @settings(deadline=None, max_examples=800)
 @given(LIMITS, st.integers(0, 9), st.lists(ONE_STEP, max_size=60))
 def test_every_player_gets_exactly_what_it_should(limits, crowd, steps):
-    # Blocks of two players: every pass gives way in its middle, and the script goes on there.
-    play(limits, [JOIN] * crowd + steps, _BLOCK=2, _WALK_BYTES=2000, _GATHER_BYTES=3000)
+    play(limits, [JOIN] * crowd + steps, SMALL)
 
 
 def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
@@ -704,9 +728,13 @@ def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_long_script_is_explained_too(seed):
     source = random.Random(seed)
-    limits = {"lag_limit_bytes": source.choice([1500, 6000, 1 << 20]), "gop_cache_limit_bytes": source.choice([3000, 1 << 20])}
+    limits = {
+        "lag_limit_bytes": source.choice([1500, 6000, 1 << 20]),
+        "gop_cache_limit_bytes": source.choice([3000, 1 << 20]),
+        "gop_cache": seed % 3 != 0,
+    }
     before = live_pages()
-    play(limits, random_steps(source, 400), _BLOCK=source.choice([1, 2, 3]), _WALK_BYTES=2000, _GATHER_BYTES=3000)
+    play(limits, random_steps(source, 400), {**SMALL, "group._BLOCK": source.choice([1, 2, 3])})
     assert live_pages() == before
 
 
@@ -719,4 +747,4 @@ def test_a_crowd_is_explained_with_the_real_constants(seed):
         steps += random_steps(source, 10)
         # Several passes over the whole crowd, each with something going on in its middle.
         steps += [("busy", "frame", 40), *random_steps(source, 3), ("take", source.randrange(150), None)]
-    play(limits, steps)
+    play(limits, steps, PAGES)
