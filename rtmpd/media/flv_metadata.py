@@ -1,0 +1,401 @@
+"""The metadata of an FLV recording, and the keyframe index in them.
+
+`KeyframeIndex` collects the places where a recording can be entered; `MetadataBlock` is the onMetaData tag, which is written
+first and patched in the end.
+
+Imports flv and track_config; must not import flv_repair, which imports it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING
+
+from rtmpd.errors import LocalProtocolError
+from rtmpd.media.flv import MAX_PAYLOAD_BYTES, SCRIPT, tag, tag_size
+from rtmpd.media.track_config import AudioConfig, VideoConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["DEFAULT_INDEX_ENTRIES", "METADATA_NAME", "MIN_METADATA_BYTES", "KeyframeIndex", "MetadataBlock"]
+
+DEFAULT_INDEX_ENTRIES = 4096
+
+METADATA_NAME = b"\2\0\x0aonMetaData"
+"""What the payload of a metadata tag begins with, in AMF0."""
+
+_U32 = struct.Struct(">I")
+_U16 = struct.Struct(">H")
+_DOUBLE = struct.Struct(">d")
+
+
+# Keyframe index -----------------------------------------------------------------------------------------------------------
+
+_AUDIO_STEP_MS = 1000
+
+
+class KeyframeIndex:
+    """Where a recording can be entered, in bounded memory.
+
+    These are the video keyframes. As long as there are none, audio frames about a second apart stand for them.
+
+    When there are more entries than fit, every second one is dropped, and from then on only every second one is taken; later
+    every fourth, and so on. The first always stays.
+
+    Args:
+        capacity: The most entries, 1 or more.
+
+    Attributes:
+        entries: Timestamp in milliseconds and the file position of the tag, ascending.
+    """
+
+    __slots__ = ("_audio_header", "_capacity", "_has_video", "_next_audio_ms", "_seen", "_stride", "_video_header", "entries")
+
+    def __init__(self, capacity: int = DEFAULT_INDEX_ENTRIES) -> None:
+        self.entries: list[tuple[int, int]] = []
+        self._capacity = capacity
+        self._stride = 1
+        self._seen = 0
+        self._has_video = False
+        self._next_audio_ms = -1
+        self._audio_header: tuple[int, int] | None = None
+        self._video_header: tuple[int, int] | None = None
+
+    @property
+    def sequence_header(self) -> tuple[int, int] | None:
+        """The first sequence header of the track that the entries belong to, as an entry."""
+        return self._video_header if self._has_video else self._audio_header
+
+    def header(self, timestamp_ms: int, position: int, *, video: bool) -> None:
+        """Note a sequence header."""
+        if video:
+            self._video_header = self._video_header or (timestamp_ms, position)
+        else:
+            self._audio_header = self._audio_header or (timestamp_ms, position)
+
+    def keyframe(self, timestamp_ms: int, position: int) -> None:
+        """Note a video keyframe."""
+        if not self._has_video:
+            self._has_video = True
+            self.entries.clear()
+            self._seen, self._stride = 0, 1
+        self._add(timestamp_ms, position)
+
+    def audio(self, timestamp_ms: int, position: int) -> None:
+        """Note an audio frame."""
+        if timestamp_ms >= self._next_audio_ms and not self._has_video:
+            self._next_audio_ms = timestamp_ms + _AUDIO_STEP_MS
+            self._add(timestamp_ms, position)
+
+    def _add(self, timestamp_ms: int, position: int) -> None:
+        seen = self._seen
+        self._seen = seen + 1
+        if seen % self._stride:
+            return
+        self.entries.append((timestamp_ms, position))
+        if len(self.entries) > self._capacity:
+            del self.entries[1::2]
+            self._stride *= 2
+
+
+# Metadata -----------------------------------------------------------------------------------------------------------------
+
+_VIDEO_IDS = {
+    "h263": 2,
+    "screen": 3,
+    "vp6": 4,
+    "vp6a": 5,
+    "screen2": 6,
+    "h264": 7,
+    # Enhanced RTMP: the FourCC as a number.
+    "hevc": int.from_bytes(b"hvc1", "big"),
+    "vvc": int.from_bytes(b"vvc1", "big"),
+    "av1": int.from_bytes(b"av01", "big"),
+    "vp8": int.from_bytes(b"vp08", "big"),
+    "vp9": int.from_bytes(b"vp09", "big"),
+}
+_AUDIO_IDS = {
+    "pcm": 0,
+    "adpcm": 1,
+    "mp3": 2,
+    "pcm_le": 3,
+    "nellymoser": 6,
+    "g711a": 7,
+    "g711u": 8,
+    "aac": 10,
+    "speex": 11,
+    "opus": int.from_bytes(b"Opus", "big"),
+    "flac": int.from_bytes(b"fLaC", "big"),
+    "ac3": int.from_bytes(b"ac-3", "big"),
+    "eac3": int.from_bytes(b"ec-3", "big"),
+}
+
+_CREATOR = "rtmpd"
+
+# FFmpeg takes no text of 1024 bytes or more, and gives up on all the metadata that follows.
+_MAX_NAME_BYTES = 64
+_MAX_TEXT_BYTES = 512
+_MAX_MEMBERS = 64
+_MAX_METADATA_BYTES = 4096
+_MAX_NUMBER = float(1 << 53)
+
+# What only we know, or what the index makes sense of: never the publisher's.
+_RESERVED = frozenset(
+    (
+        *("duration", "filesize", "datasize", "videosize", "audiosize", "totalframes", "lasttimestamp"),
+        *("lastkeyframetimestamp", "lastkeyframelocation", "metadatacreator", "padding", "keyframes", "cuePoints"),
+        *("hasVideo", "hasAudio", "hasMetadata", "hasKeyframes", "hasCuePoints", "canSeekToEnd"),
+    )
+)
+_ABOUT_VIDEO = frozenset(("width", "height", "videodatarate", "framerate", "videocodecid"))
+_ABOUT_AUDIO = frozenset(
+    ("audiodatarate", "audiosamplerate", "audiosamplesize", "audiochannels", "stereo", "audiocodecid", "audiodelay")
+)
+
+_NUMBER, _BOOLEAN, _STRING, _OBJECT, _STRICT_ARRAY = b"\0", b"\1", b"\2", b"\3", b"\x0a"  # AMF0 section 2.1
+_END = b"\0\0\x09"
+_BEGIN = METADATA_NAME + b"\x08"  # and the marker of an ECMA array, whose count follows
+_ENTRY_SIZE = 18
+
+
+def _name(name: str) -> bytes:
+    encoded = name.encode()
+    return _U16.pack(len(encoded)) + encoded
+
+
+def _number(number: float) -> bytes:
+    return _NUMBER + _DOUBLE.pack(number)
+
+
+def _numbers(numbers: Iterable[float]) -> bytes:
+    """Return a strict array."""
+    values = [_number(number) for number in numbers]
+    return _STRICT_ARRAY + _U32.pack(len(values)) + b"".join(values)
+
+
+def _scalar(value: object) -> bytes | None:
+    """Encode a number, a boolean or a text that no player stumbles over; None for everything else.
+
+    Dates are left out as well: the first versions of flv.js drop all metadata that have one.
+    """
+    if isinstance(value, bool):
+        return _BOOLEAN + bytes((value,))
+    if isinstance(value, (int, float)):
+        return _number(value) if abs(value) <= _MAX_NUMBER else None  # which NaN is not
+    if isinstance(value, str):
+        encoded = value.encode() if value.isprintable() else b""
+        return _STRING + _U16.pack(len(encoded)) + encoded if 0 < len(encoded) <= _MAX_TEXT_BYTES else None
+    return None
+
+
+def _scalars(metadata: Mapping[str, object]) -> dict[str, bytes]:
+    """Encode what may be kept of a publisher's metadata: scalars of a bounded size and number, in their order."""
+    kept: dict[str, bytes] = {}
+    left = _MAX_METADATA_BYTES
+    for name, value in metadata.items():
+        if not isinstance(name, str) or name in _RESERVED or not name.isprintable():
+            continue
+        if not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+            continue
+        if name == "framerate" and not (isinstance(value, (int, float)) and 0 < value <= 1000):
+            continue
+        encoded = _scalar(value)
+        if encoded is None or len(_name(name)) + len(encoded) > left:
+            continue
+        kept[name] = encoded
+        left -= len(_name(name)) + len(encoded)
+        if len(kept) == _MAX_MEMBERS:
+            break
+    return kept
+
+
+def _keyframes(entries: Sequence[tuple[int, int]]) -> bytes:
+    """Return the member with the index, its name included: the form in which flvtool2 and its successors write it."""
+    return b"".join(
+        (
+            _name("keyframes") + _OBJECT,
+            _name("filepositions") + _numbers(position for _, position in entries),
+            _name("times") + _numbers(_seconds(time) for time, _ in entries),
+            _END,
+        )
+    )
+
+
+def _seconds(milliseconds: int) -> float:
+    """Return a time that, times 1000 and rounded down, is the milliseconds again: so FFmpeg and flv.js read it."""
+    seconds = milliseconds / 1000
+    return seconds if seconds * 1000 >= milliseconds else math.nextafter(seconds, math.inf)
+
+
+def _padding(size: int) -> bytes:
+    """Return a member of *size* bytes that means nothing: an array of zeros, and a text for what is left.
+
+    A long text would do, were it not that FFmpeg refuses it.
+    """
+    zeros, blanks = divmod(size - _MIN_PADDING, 9)
+    array = _STRICT_ARRAY + _U32.pack(zeros + 1) + bytes(9 * zeros)
+    return _name("padding") + array + _STRING + _U16.pack(blanks) + b" " * blanks
+
+
+_MIN_PADDING = 17
+_INDEX_OVERHEAD = len(_keyframes(()))
+_FRAME_SIZE = len(_BEGIN) + 4 + len(_END)
+
+MIN_METADATA_BYTES = _FRAME_SIZE + _MIN_PADDING
+"""The smallest payload that a `MetadataBlock` can be made to fit."""
+
+
+class MetadataBlock:
+    """The onMetaData tag of a recording. Its size never changes, so that it can be written first and patched in the end.
+
+    It describes the tracks, keeps the publisher's own scalars, and holds a keyframe index as FFmpeg, VLC, flv.js and nginx-rtmp
+    read it. What is unknown is left out; unused room is padding.
+
+    Args:
+        metadata: The publisher's metadata, as hostile as it may be.
+        has_audio, has_video, audio, video: See the attributes.
+        index_entries: Room for so many keyframes; with more, every second, fourth ... is left out.
+        payload_bytes: Fit into a payload of this size instead, `MIN_METADATA_BYTES` or more, leaving out what doesn't fit.
+
+    Attributes:
+        payload_bytes: Size of the tag's payload.
+        has_audio, has_video: Whether the recording has such tags. Like the two below, these may change between two calls of
+            `render`.
+        audio, video: What is known of the tracks.
+
+    Raises:
+        LocalProtocolError: ``payload_bytes`` is too small, or the index so large that no tag could hold it.
+    """
+
+    __slots__ = ("_publisher", "audio", "has_audio", "has_video", "payload_bytes", "video")
+
+    def __init__(
+        self,
+        metadata: Mapping[str, object] | None = None,
+        *,
+        has_audio: bool = True,
+        has_video: bool = True,
+        audio: AudioConfig | None = None,
+        video: VideoConfig | None = None,
+        index_entries: int = DEFAULT_INDEX_ENTRIES,
+        payload_bytes: int | None = None,
+    ) -> None:
+        self.has_audio = has_audio
+        self.has_video = has_video
+        self.audio = audio
+        self.video = video
+        self._publisher = _scalars(metadata or {})
+        if payload_bytes is None:
+            members = {**_OWN_MEMBERS, **self._publisher}
+            index = _INDEX_OVERHEAD + _ENTRY_SIZE * (index_entries + 1)  # one for the sequence header
+            payload_bytes = MIN_METADATA_BYTES + sum(map(_member_size, members.items())) + index
+        if not MIN_METADATA_BYTES <= payload_bytes <= MAX_PAYLOAD_BYTES:
+            raise LocalProtocolError(f"metadata of {payload_bytes} bytes")
+        self.payload_bytes = payload_bytes
+
+    @property
+    def tag_size(self) -> int:
+        """Size of the tag, with its size behind it."""
+        return tag_size(self.payload_bytes)
+
+    def render(
+        self,
+        *,
+        duration_s: float = 0.0,
+        filesize_bytes: int = 0,
+        last_timestamp_ms: int = 0,
+        keyframes: Sequence[tuple[int, int]] = (),
+        sequence_header: tuple[int, int] | None = None,
+    ) -> bytes:
+        """Return the tag, `tag_size` bytes. Without arguments, as it is right while the recording goes on.
+
+        Args:
+            duration_s: 0 lets FFmpeg look at the last tag.
+            filesize_bytes: Size of the whole file.
+            last_timestamp_ms: The last tag's.
+            keyframes: Timestamp in milliseconds and position of the tag in the file, ascending. All positions are behind this
+                tag, and where tags begin: FFmpeg drops an index whose first two entries are not.
+            sequence_header: The same for the first sequence header of the track that the keyframes belong to. It becomes the
+                first entry: many writers take it for a keyframe, so flv.js and mpegts.js skip the first entry of every index,
+                and could not seek back to the beginning without it.
+        """
+        room = self.payload_bytes - MIN_METADATA_BYTES
+        last_keyframe = keyframes[-1] if keyframes else (0, 0)
+        numbers = {
+            "duration": duration_s,
+            "filesize": filesize_bytes,
+            "lasttimestamp": last_timestamp_ms / 1000,
+            "lastkeyframetimestamp": last_keyframe[0] / 1000,
+            "lastkeyframelocation": last_keyframe[1],
+        }
+        wanted = _own_members(numbers, self.has_audio, self.has_video, self.audio, self.video)
+        # What is said of a track that isn't there lets players wait for it.
+        untrue = (frozenset() if self.has_audio else _ABOUT_AUDIO) | (frozenset() if self.has_video else _ABOUT_VIDEO)
+        for name, value in self._publisher.items():
+            if name not in wanted and name not in untrue:
+                wanted[name] = value
+        members = {}
+        for member in wanted.items():
+            if _member_size(member) <= room:
+                members[member[0]] = member[1]
+                room -= _member_size(member)
+        entries = _fit(keyframes, sequence_header, (room - _INDEX_OVERHEAD) // _ENTRY_SIZE)
+        if "hasKeyframes" in members:
+            members["hasKeyframes"] = _BOOLEAN + bytes((bool(entries),))
+        index = _keyframes(entries) if entries else b""
+        parts = [_name(name) + value for name, value in members.items()]
+        # The index comes last: the first versions of flv.js read nothing behind an object.
+        parts += [_padding(_MIN_PADDING + room - len(index)), index]
+        count = len(members) + 1 + bool(entries)
+        return tag(SCRIPT, 0, b"".join((_BEGIN, _U32.pack(count), *parts, _END)))
+
+
+def _member_size(member: tuple[str, bytes]) -> int:
+    return len(_name(member[0])) + len(member[1])
+
+
+def _own_members(
+    numbers: Mapping[str, float], has_audio: bool, has_video: bool, audio: AudioConfig | None, video: VideoConfig | None
+) -> dict[str, bytes]:
+    """Encode what we say ourselves, the most useful first. *numbers* goes in the order that it has."""
+    values: dict[str, object] = {**numbers}
+    if has_video and video:
+        if video.width:
+            values |= {"width": video.width, "height": video.height}
+        if video.codec in _VIDEO_IDS:
+            values["videocodecid"] = _VIDEO_IDS[video.codec]
+    if has_audio and audio:
+        if audio.codec in _AUDIO_IDS:
+            values["audiocodecid"] = _AUDIO_IDS[audio.codec]
+        if audio.sample_rate_hz:
+            values |= {"audiosamplerate": audio.sample_rate_hz, "audiosamplesize": 16}
+        if audio.channels:
+            values |= {"stereo": audio.channels == 2, "audiochannels": audio.channels}
+    values |= {"hasVideo": has_video, "hasAudio": has_audio, "hasKeyframes": False, "hasMetadata": True}
+    values["metadatacreator"] = _CREATOR
+    encoded = ((name, _scalar(value)) for name, value in values.items())
+    return {name: value for name, value in encoded if value is not None}
+
+
+# The most that these can take, for the size of a block.
+_OWN_MEMBERS = _own_members(
+    dict.fromkeys(("duration", "filesize", "lasttimestamp", "lastkeyframetimestamp", "lastkeyframelocation"), 0.0),
+    has_audio=True,
+    has_video=True,
+    audio=AudioConfig("aac", "LC", 1, 1),
+    video=VideoConfig("h264", "High", "1.0", 1, 1),
+)
+
+
+def _fit(keyframes: Sequence[tuple[int, int]], sequence_header: tuple[int, int] | None, room: int) -> Sequence[tuple[int, int]]:
+    """Thin an index so that it has at most *room* entries. None are returned instead of one: FFmpeg warns about it."""
+    if not keyframes:
+        return ()
+    first = [sequence_header] if sequence_header and sequence_header[1] < keyframes[0][1] else []
+    step = 1
+    while step < len(keyframes) and -(-len(keyframes) // step) + len(first) > room:
+        step *= 2
+    entries = [*first, *keyframes[::step]]
+    return entries if 2 <= len(entries) <= room else ()
