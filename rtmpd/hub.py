@@ -238,7 +238,11 @@ class Hub:
         """End every stream and close every connection: players are told, sessions end by themselves."""
         self.stopping = True
         for stream in list(self.streams.values()):
+            publisher: Publisher | None = stream.publisher  # type: ignore[assignment]
             stream.publisher = None
+            if publisher is not None:
+                # What it still sends would come behind the end.
+                publisher.stop("the server is stopping")
             stream.end()
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):

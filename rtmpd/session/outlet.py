@@ -61,9 +61,11 @@ class SharedOutlet:
             self._keep(data)
 
     def take_rest(self) -> bytes:
-        """Return what has not gone out yet, and forget it."""
+        """Return what has not gone out yet, and forget it: the last player has left, and others write to the connection now."""
         rest = bytes(self._rest)
         self._rest.clear()
+        self._callbacks.clear()
+        self._transport.unwatch_writable()
         return rest
 
     def watch_writable(self, callback: Callable[[], None]) -> None:

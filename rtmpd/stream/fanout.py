@@ -1,15 +1,10 @@
 """Fan-out: hands the bytes of one wire log to all of a stream's players.
 
-Players that are level share one cursor, the *group's*. A pass takes everything from there to the log's end and gives it to each
-with one non-blocking send: no copy, no queue, no greenlet switch and nothing else per message per player. Who can't take it all
-leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again. Passes
-yield to the event loop every few milliseconds, and rest in proportion to the work they did, so that delivery keeps to its share
-of the core: with few players every message goes out at once, with thousands they batch by themselves.
-
-A player that falls too far behind is moved to the newest keyframe, or, if there is none, waits for the next. Replies enter a
-player's bytes only at a message boundary.
-
-May import gevent; makes no sockets and knows no session.
+Players that are level share one cursor, the group's (rtmpd.stream.group), and get new bytes in passes. Who can't take all
+leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again. Between
+passes delivery rests in proportion to its work, to keep to its share of the core: with few players every message goes out at
+once, with thousands they batch by themselves. A player that falls too far behind is moved to the newest keyframe, or waits for
+the next. Replies enter a player's bytes only at a message boundary. May import gevent; makes no sockets and knows no session.
 """
 
 from __future__ import annotations
@@ -99,6 +94,7 @@ class Fanout:
         """Let a subscriber in: from the join point if there is one, else it waits for the next."""
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
+        subscriber.progress_at = time.monotonic()
         if not self.active:
             self._group.move_to_end(self.wirelog)
             self.active = True
@@ -136,6 +132,9 @@ class Fanout:
         """
         owed = b"" if subscriber.state is State.GONE else self._detach(subscriber)
         self._forget(subscriber)
+        if not self.options.gop_cache and not self._waiting:
+            # A keyframe may have been marked for this one.
+            self.wirelog.forget_join_point()
         return owed
 
     def _forget(self, subscriber: Subscriber) -> None:
@@ -193,8 +192,7 @@ class Fanout:
         subscriber.pending += data
         if state is State.GROUP:
             self._leave_group(subscriber)
-        if not subscriber.blocked:
-            self._serve(subscriber)
+        self._serve(subscriber)
 
     def pause(self, subscriber: Subscriber) -> None:
         """Send no media until `resume`."""
@@ -203,6 +201,8 @@ class Fanout:
     def _pause(self, subscriber: Subscriber) -> None:
         if subscriber.state in (State.GONE, State.PAUSED):
             return
+        if subscriber.state is State.GROUP:
+            subscriber.progress_at = time.monotonic()
         owed = self._detach(subscriber)
         subscriber.state = State.PAUSED
         self._paused.add(subscriber)
@@ -364,6 +364,7 @@ class Fanout:
 
     def _fall_behind(self, subscriber: Subscriber, page: Page, offset: int) -> None:
         """Give a member that did not take everything a cursor of its own."""
+        subscriber.progress_at = time.monotonic()
         held = bytes(subscriber.pending)
         subscriber.pending.clear()
         self._set_alone(subscriber, page, offset)
@@ -376,6 +377,7 @@ class Fanout:
     def _leave_group(self, subscriber: Subscriber) -> None:
         """Give a member a cursor of its own where the group is. Not during a pass."""
         assert self._group.page is not None
+        subscriber.progress_at = time.monotonic()
         self._group.drop(subscriber, State.ALONE)
         self._set_alone(subscriber, self._group.page, self._group.offset)
         self._compact()
@@ -389,7 +391,6 @@ class Fanout:
         """Wait until the socket takes data again."""
         if not subscriber.blocked:
             subscriber.blocked = True
-            subscriber.progress_at = time.monotonic()
             subscriber.transport.watch_writable(lambda: self._unblock(subscriber))
 
     def _unblock(self, subscriber: Subscriber) -> None:
@@ -416,6 +417,8 @@ class Fanout:
             return
         finally:
             self.bytes_sent += subscriber.sent - before
+        if subscriber.sent != before:
+            subscriber.progress_at = time.monotonic()
         if progress is Progress.BLOCKED:
             self._block(subscriber)
         elif progress is Progress.LEVEL and self._group.is_at(page, offset):
@@ -478,8 +481,7 @@ class Fanout:
         if late:
             self._skip(subscriber)
             self._move_to_join_point(subscriber)
-            if not subscriber.blocked:
-                self._serve(subscriber)
+            self._serve(subscriber)
 
     def _skip(self, subscriber: Subscriber) -> None:
         subscriber.finish_message()

@@ -74,7 +74,7 @@ class Subscriber:
         blocked: The socket is full and watched.
         joins_seen: How many join points there had been when it began to wait.
         listed: Is in the fan-out's list of members, though it may have left the group since.
-        progress_at: When it last took something (monotonic, seconds), while it is blocked.
+        progress_at: When it last took something (monotonic, seconds); not kept up while it is in the group.
         waiting_since: Since when it waits for a keyframe (monotonic, seconds).
         headers_version: Version of the headers that it was last sent.
         video_gate: Video is held back until the next keyframe, after receiveVideo(true).

@@ -509,6 +509,21 @@ def test_without_the_gop_cache_no_player_starts_at_a_keyframe_that_is_past(open_
     assert summary(third) == []
 
 
+def test_without_the_gop_cache_a_player_that_waited_and_left_leaves_nothing_behind(open_stream):
+    """It left between the keyframe that it waited for and the pass that would have let it in."""
+    before = live_pages()
+    stream = open_stream(gop_cache=False)
+    stream.begin(PUBLISHER)
+    subscriber, _ = join(stream)
+    settle()
+    stream.video(0, keyframe())
+    stream.fanout.leave(subscriber)
+    settle()
+    for index in range(100):
+        stream.video(index * 40, frame("", 10_000))
+    assert live_pages() - before == 1
+
+
 def test_without_the_gop_cache_nothing_is_kept_for_late_joiners(open_stream):
     before = live_pages()
     stream = open_stream(gop_cache=False)
