@@ -36,6 +36,7 @@ EXTENDED_TIMESTAMP = 0xFFFFFF
 
 _ABORT = 2
 
+_new_tuple = tuple.__new__
 _two_words = struct.Struct(">II").unpack_from
 _one_word = struct.Struct(">I").unpack_from
 _little_word = struct.Struct("<I").unpack_from
@@ -129,6 +130,7 @@ class ChunkReader:
             data = self._tail + data
             self._tail = b""
         messages: list[RawMessage] = []
+        new_tuple = _new_tuple
         position = 0
         end = len(data)
         stream: _ChunkStream | None
@@ -235,7 +237,8 @@ class ChunkReader:
                     self._chunk_control(stream.type_id, piece)
                     chunk_size = self.chunk_size
                 else:
-                    messages.append(RawMessage(stream.type_id, stream.message_stream_id, stream.timestamp, piece))
+                    # RawMessage(...) without the call of a Python function that a named tuple's constructor is.
+                    messages.append(new_tuple(RawMessage, (stream.type_id, stream.message_stream_id, stream.timestamp, piece)))
                 continue
             piece = data[position:stop]
             if payload is None:
