@@ -33,6 +33,7 @@ PENDING_LIMIT_BYTES = 256 << 10
 """Replies that wait for a player who does not read. One who asks for more than this is cut off."""
 
 _SHORTEST_REST_S = 0.0005
+_AVERAGED = 8  # passes
 _AFTER_BUG_S = 0.01
 _FLUSH_STEP_S = 0.005
 
@@ -45,7 +46,6 @@ class Fanout:
     """Delivers one wire log.
 
     Args:
-        wirelog: The stream's log.
         options: The application's options; may be replaced at run time.
         name: The stream's key, for the log.
 
@@ -72,6 +72,7 @@ class Fanout:
         self._wakeup = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._swept_position = 0
+        self._spent_s = 0.0  # what a pass takes, averaged
         self.active = False
         """Whether there is anyone to wake the fan-out for."""
 
@@ -211,7 +212,7 @@ class Fanout:
         self._serve(subscriber)
 
     def resume(self, subscriber: Subscriber) -> None:
-        """Send media again, from the newest keyframe: what came in between would only be old."""
+        """Send media again, from the newest keyframe."""
         self._when_at_rest(lambda: self._resume(subscriber))
 
     def _resume(self, subscriber: Subscriber) -> None:
@@ -296,16 +297,17 @@ class Fanout:
             try:
                 spent_s = self._pass()
             except Exception:
-                # A bug must not end delivery for everyone who watches; the next pass starts clean.
+                # A bug must not end delivery for everyone who watches.
                 log.exception("%s: the fan-out failed", self.name)
                 self._rest()
                 gevent.sleep(_AFTER_BUG_S)
                 continue
             options = self.options
-            if options.pacing:
-                rest_s = min(spent_s * (1 - options.pacing_share) / options.pacing_share, options.pacing_limit_ms / 1000)
-                if rest_s >= _SHORTEST_REST_S:
-                    gevent.sleep(rest_s)
+            # By the average: the rest after a pass with a keyframe, which takes long, would make the frames behind it late.
+            self._spent_s += (spent_s - self._spent_s) / _AVERAGED if self._spent_s else spent_s
+            rest_s = min(self._spent_s * (1 / options.pacing_share - 1), options.pacing_limit_ms / 1000)
+            if options.pacing and rest_s >= _SHORTEST_REST_S:
+                gevent.sleep(rest_s)
 
     def _at_end(self) -> bool:
         """Whether there is nothing to deliver."""
@@ -334,15 +336,13 @@ class Fanout:
                     self._waiting.discard(subscriber)
                     self._move_to_join_point(subscriber)
             if not self.options.gop_cache:
-                # It was only for them.
                 wirelog.forget_join_point()
         begun = time.thread_time()
         for subscriber in list(self._alone):
             if not subscriber.blocked and subscriber.state is State.ALONE:
                 self._serve(subscriber)
-                now = time.thread_time()
-                if now - begun > SLICE_S:
-                    spent += now - begun
+                if time.thread_time() - begun > SLICE_S:
+                    spent += time.thread_time() - begun
                     gevent.sleep(0)
                     begun = time.thread_time()
         return spent + time.thread_time() - begun
@@ -376,7 +376,7 @@ class Fanout:
 
     def _leave_group(self, subscriber: Subscriber) -> None:
         """Give a member a cursor of its own where the group is. Not during a pass."""
-        assert self._group.page is not None
+        assert self._group.page
         subscriber.progress_at = time.monotonic()
         self._group.drop(subscriber, State.ALONE)
         self._set_alone(subscriber, self._group.page, self._group.offset)
