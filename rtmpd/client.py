@@ -22,6 +22,8 @@ from rtmpd.protocol.command import Command, decode_command
 from rtmpd.protocol.endpoint import DEFAULT_WINDOW_BYTES, Endpoint
 from rtmpd.protocol.handshake import ClientHandshake
 from rtmpd.protocol.message import (
+    COMMAND_TYPES,
+    CONTROL_TYPES,
     CSID_AUDIO,
     CSID_COMMAND,
     CSID_DATA,
@@ -39,7 +41,6 @@ __all__ = ["Client", "RtmpUrl"]
 
 DEFAULT_PORT = 1935
 
-_COMMANDS = (MessageType.COMMAND_AMF0, MessageType.COMMAND_AMF3)
 _MEDIA_CSIDS = {
     int(MessageType.AUDIO): CSID_AUDIO,
     int(MessageType.VIDEO): CSID_VIDEO,
@@ -346,17 +347,12 @@ class Client:
             while self._inbox:
                 message = self._inbox.pop(0)
                 type_id = message.type_id
-                if type_id in _COMMANDS:
+                if type_id in COMMAND_TYPES:
                     command = decode_command(message)
                     if command.name == "close":
                         raise TransportClosed("the server sent close")
                     yield command
-                elif type_id in (
-                    MessageType.ACKNOWLEDGEMENT,
-                    MessageType.USER_CONTROL,
-                    MessageType.WINDOW_ACK_SIZE,
-                    MessageType.SET_PEER_BANDWIDTH,
-                ):
+                elif type_id in CONTROL_TYPES:
                     event = self.endpoint.control(message)
                     if event is not None:
                         yield message

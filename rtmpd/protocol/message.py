@@ -13,13 +13,15 @@ from rtmpd.errors import RemoteProtocolError
 from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, RawMessage, frame_message
 
 __all__ = [
-    "AGGREGATE",
+    "COMMAND_TYPES",
+    "CONTROL_TYPES",
     "CSID_AUDIO",
     "CSID_COMMAND",
     "CSID_CONTROL",
     "CSID_DATA",
     "CSID_STATUS",
     "CSID_VIDEO",
+    "DATA_TYPES",
     "MessageType",
     "RawMessage",
     "UserControl",
@@ -56,7 +58,15 @@ class MessageType(enum.IntEnum):
     AGGREGATE = 22
 
 
-AGGREGATE = MessageType.AGGREGATE
+COMMAND_TYPES = (MessageType.COMMAND_AMF0, MessageType.COMMAND_AMF3)
+DATA_TYPES = (MessageType.DATA_AMF0, MessageType.DATA_AMF3)
+CONTROL_TYPES = (
+    MessageType.ACKNOWLEDGEMENT,
+    MessageType.USER_CONTROL,
+    MessageType.WINDOW_ACK_SIZE,
+    MessageType.SET_PEER_BANDWIDTH,
+)
+"""Those that `Endpoint.control` takes; the chunk reader has handled the other two."""
 
 # Chunk stream ids that we write on. 2 is given by the specification; the others are what Flash Media Server and librtmp use.
 CSID_CONTROL = 2

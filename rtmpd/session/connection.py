@@ -26,7 +26,15 @@ from rtmpd.protocol import status
 from rtmpd.protocol.command import decode_command
 from rtmpd.protocol.endpoint import Endpoint
 from rtmpd.protocol.handshake import ServerHandshake
-from rtmpd.protocol.message import CSID_STATUS, MessageType, UserControlType, split_aggregate
+from rtmpd.protocol.message import (
+    COMMAND_TYPES,
+    CONTROL_TYPES,
+    CSID_STATUS,
+    DATA_TYPES,
+    MessageType,
+    UserControlType,
+    split_aggregate,
+)
 from rtmpd.session.commands import COMMANDS, answer_unknown
 
 if TYPE_CHECKING:
@@ -43,14 +51,6 @@ __all__ = ["Connection", "ConnectionHub", "MessageStream"]
 log = logging.getLogger(__name__)
 
 _AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
-_COMMANDS = (MessageType.COMMAND_AMF0, MessageType.COMMAND_AMF3)
-_DATA = (MessageType.DATA_AMF0, MessageType.DATA_AMF3)
-_CONTROL = (
-    MessageType.ACKNOWLEDGEMENT,
-    MessageType.USER_CONTROL,
-    MessageType.WINDOW_ACK_SIZE,
-    MessageType.SET_PEER_BANDWIDTH,
-)
 _COMMAND_WINDOW_S = 10.0
 _LINGER_S = 1.5
 
@@ -238,19 +238,17 @@ class Connection:
 
     def _other(self, message: RawMessage) -> None:
         type_id = message.type_id
-        if type_id in _COMMANDS:
+        if type_id in COMMAND_TYPES:
             self._command(message)
-        elif type_id in _CONTROL:
+        elif type_id in CONTROL_TYPES:
             event = self.endpoint.control(message)
             if event is not None and event.event == UserControlType.PING_RESPONSE:
                 self.log.debug("< ping response")
-        elif type_id in _DATA:
-            stream = self.live.get(message.message_stream_id) or self._lone_stream()
-            if stream is not None:
-                stream.data(message)
+        elif type_id in DATA_TYPES:
+            self._media(message)
         elif type_id == MessageType.AGGREGATE:
             for part in split_aggregate(message):
-                if part.type_id in (_VIDEO, _AUDIO, *_DATA):
+                if part.type_id in (_VIDEO, _AUDIO, *DATA_TYPES):
                     self._media(part)
         else:
             # Shared objects, and types that no specification knows.
