@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import LiveConfig
-    from rtmpd.stream.wirelog import Page, WireLog
+    from rtmpd.stream.pages import Page
+    from rtmpd.stream.wirelog import WireLog
 
 __all__ = ["PENDING_LIMIT_BYTES", "Fanout"]
 

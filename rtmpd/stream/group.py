@@ -17,8 +17,9 @@ from rtmpd.stream.subscriber import State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rtmpd.stream.pages import Page
     from rtmpd.stream.subscriber import Subscriber
-    from rtmpd.stream.wirelog import Page, WireLog
+    from rtmpd.stream.wirelog import WireLog
 
 __all__ = ["SLICE_S", "Group"]
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.stream.headers import Headers
-    from rtmpd.stream.wirelog import LoggedMessage, Page, WireLog
+    from rtmpd.stream.pages import Page
+    from rtmpd.stream.wirelog import LoggedMessage, WireLog
 
 __all__ = ["Progress", "State", "Subscriber", "SubscriberTransport"]
 

@@ -1,28 +1,18 @@
 """The wire log: a live stream as the bytes that every player gets, framed once.
 
-A linked list of pages. A reader is a *cursor*: a page and an offset in it. The list is linked forwards only, so that a page
-lives exactly as long as the join point or some cursor is on it or before it: Python's reference counts free it after that.
-
-Every message starts with a type 0 chunk header, so that a cursor may start, or be moved, at any message. Pages know where
-their messages start. Pure data structure: no event loop, no clock. Imports the chunk writer.
+Every message starts with a type 0 chunk header, so that a cursor may start, or be moved, at any message. Besides the pages it
+keeps the join point, where late joiners start. Pure data structure: no event loop, no clock. Imports the chunk writer.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import NamedTuple
 
 from rtmpd.protocol.chunk import EXTENDED_TIMESTAMP, frame_into, framed_size, pack_header
 from rtmpd.stream.headers import NO_HEADERS
+from rtmpd.stream.pages import Page, PageLog
 
-__all__ = ["LoggedMessage", "Page", "WireLog"]
-
-MIN_PAGE_BYTES = 8 << 10
-MAX_PAGE_BYTES = 256 << 10
-
-# A page should last about this long: an idle stream then costs a small one, a fast stream isn't all page turns.
-_FAST_MS = 200
-_SLOW_MS = 800
+__all__ = ["LoggedMessage", "WireLog"]
 
 _MEDIA = (8, 9)  # audio, video
 
@@ -38,35 +28,7 @@ class LoggedMessage(NamedTuple):
     offset: int
 
 
-class Page:
-    """A piece of the log.
-
-    Attributes:
-        view: The page's memory, for slices without a copy.
-        base: The log position of the page's first byte.
-        end: How many bytes are in use. Only grows, and only on the last page.
-        next: The page behind it, or None.
-        starts: Offsets at which messages start, ascending.
-    """
-
-    __slots__ = ("base", "buffer", "end", "next", "size", "starts", "view")
-
-    def __init__(self, size: int, base: int) -> None:
-        self.buffer = bytearray(size)
-        self.view = memoryview(self.buffer)
-        self.size = size
-        self.base = base
-        self.end = 0
-        self.next: Page | None = None
-        self.starts: list[int] = []
-
-    def boundary(self, offset: int) -> int:
-        """Return the first message boundary at or behind *offset*."""
-        index = bisect_right(self.starts, offset - 1)
-        return self.starts[index] if index < len(self.starts) else self.end
-
-
-class WireLog:
+class WireLog(PageLog):
     """One stream's bytes for its players.
 
     Args:
@@ -74,8 +36,6 @@ class WireLog:
         cache_limit_bytes: A join point that lies further back than this is given up, and with it the pages that it holds.
 
     Attributes:
-        tail: The last page; the log ends at ``tail.end``.
-        position: Bytes appended so far: the log's end as an absolute position.
         join_page, join_offset, join_position: Where a late joiner starts; join_page is None when there is no such place.
         join_timestamp: The timestamp of the message there.
         newest_timestamp: The timestamp of the last audio or video message; -1 before the first and after the end.
@@ -84,8 +44,6 @@ class WireLog:
     """
 
     __slots__ = (
-        "_page_bytes",
-        "_page_timestamp",
         "cache_limit_bytes",
         "chunk_size",
         "headers",
@@ -96,17 +54,12 @@ class WireLog:
         "join_timestamp",
         "joins",
         "newest_timestamp",
-        "position",
-        "tail",
     )
 
     def __init__(self, chunk_size: int, cache_limit_bytes: int) -> None:
+        super().__init__()
         self.chunk_size = chunk_size
         self.cache_limit_bytes = cache_limit_bytes
-        self.position = 0
-        self.tail = Page(MIN_PAGE_BYTES, 0)
-        self._page_bytes = MIN_PAGE_BYTES
-        self._page_timestamp = 0
         self.join_page: Page | None = None
         self.join_offset = 0
         self.join_position = 0
@@ -157,41 +110,9 @@ class WireLog:
             page.end = frame_into(page.buffer, start, csid, type_id, message_stream_id, timestamp, payload, self.chunk_size)
         self.position += size
 
-    def _turn(self, size: int, timestamp: int) -> Page:
-        """Link a new last page that has room for *size* bytes, its size by how long the last one took to fill."""
-        lasted_ms = (timestamp - self._page_timestamp) & 0xFFFFFFFF
-        if lasted_ms < _FAST_MS:
-            self._page_bytes = min(self._page_bytes * 2, MAX_PAGE_BYTES)
-        elif lasted_ms > _SLOW_MS:
-            self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
-        self._page_timestamp = timestamp
-        page = Page(max(size, self._page_bytes), self.position)
-        self.tail.next = page
-        self.tail = page
-        return page
-
     def forget_join_point(self) -> None:
         """Give up the join point: the stream has ended, or its content is no longer worth starting at."""
         self.join_page = None
-
-    @staticmethod
-    def gather(page: Page, offset: int, limit_bytes: int) -> tuple[memoryview | bytes, Page, int]:
-        """Return the log's bytes from a cursor on, and the cursor behind them.
-
-        Within one page that is a view. A range over several is copied together, once for all players; it ends at a page's end
-        as soon as it is longer than *limit_bytes*.
-        """
-        while offset == page.end and page.next is not None:
-            page, offset = page.next, 0
-        if page.next is None:
-            return page.view[offset : page.end], page, page.end
-        views = [page.view[offset : page.end]]
-        size = page.end - offset
-        while page.next is not None and size < limit_bytes:
-            page = page.next
-            views.append(page.view[: page.end])
-            size += page.end
-        return b"".join(views), page, page.end
 
     def read(self, page: Page, offset: int) -> LoggedMessage | None:
         """Read the message at a cursor that is at a boundary, its payload in one piece; None at the end of the log."""

@@ -652,7 +652,7 @@ LIMITS = st.fixed_dictionaries(
 
 
 # Small pages, small gathers, and blocks of two players: every pass gives way in its middle, and the script goes on there.
-PAGES = {"wirelog.MIN_PAGE_BYTES": 256, "wirelog.MAX_PAGE_BYTES": 1024}
+PAGES = {"pages.MIN_PAGE_BYTES": 256, "pages.MAX_PAGE_BYTES": 1024}
 SMALL = {**PAGES, "group._BLOCK": 2, "group._GATHER_BYTES": 3000, "subscriber._WALK_BYTES": 2000}
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtmpd.stream.wirelog import Page, WireLog
+from rtmpd.stream.wirelog import WireLog
 from tests.unit.stream.fakes import parse
+
+if TYPE_CHECKING:
+    from rtmpd.stream.pages import Page
 
 LOG = settings(deadline=None, max_examples=100)
 NEVER = 1 << 40  # bytes: no join point is given up

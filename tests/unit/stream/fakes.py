@@ -12,8 +12,9 @@ from rtmpd.config.loader import load_text
 from rtmpd.protocol.chunk import ChunkReader, RawMessage, frame_message
 from rtmpd.protocol.message import CSID_AUDIO, CSID_COMMAND, CSID_DATA, CSID_VIDEO, MessageType
 from rtmpd.stream.fanout import Fanout
+from rtmpd.stream.pages import Page
 from rtmpd.stream.subscriber import Subscriber
-from rtmpd.stream.wirelog import Page, WireLog
+from rtmpd.stream.wirelog import WireLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,10 @@ import tracemalloc
 
 import pytest
 
-from rtmpd.stream import wirelog
+from rtmpd.stream import pages
 from rtmpd.stream.headers import Headers
-from rtmpd.stream.wirelog import MAX_PAGE_BYTES, MIN_PAGE_BYTES, Page, WireLog
+from rtmpd.stream.pages import MAX_PAGE_BYTES, MIN_PAGE_BYTES, Page
+from rtmpd.stream.wirelog import WireLog
 from tests.unit.stream.fakes import live_pages, parse
 
 VIDEO, DATA = 9, 18
@@ -264,8 +265,8 @@ def test_100_mb_leave_nothing_behind_but_the_group_of_pictures():
 
 
 def test_a_chain_of_100_000_pages_is_freed_without_recursion(monkeypatch):
-    monkeypatch.setattr(wirelog, "MIN_PAGE_BYTES", 16)
-    monkeypatch.setattr(wirelog, "MAX_PAGE_BYTES", 16)
+    monkeypatch.setattr(pages, "MIN_PAGE_BYTES", 16)
+    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", 16)
     before = live_pages()
     log = WireLog(128, NEVER)
     log.append(6, VIDEO, 0, b"", join_point=True)

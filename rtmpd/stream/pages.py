@@ -1,0 +1,98 @@
+"""Pages: what the logs of a live stream are made of.
+
+A log is a linked list of pages. A reader is a *cursor*: a page and an offset in it. The list is linked forwards only, so that a
+page lives exactly as long as some cursor is on it or before it: Python's reference counts free it after that. Pages know where
+their messages start.
+
+Pure data structure, below the wire log and the FLV log; imports nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+__all__ = ["MAX_PAGE_BYTES", "MIN_PAGE_BYTES", "Page", "PageLog"]
+
+MIN_PAGE_BYTES = 8 << 10
+MAX_PAGE_BYTES = 256 << 10
+
+# A page should last about this long: an idle stream then costs a small one, a fast stream isn't all page turns.
+_FAST_MS = 200
+_SLOW_MS = 800
+
+
+class Page:
+    """A piece of the log.
+
+    Attributes:
+        view: The page's memory, for slices without a copy.
+        base: The log position of the page's first byte.
+        end: How many bytes are in use. Only grows, and only on the last page.
+        next: The page behind it, or None.
+        starts: Offsets at which messages start, ascending.
+    """
+
+    __slots__ = ("base", "buffer", "end", "next", "size", "starts", "view")
+
+    def __init__(self, size: int, base: int) -> None:
+        self.buffer = bytearray(size)
+        self.view = memoryview(self.buffer)
+        self.size = size
+        self.base = base
+        self.end = 0
+        self.next: Page | None = None
+        self.starts: list[int] = []
+
+    def boundary(self, offset: int) -> int:
+        """Return the first message boundary at or behind *offset*."""
+        index = bisect_right(self.starts, offset - 1)
+        return self.starts[index] if index < len(self.starts) else self.end
+
+
+class PageLog:
+    """A log without a framing: its subclasses append.
+
+    Attributes:
+        tail: The last page; the log ends at ``tail.end``.
+        position: Bytes appended so far: the log's end as an absolute position.
+    """
+
+    __slots__ = ("_page_bytes", "_page_timestamp", "position", "tail")
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.tail = Page(MIN_PAGE_BYTES, 0)
+        self._page_bytes = MIN_PAGE_BYTES
+        self._page_timestamp = 0
+
+    def _turn(self, size: int, timestamp: int) -> Page:
+        """Link a new last page that has room for *size* bytes, its size by how long the last one took to fill."""
+        lasted_ms = (timestamp - self._page_timestamp) & 0xFFFFFFFF
+        if lasted_ms < _FAST_MS:
+            self._page_bytes = min(self._page_bytes * 2, MAX_PAGE_BYTES)
+        elif lasted_ms > _SLOW_MS:
+            self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
+        self._page_timestamp = timestamp
+        page = Page(max(size, self._page_bytes), self.position)
+        self.tail.next = page
+        self.tail = page
+        return page
+
+    @staticmethod
+    def gather(page: Page, offset: int, limit_bytes: int) -> tuple[memoryview | bytes, Page, int]:
+        """Return the log's bytes from a cursor on, and the cursor behind them.
+
+        Within one page that is a view. A range over several is copied together, once for all players; it ends at a page's end
+        as soon as it is longer than *limit_bytes*.
+        """
+        while offset == page.end and page.next is not None:
+            page, offset = page.next, 0
+        if page.next is None:
+            return page.view[offset : page.end], page, page.end
+        views = [page.view[offset : page.end]]
+        size = page.end - offset
+        while page.next is not None and size < limit_bytes:
+            page = page.next
+            views.append(page.view[: page.end])
+            size += page.end
+        return b"".join(views), page, page.end
