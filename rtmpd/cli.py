@@ -27,7 +27,7 @@ class Flag:
 
     Attributes:
         name: The flag.
-        argument: What its argument is called.
+        argument: What its argument is called; empty: it has none, and means yes.
         section: The option's section.
         option: The option.
         repeated: Whether it can be given more than once, for an option that takes several values.
@@ -46,6 +46,11 @@ FLAGS: Final = (
     Flag("--listen", "ADDR", "server", "listen", True, "listen on HOST:PORT, :PORT or [IPv6]:PORT; can be repeated"),
     Flag("--log-level", "LEVEL", "log", "level", False, "log this level and above: debug, info, warning or error"),
     Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "send chunks of this size"),
+    Flag("--record-all", "", "record", "record_all", False, "record every stream"),
+    Flag("--record-dir", "DIR", "record", "record_directory", False, "write recordings to this directory"),
+    Flag("--segment-duration", "SECONDS", "record", "segment_duration_s", False, "begin another file after this time"),
+    Flag("--segment-pattern", "NAME", "record", "record_file_name", False, "name recordings like this"),
+    Flag("--metrics-addr", "ADDR", "metrics", "metrics_listen", True, "serve metrics on HOST:PORT or :PORT; can be repeated"),
 )
 """Every flag that overrides an option; the spec names the same ones."""
 
@@ -85,9 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_argument("--print-config", action="store_true", help="print the whole effective configuration, and exit")
     parser.add_argument("--version", action="version", version=f"rtmpd {__version__}")
     for flag in FLAGS:
-        parser.add_argument(
-            flag.name, metavar=flag.argument, action="append" if flag.repeated else "store", help=flag.description
-        )
+        if flag.argument:
+            action = "append" if flag.repeated else "store"
+            parser.add_argument(flag.name, metavar=flag.argument, action=action, help=flag.description)
+        else:
+            parser.add_argument(flag.name, action="store_const", const="yes", help=flag.description)
     return parser
 
 

@@ -9,17 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import gevent
 
 from rtmpd.errors import Refused
+from rtmpd.events import EventBus, EventType
+from rtmpd.media.track_config import VideoConfig
 from rtmpd.protocol import status
 from rtmpd.session.connection import Connection
 from rtmpd.stream.stream import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.config.model import Config, LiveConfig
+    from rtmpd.media.track_config import AudioConfig
     from rtmpd.net.transport import Transport
     from rtmpd.session.player import Player
     from rtmpd.session.publisher import Publisher
@@ -34,6 +40,20 @@ _REFUSAL_LOG_S = 10.0
 _FLUSH_S = 1.0
 
 
+def _counted(stream: Stream) -> dict[str, int]:
+    """Return what a stream has counted."""
+    return {
+        "audio_messages": stream.audio_messages,
+        "video_messages": stream.video_messages,
+        "data_messages": stream.data_messages,
+        "bytes_ingested": stream.bytes_in,
+        "bytes_egress": stream.fanout.bytes_sent,
+        "player_skips": stream.fanout.skips,
+        "players_stalled": stream.fanout.stalled,
+        "timestamp_jumps": stream.timeline.jumps,
+    }
+
+
 class Hub:
     """Owns the streams.
 
@@ -43,14 +63,18 @@ class Hub:
     Attributes:
         streams: By key.
         connections: Those that are open.
-        counters: Failures and totals by name.
+        bus: Tells services what happens.
+        counters: Failures and totals by name. Those of streams are of streams that are gone; `totals` has them all.
+        gauges: Figures of services that go up and down, by name: each is a function that gives the present one.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.streams: dict[str, Stream] = {}
         self.connections: set[Connection] = set()
+        self.bus = EventBus()
         self.counters: Counter[str] = Counter()
+        self.gauges: dict[str, Callable[[], float]] = {}
         self.stopping = False
         self._by_address: Counter[str] = Counter()
         self._refusal_logged_at = 0.0
@@ -96,6 +120,7 @@ class Hub:
         connection = Connection(transport, self, self.counters["connections"])
         self.connections.add(connection)
         self._by_address[address] += 1
+        connection.emit(EventType.CONNECTION_ACCEPT)
         try:
             connection.run()
         except gevent.GreenletExit:
@@ -105,10 +130,21 @@ class Hub:
             self.counters["internal_errors"] += 1
             connection.log.exception("internal error in %s", connection.phase)
         finally:
+            self._say_closed(connection)
             self.connections.discard(connection)
             self._by_address[address] -= 1
             if not self._by_address[address]:
                 del self._by_address[address]
+
+    def _say_closed(self, connection: Connection) -> None:
+        if self.bus.wanted(EventType.CONNECTION_CLOSE):
+            connection.emit(
+                EventType.CONNECTION_CLOSE,
+                reason=connection.end_reason,
+                duration_s=round(time.monotonic() - connection.opened_at, 3),
+                bytes_in=connection.endpoint.bytes_received,
+                bytes_out=connection.bytes_out,
+            )
 
     def _refused(self, address: str) -> str:
         server = self.config.server
@@ -160,6 +196,7 @@ class Hub:
             stream = self._open(key, options)
         stream.begin(publisher)
         self.counters["publishes"] += 1
+        publisher.number = self.counters["publishes"]
         return stream
 
     def _make_way(self, stream: Stream) -> None:
@@ -201,23 +238,49 @@ class Hub:
                 stream = self._open(key, options)
         stream.players.add(player)
         self.counters["plays"] += 1
+        player.number = self.counters["plays"]
+        self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         return stream
 
     def unplay(self, stream: Stream, player: Player) -> None:
         """Take leave of a player."""
-        stream.players.discard(player)
+        if player in stream.players:
+            stream.players.discard(player)
+            self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         self._drop_if_idle(stream)
 
     def _open(self, key: str, options: LiveConfig) -> Stream:
-        stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes)
+        stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes, self._say_codec)
+        self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
+
+    def _say_codec(self, stream: Stream, found: VideoConfig | AudioConfig) -> None:
+        if self.bus.wanted(EventType.CODEC_DETECTED):
+            kind = "video" if isinstance(found, VideoConfig) else "audio"
+            known = {name: value for name, value in asdict(found).items() if value}
+            self.bus.emit(EventType.CODEC_DETECTED, {"kind": kind, **known}, stream=stream)
 
     def _drop_if_idle(self, stream: Stream) -> None:
         if stream.idle and self.streams.get(stream.key) is stream:
             del self.streams[stream.key]
-            self.counters["player_skips"] += stream.fanout.skips
-            self.counters["players_stalled"] += stream.fanout.stalled
+            self.counters.update(_counted(stream))
+            self.bus.emit(
+                EventType.STREAM_DELETE,
+                {
+                    "duration_s": round(time.monotonic() - stream.created_at, 3),
+                    "bytes_in": stream.bytes_in,
+                    "bytes_out": stream.fanout.bytes_sent,
+                },
+                stream=stream,
+            )
             stream.close()
+
+    def totals(self) -> Counter[str]:
+        """Return the counters, with what live streams have counted so far."""
+        totals = self.counters.copy()
+        for stream in self.streams.values():
+            totals.update(_counted(stream))
+        return totals
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 

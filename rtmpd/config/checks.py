@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from configobj.validate import ValidateError, Validator
 
+from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.model import ListenAddress, shown
 
 if TYPE_CHECKING:
@@ -137,21 +138,59 @@ def _scalar(make: type[_Check]) -> Callable[..., object]:
         else:
             try:
                 return checked.convert(value)
-            except ValueError:
+            except ValueError as error:
                 got = shown(value) if value else "nothing"
+                if isinstance(error, _Because):
+                    got += f": {error}"
         raise Wrong(f"expected {checked.describe()}, got {got}")
 
     return check
 
 
-def _addresses(value: str | list[str]) -> tuple[ListenAddress, ...]:
-    """``addresses``: one or more addresses to listen on."""
+class _Path:
+    """``path``: the path of a file or directory, relative to the working directory if it does not begin with a slash."""
+
+    def describe(self) -> str:
+        return "a path"
+
+    def convert(self, text: str) -> str:
+        if not text or "\0" in text:
+            raise ValueError
+        return text
+
+
+class _FileName:
+    """``file_name``: a template for the names of files."""
+
+    def describe(self) -> str:
+        return "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"
+
+    def convert(self, text: str) -> FileNameTemplate:
+        try:
+            return FileNameTemplate.parse(text)
+        except ValueError as error:
+            raise _Because(str(error)) from None
+
+
+class _Because(ValueError):
+    """What is wrong with a value in particular, behind what was expected."""
+
+
+def _addresses(value: str | list[str], host: str = "", empty: str = "") -> tuple[ListenAddress, ...]:
+    """``addresses(host=default, empty=meaning)``: addresses to listen on.
+
+    With ``host``, that is what ``:PORT`` means. With ``empty``, there may be none, which then means something special.
+    """
+    if empty and not value:
+        return ()
     addresses: list[ListenAddress] = []
     for text in [value] if isinstance(value, str) else value:
         try:
             address = ListenAddress.parse(text)
         except ValueError as error:
             raise Wrong(str(error)) from None
+        if not address.host:
+            address = ListenAddress(host, address.port)
         for other in addresses:
             if address == other and address.port:
                 raise Wrong(f"{shown(str(address))} is given twice")
@@ -163,12 +202,26 @@ def _addresses(value: str | list[str]) -> tuple[ListenAddress, ...]:
     return tuple(addresses)
 
 
+def _patterns(value: str | list[str]) -> tuple[str, ...]:
+    """``patterns``: any number of patterns for stream keys."""
+    patterns = [value] if isinstance(value, str) else value
+    for pattern in patterns if value else ():
+        if "/" not in pattern.strip("/") or pattern != pattern.strip("/") or not pattern.isprintable():
+            raise Wrong(f"expected {_PATTERNS}, got {shown(pattern)}")
+    return tuple(patterns) if value else ()
+
+
+_PATTERNS = "APPLICATION/NAME with * and ? for any text and any character"
+
+
 _SCALARS: dict[str, type[_Check]] = {
     "integer": _Integer,
     "float": _Float,
     "boolean": _Boolean,
     "option": _Option,
     "name": _Name,
+    "path": _Path,
+    "file_name": _FileName,
 }
 
 
@@ -176,7 +229,8 @@ def converter() -> Any:
     """A configobj validator whose checks give values of the types of ``rtmpd.config.model``."""
     validator = Validator()
     # Only these: a check of configobj's own in the spec must fail, not bring back what these replace.
-    validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()} | {"addresses": _addresses}
+    validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()}
+    validator.functions |= {"addresses": _addresses, "patterns": _patterns}
     return validator
 
 
@@ -184,9 +238,14 @@ def _describe(make: type[_Check]) -> Callable[..., str]:
     return lambda _value, *args, **kwargs: make(*args, **kwargs).describe()
 
 
+def _describe_addresses(_value: object, host: str = "", empty: str = "") -> str:
+    return "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else "")
+
+
 def describer() -> Any:
     """A configobj validator whose checks give, for any value, a description of what the check accepts."""
     validator = Validator()
     validator.functions = {name: _describe(make) for name, make in _SCALARS.items()}
-    validator.functions["addresses"] = lambda _value: "HOST:PORT, :PORT or [IPv6]:PORT"
+    validator.functions["addresses"] = _describe_addresses
+    validator.functions["patterns"] = lambda _value: _PATTERNS
     return validator

@@ -15,12 +15,21 @@ from configobj import ConfigObj, ConfigObjError, flatten_errors
 from configobj.validate import ValidateError
 
 from rtmpd.config.checks import NAME_LENGTH, converter, is_name
-from rtmpd.config.model import DEFAULT_APPLICATION, Config, LiveConfig, LogConfig, ServerConfig, printable
+from rtmpd.config.model import (
+    DEFAULT_APPLICATION,
+    Config,
+    LiveConfig,
+    LogConfig,
+    MetricsConfig,
+    RecordConfig,
+    ServerConfig,
+    printable,
+)
 from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
 
-__all__ = ["Overrides", "load_file", "load_text", "restart_needed"]
+__all__ = ["Overrides", "keep_fixed", "load_file", "load_text", "restart_needed"]
 
 Overrides = Mapping[tuple[str, str], list[str] | str]
 """(section, option) to a value that replaces the file's: a list for an option that takes several values."""
@@ -83,6 +92,17 @@ def restart_needed(old: Config, new: Config) -> list[str]:
         if not option.reloadable
         and getattr(getattr(old, option.section), option.name) != getattr(getattr(new, option.section), option.name)
     ]
+
+
+def keep_fixed(old: Config, new: Config) -> Config:
+    """Return *new*, with the values of *old* for options that can't be reloaded."""
+    for section in sections():
+        fixed = [option.name for option in section.options if not option.reloadable]
+        if fixed:
+            kept = getattr(old, section.name)
+            values = replace(getattr(new, section.name), **{name: getattr(kept, name) for name in fixed})
+            new = replace(new, **{section.name: values})
+    return new
 
 
 def _read(path: str | FilePath) -> str:
@@ -200,6 +220,8 @@ def _build(parsed: Any) -> Config:
         server=ServerConfig(**_values(ServerConfig, parsed["server"])),
         log=LogConfig(**_values(LogConfig, parsed["log"])),
         live=live,
+        record=RecordConfig(**_values(RecordConfig, parsed["record"])),
+        metrics=MetricsConfig(**_values(MetricsConfig, parsed["metrics"])),
         applications=MappingProxyType(applications),
     )
 

@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Config", "DEFAULT_APPLICATION", "ListenAddress", "LiveConfig", "LogConfig", "ServerConfig", "printable", "shown"]
+    from rtmpd.config.file_names import FileNameTemplate
+
+__all__ = [
+    "Config",
+    "DEFAULT_APPLICATION",
+    "ListenAddress",
+    "LiveConfig",
+    "LogConfig",
+    "MetricsConfig",
+    "RecordConfig",
+    "ServerConfig",
+    "printable",
+    "shown",
+]
 
 DEFAULT_APPLICATION: Final = "*"
 """The name of the application that takes what no other name takes."""
@@ -142,6 +155,7 @@ class LogConfig:
     """The options of ``[log]``."""
 
     level: str
+    stream_summary_s: float
     queue_limit: int
 
 
@@ -164,6 +178,33 @@ class LiveConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordConfig:
+    """The options of ``[record]``."""
+
+    record_all: bool
+    record_streams: tuple[str, ...]
+    record_directory: str
+    record_file_name: FileNameTemplate
+    segment_duration_s: float
+    segment_size_bytes: int
+    keep_age_s: float
+    keep_size_bytes: int
+    keep_free_bytes: int
+    disk_reserve_bytes: int
+    disk_backlog_limit_bytes: int
+    disk_timeout_s: float
+    record_retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """The options of ``[metrics]``."""
+
+    metrics_listen: tuple[ListenAddress, ...]
+    stream_series_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, as ``rtmpd.config.loader`` gives it.
 
@@ -171,12 +212,16 @@ class Config:
         server: ``[server]``.
         log: ``[log]``.
         live: ``[live]``.
+        record: ``[record]``.
+        metrics: ``[metrics]``.
         applications: The named applications, each with all of its effective options.
     """
 
     server: ServerConfig
     log: LogConfig
     live: LiveConfig
+    record: RecordConfig
+    metrics: MetricsConfig
     applications: Mapping[str, LiveConfig]
 
     def application(self, app: str) -> tuple[str, LiveConfig] | None:

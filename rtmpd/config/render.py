@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.spec import Option, Section, sections
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def render_value(value: object) -> str:
             return str(value)
         case float():
             return repr(value).removesuffix(".0")
-        case str():
-            return _quoted(value)
+        case str() | FileNameTemplate():
+            return _quoted(str(value))
         case tuple():
-            return ", ".join(_quoted(str(item)) for item in value)
+            return ", ".join(_quoted(str(item)) for item in value) or '""'
         case _:
             raise TypeError(f"there is no way to write {value!r}")
 

@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gevent
@@ -20,17 +19,20 @@ from gevent import get_hub
 from gevent.event import Event
 
 import rtmpd
-from rtmpd.config.loader import restart_needed
+from rtmpd.config.loader import keep_fixed, restart_needed
 from rtmpd.daemon.logs import LogPipe
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.hub import Hub
 from rtmpd.net.listener import Listener
+from rtmpd.services.medialog import MediaLog
+from rtmpd.services.recorder.service import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from rtmpd.config.model import Config
+    from rtmpd.services.contract import Service
 
 __all__ = ["Daemon", "run"]
 
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 _SPARE_DESCRIPTORS = 64
 _REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
+_SERVICES_STOP_S = 10.0
+"""Time that services have to finish what is under way, all together, once the streams have ended."""
 
 
 class Daemon:
@@ -49,12 +53,14 @@ class Daemon:
 
     Attributes:
         hub: The registry of streams.
+        services: What follows the streams, in the order in which they stop.
         listeners: Bound by `start`.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.hub = Hub(config)
+        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub)]
         self.listeners: list[Listener] = []
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -64,15 +70,18 @@ class Daemon:
         """Listen and serve.
 
         Raises:
-            RtmpdError: An address can't be listened on. Nothing is left open then.
+            RtmpdError: An address can't be listened on, or a service can't begin. Nothing is left open then.
         """
         _raise_descriptor_limit(self.config.server.connection_limit)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
             for address in self.config.server.listen:
                 self.listeners.append(Listener(address, self.hub.serve))
+            for service in self.services:
+                service.start()
         except RtmpdError:
             self._close_listeners()
+            self._stop_services()
             raise
         self.hub.start()
         assert self.hub.greenlet is not None
@@ -100,10 +109,11 @@ class Daemon:
             return
         for option in restart_needed(self.config, config):
             log.warning("reload: %s only changes when rtmpd is started again", option)
-        server = replace(config.server, listen=self.config.server.listen, chunk_size_bytes=self.config.server.chunk_size_bytes)
-        self.config = replace(config, server=server, log=replace(config.log, queue_limit=self.config.log.queue_limit))
+        self.config = keep_fixed(self.config, config)
         _raise_descriptor_limit(config.server.connection_limit)
         self.hub.reload(self.config)
+        for service in self.services:
+            service.reload(self.config)
         log.info("configuration reloaded")
 
     def wait(self) -> int:
@@ -123,12 +133,18 @@ class Daemon:
                 listener.wait(limit_s)
         for listener in self.listeners:
             listener.kill()
-        counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()))
+        self._stop_services()
+        counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()) if count)
         log.info("stopped; counted: %s", counters or "nothing")
 
     def _close_listeners(self) -> None:
         for listener in self.listeners:
             listener.close()
+
+    def _stop_services(self) -> None:
+        deadline = time.monotonic() + _SERVICES_STOP_S
+        for service in self.services:
+            service.stop(max(0.0, deadline - time.monotonic()))
 
     def _hub_died(self, greenlet: gevent.Greenlet[[], None]) -> None:
         log.critical("the hub has died: %s", greenlet.exception, exc_info=greenlet.exc_info)

@@ -21,6 +21,7 @@ from rtmpd.errors import (
     RemoteProtocolError,
     TransportClosed,
 )
+from rtmpd.events import EventType
 from rtmpd.net.transport import deadline
 from rtmpd.protocol import status
 from rtmpd.protocol.command import decode_command
@@ -39,6 +40,7 @@ from rtmpd.session.commands import COMMANDS, answer_unknown
 
 if TYPE_CHECKING:
     from rtmpd.config.model import Config, LiveConfig, ServerConfig
+    from rtmpd.events import EventBus, Scalar
     from rtmpd.net.transport import Transport
     from rtmpd.protocol.chunk import RawMessage
     from rtmpd.session.outlet import SharedOutlet
@@ -65,6 +67,10 @@ class ConnectionHub(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether the server is about to end."""
+
+    @property
+    def bus(self) -> EventBus:
+        """Where to say what happens."""
 
     def admit(self, app: str) -> LiveConfig:
         """Let a client connect to an app and return what holds for it so far; raises `Refused`."""
@@ -116,6 +122,7 @@ class Connection:
         message_streams: By id.
         live: The streams being published, by message stream id: the hot path's shortcut.
         outlet: How players of a connection with more than one write.
+        end_reason: Why it ended, once it has.
     """
 
     def __init__(self, transport: Transport, hub: ConnectionHub, number: int) -> None:
@@ -136,6 +143,7 @@ class Connection:
         self.opened_at = time.monotonic()
         self.messages = 0
         self.bytes_played = 0
+        self.end_reason = "failed"
         self._given_up = False
         self._command_times: deque[float] = deque(maxlen=self.config.command_limit)
         # What the sweep saw last, and when it changed.
@@ -176,13 +184,26 @@ class Connection:
         finally:
             self.transport.close(reason)
             self._leave_all()
+            self.end_reason = reason
             self.log.info(
                 "closed: %s; %.1f s, %d bytes in, %d out",
                 reason,
                 time.monotonic() - self.opened_at,
                 self.endpoint.bytes_received,
-                self.transport.bytes_sent + self.bytes_played,
+                self.bytes_out,
             )
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes that the peer's socket has taken, without those of plays that go on."""
+        return self.transport.bytes_sent + self.bytes_played
+
+    def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
+        """Tell services of something that happens on this connection."""
+        bus = self.hub.bus
+        if bus.wanted(event_type):
+            data = {"remote_addr": self.transport.peer, **data}
+            bus.emit(event_type, data, stream=stream, connection_id=str(self.number))
 
     def _broken(self, counter: str, error: Exception) -> str:
         """Count and log what the peer did wrong; the closing line follows at a lower level of interest."""
@@ -200,6 +221,7 @@ class Connection:
         self.log.debug("= handshake done: %s", handshake.kind)
         self.phase = "connect"
         self._busy_at = time.monotonic()
+        self.emit(EventType.HANDSHAKE_COMPLETE, kind=str(handshake.kind))
         self._take(handshake.remainder)
 
     def _serve(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from rtmpd.events import EventType
 from rtmpd.session.outlet import SharedOutlet
 from rtmpd.stream.subscriber import Subscriber, SubscriberTransport
 
@@ -22,6 +23,7 @@ class Player:
         name: As the client gave it; never logged, it may hold a token.
         stream: What it plays, once started.
         subscriber: Its place in the stream's fan-out, once started.
+        number: Counts the server's plays; given by the hub.
     """
 
     def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
@@ -30,6 +32,7 @@ class Player:
         self.name = name
         self.stream: Stream | None = None
         self.subscriber: Subscriber | None = None
+        self.number = 0
         self.started_at = 0.0
 
     @property
@@ -47,6 +50,7 @@ class Player:
         connection.transport.limit_unsent(connection.config.unsent_limit_bytes)
         connection.phase = "play"
         connection.log.info("plays %s", stream.key)
+        connection.emit(EventType.PLAY_START, stream, id=self.number)
         stream.fanout.join(self.subscriber)
 
     def _writer(self) -> SubscriberTransport:
@@ -97,13 +101,15 @@ class Player:
         owed = stream.fanout.leave(subscriber)
         sent = stream.fanout.sent_bytes(subscriber)
         connection.bytes_played += sent
+        duration_s = time.monotonic() - self.started_at
         connection.log.info(
             "stopped playing %s: %s; %.1f s, %d bytes, %d skips",
             stream.key,
             reason,
-            time.monotonic() - self.started_at,
+            duration_s,
             sent,
             subscriber.skips,
         )
+        connection.emit(EventType.PLAY_STOP, stream, id=self.number, reason=reason, duration_s=round(duration_s, 3), bytes=sent)
         connection.hub.unplay(stream, self)
         return owed

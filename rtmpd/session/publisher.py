@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from rtmpd.events import EventType
+
 if TYPE_CHECKING:
     from rtmpd.session.connection import Connection, MessageStream
     from rtmpd.stream.stream import Stream
@@ -18,6 +20,7 @@ class Publisher:
     Attributes:
         name: As the client gave it, query and all. Never logged: it may hold the key.
         stream: What it feeds, once started.
+        number: Counts the server's publishes; given by the hub.
     """
 
     def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
@@ -25,6 +28,7 @@ class Publisher:
         self.message_stream = message_stream
         self.name = name
         self.stream: Stream | None = None
+        self.number = 0
         self.started_at = 0.0
         self._bytes_before = 0
 
@@ -42,6 +46,7 @@ class Publisher:
         self.connection.live[self.message_stream.id] = stream
         self.connection.phase = "publish"
         self.connection.log.info("publishes %s", stream.key)
+        self.connection.emit(EventType.PUBLISH_START, stream, id=self.number)
 
     def stop(self, reason: str) -> None:
         """End the publish; harmless if it has ended."""
@@ -51,14 +56,19 @@ class Publisher:
         self.stream = None
         self.message_stream.publisher = None
         self.connection.live.pop(self.message_stream.id, None)
+        duration_s = time.monotonic() - self.started_at
+        byte_count = stream.bytes_in - self._bytes_before
         codecs = ", ".join(f"{track} {codec}" for track, codec in stream.headers.codecs.items())
         self.connection.log.info(
             "stopped publishing %s: %s; %.1f s, %d bytes%s",
             stream.key,
             reason,
-            time.monotonic() - self.started_at,
-            stream.bytes_in - self._bytes_before,
+            duration_s,
+            byte_count,
             f" ({codecs})" if codecs else "",
+        )
+        self.connection.emit(
+            EventType.PUBLISH_STOP, stream, id=self.number, reason=reason, duration_s=round(duration_s, 3), bytes=byte_count
         )
         self.connection.hub.unpublish(stream, self)
 

@@ -39,7 +39,7 @@ _AFTER_BUG_S = 0.01
 _FLUSH_STEP_S = 0.005
 
 
-def _gone(data: bytes | bytearray | memoryview) -> int:
+def _gone(data: object) -> int:
     raise OSError("the subscriber has left")
 
 
@@ -74,8 +74,7 @@ class Fanout:
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._swept_position = 0
         self._spent_s = 0.0  # what a pass takes, averaged
-        self.active = False
-        """Whether there is anyone to wake the fan-out for."""
+        self.active = False  # whether there is anyone to wake the fan-out for
 
     # Players come and go -----------------------------------------------------------------------------------------------
 

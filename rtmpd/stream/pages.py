@@ -53,15 +53,18 @@ class PageLog:
     """A log without a framing: its subclasses append.
 
     Attributes:
+        page_type: What its pages are.
         tail: The last page; the log ends at ``tail.end``.
         position: Bytes appended so far: the log's end as an absolute position.
     """
 
     __slots__ = ("_page_bytes", "_page_timestamp", "position", "tail")
 
+    page_type = Page
+
     def __init__(self) -> None:
         self.position = 0
-        self.tail = Page(MIN_PAGE_BYTES, 0)
+        self.tail = self.page_type(MIN_PAGE_BYTES, 0)
         self._page_bytes = MIN_PAGE_BYTES
         self._page_timestamp = 0
 
@@ -73,7 +76,7 @@ class PageLog:
         elif lasted_ms > _SLOW_MS:
             self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
         self._page_timestamp = timestamp
-        page = Page(max(size, self._page_bytes), self.position)
+        page = self.page_type(max(size, self._page_bytes), self.position)
         self.tail.next = page
         self.tail = page
         return page

@@ -15,17 +15,23 @@ from rtmpd.protocol import amf0, status
 from rtmpd.protocol.command import amf0_body, encode_command
 from rtmpd.protocol.message import CSID_AUDIO, CSID_CONTROL, CSID_DATA, CSID_STATUS, CSID_VIDEO, MessageType, UserControlType
 from rtmpd.stream.fanout import Fanout
+from rtmpd.stream.flvlog import FlvLog
 from rtmpd.stream.headers import HeaderCache
+from rtmpd.stream.vitals import Vitals
 from rtmpd.stream.wirelog import WireLog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.config.model import LiveConfig
+    from rtmpd.media.track_config import AudioConfig, VideoConfig
     from rtmpd.protocol.chunk import RawMessage
+    from rtmpd.stream.flvlog import FlvReader
 
 __all__ = ["Stream", "stream_status"]
 
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
-_TRACK_KEYFRAME = int(Kind.TRACK_KEYFRAME)
+_TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
 _AUDIO, _VIDEO, _DATA = int(MessageType.AUDIO), int(MessageType.VIDEO), int(MessageType.DATA_AMF0)
 
 _SET_DATA_FRAME = amf0.encode("@setDataFrame")
@@ -48,6 +54,7 @@ class Stream:
         key: ``app/name``.
         options: The application's options.
         chunk_size: The server's outbound chunk size, bytes.
+        on_codec: Called with what a track is encoded with, when that is known and when it changes.
 
     Attributes:
         publisher: Whoever publishes now, or None.
@@ -56,9 +63,19 @@ class Stream:
         active_at: When a sweep last saw that messages had come (monotonic, seconds).
         announced: Whether players have been told that the stream is live, and not yet that it has ended.
         bytes_in, audio_messages, video_messages, data_messages: Received from publishers.
+        video_others: Those of the video messages that are no frames: headers and the like.
+        vitals: What is known of it: codecs, keyframes, rates.
+        flvlog: The stream as FLV tags; None while nobody reads it.
+        created_at: Monotonic, seconds.
     """
 
-    def __init__(self, key: str, options: LiveConfig, chunk_size: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        options: LiveConfig,
+        chunk_size: int,
+        on_codec: Callable[[Stream, VideoConfig | AudioConfig], None] | None = None,
+    ) -> None:
         self.key = key
         self.options = options
         self.publisher: object | None = None
@@ -74,6 +91,10 @@ class Stream:
         self.audio_messages = 0
         self.video_messages = 0
         self.data_messages = 0
+        self.video_others = 0
+        self.vitals = Vitals(lambda found: on_codec(self, found) if on_codec is not None else None)
+        self.flvlog: FlvLog | None = None
+        self.created_at = time.monotonic()
         self._swept_bytes = 0
         self._gop_cache = options.gop_cache
         self._join_track: int | None = None
@@ -96,6 +117,7 @@ class Stream:
         self.wirelog.headers = self.headers.current
         self._join_track = None
         self._has_video = False
+        self.vitals.reset()
         if not self.announced:
             self.announced = True
             self._tell_event(UserControlType.STREAM_BEGIN)
@@ -140,7 +162,7 @@ class Stream:
 
     def video(self, timestamp: int, payload: bytes) -> None:
         """Take a video message. The hot path: twice per frame per stream, never per player."""
-        kind = video_kind(payload)
+        kind: int = video_kind(payload)
         self.video_messages += 1
         self.bytes_in += len(payload)
         timeline = self.timeline
@@ -151,8 +173,14 @@ class Stream:
         elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
             self._has_video = True
             timestamp = timeline.stamp(timeline.video, timestamp)
-            join_point = self._joins_at(kind, payload) and (self._gop_cache or self.fanout.anyone_waits)
+            if self._joins_at(kind, payload):
+                kind = _KEYFRAME
+                join_point = self._gop_cache or self.fanout.anyone_waits
+                self.vitals.keyframe(timestamp, payload, time.monotonic())
+            else:
+                kind = _FRAME
         else:
+            self.video_others += 1
             if not payload:
                 return
             timestamp = timeline.beside(timestamp)
@@ -160,7 +188,11 @@ class Stream:
                 self._has_video = True
                 self.headers.add_video(payload)
                 self.wirelog.headers = self.headers.current
+                if kind == _HEADER:
+                    self.vitals.video_header(payload)
         self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, join_point)
+        if self.flvlog is not None:
+            self.flvlog.append(_VIDEO, timestamp, payload, kind)
         fanout = self.fanout
         if fanout.active:
             fanout.wake()
@@ -174,7 +206,7 @@ class Stream:
 
     def audio(self, timestamp: int, payload: bytes) -> None:
         """Take an audio message. An empty one (silence, as Wowza sends it) is ignored."""
-        kind = audio_kind(payload)
+        kind: int = audio_kind(payload)
         self.audio_messages += 1
         self.bytes_in += len(payload)
         join_point = False
@@ -185,6 +217,8 @@ class Stream:
                 wirelog = self.wirelog
                 age_ms = (timestamp - wirelog.join_timestamp) & 0xFFFFFFFF
                 join_point = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
+            if self.vitals.asks_audio:
+                self.vitals.audio_frame(payload)
         else:
             if not payload:
                 return
@@ -192,7 +226,10 @@ class Stream:
             if kind == _HEADER:
                 self.headers.add_audio(payload)
                 self.wirelog.headers = self.headers.current
+                self.vitals.audio_header(payload)
         self.wirelog.append(CSID_AUDIO, _AUDIO, timestamp, payload, join_point)
+        if self.flvlog is not None:
+            self.flvlog.append(_AUDIO, timestamp, payload, kind)
         fanout = self.fanout
         if fanout.active:
             fanout.wake()
@@ -218,8 +255,28 @@ class Stream:
             self.headers.set_metadata(payload)
             self.wirelog.headers = self.headers.current
         self.wirelog.append(CSID_DATA, _DATA, timestamp, payload)
+        if self.flvlog is not None:
+            self.flvlog.append(_DATA, timestamp, payload, _METADATA if payload.startswith(_ON_METADATA) else _OTHER)
         if self.fanout.active:
             self.fanout.wake()
+
+    # Readers of FLV ----------------------------------------------------------------------------------------------------
+
+    def read_flv(self, reader: FlvReader) -> FlvLog:
+        """Let *reader* read the stream as FLV tags from now on; it begins at the log's end."""
+        if self.flvlog is None:
+            self.flvlog = FlvLog()
+        self.flvlog.readers.append(reader)
+        self.flvlog.look()
+        return self.flvlog
+
+    def leave_flv(self, reader: FlvReader) -> None:
+        """Take leave of a reader; harmless if it has left. The last one takes the log with it."""
+        if self.flvlog is not None and reader in self.flvlog.readers:
+            self.flvlog.readers.remove(reader)
+            self.flvlog.look()
+            if not self.flvlog.readers:
+                self.flvlog = None
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
@@ -233,6 +290,7 @@ class Stream:
         if self.bytes_in != self._swept_bytes:
             self._swept_bytes = self.bytes_in
             self.active_at = now_s
+        self.vitals.sweep(now_s, self.bytes_in, self.video_messages - self.video_others)
         if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.publisher_grace_s:
             self.end()
         self.fanout.sweep(now_s, write_timeout_s)

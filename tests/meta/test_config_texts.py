@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rtmpd.config import model, render
+from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import Config, ListenAddress
 from rtmpd.config.spec import configspec, sections
@@ -26,7 +27,11 @@ TYPES = {
     "option": str,
     "name": str,
     "addresses": tuple[ListenAddress, ...],
+    "path": str,
+    "patterns": tuple[str, ...],
+    "file_name": FileNameTemplate,
 }
+WRONG = {"path": '""', "patterns": "/x"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"
 
 
@@ -60,7 +65,9 @@ def test_the_sample_is_the_defaults_with_every_option_uncommented_too():
 
 def test_each_option_of_the_sample_is_checked():
     for option in OPTIONS:
-        wrong, count = re.subn(rf"^#{option.name} = .*", f"{option.name} = a?b", SAMPLE, flags=re.MULTILINE)
+        wrong, count = re.subn(
+            rf"^#{option.name} = .*", f"{option.name} = {WRONG.get(option.kind, 'a?b')}", SAMPLE, flags=re.MULTILINE
+        )
         assert count == 1
         with pytest.raises(ConfigError) as raised:
             load_text(wrong)
@@ -84,7 +91,7 @@ def test_each_value_has_the_type_of_its_field():
     for option in OPTIONS:
         value = getattr(getattr(config, option.section), option.name)
         assert value == option.default
-        assert type(value) is (tuple if option.kind == "addresses" else TYPES[option.kind])
+        assert type(value) is (typing.get_origin(TYPES[option.kind]) or TYPES[option.kind])
 
 
 def test_configurations_have_no_defaults_of_their_own():

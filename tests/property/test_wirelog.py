@@ -35,7 +35,7 @@ PAGE_SIZES = st.sampled_from([(64, 64), (100, 1000), (8 << 10, 256 << 10)])
 
 
 def small_pages(sizes):
-    return mock.patch.multiple("rtmpd.stream.wirelog", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
+    return mock.patch.multiple("rtmpd.stream.pages", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
 
 
 @st.composite

@@ -135,7 +135,7 @@ def test_version_and_help_import_no_event_loop_and_no_configuration():
 def test_each_flag_is_one_that_the_spec_names():
     of_spec = {option.flag: (option.section, option.name) for section in sections() for option in section.options}
     del of_spec[""]
-    assert {f"{flag.name} {flag.argument}": (flag.section, flag.option) for flag in cli.FLAGS} == of_spec
+    assert {f"{flag.name} {flag.argument}".strip(): (flag.section, flag.option) for flag in cli.FLAGS} == of_spec
 
 
 def test_a_pipe_that_is_not_read_to_its_end():

@@ -66,8 +66,14 @@ class FakeConnection:
         self.swept.append(now_s)
 
 
+class FakePlayer:
+    """As much of a player as the hub sees."""
+
+    number = 0
+
+
 def play(hub, key="live/test"):
-    player = object()
+    player = FakePlayer()
     stream = hub.play(key, player)
     transport = FakeTransport()
     subscriber = Subscriber(transport)
@@ -213,7 +219,7 @@ def test_a_player_may_come_first(make_hub):
 def test_a_player_may_not_come_first_when_that_is_switched_off(make_hub):
     hub = make_hub("[live]\nwait_for_publisher = no\npublisher_grace_s = 10\n")
     with pytest.raises(Refused) as caught:
-        hub.play("live/test", object())
+        hub.play("live/test", FakePlayer())
     assert caught.value.code == "NetStream.Play.StreamNotFound"
     assert (hub.streams, hub.counters["plays"]) == ({}, 0)
     publisher = FakePublisher(hub)
@@ -223,7 +229,7 @@ def test_a_player_may_not_come_first_when_that_is_switched_off(make_hub):
     play(hub)
     publisher.stream.end()
     with pytest.raises(Refused):
-        hub.play("live/test", object())
+        hub.play("live/test", FakePlayer())
 
 
 def test_a_stream_goes_when_its_last_player_stops_waiting(make_hub):
@@ -275,7 +281,7 @@ lag_limit_s = 4
 def test_a_stream_has_the_options_of_its_application(make_hub, key, lag_limit_s):
     hub = make_hub(APPLICATIONS)
     assert FakePublisher(hub, key).stream.options.lag_limit_s == lag_limit_s
-    assert hub.play(key, object()).options.lag_limit_s == lag_limit_s
+    assert hub.play(key, FakePlayer()).options.lag_limit_s == lag_limit_s
 
 
 def test_without_applications_every_app_is_admitted(make_hub):
@@ -299,7 +305,7 @@ def test_a_stream_of_no_application_is_refused(make_hub):
     with pytest.raises(Refused):
         FakePublisher(hub, "deep/a")
     with pytest.raises(Refused) as caught:
-        hub.play("deep/a", object())
+        hub.play("deep/a", FakePlayer())
     assert caught.value.code == "NetStream.Play.StreamNotFound"
     assert hub.streams == {}
 

@@ -10,6 +10,7 @@ import pytest
 from gevent import socket
 
 from rtmpd.config.loader import load_text
+from rtmpd.events import EventBus
 from rtmpd.net.transport import Transport
 from rtmpd.protocol.message import MessageType, UserControlType
 from rtmpd.session.connection import Connection, MessageStream
@@ -38,7 +39,13 @@ class SlowConnection(FakeTransport):
 
 @pytest.fixture
 def hub():
-    return SimpleNamespace(config=load_text(""), stopping=False, count=lambda name: None, unplay=lambda stream, player: None)
+    return SimpleNamespace(
+        config=load_text(""),
+        stopping=False,
+        bus=EventBus(),
+        count=lambda name: None,
+        unplay=lambda stream, player: None,
+    )
 
 
 @pytest.fixture

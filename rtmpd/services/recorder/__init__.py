@@ -1,0 +1,1 @@
+"""Recordings: FLV files of live streams. The service is in service.py."""
