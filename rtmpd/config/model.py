@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from rtmpd.config.file_names import FileNameTemplate
 
 __all__ = [
     "Config",

@@ -34,6 +34,8 @@ def make_daemon(monkeypatch, caplog):
 
     yield make
     for daemon in made:
+        for service in daemon.services:
+            service.stop(0)
         for listener in daemon.listeners:
             listener.close()
             listener.kill()
