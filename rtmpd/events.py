@@ -117,13 +117,22 @@ class EventBus:
         data: Mapping[str, Scalar] | None = None,
         *,
         stream: Stream | None = None,
+        stream_key: str = "",
         connection_id: str = "",
     ) -> None:
-        """Tell those who want to know. Cheap if nobody does."""
+        """Tell those who want to know. Cheap if nobody does.
+
+        Args:
+            kind: What has happened.
+            data: More about it.
+            stream: The stream that it has to do with.
+            stream_key: Its key, where the stream itself may be gone.
+            connection_id: The connection that it has to do with.
+        """
         handlers = self._handlers[kind]
         if not handlers:
             return
-        event = Event(kind, time.time(), connection_id, stream.key if stream is not None else "", data or {}, stream)
+        event = Event(kind, time.time(), connection_id, stream.key if stream is not None else stream_key, data or {}, stream)
         for handler in handlers:
             try:
                 handler(event)

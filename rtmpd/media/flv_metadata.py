@@ -1,9 +1,9 @@
 """The metadata of an FLV recording, and the keyframe index in them.
 
-`KeyframeIndex` collects the places where a recording can be entered; `MetadataBlock` is the onMetaData tag, which is written
-first and patched in the end.
+`KeyframeIndex` collects the places where a recording can be entered, `FrameTimes` how long it is; `MetadataBlock` is the
+onMetaData tag, which is written first and patched in the end.
 
-Imports flv and track_config; must not import flv_repair, which imports it.
+Imports flv, track_config, and AMF0 of protocol; must not import flv_repair, which imports it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ import math
 import struct
 from typing import TYPE_CHECKING
 
-from rtmpd.errors import LocalProtocolError
+from rtmpd.errors import AmfError, LimitExceeded, LocalProtocolError
 from rtmpd.media.flv import MAX_PAYLOAD_BYTES, SCRIPT, tag, tag_size
 from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.protocol import amf0
+from rtmpd.protocol.amf_values import AmfLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["DEFAULT_INDEX_ENTRIES", "METADATA_NAME", "MIN_METADATA_BYTES", "KeyframeIndex", "MetadataBlock"]
+__all__ = [
+    "DEFAULT_INDEX_ENTRIES",
+    "METADATA_NAME",
+    "MIN_METADATA_BYTES",
+    "FrameTimes",
+    "KeyframeIndex",
+    "MetadataBlock",
+    "read_metadata",
+]
 
 DEFAULT_INDEX_ENTRIES = 4096
 
@@ -100,6 +110,41 @@ class KeyframeIndex:
             self._stride *= 2
 
 
+# Times --------------------------------------------------------------------------------------------------------------------
+
+_MAX_FRAME_MS = 1000  # a longer gap between two frames says nothing about how long the last one lasts
+
+
+class FrameTimes:
+    """The timestamps of the audio or the video frames of a recording so far, milliseconds.
+
+    Attributes:
+        first_ms, last_ms: The first and the latest; -1 without any.
+        frame_ms: How long the last frame lasts if it lasts as long as the one before.
+    """
+
+    __slots__ = ("first_ms", "frame_ms", "last_ms")
+
+    def __init__(self) -> None:
+        self.first_ms = self.last_ms = -1
+        self.frame_ms = 0
+
+    def frame(self, timestamp: int) -> None:
+        """Note a frame."""
+        step = timestamp - self.last_ms
+        if self.first_ms < 0:
+            self.first_ms = self.last_ms = timestamp
+        elif step > 0:
+            self.last_ms = timestamp
+            if step <= _MAX_FRAME_MS:
+                self.frame_ms = step
+
+    @property
+    def end_ms(self) -> int:
+        """When the last frame ends."""
+        return self.last_ms + self.frame_ms
+
+
 # Metadata -----------------------------------------------------------------------------------------------------------------
 
 _VIDEO_IDS = {
@@ -140,6 +185,7 @@ _MAX_TEXT_BYTES = 512
 _MAX_MEMBERS = 64
 _MAX_METADATA_BYTES = 4096
 _MAX_NUMBER = float(1 << 53)
+_METADATA_LIMITS = AmfLimits(depth=8, values=1 << 17, string_bytes=1 << 16, total_bytes=1 << 20)
 
 # What only we know, or what the index makes sense of: never the publisher's.
 _RESERVED = frozenset(
@@ -350,6 +396,19 @@ class MetadataBlock:
         parts += [_padding(_MIN_PADDING + room - len(index)), index]
         count = len(members) + 1 + bool(entries)
         return tag(SCRIPT, 0, b"".join((_BEGIN, _U32.pack(count), *parts, _END)))
+
+
+def read_metadata(payload: bytes) -> Mapping[str, object]:
+    """Return the scalars of an onMetaData message; none if it is cut or wrong."""
+    if not payload.startswith(METADATA_NAME):
+        return {}
+    try:
+        value, _ = amf0.decode(payload, len(METADATA_NAME), _METADATA_LIMITS)
+    except (AmfError, LimitExceeded):
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): member for name, member in value.items() if isinstance(member, (bool, int, float, str))}
 
 
 def _member_size(member: tuple[str, bytes]) -> int:

@@ -2,8 +2,8 @@
 
 What is left of a recording is found by `scan`, and set right by `repair_plan` and `apply_plan`.
 
-Files are objects that are passed in. Imports codecs, flv, flv_metadata, tags, and AMF0 of protocol; must
-not import anything above media, nor be imported in it.
+Files are objects that are passed in. Imports codecs, flv, flv_metadata and tags; must not import anything
+above media, nor be imported in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from rtmpd.errors import AmfError, LimitExceeded
 from rtmpd.media.codecs import MAX_RECORD_BYTES, AudioConfig, VideoConfig, audio_config, refine_video
 from rtmpd.media.flv import (
     AUDIO,
@@ -26,10 +25,8 @@ from rtmpd.media.flv import (
     header_flags,
     tag_size,
 )
-from rtmpd.media.flv_metadata import METADATA_NAME, MIN_METADATA_BYTES, KeyframeIndex, MetadataBlock
+from rtmpd.media.flv_metadata import METADATA_NAME, MIN_METADATA_BYTES, FrameTimes, KeyframeIndex, MetadataBlock, read_metadata
 from rtmpd.media.tags import Kind, audio_kind, video_kind
-from rtmpd.protocol import amf0
-from rtmpd.protocol.amf_values import AmfLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +42,6 @@ _WINDOW_BYTES = 1 << 18
 _PREFIX_BYTES = 64  # of a payload: what its kind, and the size of a keyframe's picture, can be read from
 _MAX_METADATA_TAG = 1 << 20
 _MAX_BAD_SIZES = 1024
-_MAX_FRAME_MS = 1000  # a longer gap between two frames says nothing about how long the last one lasts
-_METADATA_LIMITS = AmfLimits(depth=8, values=1 << 17, string_bytes=1 << 16, total_bytes=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +140,6 @@ class _Window:
         return self.data[offset : offset + length] if offset >= 0 else b""
 
 
-class _Track:
-    """The timestamps of the audio or the video tags so far."""
-
-    __slots__ = ("first_ms", "frame_ms", "last_ms")
-
-    def __init__(self) -> None:
-        self.first_ms = self.last_ms = -1
-        self.frame_ms = 0
-
-    def frame(self, timestamp: int) -> None:
-        step = timestamp - self.last_ms
-        if self.first_ms < 0:
-            self.first_ms = self.last_ms = timestamp
-        elif step > 0:
-            self.last_ms = timestamp
-            if step <= _MAX_FRAME_MS:
-                self.frame_ms = step
-
-
 class _Scan:
     """The state of `scan`."""
 
@@ -173,7 +149,7 @@ class _Scan:
         self.has_audio = self.has_video = False
         self.audio: AudioConfig | None = None
         self.video: VideoConfig | None = None
-        self.audio_track, self.video_track = _Track(), _Track()
+        self.audio_track, self.video_track = FrameTimes(), FrameTimes()
         self.index = KeyframeIndex()
         self.frames = 0
         self.metadata_position: int | None = None
@@ -274,13 +250,13 @@ class _Scan:
             has_video=self.has_video,
             first_ms=first_ms,
             last_ms=max((track.last_ms for track in tracks), default=0),
-            duration_ms=max((track.last_ms + track.frame_ms - first_ms for track in tracks), default=0),
+            duration_ms=max((track.end_ms - first_ms for track in tracks), default=0),
             keyframes=tuple(self.index.entries),
             sequence_header=self.index.sequence_header,
             metadata_position=self.metadata_position,
             metadata_bytes=self.metadata_bytes,
             metadata_tag=metadata_tag,
-            metadata=_decode(metadata_tag),
+            metadata=read_metadata(metadata_tag[TAG_HEADER_SIZE:-4]),
             audio=self.audio,
             video=self.video,
             audio_tags=self.counts[AUDIO],
@@ -290,17 +266,6 @@ class _Scan:
             frames=self.frames,
             bad_sizes=tuple(self.bad_sizes),
         )
-
-
-def _decode(metadata_tag: bytes) -> Mapping[str, object]:
-    """Return the scalars of an onMetaData tag; none if it is cut or wrong."""
-    try:
-        value, _ = amf0.decode(metadata_tag[:-4], TAG_HEADER_SIZE + len(METADATA_NAME), _METADATA_LIMITS)
-    except (AmfError, LimitExceeded):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    return {str(name): member for name, member in value.items() if isinstance(member, (bool, int, float, str))}
 
 
 def scan(file: BinaryIO) -> ScanResult:

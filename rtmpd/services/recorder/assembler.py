@@ -1,0 +1,361 @@
+"""Makes FLV files of a stream's tags: where a file begins and where the next one does, what is at its head, what is patched.
+
+A file begins at a keyframe, or with audio where there is no video; its timestamps count from there. First come the metadata,
+with room for the keyframe index, and the sequence headers in force. It goes on in another file at a keyframe, once it is long
+or large enough.
+
+Pure: bytes come in and go out. Imports media and what the stream keeps of headers; no event loop, no file, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from rtmpd.media import flv
+from rtmpd.media.flv_metadata import (
+    DEFAULT_INDEX_ENTRIES,
+    FrameTimes,
+    KeyframeIndex,
+    MetadataBlock,
+    read_metadata,
+)
+from rtmpd.media.tags import Kind
+from rtmpd.stream.headers import MAX_HEADER_BYTES, HeaderCache
+
+if TYPE_CHECKING:
+    from rtmpd.stream.flvlog import LoggedTag
+    from rtmpd.stream.headers import Headers
+    from rtmpd.stream.vitals import Vitals
+
+__all__ = ["Assembler", "Piece", "Segment", "SegmentLimits"]
+
+_FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
+_HALF = 0x8000_0000
+
+_AUDIO_ALONE_MS = 1000
+"""How long audio is held back for a first video message. Without one, the file begins with what was held."""
+_KEYFRAME_WAIT_MS = 10_000
+"""A file begins without a keyframe when none has come for this long: some encoders send only one. And where video has been
+missing for this long, audio is a place to go on in another file."""
+_HELD_LIMIT_BYTES = 4 << 20
+_LONGEST_MS = 20 * 86_400_000
+"""A file is never longer: many players take timestamps for signed, and 24.8 days are the most then."""
+_INDEX_PER_S = 2
+_LEAST_INDEX_ENTRIES = 128
+
+
+class SegmentLimits(NamedTuple):
+    """When a file is to go on in another one; 0: never.
+
+    Attributes:
+        duration_s: Seconds.
+        size_bytes: Bytes.
+    """
+
+    duration_s: float = 0.0
+    size_bytes: int = 0
+
+
+class Piece(NamedTuple):
+    """What is to be done next: write *data* to the file of *segment*, and close it if it is *last*."""
+
+    segment: Segment
+    data: bytes
+    last: bool
+
+
+class Segment:
+    """One file: what is in it so far, and what is not written yet.
+
+    Attributes:
+        number: Counts the files of a publish, from 1.
+        size: Its bytes so far, with those of `pending`.
+        pending: Those that have not been taken yet.
+        closed: It gets no more.
+    """
+
+    def __init__(self, number: int, base: int, vitals: Vitals, metadata: bytes, headers: Headers, index_entries: int) -> None:
+        self.number = number
+        self.base = base
+        self.pending = bytearray()
+        self.size = 0
+        self.closed = False
+        self._vitals = vitals
+        self._has_audio = self._has_video = False
+        self._audio, self._video = FrameTimes(), FrameTimes()
+        self._index = KeyframeIndex(index_entries)
+        tracks = [type_id for _, type_id, _ in headers.items]
+        # Good enough for a file that is never closed; `patches` knows better.
+        has_audio = flv.AUDIO in tracks or vitals.audio is not None
+        has_video = flv.VIDEO in tracks or vitals.video is not None
+        self._flags = flv.header_flags(has_audio, has_video)
+        self._block = MetadataBlock(
+            read_metadata(metadata),
+            has_audio=has_audio,
+            has_video=has_video,
+            audio=vitals.audio,
+            video=vitals.video,
+            index_entries=index_entries,
+        )
+        self._add(flv.file_header(has_audio, has_video))
+        self._add(self._block.render())
+        for _, type_id, payload in headers.items:
+            if type_id != flv.SCRIPT:
+                self.header(type_id, flv.tag(type_id, 0, payload), 0)
+        self._written = (0, 0, 0)
+        self.mark_written()
+
+    def _add(self, data: bytes | memoryview) -> None:
+        self.pending += data
+        self.size += len(data)
+
+    def _add_tag(self, data: bytes | memoryview, time_ms: int) -> None:
+        at = len(self.pending) + 4
+        self._add(data)
+        self.pending[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
+
+    def header(self, type_id: int, data: bytes | memoryview, time_ms: int) -> None:
+        """Add a sequence header."""
+        if type_id == flv.VIDEO:
+            self._has_video = True
+        else:
+            self._has_audio = True
+        self._index.header(time_ms, self.size, video=type_id == flv.VIDEO)
+        self._add_tag(data, time_ms)
+
+    def other(self, data: bytes | memoryview, time_ms: int) -> None:
+        """Add a tag that is no frame and no sequence header."""
+        self._add_tag(data, time_ms)
+
+    def frame(self, type_id: int, kind: int, data: bytes | memoryview, time_ms: int) -> None:
+        """Add a frame."""
+        if type_id == flv.VIDEO:
+            self._has_video = True
+            self._video.frame(time_ms)
+            if kind == _KEYFRAME:
+                self._index.keyframe(time_ms, self.size)
+        else:
+            self._has_audio = True
+            self._audio.frame(time_ms)
+            self._index.audio(time_ms, self.size)
+        self._add_tag(data, time_ms)
+
+    @property
+    def has_video(self) -> bool:
+        """Whether there is any video in it."""
+        return self._has_video
+
+    @property
+    def duration_ms(self) -> int:
+        """From its first frame to the end of its last."""
+        return max(0, self._audio.end_ms, self._video.end_ms)
+
+    @property
+    def last_video_ms(self) -> int:
+        """The timestamp of its latest video frame; -1 without."""
+        return self._video.last_ms
+
+    def take(self) -> bytes:
+        """Return what is to be written next."""
+        data = bytes(self.pending)
+        self.pending.clear()
+        return data
+
+    def mark_written(self) -> None:
+        """Note that everything that was taken is on the disk: so far the file is good, whatever happens."""
+        last_ms = max(0, self._audio.last_ms, self._video.last_ms)
+        self._written = (self.size - len(self.pending), self.duration_ms, last_ms)
+
+    @property
+    def written_bytes(self) -> int:
+        """How much of it is on the disk."""
+        return self._written[0]
+
+    @property
+    def written_ms(self) -> int:
+        """How long that is."""
+        return self._written[1]
+
+    def patches(self) -> list[tuple[int, bytes]]:
+        """Return what makes a whole file of what is on the disk: positions, and what to write there."""
+        size, duration_ms, last_ms = self._written
+        block = self._block
+        block.has_audio, block.has_video = self._has_audio, self._has_video
+        block.audio, block.video = self._vitals.audio or block.audio, self._vitals.video or block.video
+        header = self._index.sequence_header
+        rendered = block.render(
+            duration_s=duration_ms / 1000,
+            filesize_bytes=size,
+            last_timestamp_ms=last_ms,
+            keyframes=[entry for entry in self._index.entries if entry[1] < size],
+            sequence_header=header if header is not None and header[1] < size else None,
+        )
+        flags = flv.header_flags(self._has_audio, self._has_video)
+        return [(flv.FLAGS_OFFSET, bytes((flags,))), (flv.FILE_HEADER_SIZE, rendered)]
+
+
+class Assembler:
+    """Turns the tags of one publish into files.
+
+    Args:
+        vitals: What is known of the stream; kept up by the stream.
+        limits: When to go on in another file. May be replaced at any time.
+        headers: The headers in force when the reading begins in the middle of a publish.
+
+    Attributes:
+        segment: The file that is being made; None before its first frame.
+    """
+
+    def __init__(self, vitals: Vitals, limits: SegmentLimits, headers: Headers | None = None) -> None:
+        self.limits = limits
+        self.segment: Segment | None = None
+        self._vitals = vitals
+        self._count = 0
+        self._done: list[Segment] = []
+        self._headers = HeaderCache()
+        self._metadata = b""
+        self._has_video = False
+        self._held: list[tuple[int, bytes]] = []
+        self._held_bytes = 0
+        self._waiting_since: int | None = None
+        if headers is not None:
+            self.restart(headers)
+
+    # Tags come in ------------------------------------------------------------------------------------------------------
+
+    def feed(self, tag: LoggedTag) -> None:
+        """Take the stream's next tag."""
+        type_id, kind = tag.type_id, tag.kind
+        if kind in (_FRAME, _KEYFRAME):
+            self._frame(type_id, kind, tag.timestamp, tag.data)
+            return
+        segment = self.segment
+        if kind in (_HEADER, _METADATA):
+            self._header(type_id, bytes(tag.data[flv.TAG_HEADER_SIZE : -4]))
+            if segment is not None and type_id != flv.SCRIPT:
+                segment.header(type_id, tag.data, self._time(segment, tag.timestamp))
+        elif segment is not None and len(tag.data) > flv.TAG_OVERHEAD:
+            segment.other(tag.data, self._time(segment, tag.timestamp))
+
+    def _header(self, type_id: int, payload: bytes) -> None:
+        if type_id == flv.SCRIPT:
+            # The file has its own onMetaData, made of the newest that there is when it begins.
+            if len(payload) <= MAX_HEADER_BYTES:
+                self._metadata = payload
+        elif type_id == flv.VIDEO:
+            self._video_is_there()
+            self._headers.add_video(payload)
+        else:
+            self._headers.add_audio(payload)
+
+    def _video_is_there(self) -> None:
+        if not self._has_video:
+            self._has_video = True
+            self._held.clear()
+            self._held_bytes = 0
+
+    @staticmethod
+    def _time(segment: Segment, timestamp: int) -> int:
+        """Return a timestamp from the segment's beginning on; what is earlier is put there."""
+        time_ms = (timestamp - segment.base) & 0xFFFFFFFF
+        return time_ms if time_ms < _HALF else 0
+
+    def _frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
+        if type_id == flv.VIDEO and not self._has_video:
+            self._video_is_there()
+        segment = self.segment
+        if segment is None:
+            if not self._may_begin(type_id, kind, timestamp, data):
+                return
+            segment = self.segment or self._begin(timestamp)
+        elif self._is_due(segment, timestamp) and self._is_cut(segment, type_id, kind, timestamp):
+            self._close(segment)
+            segment = self._begin(timestamp)
+        elif self._count == 1 and (timestamp - segment.base) & _HALF:
+            # Of before the first picture: nobody is given that.
+            return
+        segment.frame(type_id, kind, data, self._time(segment, timestamp))
+
+    # Where files begin -------------------------------------------------------------------------------------------------
+
+    def _may_begin(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> bool:
+        if kind == _KEYFRAME:
+            return True
+        if self._waiting_since is None:
+            self._waiting_since = timestamp
+        waited_ms = (timestamp - self._waiting_since) & 0xFFFFFFFF
+        if self._has_video:
+            return _KEYFRAME_WAIT_MS <= waited_ms < _HALF
+        if type_id != flv.AUDIO:
+            return False
+        if waited_ms >= _AUDIO_ALONE_MS or self._held_bytes > _HELD_LIMIT_BYTES:
+            self._release_held()
+            return True
+        self._held.append((timestamp, bytes(data)))
+        self._held_bytes += len(data)
+        return False
+
+    def _release_held(self) -> None:
+        """Begin a file with the audio that was held back."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        if held:
+            segment = self._begin(held[0][0])
+            for timestamp, data in held:
+                segment.frame(flv.AUDIO, _FRAME, data, self._time(segment, timestamp))
+
+    def _begin(self, timestamp: int) -> Segment:
+        self._count += 1
+        entries = DEFAULT_INDEX_ENTRIES
+        if self.limits.duration_s:
+            entries = min(entries, max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S)))
+        self.segment = Segment(self._count, timestamp, self._vitals, self._metadata, self._headers.current, entries)
+        return self.segment
+
+    def _is_due(self, segment: Segment, timestamp: int) -> bool:
+        duration_ms, size_bytes = self.limits.duration_s * 1000, self.limits.size_bytes
+        time_ms = (timestamp - segment.base) & 0xFFFFFFFF
+        return _HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
+
+    def _is_cut(self, segment: Segment, type_id: int, kind: int, timestamp: int) -> bool:
+        """Whether a file may begin with this frame."""
+        if type_id == flv.VIDEO:
+            return kind == _KEYFRAME
+        if not segment.has_video:
+            return True
+        return self._time(segment, timestamp) - segment.last_video_ms > _KEYFRAME_WAIT_MS
+
+    def _close(self, segment: Segment) -> None:
+        segment.closed = True
+        self._done.append(segment)
+        self.segment = None
+
+    # Bytes go out ------------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The publish has ended: what was held back is audio alone, and the file is closed."""
+        if self.segment is None and not self._has_video:
+            self._release_held()
+        if self.segment is not None:
+            self._close(self.segment)
+
+    def abandon(self) -> None:
+        """Forget what is being made: it can't be written."""
+        self._done.clear()
+        self.segment = None
+
+    def restart(self, headers: Headers) -> None:
+        """Go on after a gap with the headers that are in force: with another file, at the next keyframe."""
+        self._waiting_since = None
+        self._held.clear()
+        self._held_bytes = 0
+        self._headers.reset()
+        for _, type_id, payload in headers.items:
+            self._header(type_id, payload)
+
+    def take(self) -> list[Piece]:
+        """Return what is to be done now, in order."""
+        pieces = [Piece(segment, segment.take(), last=True) for segment in self._done]
+        self._done.clear()
+        if self.segment is not None and self.segment.pending:
+            pieces.append(Piece(self.segment, self.segment.take(), last=False))
+        return pieces
