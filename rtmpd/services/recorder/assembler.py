@@ -71,7 +71,7 @@ class Segment:
         number: Counts the files of a publish, from 1.
         size: Its bytes so far, with those of `pending`.
         pending: Those that have not been taken yet.
-        closed: It gets no more.
+        cut: Another one goes on where it ends.
     """
 
     def __init__(self, number: int, base: int, vitals: Vitals, metadata: bytes, headers: Headers, index_entries: int) -> None:
@@ -79,7 +79,8 @@ class Segment:
         self.base = base
         self.pending = bytearray()
         self.size = 0
-        self.closed = False
+        self.cut = False
+        self._frames = 0
         self._vitals = vitals
         self._has_audio = self._has_video = False
         self._audio, self._video = FrameTimes(), FrameTimes()
@@ -102,8 +103,7 @@ class Segment:
         for _, type_id, payload in headers.items:
             if type_id != flv.SCRIPT:
                 self.header(type_id, flv.tag(type_id, 0, payload), 0)
-        self._written = (0, 0, 0)
-        self.mark_written()
+        self._written = (0, 0, 0, 0)
 
     def _add(self, data: bytes | memoryview) -> None:
         self.pending += data
@@ -129,6 +129,7 @@ class Segment:
 
     def frame(self, type_id: int, kind: int, data: bytes | memoryview, time_ms: int) -> None:
         """Add a frame."""
+        self._frames += 1
         if type_id == flv.VIDEO:
             self._has_video = True
             self._video.frame(time_ms)
@@ -141,19 +142,9 @@ class Segment:
         self._add_tag(data, time_ms)
 
     @property
-    def has_video(self) -> bool:
-        """Whether there is any video in it."""
-        return self._has_video
-
-    @property
     def duration_ms(self) -> int:
         """From its first frame to the end of its last."""
         return max(0, self._audio.end_ms, self._video.end_ms)
-
-    @property
-    def last_video_ms(self) -> int:
-        """The timestamp of its latest video frame; -1 without."""
-        return self._video.last_ms
 
     def take(self) -> bytes:
         """Return what is to be written next."""
@@ -164,7 +155,7 @@ class Segment:
     def mark_written(self) -> None:
         """Note that everything that was taken is on the disk: so far the file is good, whatever happens."""
         last_ms = max(0, self._audio.last_ms, self._video.last_ms)
-        self._written = (self.size - len(self.pending), self.duration_ms, last_ms)
+        self._written = (self.size - len(self.pending), self.duration_ms, last_ms, self._frames)
 
     @property
     def written_bytes(self) -> int:
@@ -176,9 +167,14 @@ class Segment:
         """How long that is."""
         return self._written[1]
 
+    @property
+    def written_frames(self) -> int:
+        """How many audio and video frames that are."""
+        return self._written[3]
+
     def patches(self) -> list[tuple[int, bytes]]:
         """Return what makes a whole file of what is on the disk: positions, and what to write there."""
-        size, duration_ms, last_ms = self._written
+        size, duration_ms, last_ms, _ = self._written
         block = self._block
         block.has_audio, block.has_video = self._has_audio, self._has_video
         block.audio, block.video = self._vitals.audio or block.audio, self._vitals.video or block.video
@@ -218,6 +214,7 @@ class Assembler:
         self._held: list[tuple[int, bytes]] = []
         self._held_bytes = 0
         self._waiting_since: int | None = None
+        self._last_video: int | None = None
         if headers is not None:
             self.restart(headers)
 
@@ -261,24 +258,29 @@ class Assembler:
         return time_ms if time_ms < _HALF else 0
 
     def _frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
-        if type_id == flv.VIDEO and not self._has_video:
-            self._video_is_there()
         segment = self.segment
         if segment is None:
             if not self._may_begin(type_id, kind, timestamp, data):
                 return
-            segment = self.segment or self._begin(timestamp)
-        elif self._is_due(segment, timestamp) and self._is_cut(segment, type_id, kind, timestamp):
+            segment = self.segment
+        if segment is None:
+            segment = self._begin(timestamp)
+        elif self._is_due(segment, timestamp) and self._is_cut(type_id, kind, timestamp):
+            segment.cut = True
             self._close(segment)
             segment = self._begin(timestamp)
         elif self._count == 1 and (timestamp - segment.base) & _HALF:
             # Of before the first picture: nobody is given that.
             return
+        if type_id == flv.VIDEO:
+            self._last_video = timestamp
         segment.frame(type_id, kind, data, self._time(segment, timestamp))
 
     # Where files begin -------------------------------------------------------------------------------------------------
 
     def _may_begin(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> bool:
+        if type_id == flv.VIDEO:
+            self._video_is_there()
         if kind == _KEYFRAME:
             return True
         if self._waiting_since is None:
@@ -286,8 +288,6 @@ class Assembler:
         waited_ms = (timestamp - self._waiting_since) & 0xFFFFFFFF
         if self._has_video:
             return _KEYFRAME_WAIT_MS <= waited_ms < _HALF
-        if type_id != flv.AUDIO:
-            return False
         if waited_ms >= _AUDIO_ALONE_MS or self._held_bytes > _HELD_LIMIT_BYTES:
             self._release_held()
             return True
@@ -316,16 +316,15 @@ class Assembler:
         time_ms = (timestamp - segment.base) & 0xFFFFFFFF
         return _HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
 
-    def _is_cut(self, segment: Segment, type_id: int, kind: int, timestamp: int) -> bool:
+    def _is_cut(self, type_id: int, kind: int, timestamp: int) -> bool:
         """Whether a file may begin with this frame."""
         if type_id == flv.VIDEO:
             return kind == _KEYFRAME
-        if not segment.has_video:
+        if self._last_video is None:
             return True
-        return self._time(segment, timestamp) - segment.last_video_ms > _KEYFRAME_WAIT_MS
+        return _HALF > (timestamp - self._last_video) & 0xFFFFFFFF > _KEYFRAME_WAIT_MS
 
     def _close(self, segment: Segment) -> None:
-        segment.closed = True
         self._done.append(segment)
         self.segment = None
 

@@ -180,14 +180,14 @@ class Recording:
     # The greenlet ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while True:
             try:
                 self._record()
             except OSError as error:
                 self._fail(error)
-                self._over.wait(self._owner.config.record_retry_s)
-                if not self._over.is_set():
-                    self._attach()
+            if self._over.wait(self._owner.config.record_retry_s):
+                return
+            self._attach()
 
     def _record(self) -> None:
         """Write until the end; raises OSError when the disk does not take it."""
@@ -229,7 +229,7 @@ class Recording:
         if last and self.file is not None:
             file, self.file = self.file, None
             # Nobody waits for that: writing through to the disk may take long, and the next file is to begin.
-            self._owner.look_after(partial(self._close, file, segment, None, self._reason or "segment"))
+            self._owner.look_after(partial(self._close, file, segment, None, "segment" if segment.cut else self._reason))
 
     def _place(self, segment: Segment) -> tuple[Path, str]:
         """Return the directory and the name of a file that begins now."""
@@ -293,9 +293,12 @@ class Recording:
         """Make a whole file of what was written, once *job*, which is still at it, is done."""
         if job is not None:
             job.wait()
+            if job.successful() and segment is not None:
+                # It was written after all.
+                segment.mark_written()
         owner = self._owner
         try:
-            if segment is None or not segment.written_ms:
+            if segment is None or not segment.written_frames:
                 owner.spawn_job(file.discard).get()
             else:
                 path = owner.spawn_job(file.finish, segment.patches()).get()

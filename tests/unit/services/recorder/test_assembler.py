@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from rtmpd.media import flv
+from rtmpd.media.flv_repair import repair_plan, scan
+from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.protocol import amf0
+from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
+from rtmpd.stream.flvlog import FlvLog
+from rtmpd.stream.headers import HeaderCache
+from rtmpd.stream.vitals import Vitals
+
+AVC = bytes.fromhex(
+    "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
+)
+AAC = bytes.fromhex("af001208")
+METADATA = amf0.encode("onMetaData") + amf0.encode({"encoder": "a test", "width": 160.0, "duration": 5.0})
+KEY, INTER, SOUND = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter", b"\xaf\x01sound"
+
+
+class Scene:
+    """An assembler, the log that it is fed from, and the files that come of it."""
+
+    def __init__(self, headers=None, **limits):
+        self.vitals = Vitals(lambda found: None)
+        self.assembler = Assembler(self.vitals, SegmentLimits(**limits), headers)
+        self.log = FlvLog()
+        self.cursor = (self.log.tail, 0)
+        self.files = {}
+        self.closed = []
+
+    def append(self, type_id, timestamp, payload, kind):
+        self.log.append(type_id, timestamp & 0xFFFFFFFF, payload, kind)
+        for tag in self.log.read(*self.cursor):
+            self.cursor = (tag.page, tag.offset)
+            self.assembler.feed(tag)
+
+    def video(self, timestamp, payload=INTER):
+        if payload == AVC:
+            self.vitals.video_header(payload)
+        self.append(9, timestamp, payload, video_kind(payload))
+
+    def audio(self, timestamp, payload=SOUND):
+        if payload == AAC:
+            self.vitals.audio_header(payload)
+        self.append(8, timestamp, payload, audio_kind(payload))
+
+    def script(self, timestamp, payload=METADATA):
+        self.append(18, timestamp, payload, Kind.METADATA if payload == METADATA else Kind.OTHER)
+
+    def begin(self, timestamp=0):
+        self.script(0)
+        self.video(timestamp, AVC)
+        self.audio(timestamp, AAC)
+
+    def write(self):
+        """Do what the recorder does."""
+        for segment, data, last in self.assembler.take():
+            file = self.files.setdefault(segment.number, io.BytesIO())
+            file.seek(0, io.SEEK_END)
+            file.write(data)
+            segment.mark_written()
+            if last:
+                for position, patch in segment.patches():
+                    file.seek(position)
+                    file.write(patch)
+                self.closed.append(segment.number)
+
+    def end(self):
+        self.assembler.end()
+        self.write()
+        assert set(self.closed) == set(self.files)
+        return [self.files[number] for number in sorted(self.files)]
+
+
+def read(file):
+    """Type, timestamp and payload of each tag behind the metadata."""
+    data = file.getvalue()
+    position = flv.FILE_HEADER_SIZE
+    tags = []
+    while position < len(data):
+        length = int.from_bytes(data[position + 1 : position + 4], "big")
+        time = int.from_bytes(data[position + 4 : position + 7], "big") | data[position + 7] << 24
+        tags.append((data[position], time, data[position + 11 : position + 11 + length]))
+        position += length + 15
+    assert tags[0][0] == 18
+    return tags[1:]
+
+
+def check(file):
+    """Return what the file's scan says; it must find nothing to mend."""
+    result = scan(file)
+    assert result.clean
+    plan = repair_plan(result)
+    assert plan.truncate_to == result.size
+    assert plan.patches == ()
+    return result
+
+
+def test_a_file_begins_with_headers_and_a_keyframe_and_counts_from_there():
+    scene = Scene()
+    scene.begin(5000)
+    scene.audio(5000)
+    scene.video(5010)
+    scene.video(5040, KEY)
+    scene.audio(5043)
+    scene.video(5080)
+    (file,) = scene.end()
+    assert read(file) == [(9, 0, AVC), (8, 0, AAC), (9, 0, KEY), (8, 3, SOUND), (9, 40, INTER)]
+    result = check(file)
+    assert result.duration_ms == 80
+    assert result.metadata["duration"] == 0.08
+    assert result.metadata["filesize"] == result.size
+    assert result.metadata["width"] == 160
+    assert result.metadata["height"] == 114
+    assert result.metadata["encoder"] == "a test"
+    assert result.header_flags == 5
+
+
+def test_what_is_written_so_far_can_be_played_before_it_is_closed():
+    scene = Scene()
+    scene.begin()
+    for number in range(50):
+        scene.video(number * 40, INTER if number % 25 else KEY)
+        scene.write()
+    result = scan(scene.files[1])
+    assert result.clean
+    assert (result.frames, result.duration_ms) == (50, 2000)
+    assert result.metadata["width"] == 160
+
+
+def test_audio_before_the_first_picture_is_left_out_even_if_it_comes_late():
+    scene = Scene()
+    scene.begin()
+    scene.audio(80)
+    scene.video(100, KEY)
+    scene.audio(90)
+    scene.audio(110)
+    (file,) = scene.end()
+    assert read(file)[2:] == [(9, 0, KEY), (8, 10, SOUND)]
+
+
+def test_audio_alone_is_recorded_from_its_first_frame():
+    scene = Scene()
+    scene.audio(0, AAC)
+    for number in range(100):
+        scene.audio(100 + number * 23)
+    (file,) = scene.end()
+    assert read(file) == [(8, 0, AAC), *((8, number * 23, SOUND) for number in range(100))]
+    result = check(file)
+    assert (result.has_video, result.header_flags, result.frames, result.duration_ms) == (False, 4, 100, 2300)
+    # It can be sought in, by the second.
+    assert len(result.keyframes) == 3
+
+
+def test_a_short_piece_of_audio_alone_is_recorded_when_it_ends():
+    scene = Scene()
+    scene.audio(0, AAC)
+    scene.audio(0)
+    scene.audio(23)
+    (file,) = scene.end()
+    assert len(read(file)) == 3
+
+
+def test_video_that_comes_later_is_recorded_too():
+    scene = Scene()
+    scene.audio(0, AAC)
+    for number in range(60):
+        scene.audio(number * 23)
+    scene.video(1400, AVC)
+    scene.video(1400, KEY)
+    (file,) = scene.end()
+    result = check(file)
+    assert (result.has_audio, result.has_video, result.header_flags) == (True, True, 5)
+    assert read(file)[-1] == (9, 1400, KEY)
+
+
+def test_without_a_frame_there_is_no_file():
+    scene = Scene()
+    scene.begin()
+    scene.audio(0)
+    scene.video(10)
+    assert scene.end() == []
+
+
+def test_an_encoder_that_sends_no_keyframes_is_recorded_after_a_while():
+    scene = Scene()
+    scene.begin()
+    for number in range(300):
+        scene.video(number * 40)
+    (file,) = scene.end()
+    tags = read(file)
+    assert tags[2] == (9, 0, INTER)
+    assert len(tags) == 2 + 50
+
+
+def test_a_file_goes_on_in_another_at_the_first_keyframe_that_is_late_enough():
+    scene = Scene(duration_s=2)
+    scene.begin()
+    for number in range(175):
+        scene.video(number * 40, INTER if number % 30 else KEY)
+        scene.audio(number * 40 + 1)
+    files = scene.end()
+    # Keyframes are 1.2 s apart: it is cut at 2.4 s, 4.8 s ...
+    assert [check(file).duration_ms for file in files] == [2401, 2401, 2201]
+    for file in files:
+        assert [payload for _, _, payload in read(file)[:2]] == [AVC, AAC]
+        assert read(file)[2] == (9, 0, KEY)
+    assert sum(check(file).frames for file in files) == 350
+
+
+def test_nothing_is_lost_where_a_file_is_cut_even_if_it_comes_late():
+    scene = Scene(duration_s=1)
+    scene.begin()
+    scene.video(0, KEY)
+    scene.video(1000, KEY)
+    scene.audio(990)
+    scene.audio(1013)
+    files = scene.end()
+    assert read(files[1])[2:] == [(9, 0, KEY), (8, 0, SOUND), (8, 13, SOUND)]
+
+
+def test_a_file_is_cut_by_size():
+    scene = Scene(size_bytes=200_000)
+    scene.begin()
+    for number in range(100):
+        scene.video(number * 40, (INTER if number % 10 else KEY) + bytes(5000))
+    files = scene.end()
+    sizes = [len(file.getvalue()) for file in files]
+    assert len(files) > 2
+    assert all(200_000 <= size < 260_000 for size in sizes[:-1])
+    assert sum(check(file).frames for file in files) == 100
+
+
+def test_audio_alone_is_cut_at_any_frame():
+    scene = Scene(duration_s=1)
+    scene.audio(0, AAC)
+    for number in range(200):
+        scene.audio(number * 20)
+    files = scene.end()
+    assert [check(file).duration_ms for file in files] == [1000] * 4
+
+
+def test_where_the_camera_is_off_audio_is_cut_after_a_while():
+    scene = Scene(duration_s=5)
+    scene.begin()
+    scene.video(0, KEY)
+    for number in range(1500):
+        scene.audio(number * 20)
+    files = scene.end()
+    assert [check(file).duration_ms for file in files] == [10020, 5000, 5000, 5000, 4980]
+
+
+def test_limits_may_change_under_way():
+    scene = Scene()
+    scene.begin()
+    for number in range(100):
+        if number == 50:
+            scene.assembler.limits = SegmentLimits(duration_s=1)
+        scene.video(number * 40, INTER if number % 25 else KEY)
+    assert [check(file).duration_ms for file in scene.end()] == [2000, 1000, 1000]
+
+
+def test_a_header_that_changes_is_in_the_file_and_at_the_head_of_the_next():
+    other = AAC[:3] + b"\x10"
+    scene = Scene(duration_s=1)
+    scene.begin()
+    scene.video(0, KEY)
+    scene.audio(500, other)
+    scene.video(1000, KEY)
+    first, second = scene.end()
+    assert (8, 500, other) in read(first)
+    assert read(second)[:2] == [(9, 0, AVC), (8, 0, other)]
+
+
+def test_a_data_message_is_kept_and_metadata_is_only_at_the_head():
+    cue = amf0.encode("onCuePoint") + amf0.encode({"name": "x"})
+    scene = Scene()
+    scene.script(0, cue)
+    scene.begin()
+    scene.video(0, KEY)
+    scene.script(20, cue)
+    scene.script(30)
+    (file,) = scene.end()
+    assert read(file)[2:] == [(9, 0, KEY), (18, 20, cue)]
+
+
+def test_timestamps_may_wrap():
+    scene = Scene(duration_s=2)
+    scene.begin((1 << 32) - 500)
+    for number in range(100):
+        scene.video((1 << 32) - 500 + number * 40, INTER if number % 25 else KEY)
+    files = scene.end()
+    assert [check(file).duration_ms for file in files] == [2000, 2000]
+    assert read(files[0])[-1][1] == 1960
+
+
+def test_reading_may_begin_in_the_middle_with_the_headers_in_force():
+    cache = HeaderCache()
+    cache.set_metadata(METADATA)
+    cache.add_video(AVC)
+    cache.add_audio(AAC)
+    scene = Scene(cache.current)
+    scene.vitals.video_header(AVC)
+    scene.vitals.audio_header(AAC)
+    scene.video(9960)
+    scene.audio(9980)
+    scene.video(10_000, KEY)
+    (file,) = scene.end()
+    assert read(file) == [(9, 0, AVC), (8, 0, AAC), (9, 0, KEY)]
+    assert check(file).metadata["encoder"] == "a test"
+
+
+def test_after_a_gap_it_goes_on_with_another_file_at_a_keyframe():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.write()
+    scene.video(40)
+    scene.assembler.abandon()
+    cache = HeaderCache()
+    cache.add_video(AVC)
+    scene.assembler.restart(cache.current)
+    scene.video(80)
+    scene.video(120, KEY)
+    scene.assembler.end()
+    ((segment, data, last),) = scene.assembler.take()
+    assert (segment.number, last) == (2, True)
+    assert data.endswith(flv.tag(9, 0, KEY))
+
+
+def test_what_could_not_be_written_is_not_in_the_index():
+    scene = Scene()
+    scene.begin()
+    for number in range(100):
+        scene.video(number * 40, INTER if number % 25 else KEY)
+        if number == 60:
+            scene.write()
+    segment = scene.assembler.segment
+    # The disk is full; what was written is closed.
+    file = scene.files[1]
+    for position, patch in segment.patches():
+        file.seek(position)
+        file.write(patch)
+    result = check(file)
+    assert (result.frames, result.duration_ms, segment.written_ms) == (61, 2440, 2440)
+    assert result.metadata["filesize"] == segment.written_bytes == result.size
+    assert len(result.keyframes) == 3
+
+
+@pytest.mark.parametrize("size", [1 << 20, 5 << 20])
+def test_audio_that_is_held_back_is_bounded(size):
+    scene = Scene()
+    for number in range(20):
+        scene.audio(number, SOUND + bytes(size))
+    assert scene.assembler.segment is not None
+    (file,) = scene.end()
+    assert check(file).frames == 20

@@ -1,0 +1,352 @@
+"""A recording on a disk that does what the test says, fed by a real stream."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+
+import gevent
+import pytest
+from gevent.pool import Group
+from gevent.threadpool import ThreadPool
+
+from rtmpd.config.loader import load_text
+from rtmpd.media.flv_repair import scan
+from rtmpd.services.recorder import recording as module
+from rtmpd.services.recorder.flv_file import FlvFile
+from rtmpd.services.recorder.recording import Recording
+from rtmpd.stream.stream import Stream
+from tests.unit.stream.fakes import live_pages
+
+LIMIT_S = 20
+KEY, INTER = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter"
+
+
+class Owner:
+    """As much of the recorder as a recording sees."""
+
+    def __init__(self, directory, **options):
+        options = {"disk_reserve_bytes": 0, **options}
+        lines = "".join(f"{name} = {value}\n" for name, value in options.items())
+        ini = f"[record]\nrecord_directory = {directory}\nrecord_file_name = {{name}}-{{n}}\n{lines}"
+        self.config = load_text(ini).record
+        self.pool = ThreadPool(2)
+        self.greenlets = Group()
+        self.errors = 0
+        self.files = []
+
+    def spawn_job(self, job, *args):
+        return self.pool.spawn(job, *args)
+
+    def look_after(self, action):
+        self.greenlets.spawn(action)
+
+    def count_error(self):
+        self.errors += 1
+
+    def finished(self, recording, path, segment, reason):
+        self.files.append((path, reason))
+
+
+class Scene:
+    def __init__(self, directory, **options):
+        self.directory = directory
+        self.owner = Owner(directory, **options)
+        self.stream = Stream("live/test", load_text("").live, 4096)
+        self.stream.begin(object())
+        self.time = 0
+        self.recording = Recording(self.owner, self.stream, "7")
+        self.recording.greenlet.start()
+
+    def frames(self, count, size=0):
+        """Publish *count* frames, a keyframe each 25."""
+        for _ in range(count):
+            payload = INTER if self.time // 40 % 25 else KEY
+            self.stream.video(self.time, payload + bytes(size))
+            self.time += 40
+
+    def end(self, reason="publish_stop"):
+        self.recording.end(reason)
+        self.recording.greenlet.join(LIMIT_S)
+        assert self.recording.greenlet.successful()
+        self.owner.greenlets.join(LIMIT_S)
+        return [path for path, _ in self.owner.files]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    made = []
+
+    def make(directory=tmp_path, **options):
+        made.append(Scene(directory, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.recording.greenlet.kill()
+        each.owner.greenlets.kill()
+        each.owner.pool.kill()
+        each.stream.close()
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def wait_for(condition):
+    with gevent.Timeout(LIMIT_S):
+        while not condition():
+            gevent.sleep(0.005)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """A disk whose writes stand still while the gate is closed."""
+    opened = threading.Event()
+    entered = threading.Event()
+    opened.set()
+    write = FlvFile.write
+
+    def wait_and_write(self, data, reserve_bytes):
+        entered.set()
+        assert opened.wait(LIMIT_S)
+        write(self, data, reserve_bytes)
+
+    monkeypatch.setattr(FlvFile, "write", wait_and_write)
+    opened.entered = entered
+    yield opened
+    opened.set()
+
+
+def test_a_publish_is_recorded_to_its_last_frame(scene, tmp_path):
+    made = scene()
+    made.frames(60)
+    assert made.end() == [tmp_path / "test-1.flv"]
+    with (tmp_path / "test-1.flv").open("rb") as file:
+        result = scan(file)
+    assert result.clean
+    assert (result.frames, result.metadata["duration"]) == (60, 2.4)
+    assert made.owner.files[0][1] == "publish_stop"
+    assert names(tmp_path) == ["test-1.flv"]
+    assert made.stream.flvlog is None
+
+
+def test_a_batch_is_written_when_it_is_large_enough(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_S", 1000.0)
+    made = scene()
+    gevent.sleep(0)
+    made.frames(10, 10_000)
+    gevent.sleep(0.05)
+    assert names(tmp_path) == []
+    made.frames(20, 10_000)
+    wait_for(lambda: names(tmp_path) == ["test-1.flv.part"])
+    made.end()
+
+
+def test_a_batch_is_written_when_it_is_old_enough(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_S", 0.02)
+    made = scene()
+    made.frames(1)
+    wait_for(lambda: names(tmp_path) == ["test-1.flv.part"])
+    assert made.end()
+
+
+def test_it_does_not_hold_pages(scene):
+    made = scene()
+    before = live_pages()
+    for _ in range(40):
+        made.frames(25, 20_000)
+        wait_for(lambda: made.recording.wake_at - made.stream.flvlog.position <= module.BATCH_BYTES)
+        gevent.sleep(0.01)
+    assert live_pages() - before < 12
+    made.end()
+
+
+def test_segments_are_files_of_their_own(scene, tmp_path):
+    made = scene(segment_duration_s=1)
+    made.frames(75)
+    paths = made.end()
+    assert [path.name for path in sorted(paths)] == ["test-1.flv", "test-2.flv", "test-3.flv"]
+    reasons = {path.name: reason for path, reason in made.owner.files}
+    assert reasons["test-1.flv"] == "segment"
+    for path in paths:
+        with path.open("rb") as file:
+            assert scan(file).metadata["duration"] == 1.0
+
+
+def test_a_disk_that_stands_still_costs_no_memory_and_the_publisher_nothing(scene, gate, caplog):
+    made = scene(disk_backlog_limit_bytes=1_000_000, record_retry_s=1000)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    before = live_pages()
+    made.frames(2000, 10_000)
+    assert made.stream.flvlog is None
+    wait_for(lambda: made.owner.errors == 1)
+    assert live_pages() <= before
+    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "1000000 bytes waited for the disk (disk_backlog_limit_bytes); trying again every 1000 s" in line.getMessage()
+    assert "live/test: can't record" in line.getMessage()
+    # When the disk is back, what it took is made a whole file.
+    gate.set()
+    wait_for(lambda: made.owner.files)
+    ((path, reason),) = made.owner.files
+    assert reason.startswith("error: ")
+    with path.open("rb") as file:
+        assert scan(file).clean
+    made.end()
+
+
+def test_a_disk_that_does_not_answer_in_time_is_given_up(scene, gate, caplog):
+    made = scene(disk_timeout_s=0.1, record_retry_s=1000)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors == 1)
+    assert "the disk has not answered for 0.1 s" in caplog.text
+    assert made.stream.flvlog is None
+    gate.set()
+    assert len(made.end()) == 1
+
+
+def test_it_goes_on_in_another_file_when_the_disk_is_back(scene, gate, caplog):
+    caplog.set_level(logging.INFO, "rtmpd")
+    made = scene(disk_timeout_s=0.1, record_retry_s=0.1)
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors)
+    gate.set()
+    wait_for(lambda: made.stream.flvlog is not None)
+    made.frames(60, 10_000)
+    wait_for(lambda: "recording again, to" in caplog.text)
+    paths = made.end()
+    assert len(paths) == 2
+    results = []
+    for path in paths:
+        with path.open("rb") as file:
+            results.append(scan(file))
+    assert all(result.clean for result in results)
+
+
+def test_all_threads_stuck_is_a_disk_that_does_not_answer(scene, caplog):
+    made = scene(disk_timeout_s=0.1, record_retry_s=1000)
+    stuck = threading.Event()
+    for _ in range(2):
+        made.owner.pool.spawn(stuck.wait)
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors == 1)
+    assert "the disk has not answered for 0.1 s" in caplog.text
+    stuck.set()
+    made.end()
+
+
+def test_an_error_of_the_disk_closes_what_there_is(scene, monkeypatch, caplog):
+    write = FlvFile.write
+    full = []
+
+    def write_until_full(self, data, reserve_bytes):
+        if full:
+            os.write(self._descriptor, data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data, reserve_bytes)
+
+    monkeypatch.setattr(FlvFile, "write", write_until_full)
+    made = scene(record_retry_s=0.1)
+    made.frames(50, 10_000)
+    wait_for(lambda: made.recording.file is not None and made.recording.file.size)
+    full.append(True)
+    made.frames(50, 10_000)
+    wait_for(lambda: made.owner.errors)
+    for _ in range(3):
+        errors = made.owner.errors
+        wait_for(lambda: made.stream.flvlog is not None)
+        made.frames(50, 10_000)
+        wait_for(lambda seen=errors: made.owner.errors > seen)
+    # It is said once, however often it is tried.
+    assert caplog.text.count("No space left on device") == 1
+    full.clear()
+    wait_for(lambda: made.stream.flvlog is not None)
+    made.frames(60, 10_000)
+    paths = made.end()
+    assert len(paths) == 2
+    for path in paths:
+        with path.open("rb") as file:
+            assert scan(file).clean
+    assert not list(made.directory.glob("*.part"))
+
+
+def test_a_directory_that_can_not_be_had_is_said_once_and_tried_again(scene, tmp_path, caplog):
+    directory = tmp_path / "missing" / "too"
+    made = scene(directory, record_retry_s=0.1)
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors >= 1)
+    assert f"live/test: can't record: No such file or directory: {tmp_path / 'missing'}" in caplog.text
+    (tmp_path / "missing").mkdir()
+    for _ in range(100):
+        made.frames(25, 10_000)
+        gevent.sleep(0.02)
+        if made.recording.file is not None:
+            break
+    assert len(made.end()) == 1
+    assert caplog.text.count("can't record") == 1
+
+
+def test_a_file_that_is_deleted_under_way_is_noticed_and_begun_again(scene, tmp_path, caplog):
+    made = scene(record_retry_s=0.1)
+    made.frames(50, 10_000)
+    wait_for(lambda: names(tmp_path))
+    wait_for(lambda: made.recording.file is not None and made.recording.file.size)
+    (tmp_path / "test-1.flv.part").unlink()
+    made.frames(50, 10_000)
+    wait_for(lambda: made.owner.errors)
+    assert "somebody has deleted the file" in caplog.text
+    wait_for(lambda: made.stream.flvlog is not None)
+    made.frames(50, 10_000)
+    made.end()
+    assert len(names(tmp_path)) == 1
+
+
+def test_nothing_is_begun_on_a_disk_without_room(scene, tmp_path, caplog):
+    made = scene(disk_reserve_bytes=1 << 49, record_retry_s=1000)
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors)
+    assert "disk_reserve_bytes are to be left" in caplog.text
+    assert names(tmp_path) == []
+    made.end()
+
+
+def test_a_publish_without_media_leaves_nothing(scene, tmp_path):
+    assert scene().end() == []
+    assert names(tmp_path) == []
+
+
+def test_a_recording_that_ends_while_it_waits_for_the_disk_is_still_complete(scene, gate):
+    made = scene()
+    gate.clear()
+    made.frames(40, 10_000)
+    wait_for(gate.entered.is_set)
+    made.frames(40, 10_000)
+    made.recording.end("publish_stop")
+    # Of the next publish; none of our business.
+    made.frames(40, 10_000)
+    gate.set()
+    (path,) = made.end()
+    with path.open("rb") as file:
+        result = scan(file)
+    assert (result.clean, result.frames) == (True, 80)
+
+
+def test_the_event_loop_goes_on_while_the_disk_writes(scene, gate):
+    made = scene()
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    begun = time.monotonic()
+    gevent.sleep(0.01)
+    assert time.monotonic() - begun < 5
+    gate.set()
+    made.end()
