@@ -471,17 +471,17 @@ class Fanout:
             return
         if position >= wirelog.join_position:
             return
-        late = lag_bytes > self.options.lag_limit_bytes
-        if not late:
-            timestamp = wirelog.timestamp_at(page, subscriber.offset)
-            newest = wirelog.newest_timestamp
-            lag_ms = 0 if timestamp is None else (newest - timestamp) & 0xFFFFFFFF
-            # The next message may be a little newer than the newest: audio and video come interleaved.
-            late = self.options.lag_limit_s * 1000 < lag_ms < 0x80000000
-        if late:
+        limit_ms = self.options.lag_limit_s * 1000
+        if lag_bytes > self.options.lag_limit_bytes or wirelog.lag_ms(page, subscriber.offset) > limit_ms:
             self._skip(subscriber)
             self._move_to_join_point(subscriber)
             self._serve(subscriber)
+
+    def lag_ms(self) -> int:
+        """Return how far the last of the players is behind the newest frame. Looks at all that are alone: not for hot paths."""
+        places: tuple[Group | Subscriber, ...] = (self._group, *self._alone)
+        last = min((each for each in places if each.page is not None), key=lambda each: each.position, default=None)
+        return self.wirelog.lag_ms(last.page, last.offset) if last is not None and last.page is not None else 0
 
     def _skip(self, subscriber: Subscriber) -> None:
         subscriber.finish_message()

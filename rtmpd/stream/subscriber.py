@@ -124,6 +124,11 @@ class Subscriber:
         self.sent = 0  # bytes; while in the group: less the group's position, so that passes need not count
 
     @property
+    def position(self) -> int:
+        """Its cursor as a position in the log; 0 while it has none."""
+        return self.page.base + self.offset if self.page is not None else 0
+
+    @property
     def walks(self) -> bool:
         """Whether it reads the log message by message, since the shared bytes are not what it wants."""
         return self.message_stream_id != 1 or not self.receive_audio or not self.receive_video or self.video_gate

@@ -140,6 +140,13 @@ class WireLog(PageLog):
         pieces.append(page.view[offset : offset + left])
         return LoggedMessage(csid_byte & 63, type_id, timestamp, b"".join(pieces), page, offset + left)
 
+    def lag_ms(self, page: Page, offset: int) -> int:
+        """Return how much older than the newest frame the first one at or behind a cursor is; 0 if there is none."""
+        timestamp = self.timestamp_at(page, offset)
+        lag_ms = 0 if timestamp is None else (self.newest_timestamp - timestamp) & 0xFFFFFFFF
+        # The first may be a little newer than the newest: audio and video come interleaved.
+        return lag_ms if lag_ms < 0x80000000 else 0
+
     def timestamp_at(self, page: Page, offset: int) -> int | None:
         """Return the timestamp of the first audio or video message at or behind a cursor; None if there is none."""
         offset = page.boundary(offset)
