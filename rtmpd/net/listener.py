@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import ListenAddress
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "bind"]
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,24 @@ _MAX_ACCEPT = 16
 """Connections accepted in a row, so that a storm of reconnects can't delay media."""
 
 
+def bind(address: ListenAddress) -> socket:
+    """Make a listening socket; an empty host means every address, over one IPv6 socket where there is IPv6.
+
+    Raises:
+        RtmpdError: The address can't be listened on; the message says why and what to do.
+    """
+    try:
+        return _bind(address)
+    except OSError as error:
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = ": another server (or another rtmpd) has it"
+        elif error.errno == errno.EACCES:
+            hint = ": ports below 1024 need CAP_NET_BIND_SERVICE"
+        raise RtmpdError(f"can't listen on {address}: {error.strerror or error}{hint}") from None
+
+
 def _bind(address: ListenAddress) -> socket:
-    """Make a listening socket; an empty host means every address, over one IPv6 socket where there is IPv6."""
     host = address.host
     if not host:
         if stdlib_socket.has_dualstack_ipv6():
@@ -68,15 +84,7 @@ class Listener:
     """
 
     def __init__(self, address: ListenAddress, serve: Callable[[Transport], None]) -> None:
-        try:
-            sock = _bind(address)
-        except OSError as error:
-            hint = ""
-            if error.errno == errno.EADDRINUSE:
-                hint = ": another server (or another rtmpd) has it"
-            elif error.errno == errno.EACCES:
-                hint = ": ports below 1024 need CAP_NET_BIND_SERVICE"
-            raise RtmpdError(f"can't listen on {address}: {error.strerror or error}{hint}") from None
+        sock = bind(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
         self._serve = serve

@@ -1,0 +1,253 @@
+"""An HTTP listener: WSGI applications by path, with the bounds that gevent.pywsgi lacks.
+
+Pywsgi waits for ever for a request that does not come, takes megabytes of headers, and prints to standard error. Here a request
+has one deadline for all of it, however it trickles in, its head has a size, and a connection serves one request: a client that
+asks now and then gains nothing by keeping it, and an idle one would take a place. Imports gevent and rtmpd.net.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIHandler, WSGIServer
+
+from rtmpd.net.listener import bind
+from rtmpd.net.transport import format_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from gevent.socket import socket
+
+    from rtmpd.config.model import Config, ListenAddress
+
+__all__ = ["HttpServer"]
+
+log = logging.getLogger(__name__)
+
+_CONNECTIONS = 16
+"""Served at a time on one address; more wait in the kernel's queue."""
+
+_REQUEST_S = 10.0
+_WRITE_S = 10.0
+"""How long a client may take to take one piece of an answer."""
+
+_STOP_S = 1.0
+_HEAD_BYTES = 16 << 10
+"""The most of all headers; the request line has pywsgi's bound, 8 KiB."""
+
+_BODY_BYTES = 64 << 10
+"""A longer body is not waited for."""
+
+_METHODS = ("GET", "HEAD")
+
+
+class _Head:
+    """Hands out the lines of a request's headers, as long as they are not too long all together."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = _HEAD_BYTES
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise ValueError(f"the headers are longer than {_HEAD_BYTES} bytes")
+        return line
+
+
+class _Handler(WSGIHandler):
+    """One connection, which is one request."""
+
+    server: _Server
+    # What a send raises when the client has gone or takes nothing: no bug.
+    ignored_socket_errors = (
+        *WSGIHandler.ignored_socket_errors,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        "timed out",  # type: ignore[arg-type]
+    )
+
+    def __init__(self, sock: socket, address: Any, server: _Server) -> None:
+        sock.settimeout(_WRITE_S)
+        super().__init__(sock, address, server)
+        self._peer = format_address(address)
+        self._deadline: gevent.Timeout | None = None
+
+    def handle(self) -> None:
+        """Serve the request."""
+        try:
+            super().handle()
+        except OSError as error:
+            log.debug("http %s: %s", self._peer, error)
+
+    def handle_one_request(self) -> Any:
+        """Read a request and answer it; the deadline is for reading."""
+        self._deadline = deadline = gevent.Timeout.start_new(_REQUEST_S)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as timeout:
+            if timeout is not deadline:
+                raise
+            if not self.requestline:
+                # Browsers and monitors connect ahead of need.
+                log.debug("http %s: sent no request within %g s", self._peer, _REQUEST_S)
+                return None
+            self.server.count("http_deadlines")
+            log.warning("http %s: its request took longer than %g s", self._peer, _REQUEST_S)
+            return "408", _answer("408 Request Timeout")
+        finally:
+            deadline.close()
+
+    def read_requestline(self) -> str:
+        """Read the request line, and know that there is one as soon as it has begun."""
+        first = self.rfile.peek(1)
+        self.requestline = first[:1].decode("latin-1")
+        return super().read_requestline()
+
+    def read_request(self, raw_requestline: str) -> bool:  # type: ignore[override]
+        """Read the headers, and a body so that the answer reaches whoever still sends it."""
+        super().read_request(raw_requestline)
+        self.close_connection = True
+        if "transfer-encoding" in self.headers:
+            # Its end is not worth looking for.
+            del self.headers["transfer-encoding"]
+        elif self.content_length and self.content_length <= _BODY_BYTES:
+            self.rfile.read(self.content_length)
+        self.content_length = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+        return True
+
+    def MessageClass(self, file: Any, *arguments: Any) -> Any:  # noqa: N802 - pywsgi's name
+        """Parse the headers."""
+        return super().MessageClass(_Head(file), *arguments)  # type: ignore[arg-type]
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        """Begin the answer, and say that it is the last on this connection."""
+        if not any(name.lower() == "connection" for name, _ in headers):
+            headers = [*headers, ("Connection", "close")]
+        return super().start_response(status, headers, exc_info)
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes] | None:
+        """Answer a request that makes no sense. Pywsgi's hook; its own prints tracebacks."""
+        if isinstance(error, OSError):
+            return None
+        self.server.count("http_bad_requests")
+        # Pywsgi quotes the request line, and a query may hold a token.
+        reason = str(error).partition("?")[0] or type(error).__name__
+        log.warning("http %s: bad request: %.200r", self._peer, reason)
+        return "400", _answer("400 Bad Request")
+
+    def log_error(self, msg: str, *arguments: Any) -> None:
+        """Log what pywsgi has to say."""
+        log.debug("http %s: %.200r", self._peer, msg % arguments if arguments else msg)
+
+    def log_request(self) -> None:
+        """Log the answer; without the query, which may hold a token."""
+        status = self.status.decode() if isinstance(self.status, bytes) else self.status
+        request = str(self.requestline or "").partition("?")[0].rstrip()
+        spent_ms = (time.time() - self.time_start) * 1000
+        log.debug("http %s: %.80r: %s, %d bytes, %.1f ms", self._peer, request, status, self.response_length, spent_ms)
+
+
+class _Server(WSGIServer):
+    """Pywsgi's server, with somebody to tell of failures."""
+
+    handler_class = _Handler
+
+    def __init__(self, sock: socket, application: WSGIApplication, count: Callable[[str], None]) -> None:
+        # With a name for the environment: pywsgi would ask DNS for one.
+        name = {"SERVER_NAME": str(sock.getsockname()[0])}
+        super().__init__(sock, application, spawn=Pool(_CONNECTIONS), log=None, error_log=log, environ=name)
+        self.count = count
+
+
+class HttpServer:
+    """A service that serves HTTP on some addresses.
+
+    Args:
+        name: What is served there, for the log.
+        addresses: Where to listen; none: it does nothing.
+        routes: WSGI applications by path, the one worth naming in the log first. They get GET and HEAD, may wait, and may give
+            an answer piece by piece.
+        count: Called with the name of a failure.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Sequence[ListenAddress],
+        routes: Mapping[str, WSGIApplication],
+        count: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._addresses = addresses
+        self._routes = routes
+        self._count = count
+        self._servers: list[_Server] = []
+        self.bound: list[str] = []
+
+    def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            RtmpdError: An address can't be listened on.
+        """
+        for address in self._addresses:
+            server = _Server(bind(address), self._dispatch, self._count)
+            self._servers.append(server)
+            server.start()
+            self.bound.append(format_address(server.socket.getsockname()))
+            log.info("%s on http://%s%s", self._name, self.bound[-1], next(iter(self._routes)))
+
+    def reload(self, config: Config) -> None:
+        """Nothing: addresses only change with a restart."""
+
+    def stop(self, limit_s: float) -> None:
+        """Accept no more, and give answers under way a moment."""
+        for server in self._servers:
+            server.close()
+        for server in self._servers:
+            server.stop(timeout=min(limit_s, _STOP_S))
+
+    def _dispatch(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        route = self._routes.get(environ["PATH_INFO"])
+        if route is None:
+            pages = " ".join(self._routes)
+            result: Iterable[bytes] = _say(start_response, "404 Not Found", f"There is nothing here. There is: {pages}")
+        elif method not in _METHODS:
+            result = _say(start_response, "405 Method Not Allowed", "Only GET and HEAD.", ("Allow", ", ".join(_METHODS)))
+        else:
+            result = route(environ, start_response)
+        return result if method != "HEAD" else _without_body(result)
+
+
+def _without_body(result: Iterable[bytes]) -> Iterable[bytes]:
+    # An application that is a generator says its headers when it is asked for the first piece.
+    next(iter(result), None)
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+    return []
+
+
+def _say(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
+    body = text.encode() + b"\n"
+    plain = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response(status, [*plain, *headers])
+    return [body]
+
+
+def _answer(status: str) -> bytes:
+    """Return a whole answer to a request that could not be read."""
+    return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
