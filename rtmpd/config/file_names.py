@@ -2,14 +2,14 @@
 
 A stream is called whatever a client likes; a file of it is always inside its directory. What a field stands for is one
 component of a path or a part of one: every character but letters, digits and ``-_.`` becomes ``%`` and hexadecimal digits, and
-so does a dot in front. The template itself is checked when the configuration is loaded. Pure; imports nothing.
+so does a dot in front. The template itself is checked when the configuration is loaded. Pure; imports nothing of rtmpd.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,17 +19,21 @@ __all__ = ["FileNameTemplate", "safe_component"]
 
 _FIELD = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
-_DIRECTIVES = "YmdHMSyjfpIGVu"
-_TEXT = re.compile(r"[\w .,;@+=()/~-]*", re.ASCII)
+_DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3, "f": 6, "p": 2, "I": 2, "G": 4, "V": 2, "u": 1}
+"""The directives of strftime that give ASCII of one length in every locale, and that length. For ``%p``, see `_format_time`."""
+_NOT_TEXT = re.compile(r"[^\w .,;@+=()/~-]", re.ASCII)
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _NUMBER = re.compile(r"0[1-9]")
 _FIELDS = ("app", "name", "start", "n")
 _COMPONENT_BYTES = 200
 """The longest component: file systems take 255 bytes, and ``.flv.part`` and a number may follow."""
+_COMPONENTS = 16
 _VALUE_CHARACTERS = 100
 _LENGTH = 1000
-_ADDED = r"(?:-\d+|-[0-9a-f]{8})?"
-_SHORTENED = re.compile(r".{1,183}~[0-9a-f]{16}" + _ADDED)
+_VALUE_PATTERN = rf"[\w.~%-]{{1,{_VALUE_CHARACTERS}}}"
+_SHORTENED_PATTERN = rf"[ -~]{{{_COMPONENT_BYTES - 17}}}~[0-9a-f]{{16}}"
+# When a name is taken a number is added, and once more if that is taken when the recording is finished.
+_ADDED_PATTERN = r"(?:-[0-9]{1,2}|-[0-9a-f]{8}){0,2}"
 
 
 def safe_component(text: str) -> str:
@@ -37,16 +41,28 @@ def safe_component(text: str) -> str:
 
     Bytes of a name that were no UTF-8 (lone surrogates) keep their value. Of a longer text the beginning and a hash are left.
     """
-    data = text.encode("utf-8", "surrogateescape")
+    data = hashed = _as_bytes(text)
+    if data is None:
+        # No bytes from a client are decoded to this.
+        data = text.encode("utf-8", "surrogatepass")
+        hashed = b"\xff" + data
     encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in data)
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
-    if len(encoded) > _VALUE_CHARACTERS:
-        digest = hashlib.sha256(data).hexdigest()[:16]
+    if hashed is not data or len(encoded) > _VALUE_CHARACTERS:
         # Not in the middle of an escape.
         head = re.sub(r"%[0-9A-F]?$", "", encoded[: _VALUE_CHARACTERS - 17])
-        encoded = f"{head}~{digest}"
+        encoded = f"{head}~{hashlib.sha256(hashed or b'').hexdigest()[:16]}"
     return encoded or "%"
+
+
+def _as_bytes(text: str) -> bytes | None:
+    """Return the only bytes that are decoded to this text; None if there are none."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
+    return data if data.decode("utf-8", "surrogateescape") == text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +81,12 @@ class FileNameTemplate:
     Attributes:
         text: As it is written in the configuration.
         parts: The same, taken apart.
+        patterns: What each component of a path that it gives looks like.
     """
 
     text: str
     parts: tuple[_Part, ...]
+    patterns: tuple[re.Pattern[str], ...] = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -82,27 +100,32 @@ class FileNameTemplate:
         """
         if not text or len(text) > _LENGTH:
             raise ValueError(f"it has 1 to {_LENGTH} characters")
-        parts = []
+        found = []
         position = 0
         for match in _FIELD.finditer(text):
-            parts.append(_Part(_literal(text[position : match.start()])))
-            parts.append(_field(match[1], match[2]))
+            found.append(_Part(_literal(text[position : match.start()])))
+            found.append(_field(match[1], match[2]))
             position = match.end()
-        parts.append(_Part(_literal(text[position:])))
-        for component in _FIELD.sub("x", text).split("/"):
-            if not component.strip() or component.startswith("."):
-                raise ValueError('it is relative to the directory, and no part of it is empty or begins with "."')
-            if len(component.encode()) > _COMPONENT_BYTES:
-                raise ValueError(f"no part of it is longer than {_COMPONENT_BYTES} bytes")
+        found.append(_Part(_literal(text[position:])))
+        parts = tuple(part for part in found if part.text or part.field)
         if not any(part.field for part in parts):
             raise ValueError("it has a field, such as {name}")
-        return cls(text, tuple(part for part in parts if part.text or part.field))
+        if text.endswith(".flv"):
+            raise ValueError(".flv is added to it")
+        components = _components(parts)
+        if len(components) > _COMPONENTS:
+            raise ValueError(f'it has at most {_COMPONENTS} parts between "/"')
+        for component in components:
+            _check_component(component)
+        patterns = [f"(?:{''.join(map(_pattern, component))}|{_SHORTENED_PATTERN})" for component in components]
+        patterns[-1] += _ADDED_PATTERN
+        return cls(text, parts, tuple(re.compile(pattern, re.ASCII) for pattern in patterns))
 
     def expand(self, app: str, name: str, start: dt.datetime, number: int) -> str:
         """Return a relative path, without an extension.
 
         Args:
-            app: The stream's application; all but the last part of its key.
+            app: The stream's application; all but the last part of its key. A slash in it makes no directory.
             name: The last part.
             start: When the file begins.
             number: Counts the files of one publish.
@@ -113,7 +136,7 @@ class FileNameTemplate:
             if part.field == "n":
                 pieces.append(format(number, part.format or "d"))
             elif part.field == "start":
-                pieces.append(start.strftime(part.format))
+                pieces.append(_format_time(start, part.format))
             else:
                 pieces.append(values.get(part.field, part.text))
         return "/".join(_shortened(component) for component in "".join(pieces).split("/"))
@@ -123,26 +146,19 @@ class FileNameTemplate:
 
         A field matches any value that it can have, so a file of the same shape that somebody else made matches too.
         """
-        patterns, components = self._patterns(), path.split("/")
-        if len(patterns) != len(components):
-            return False
-        return all(
-            re.fullmatch(pattern, component) or _SHORTENED.fullmatch(component)
-            for pattern, component in zip(patterns, components, strict=True)
-        )
+        components = path.split("/")
+        return len(components) == len(self.patterns) and self._match(components)
 
-    def _patterns(self) -> list[str]:
-        pieces = []
-        for part in self.parts:
-            if part.field == "n":
-                pieces.append(r"\d+")
-            elif part.field == "start":
-                pieces += [r"\w+" if piece.startswith("%") else re.escape(piece) for piece in re.split(r"(%.)", part.format)]
-            elif part.field:
-                pieces.append(r"[A-Za-z0-9._~%-]+")
-            else:
-                pieces.append(re.escape(part.text))
-        return ("".join(pieces) + _ADDED).split("/")
+    def matches_directory(self, path: str) -> bool:
+        """Whether a relative path may be a directory that paths of this template are in. The topmost, ``""``, is none."""
+        components = path.split("/")
+        return len(components) < len(self.patterns) and self._match(components)
+
+    def _match(self, components: list[str]) -> bool:
+        return all(
+            pattern.fullmatch(component) and not component.startswith(".")
+            for pattern, component in zip(self.patterns, components, strict=False)
+        )
 
 
 def _literal(text: str) -> str:
@@ -150,33 +166,79 @@ def _literal(text: str) -> str:
         raise ValueError("braces only stand around {app}, {name}, {start:FORMAT} and {n}")
     if "%" in text:
         raise ValueError('"%" only stands inside {start:...}: write {name} for %s, {n} for %d, {start:%Y%m%d} for %Y%m%d')
-    if not _TEXT.fullmatch(text):
-        raise ValueError("besides fields it has letters, digits, spaces and any of /.,;@+=()~_-")
+    if _NOT_TEXT.search(text):
+        raise ValueError("besides fields it has letters from A to Z, digits, spaces and any of /.,;@+=()~_-")
     return text
 
 
 def _field(name: str, form: str | None) -> _Part:
     if name not in _FIELDS:
-        raise ValueError(f"there is no field {{{name}}}: there are {{app}}, {{name}}, {{start:FORMAT}} and {{n}}")
+        raise ValueError("its fields are {app}, {name}, {start:FORMAT} and {n}")
     if name == "start":
         if not form:
             raise ValueError("{start} needs a format, such as {start:%Y%m%d-%H%M%S}")
-        for directive in _DIRECTIVE.findall(form):
-            if not directive or directive not in _DIRECTIVES:
-                raise ValueError(f"{{start:...}} takes % and one of {_DIRECTIVES}")
+        directives = _DIRECTIVE.findall(form)
+        if not directives or any(directive not in _DIGITS for directive in directives):
+            raise ValueError(f"{{start:...}} takes % and one of {''.join(_DIGITS)}")
         _literal(_DIRECTIVE.sub("", form))
-        if "/" in (form[0], form[-1]) or "//" in form or re.search(r"(?:^|/)\.", form):
-            raise ValueError('in {start:...}, "/" stands between two parts of a path')
         return _Part(field=name, format=form)
     if form is not None and (name != "n" or not _NUMBER.fullmatch(form)):
         raise ValueError("of the fields, {start} takes a format, and {n} a number of digits, such as {n:03}")
     return _Part(field=name, format=form or "")
 
 
+def _components(parts: tuple[_Part, ...]) -> list[list[_Part]]:
+    """Divide a template at its slashes, those in formats of times included."""
+    components: list[list[_Part]] = [[]]
+    for part in parts:
+        is_time = part.field == "start"
+        if part.field and not is_time:
+            components[-1].append(part)
+            continue
+        for number, piece in enumerate((part.format if is_time else part.text).split("/")):
+            if number:
+                components.append([])
+            if piece:
+                components[-1].append(_Part(field="start", format=piece) if is_time else _Part(piece))
+    return components
+
+
+def _check_component(parts: list[_Part]) -> None:
+    fields = [part.field for part in parts if part.field not in ("", "start")]
+    if len(set(fields)) < len(fields):
+        # Two of them in a row would also take long to match.
+        raise ValueError('{app}, {name} and {n} stand only once between two "/"')
+    fixed = "".join(part.text or _DIRECTIVE.sub(_example, part.format) for part in parts)
+    if not fields and not fixed.strip():
+        raise ValueError('it is relative to the directory, and no part of it between "/" is empty')
+    if (parts[0].text or parts[0].format).startswith("."):
+        raise ValueError('no part of it between "/" begins with "."')
+    if len(fixed) > _COMPONENT_BYTES:
+        raise ValueError(f'no part of it between "/" is longer than {_COMPONENT_BYTES} characters')
+
+
+def _example(directive: re.Match[str]) -> str:
+    return "0" * _DIGITS[directive[1]]
+
+
+def _pattern(part: _Part) -> str:
+    """Return a regular expression for what a part of a component may become."""
+    if part.field == "n":
+        return rf"[0-9]{{{part.format[1:] or 1},20}}"
+    if part.field == "start":
+        pieces = re.split(r"%(.)", part.format)  # every second one is a directive
+        pieces[::2] = map(re.escape, pieces[::2])
+        pieces[1::2] = ("(?:AM|PM)" if letter == "p" else rf"[0-9]{{{_DIGITS[letter]}}}" for letter in pieces[1::2])
+        return "".join(pieces)
+    return _VALUE_PATTERN if part.field else re.escape(part.text)
+
+
+def _format_time(time: dt.datetime, form: str) -> str:
+    # What strftime makes of %p is a locale's: empty, with dots, or in another script.
+    return time.strftime(form.replace("%p", "AM" if time.hour < 12 else "PM"))
+
+
 def _shortened(component: str) -> str:
-    encoded = component.encode()
-    if len(encoded) <= _COMPONENT_BYTES:
+    if len(component) <= _COMPONENT_BYTES:
         return component
-    digest = hashlib.sha256(encoded).hexdigest()[:16]
-    # All of it is ASCII but for what a locale's %p may be.
-    return encoded[: _COMPONENT_BYTES - 17].decode(errors="ignore") + "~" + digest
+    return f"{component[: _COMPONENT_BYTES - 17]}~{hashlib.sha256(component.encode()).hexdigest()[:16]}"
