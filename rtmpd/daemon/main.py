@@ -22,9 +22,11 @@ import rtmpd
 from rtmpd.config.loader import keep_fixed, restart_needed
 from rtmpd.daemon.logs import LogPipe
 from rtmpd.errors import ConfigError, RtmpdError
+from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
 from rtmpd.net.listener import Listener
 from rtmpd.services.medialog import MediaLog
+from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.hub = Hub(config)
-        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub)]
+        metrics = Metrics(self.hub)
+        pages = HttpServer("metrics", config.metrics.metrics_listen, metrics.routes, self.hub.count)
+        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub), pages, metrics]
         self.listeners: list[Listener] = []
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -205,6 +209,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
 def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
     log.info("rtmpd %s", rtmpd.__version__)
     daemon = Daemon(config)
+    daemon.hub.gauges["log_lines_dropped"] = lambda: pipe.dropped
     try:
         daemon.start()
     except RtmpdError as error:

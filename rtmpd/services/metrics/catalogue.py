@@ -1,0 +1,102 @@
+"""The families of metrics: what they are called, and where their values come from.
+
+docs/metrics.rst lists the same ones, and tests compare. Pure tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["COUNTERS", "FAILURES", "GAUGES", "RELAYS", "STREAMS", "Column", "Total"]
+
+
+class Total(NamedTuple):
+    """A family with one value; a counter's sample has ``_total`` behind the name."""
+
+    family: str
+    help: str
+    counter: bool = True
+
+
+class Column(NamedTuple):
+    """A family with a value per stream or relay: *field* of its series."""
+
+    family: str
+    counter: bool
+    field: str
+    help: str
+
+
+COUNTERS: Final = {
+    "connections": Total("rtmp_connections", "Connections that were served."),
+    "publishes": Total("rtmp_publishers", "Publishes that began."),
+    "plays": Total("rtmp_subscribers", "Plays that began."),
+    "auth_successes": Total("rtmp_auth_successes", "Clients that authentication let in."),
+    "auth_failures": Total("rtmp_auth_failures", "Clients that authentication kept out."),
+    "audio_messages": Total("rtmp_messages_audio", "Audio messages from publishers."),
+    "video_messages": Total("rtmp_messages_video", "Video messages from publishers."),
+    "data_messages": Total("rtmp_messages_data", "Data messages from publishers."),
+    "bytes_ingested": Total("rtmp_bytes_ingested", "Bytes of media from publishers."),
+    "bytes_egress": Total("rtmp_bytes_egress", "Bytes that sockets of players took."),
+    "handshake_failures": Total("rtmp_handshake_failures", "Connections that ended in the handshake: not RTMP, or too slow."),
+    "recording_errors": Total("rtmp_recording_errors", "Recordings that were given up because of an error."),
+    "recordings": Total("rtmpd_recordings", "Recordings that were finished."),
+    "recorded_bytes": Total("rtmpd_recorded_bytes", "Bytes of finished recordings."),
+    "recordings_repaired": Total("rtmpd_recordings_repaired", "Recordings that a crash had cut off, made whole at start."),
+    "recordings_deleted": Total("rtmpd_recordings_deleted", "Recordings that were deleted for their age, or to make room."),
+    "zombie_connections": Total("rtmp_zombie_connections", "Connections whose peer had gone without a word."),
+    "relay_messages_sent": Total("rtmp_relay_messages_sent", "Messages sent to relay destinations."),
+    "relay_messages_dropped": Total("rtmp_relay_messages_dropped", "Messages that relay destinations did not get."),
+    "relay_bytes_sent": Total("rtmp_relay_bytes_sent", "Bytes sent to relay destinations."),
+    "player_skips": Total("rtmpd_player_skips", "Times that a player was too far behind and moved to a keyframe."),
+    "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
+    "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
+    "takeovers": Total("rtmpd_takeovers", "Publishers that were silent and made way for another."),
+}
+"""Counters of the hub, by name, that have a family of their own."""
+
+FAILURES: Final = {
+    "accept_failures": "a connection could not be accepted for want of file descriptors",
+    "connections_refused": "a connection limit was reached",
+    "deadlines_exceeded": "a client took too long, or was silent for too long",
+    "early_closes": "a client left before it had connected to an application",
+    "http_bad_requests": "a request to the HTTP listener made no sense",
+    "http_deadlines": "a request to the HTTP listener took too long",
+    "internal_errors": "a bug; the log has a traceback",
+    "limits_exceeded": "a client asked for more than a limit allows",
+    "protocol_errors": "a client broke the protocol",
+    "refused": "a connect, publish or play was refused",
+    "retention_errors": "old recordings could not be looked through or deleted",
+}
+"""Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
+
+What is in neither table is exported there, too: no counter is ever lost.
+"""
+
+GAUGES: Final = {
+    "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
+    "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever reads the log paused."),
+}
+"""Functions that parts of the server may give the hub in ``gauges``, by name; 0 without them."""
+
+STREAMS: Final = (
+    Column("rtmp_stream_published", False, "published", "1 while somebody publishes the stream, else 0."),
+    Column("rtmp_stream_players", False, "players", "Players of the stream."),
+    Column("rtmp_stream_bitrate_bps", False, "bitrate_bps", "Bits of media per second from its publisher, over 5 s."),
+    Column("rtmp_stream_fps", False, "fps", "Video frames per second from its publisher, over 5 s."),
+    Column("rtmp_stream_keyframe_age_seconds", False, "keyframe_age_s", "Time since its last keyframe came."),
+    Column("rtmp_stream_keyframe_interval_seconds", False, "keyframe_interval_s", "Time between its last two keyframes."),
+    Column("rtmp_stream_lag_seconds", False, "lag_s", "How far its slowest player is behind its newest frame."),
+    Column("rtmp_stream_drops", True, "drops", "Skips of its players, and players that were cut off."),
+    Column("rtmp_stream_bytes_ingested", True, "bytes_in", "Bytes of media from its publishers."),
+    Column("rtmp_stream_bytes_egress", True, "bytes_out", "Bytes that sockets of its players took."),
+)
+
+RELAYS: Final = (
+    Column("rtmp_relay_destination_up", False, "up", "1 while the stream goes out to the destination, else 0."),
+    Column("rtmp_relay_destination_lag_seconds", False, "lag_s", "How far the destination is behind the newest frame."),
+    Column("rtmp_relay_destination_bytes_sent", True, "bytes_sent", "Bytes sent to the destination."),
+    Column("rtmp_relay_destination_messages_sent", True, "messages_sent", "Messages sent to the destination."),
+    Column("rtmp_relay_destination_messages_dropped", True, "messages_dropped", "Messages that the destination did not get."),
+    Column("rtmp_relay_destination_reconnects", True, "reconnects", "Connections to the destination that were made again."),
+)

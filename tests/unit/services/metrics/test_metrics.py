@@ -1,0 +1,537 @@
+"""Metrics of a real hub with streams that come and go."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import tracemalloc
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from rtmpd.config.loader import load_text
+from rtmpd.hub import Hub, RelayFigures
+from rtmpd.services.metrics.figures import OTHER, label
+from rtmpd.services.metrics.process import LoopLag
+from rtmpd.services.metrics.service import Metrics
+from rtmpd.stream.subscriber import Subscriber
+from tests.unit.stream.fakes import FakeTransport, audio_frame, frame, keyframe, settle
+
+LIMIT_S = 10
+
+
+class FakePlayer:
+    """As much of a player as the hub sees."""
+
+    number = 0
+
+
+class Stage:
+    """A hub, its metrics, and short words for what tests do with them."""
+
+    def __init__(self, ini=""):
+        self.hub = Hub(load_text(ini))
+        self.metrics = Metrics(self.hub)
+
+    def publish(self, key="live/a"):
+        publisher = SimpleNamespace(number=0)
+        publisher.stream = self.hub.publish(key, publisher)
+        return publisher
+
+    def unpublish(self, publisher):
+        self.hub.unpublish(publisher.stream, publisher)
+
+    def play(self, key="live/a", capacity=None):
+        stream = self.hub.play(key, FakePlayer())
+        transport = FakeTransport(capacity)
+        stream.fanout.join(Subscriber(transport))
+        return transport
+
+    def samples(self):
+        """All samples: name to labels (as a sorted tuple) to value."""
+        found = {}
+        for family in text_string_to_metric_families(self.metrics.text().decode()):
+            for sample in family.samples:
+                labels = tuple(sorted(sample.labels.items()))
+                assert labels not in found.setdefault(sample.name, {}), f"{sample.name} {labels} twice"
+                found[sample.name][labels] = sample.value
+        return found
+
+    def value(self, name, **labels):
+        """One value; None if there is no such sample."""
+        return self.samples().get(name, {}).get(tuple(sorted(labels.items())))
+
+    def labels(self, name="rtmp_stream_players"):
+        """The streams that have a sample, in their order."""
+        return [dict(labels)["stream"] for labels in self.samples().get(name, {})]
+
+    def vars(self):
+        return json.loads(self.metrics.json())
+
+    def close(self):
+        self.metrics.stop(1)
+        for stream in self.hub.streams.values():
+            stream.close()
+        settle(2)
+
+
+@pytest.fixture
+def stage():
+    made = []
+
+    def make(ini=""):
+        made.append(Stage(ini))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+# The server as a whole ----------------------------------------------------------------------------------------------------
+
+
+def test_totals_are_of_streams_that_live_and_of_those_that_are_gone(stage):
+    scene = stage("[live]\npublisher_grace_s = 0\npacing = no\n")
+    first = scene.publish()
+    first.stream.video(0, keyframe("x", 100))
+    first.stream.audio(0, audio_frame("y"))
+    scene.unpublish(first)
+    second = scene.publish("live/b")
+    scene.play("live/b")
+    for number in range(3):
+        second.stream.video(number * 40, keyframe("x", 100))
+    settle()
+    found = scene.samples()
+    assert found["rtmp_messages_video_total"][()] == 4
+    assert found["rtmp_messages_audio_total"][()] == 1
+    assert found["rtmp_publishers_total"][()] == 2
+    assert found["rtmp_publishers_active"][()] == 1
+    assert found["rtmp_streams_active"][()] == 1
+    assert found["rtmp_subscribers_total"][()] == found["rtmp_subscribers_active"][()] == 1
+    assert found["rtmp_bytes_ingested_total"][()] == first.stream.bytes_in + second.stream.bytes_in > 400
+    assert found["rtmp_bytes_egress_total"][()] == second.stream.fanout.bytes_sent > 100
+
+
+def test_counters_never_fall_while_streams_end_in_the_middle_of_a_scrape(stage, monkeypatch):
+    scene = stage("[live]\npublisher_grace_s = 0\n")
+    publishers = [scene.publish(f"live/{number}") for number in range(40)]
+    for publisher in publishers:
+        publisher.stream.video(0, keyframe())
+    monkeypatch.setattr("rtmpd.services.metrics.pace._SLICE_S", 0.0)
+
+    def leave():
+        for publisher in publishers:
+            scene.unpublish(publisher)
+            gevent.sleep(0.001)
+
+    leaving = gevent.spawn(leave)
+    seen = []
+    while not leaving.dead:
+        seen.append(scene.value("rtmp_messages_video_total"))
+    leaving.get()
+    assert set(seen) == {40}
+    assert scene.labels() == []
+
+
+def test_failures_are_told_apart_by_their_reason_and_begin_at_zero(stage):
+    scene = stage()
+    scene.hub.count("protocol_errors")
+    scene.hub.count("something_new")
+    assert scene.value("rtmpd_failures_total", reason="protocol_errors") == 1
+    assert scene.value("rtmpd_failures_total", reason="refused") == 0
+    # A counter that nobody has given a family is not lost.
+    assert scene.value("rtmpd_failures_total", reason="something_new") == 1
+
+
+def test_what_other_parts_of_the_server_tell_is_exported(stage):
+    scene = stage()
+    assert scene.value("rtmp_recordings_active") == scene.value("rtmp_recording_errors_total") == 0
+    scene.hub.gauges["recordings_active"] = lambda: 3
+    scene.hub.gauges["log_lines_dropped"] = lambda: 7
+    scene.hub.counters.update(recording_errors=2, auth_failures=5, relay_bytes_sent=6, zombie_connections=1)
+    found = scene.samples()
+    assert found["rtmp_recordings_active"][()] == 3
+    assert found["rtmpd_log_lines_dropped_total"][()] == 7
+    assert found["rtmp_recording_errors_total"][()] == 2
+    assert found["rtmp_auth_failures_total"][()] == 5
+    assert found["rtmp_relay_bytes_sent_total"][()] == 6
+    assert found["rtmp_zombie_connections_total"][()] == 1
+
+
+def test_the_process_and_its_parts_are_described(stage):
+    scene = stage()
+    (labels,) = scene.samples()["rtmpd_build_info"]
+    assert {name for name, _ in labels} == {"version", "python", "gevent"}
+    assert scene.value("process_resident_memory_bytes") > 1e6
+    assert scene.value("process_open_fds") > 3
+    assert scene.value("process_cpu_seconds_total") > 0
+    assert 0 <= scene.value("rtmp_uptime_seconds") < LIMIT_S
+
+
+def test_the_registry_of_the_library_is_left_alone(stage):
+    before = [family.name for family in REGISTRY.collect()]
+    stage().metrics.text()
+    assert [family.name for family in REGISTRY.collect()] == before
+    assert not any(name.startswith("rtmp") for name in before)
+
+
+# The event loop -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_held_is_seen(stage):
+    scene = stage("[metrics]\nmetrics_listen = 127.0.0.1:0\n")
+    scene.metrics.start()
+    gevent.sleep(0.05)
+    until = time.perf_counter() + 0.2
+    while time.perf_counter() < until:
+        pass
+    with gevent.Timeout(LIMIT_S):
+        while not scene.value("rtmpd_event_loop_lag_seconds_count"):
+            gevent.sleep(0.01)
+    found = scene.samples()["rtmpd_event_loop_lag_seconds_bucket"]
+    assert found[("le", "0.05"),] == 0
+    assert found[("le", "+Inf"),] >= 1
+    assert scene.value("rtmpd_event_loop_lag_seconds_sum") > 0.1
+
+
+def test_lateness_goes_into_the_right_bucket():
+    lag = LoopLag()
+    for late_s in (-0.001, 0.0, 0.001, 0.0011, 0.3, 1.0, 7.0):
+        lag.observe(late_s)
+    (family,) = lag.collect()
+    counts = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    assert [counts[each] for each in ("0.001", "0.0025", "0.25", "0.5", "1.0", "+Inf")] == [3, 4, 4, 5, 6, 7]
+    assert [sample.value for sample in family.samples if sample.name.endswith("_sum")] == [pytest.approx(8.3021)]
+
+
+def test_nothing_runs_while_nobody_can_ask(stage):
+    scene = stage()
+    scene.metrics.start()
+    gevent.sleep(0.15)
+    assert scene.value("rtmpd_event_loop_lag_seconds_count") == 0
+
+
+# Streams ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_has_its_figures(stage):
+    scene = stage("[live]\npacing = no\n")
+    stream = scene.publish().stream
+    scene.play(), scene.play()
+    slow = scene.play()
+    now = time.monotonic()
+    for number in range(5):
+        stream.sweep(now + number, 0)
+        stream.video(number * 1000, keyframe("k", 1000))
+        settle()
+        if number == 1:
+            slow.capacity = 0
+    found = scene.samples()
+    mine = (("stream", "live/a"),)
+    assert found["rtmp_stream_published"][mine] == 1
+    assert found["rtmp_stream_players"][mine] == 3
+    assert found["rtmp_stream_bitrate_bps"][mine] == pytest.approx(8 * len(keyframe("k", 1000)))
+    assert found["rtmp_stream_fps"][mine] == pytest.approx(1)
+    assert 0 <= found["rtmp_stream_keyframe_age_seconds"][mine] < LIMIT_S
+    assert found["rtmp_stream_keyframe_interval_seconds"][mine] == 1
+    # It lacks the frames of 2, 3 and 4 s.
+    assert found["rtmp_stream_lag_seconds"][mine] == 2
+    assert found["rtmp_stream_drops_total"][mine] == 0
+    assert found["rtmp_stream_bytes_ingested_total"][mine] == stream.bytes_in
+    assert found["rtmp_stream_bytes_egress_total"][mine] == stream.fanout.bytes_sent
+
+
+def test_what_is_not_known_of_a_stream_has_no_sample(stage):
+    scene = stage()
+    scene.play()
+    found = scene.samples()
+    assert found["rtmp_stream_published"] == {(("stream", "live/a"),): 0}
+    assert "rtmp_stream_keyframe_age_seconds" not in found
+    publisher = scene.publish()
+    publisher.stream.video(0, keyframe())
+    found = scene.samples()
+    assert "rtmp_stream_keyframe_age_seconds" in found
+    assert "rtmp_stream_keyframe_interval_seconds" not in found
+    scene.unpublish(publisher)
+    assert "rtmp_stream_keyframe_age_seconds" not in scene.samples()
+
+
+def test_the_oldest_streams_have_series_and_the_others_one_together(stage):
+    scene = stage("[metrics]\nstream_series_limit = 2\n")
+    for number in range(5):
+        scene.publish(f"live/{number}")
+        scene.play(f"live/{number}")
+    assert scene.labels() == ["live/0", "live/1", OTHER]
+    assert scene.value("rtmp_stream_players", stream=OTHER) == 3
+    assert scene.value("rtmp_stream_published", stream=OTHER) == 3
+    for name in ("rtmp_stream_bytes_ingested_total", "rtmp_stream_bytes_egress_total", "rtmp_stream_drops_total"):
+        # Their sum would fall when one of them ends.
+        assert scene.labels(name) == ["live/0", "live/1"]
+    assert list(scene.vars()["streams"]) == ["live/0", "live/1", OTHER]
+
+
+def test_names_that_are_only_waited_for_take_no_place_of_published_streams(stage):
+    scene = stage("[metrics]\nstream_series_limit = 2\n")
+    for number in range(5):
+        scene.play(f"live/nothing{number}")
+    scene.publish("live/a")
+    scene.publish("live/b")
+    assert scene.labels() == ["live/a", "live/b", OTHER]
+
+
+def test_without_series_all_streams_are_counted_together(stage):
+    scene = stage("[metrics]\nstream_series_limit = 0\n")
+    scene.publish("live/a")
+    scene.publish("live/b")
+    assert scene.labels() == [OTHER]
+    assert scene.value("rtmp_publishers_active") == scene.value("rtmp_stream_published", stream=OTHER) == 2
+
+
+def test_a_reload_changes_the_limit(stage):
+    scene = stage("[metrics]\nstream_series_limit = 1\n")
+    for number in range(3):
+        scene.publish(f"live/{number}")
+    assert len(scene.labels()) == 2
+    config = load_text("[metrics]\nstream_series_limit = 10\n")
+    scene.hub.reload(config)
+    scene.metrics.reload(config)
+    assert len(scene.labels()) == 3
+
+
+def test_ten_thousand_short_streams_leave_nothing_behind(stage):
+    scene = stage("[live]\npublisher_grace_s = 0\n[metrics]\nstream_series_limit = 50\n")
+
+    def some(begin, end):
+        for number in range(begin, end):
+            publisher = scene.publish(f"live/{number}")
+            publisher.stream.video(0, keyframe())
+            if number % 500 == 0:
+                assert scene.labels() == [f"live/{number}"]
+            scene.unpublish(publisher)
+        assert scene.labels() == []
+        gc.collect()
+        return len(scene.metrics.text())
+
+    size = some(0, 1000)
+    tracemalloc.start()
+    try:
+        some(1000, 1500)
+        before, _ = tracemalloc.get_traced_memory()
+        assert some(1500, 10_500) == pytest.approx(size, abs=200)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
+    assert scene.value("rtmp_publishers_total") == 10_500
+
+
+def test_a_thousand_streams_do_not_hold_the_event_loop(stage):
+    scene = stage("[metrics]\nstream_series_limit = 1000\n")
+    for number in range(1000):
+        stream = scene.publish(f"live/{number}").stream
+        stream.video(0, keyframe())
+        stream.video(40, frame())
+    late = []
+
+    def watch():
+        while True:
+            begun = time.perf_counter()
+            gevent.sleep(0.0005)
+            late.append(time.perf_counter() - begun)
+
+    gc.collect()
+    gc.disable()
+    watching = gevent.spawn(watch)
+    try:
+        scene.metrics.text()
+        scene.metrics.json()
+    finally:
+        gc.enable()
+        watching.kill()
+    # 2.7 ms, alone on a machine of 2026; rendered in one go it would be 70 ms.
+    assert sorted(late)[-3] < 0.02
+    assert len(late) > 20
+
+
+# Labels -------------------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    'live/a"b',
+    "live/a\\b",
+    "live/a\\nb",
+    "live/a\nb",
+    "live/a\r\n\tb",
+    "live/\u00e9\u4e2d\U0001f3a5",
+    "live/\x00\x7f\x85\u2028",
+    "live/" + "a" * 1000 + "1",
+    "live/" + "a" * 1000 + "2",
+    'live/a"} 1\nrtmp_connections_active 99\n#',
+]
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_odd_names_come_through_as_they_are(stage, key):
+    scene = stage()
+    scene.publish(key)
+    assert scene.labels() == [label(key)]
+    assert list(scene.vars()["streams"]) == [label(key)]
+    assert (label(key) == key) == (len(key) < 200)
+    assert scene.value("rtmp_connections_active") == 0
+
+
+def test_names_that_are_no_utf_8_are_escaped(stage):
+    scene = stage()
+    scene.publish(b"live/\xff\xc3".decode("utf-8", "surrogateescape"))
+    assert scene.labels() == ["live/\\udcff\\udcc3"]
+    assert scene.metrics.json().decode("ascii")
+
+
+def test_names_that_look_alike_as_labels_are_not_given_twice(stage):
+    scene = stage()
+    scene.publish("live/\udcff")
+    scene.publish("live/\\udcff")
+    assert scene.labels() == ["live/\\udcff", OTHER]
+
+
+def test_a_long_name_is_cut_and_stays_itself():
+    first, second = (label("live/" + "\u4e2d" * 5000 + end) for end in "12")
+    assert first != second
+    assert len(first) == len(second) == 200
+    assert first.startswith("live/\u4e2d\u4e2d")
+
+
+# Relays -------------------------------------------------------------------------------------------------------------------
+
+
+def test_relays_have_their_figures(stage):
+    scene = stage()
+    scene.hub.relays = lambda: [
+        RelayFigures("live/a", "one", "up", 1000, 20, 3, 1, 0.5),
+        RelayFigures("live/a", 'rtmp://two/"live"', "waiting", reconnects=7),
+    ]
+    found = scene.samples()
+    one = (("destination", "one"), ("stream", "live/a"))
+    two = (("destination", 'rtmp://two/"live"'), ("stream", "live/a"))
+    assert found["rtmp_relay_destination_up"] == {one: 1, two: 0}
+    assert found["rtmp_relay_destination_lag_seconds"] == {one: 0.5, two: 0}
+    assert found["rtmp_relay_destination_bytes_sent_total"] == {one: 1000, two: 0}
+    assert found["rtmp_relay_destination_messages_sent_total"] == {one: 20, two: 0}
+    assert found["rtmp_relay_destination_messages_dropped_total"] == {one: 3, two: 0}
+    assert found["rtmp_relay_destination_reconnects_total"] == {one: 1, two: 7}
+    assert [(each["destination"], each["state"]) for each in scene.vars()["relays"]] == [
+        ("one", "up"),
+        ('rtmp://two/"live"', "waiting"),
+    ]
+
+
+def test_relays_are_bounded_too(stage):
+    scene = stage("[metrics]\nstream_series_limit = 2\n")
+    scene.hub.relays = lambda: [RelayFigures(f"live/{number}", "one", "up", lag_s=number) for number in range(5)]
+    found = scene.samples()
+    others = (("destination", OTHER), ("stream", OTHER))
+    assert len(found["rtmp_relay_destination_up"]) == 3
+    assert found["rtmp_relay_destination_up"][others] == 3
+    assert found["rtmp_relay_destination_lag_seconds"][others] == 4
+    assert len(found["rtmp_relay_destination_bytes_sent_total"]) == 2
+
+
+def test_a_relay_that_is_listed_twice_is_given_once(stage):
+    scene = stage()
+    scene.hub.relays = lambda: [RelayFigures("live/a", "one", "up")] * 2
+    assert len(scene.samples()["rtmp_relay_destination_up"]) == 2
+
+
+# /debug/vars --------------------------------------------------------------------------------------------------------------
+
+GO_RTMP = {
+    "rtmp_connections_active",
+    "rtmp_connections_total",
+    "rtmp_streams_active",
+    "rtmp_publishers_active",
+    "rtmp_publishers_total",
+    "rtmp_subscribers_active",
+    "rtmp_subscribers_total",
+    "rtmp_messages_audio",
+    "rtmp_messages_video",
+    "rtmp_bytes_ingested",
+    "rtmp_relay_messages_sent",
+    "rtmp_relay_messages_dropped",
+    "rtmp_relay_bytes_sent",
+    "rtmp_uptime_seconds",
+}
+
+
+def test_debug_vars_has_go_rtmps_names_as_integers(stage):
+    scene = stage()
+    publisher = scene.publish()
+    publisher.stream.video(0, keyframe())
+    scene.play()
+    found = scene.vars()
+    assert all(type(found[name]) is int for name in GO_RTMP)
+    assert found["rtmp_messages_video"] == found["rtmp_publishers_active"] == found["rtmp_subscribers_total"] == 1
+    assert found["rtmp_server_info"].keys() == {"version", "python", "gevent"}
+    assert found["streams"]["live/a"]["bytes_in"] == found["rtmp_bytes_ingested"] == publisher.stream.bytes_in
+    assert found["relays"] == []
+
+
+# Scrapes ------------------------------------------------------------------------------------------------------------------
+
+
+def ask(metrics, path="/metrics"):
+    said = []
+    body = b"".join(metrics.routes[path]({}, lambda status, headers: said.append((status, dict(headers)))))
+    ((status, headers),) = said
+    assert int(headers["Content-Length"]) == len(body)
+    return status, headers["Content-Type"], body
+
+
+def test_scrapes_take_turns(stage, monkeypatch):
+    scene = stage()
+    inside = []
+    render = scene.metrics.text
+
+    def text():
+        inside.append(1)
+        assert len(inside) == 1
+        body = render()
+        gevent.sleep(0.01)
+        inside.pop()
+        return body
+
+    monkeypatch.setattr(scene.metrics, "text", text)
+    scraping = [gevent.spawn(ask, scene.metrics) for _ in range(5)]
+    for each in gevent.joinall(scraping, timeout=LIMIT_S):
+        assert each.get()[:2] == ("200 OK", "text/plain; version=0.0.4; charset=utf-8")
+    assert ask(scene.metrics, "/debug/vars")[1] == "application/json; charset=utf-8"
+
+
+def test_a_scrape_whose_turn_does_not_come_is_told_so(stage, monkeypatch):
+    monkeypatch.setattr("rtmpd.services.metrics.service._TURN_S", 0.01)
+    scene = stage()
+    monkeypatch.setattr(scene.metrics, "text", lambda: gevent.sleep(LIMIT_S))
+    stuck = gevent.spawn(ask, scene.metrics)
+    gevent.sleep(0)
+    try:
+        assert ask(scene.metrics)[0] == "503 Service Unavailable"
+    finally:
+        stuck.kill()
+    monkeypatch.undo()
+    assert ask(scene.metrics)[0] == "200 OK"
+
+
+def test_a_scrape_that_fails_does_not_block_the_next(stage):
+    scene = stage()
+
+    def fail():
+        raise RuntimeError("a bug")
+
+    scene.hub.gauges["recordings_active"] = fail
+    with pytest.raises(RuntimeError):
+        ask(scene.metrics)
+    del scene.hub.gauges["recordings_active"]
+    assert ask(scene.metrics)[0] == "200 OK"
