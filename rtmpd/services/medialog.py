@@ -25,6 +25,7 @@ __all__ = ["MediaLog", "describe_audio", "describe_video"]
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+_KINDS = 2
 _OTHER_TRACK_S = 1.5
 """How long the second of video and audio may take after the first, before there is taken to be none."""
 
@@ -55,6 +56,7 @@ class _Entry:
 
     def __init__(self, stream: Stream, now_s: float) -> None:
         self.told = ""
+        self.known: set[object] = set()
         self.news_at: float | None = None
         self.restart(stream, now_s)
 
@@ -105,7 +107,8 @@ class MediaLog:
         entry = self._entries.get(stream)
         if entry is not None:
             entry.news_at = entry.news_at if entry.news_at is not None else now
-            if stream.vitals.video is not None and stream.vitals.audio is not None:
+            entry.known.add(event.data["kind"])
+            if len(entry.known) == _KINDS:
                 self._say_codecs(stream, entry)
 
     def _run(self) -> None:

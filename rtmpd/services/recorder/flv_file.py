@@ -30,12 +30,14 @@ class FlvFile:
     Attributes:
         part: Its path while it is written.
         size: Bytes that are in it for certain.
+        deleted: Somebody has deleted it: it has no name any more, and can't be given one.
     """
 
     def __init__(self, descriptor: int, part: Path) -> None:
         self._descriptor = descriptor
         self.part = part
         self.size = 0
+        self.deleted = False
 
     @classmethod
     def create(cls, directory: Path, relative: str, reserve_bytes: int) -> FlvFile:
@@ -76,6 +78,7 @@ class FlvFile:
         while view:
             view = view[os.write(self._descriptor, view) :]
         if not os.fstat(self._descriptor).st_nlink:
+            self.deleted = True
             raise OSError(errno.ENOENT, "somebody has deleted the file")
         self.size += len(data)
         self.check_room(reserve_bytes)
@@ -104,6 +107,7 @@ class FlvFile:
     def discard(self) -> None:
         """Delete it: there is nothing in it that is worth keeping."""
         try:
-            self.part.unlink()
+            if not self.deleted:
+                self.part.unlink()
         finally:
             os.close(self._descriptor)

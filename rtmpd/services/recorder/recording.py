@@ -15,7 +15,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -28,10 +28,9 @@ from rtmpd.stream.flvlog import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gevent.event import AsyncResult
-
     from rtmpd.config.model import RecordConfig
     from rtmpd.services.recorder.assembler import Piece, Segment
+    from rtmpd.services.threads import Job, Threads
     from rtmpd.stream.flvlog import FlvLog
     from rtmpd.stream.pages import Page
     from rtmpd.stream.stream import Stream
@@ -56,8 +55,9 @@ class RecordingOwner(Protocol):
     def config(self) -> RecordConfig:
         """The options in force."""
 
-    def spawn_job(self, job: Callable[..., Result], *args: object) -> AsyncResult[Result]:
-        """Have a thread run *job*; waits while all threads are busy."""
+    @property
+    def threads(self) -> Threads:
+        """Those that write."""
 
     def count_error(self) -> None:
         """Count a recording that could not go on."""
@@ -105,7 +105,7 @@ class Recording:
         self._failing = False
         self._reason = ""
         self._segment: Segment | None = None
-        self._job: AsyncResult[Any] | None = None
+        self._job: Job[Any] | None = None
         self._woken = Event()
         self._over = Event()
         self._assembler: Assembler | None = None
@@ -251,10 +251,10 @@ class Recording:
         self._job = None
         try:
             with gevent.Timeout(limit_s, _Late(errno.ETIMEDOUT, f"the disk has not answered for {limit_s:g} s")):
-                self._job = result = self._owner.spawn_job(job, *args)
+                self._job = running = self._owner.threads.spawn(job, *args)
                 # Woken when it is done, when the log has grown too much, and at the end, which does not matter here.
-                result.rawlink(lambda _: self._woken.set())
-                while not result.ready() and not self._overrun:
+                running.when_done(self._woken.set)
+                while not running.done and not self._overrun:
                     self._woken.wait()
                     self._woken.clear()
         finally:
@@ -263,7 +263,7 @@ class Recording:
             backlog = self._owner.config.disk_backlog_limit_bytes
             raise _Late(errno.ETIMEDOUT, f"{backlog} bytes waited for the disk (disk_backlog_limit_bytes)")
         self._job = None
-        return cast(Result, result.get())
+        return running.get()
 
     # When it fails -----------------------------------------------------------------------------------------------------
 
@@ -289,21 +289,19 @@ class Recording:
             # A file that is opened after all is not wanted any more.
             owner.look_after(partial(_discard_late, job))
 
-    def _close(self, file: FlvFile, segment: Segment | None, job: AsyncResult[Any] | None, reason: str) -> None:
+    def _close(self, file: FlvFile, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
         """Make a whole file of what was written, once *job*, which is still at it, is done."""
         if job is not None:
             job.wait()
-            if job.successful() and segment is not None:
+            if job.succeeded and segment is not None:
                 # It was written after all.
                 segment.mark_written()
         owner = self._owner
         try:
-            if segment is None or not segment.written_frames:
-                owner.spawn_job(file.discard).get()
+            if segment is None or not segment.written_frames or file.deleted:
+                owner.threads.call(file.discard)
             else:
-                path = owner.spawn_job(file.finish, segment.patches()).get()
-                assert path is not None
-                owner.finished(self, path, segment, reason)
+                owner.finished(self, owner.threads.call(file.finish, segment.patches()), segment, reason)
         except OSError as error:
             owner.count_error()
             log.error(
@@ -311,11 +309,11 @@ class Recording:
             )
 
 
-def _discard_late(job: AsyncResult[Any]) -> None:
+def _discard_late(job: Job[Any]) -> None:
     """Delete the file that a job opens too late."""
     job.wait()
-    if job.successful() and isinstance(job.value, FlvFile):
-        job.value.discard()
+    if job.succeeded:
+        job.get().discard()
 
 
 def _explain(error: OSError) -> str:

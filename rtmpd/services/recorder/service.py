@@ -7,22 +7,24 @@ of its own, so that a disk that stands still delays nothing else.
 from __future__ import annotations
 
 import logging
+import time
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import gevent
+from gevent.event import Event as Flag
 from gevent.pool import Group
-from gevent.threadpool import ThreadPool
 
 from rtmpd.config.model import printable
 from rtmpd.events import EventType
 from rtmpd.services.recorder.recording import Recording
+from rtmpd.services.recorder.repair import PartRepair, Repaired, RepairOutcome
+from rtmpd.services.recorder.retention import Limits, Retention, RetentionReport
+from rtmpd.services.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from gevent.event import AsyncResult
 
     from rtmpd.config.model import Config, RecordConfig
     from rtmpd.events import Event, Scalar
@@ -34,10 +36,10 @@ __all__ = ["Recorder"]
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 _WRITERS = 4
 _RETENTION_S = 60.0
+_RETENTION_PAUSE_S = 5.0
+"""Between two looks, also when a full disk asks for one."""
 
 
 class Recorder:
@@ -46,6 +48,9 @@ class Recorder:
     Args:
         hub: The hub.
         retention_interval_s: Time between two looks at what is old.
+
+    Attributes:
+        threads: Those that write recordings.
     """
 
     def __init__(self, hub: Hub, retention_interval_s: float = _RETENTION_S) -> None:
@@ -54,8 +59,12 @@ class Recorder:
         self._recordings: dict[Stream, Recording] = {}
         self._greenlets = Group()
         self._upkeep = Group()
-        self._writers: ThreadPool | None = None
-        self._keeper: ThreadPool | None = None
+        self.threads = Threads(_WRITERS)
+        self._keeper = Threads(1)
+        self._retention = Retention()
+        self._repair: PartRepair | None = None
+        self._look_soon = Flag()
+        self._last_errors: list[str] = []
 
     @property
     def config(self) -> RecordConfig:
@@ -64,10 +73,11 @@ class Recorder:
 
     def start(self) -> None:
         """Begin."""
-        self._writers = ThreadPool(_WRITERS)
-        self._keeper = ThreadPool(1)
         self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
         self._hub.gauges["recordings_active"] = lambda: len(self._recordings)
+        if self._active:
+            self._upkeep.spawn(self._mend_parts)
+        self._upkeep.spawn(self._keep)
 
     def reload(self, config: Config) -> None:
         """Begin and end recordings of live streams as the new configuration wants it."""
@@ -79,11 +89,15 @@ class Recorder:
                 self._begin(stream, "")
             elif not wanted and stream in self._recordings:
                 self._recordings.pop(stream).end("reload")
+        self._look_soon.set()
 
     def stop(self, limit_s: float) -> None:
         """Close every recording, and wait for that."""
         self._hub.bus.unsubscribe(self._handle)
         self._upkeep.kill(block=False)
+        self._retention.cancel()
+        if self._repair is not None:
+            self._repair.cancel()
         for recording in self._recordings.values():
             recording.end("the server is stopping")
         self._recordings.clear()
@@ -119,11 +133,6 @@ class Recorder:
 
     # What recordings ask for -------------------------------------------------------------------------------------------
 
-    def spawn_job(self, job: Callable[..., Result], *args: object) -> AsyncResult[Result]:
-        """Have a thread run *job*; waits while all threads are busy."""
-        assert self._writers is not None
-        return self._writers.spawn(job, *args)
-
     def look_after(self, action: Callable[[], None]) -> None:
         """Run what may wait for a disk that does not answer, in a greenlet that only a stop waits for."""
         self._greenlets.spawn(action)
@@ -131,6 +140,8 @@ class Recorder:
     def count_error(self) -> None:
         """Count a recording that could not go on."""
         self._hub.count("recording_errors")
+        # Perhaps the disk is full of what may be deleted.
+        self._look_soon.set()
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
         """Take note of a file that is whole."""
@@ -162,3 +173,61 @@ class Recorder:
     def _active(self) -> bool:
         """Whether anything is recorded at all: if not, the directory is none of our business."""
         return self.config.record_all or bool(self.config.record_streams)
+
+    def _mend_parts(self) -> None:
+        """Repair what an earlier run has left, while the server already serves."""
+        repair = self._repair = PartRepair(self._directory, self.config.record_file_name)
+        parts, problems = self._keeper.call(repair.find)
+        for problem in problems:
+            self.count_error()
+            log.error("can't look for unfinished recordings in %s: %s", printable(str(problem.filename)), problem.strerror)
+        for part in parts:
+            self._say_repaired(self._keeper.call(repair.repair, part))
+
+    def _say_repaired(self, outcome: RepairOutcome) -> None:
+        path = printable(str(outcome.path))
+        match outcome.action:
+            case Repaired.REPAIRED:
+                self._hub.count("recordings_repaired")
+                seconds, size, cut = outcome.duration_s, outcome.size_bytes, outcome.cut_bytes
+                log.info("repaired %s; %.1f s, %d bytes, %d cut off", path, seconds, size, cut)
+                self._say_done(outcome.path, seconds, size, "repaired")
+            case Repaired.REMOVED:
+                log.info("removed %s: there was nothing in it", path)
+            case Repaired.BROKEN:
+                self.count_error()
+                log.error("an unfinished recording can't be repaired, and is now %s: %s", path, outcome.reason)
+            case Repaired.FAILED:
+                self.count_error()
+                log.error("can't repair %s: %s; the next start tries again", path, outcome.reason)
+            case _:
+                log.debug("left %s alone: %s", path, outcome.reason)
+
+    def _keep(self) -> None:
+        """Delete old recordings, now and then."""
+        while True:
+            config = self.config
+            limits = Limits(config.keep_age_s, config.keep_size_bytes, config.keep_free_bytes)
+            if limits != Limits():
+                now_s, monotonic_s = time.time(), time.monotonic()
+                self._say_deleted(
+                    self._keeper.call(
+                        self._retention.round, self._directory, config.record_file_name, limits, now_s, monotonic_s
+                    )
+                )
+            gevent.sleep(min(_RETENTION_PAUSE_S, self._retention_interval_s))
+            self._look_soon.wait(self._retention_interval_s)
+            self._look_soon.clear()
+
+    def _say_deleted(self, report: RetentionReport) -> None:
+        for deleted in report.deleted:
+            self._hub.count("recordings_deleted")
+            log.info("deleted %s: %s; %d bytes", printable(str(deleted.path)), deleted.reason, deleted.size_bytes)
+        for note in report.notes:
+            log.warning("recordings: %s", note)
+        for error in report.errors:
+            self._hub.count("retention_errors")
+            # The same again is no news.
+            if error not in self._last_errors:
+                log.error("can't look after old recordings: %s", printable(error))
+        self._last_errors = report.errors

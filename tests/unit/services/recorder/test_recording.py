@@ -11,13 +11,13 @@ import time
 import gevent
 import pytest
 from gevent.pool import Group
-from gevent.threadpool import ThreadPool
 
 from rtmpd.config.loader import load_text
 from rtmpd.media.flv_repair import scan
 from rtmpd.services.recorder import recording as module
 from rtmpd.services.recorder.flv_file import FlvFile
 from rtmpd.services.recorder.recording import Recording
+from rtmpd.services.threads import Threads
 from rtmpd.stream.stream import Stream
 from tests.unit.stream.fakes import live_pages
 
@@ -33,13 +33,10 @@ class Owner:
         lines = "".join(f"{name} = {value}\n" for name, value in options.items())
         ini = f"[record]\nrecord_directory = {directory}\nrecord_file_name = {{name}}-{{n}}\n{lines}"
         self.config = load_text(ini).record
-        self.pool = ThreadPool(2)
+        self.threads = Threads(2)
         self.greenlets = Group()
         self.errors = 0
         self.files = []
-
-    def spawn_job(self, job, *args):
-        return self.pool.spawn(job, *args)
 
     def look_after(self, action):
         self.greenlets.spawn(action)
@@ -88,7 +85,6 @@ def scene(tmp_path):
     for each in made:
         each.recording.greenlet.kill()
         each.owner.greenlets.kill()
-        each.owner.pool.kill()
         each.stream.close()
 
 
@@ -236,7 +232,7 @@ def test_all_threads_stuck_is_a_disk_that_does_not_answer(scene, caplog):
     made = scene(disk_timeout_s=0.1, record_retry_s=1000)
     stuck = threading.Event()
     for _ in range(2):
-        made.owner.pool.spawn(stuck.wait)
+        made.owner.threads.spawn(stuck.wait)
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors == 1)
     assert "the disk has not answered for 0.1 s" in caplog.text
