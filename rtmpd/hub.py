@@ -141,7 +141,7 @@ class Hub:
         for stream in self.streams.values():
             found = config.application(stream.key.rpartition("/")[0])
             if found is not None:
-                stream.reload(found[1])
+                stream.reload(found[1].live)
 
     def count(self, name: str) -> None:
         """Count an event."""
@@ -212,7 +212,7 @@ class Hub:
         """
         found = self.config.application(app)
         if found is not None:
-            return found[1]
+            return found[1].live
         if any(name.startswith(f"{app}/") for name in self.config.applications):
             return self.config.live
         raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
@@ -222,7 +222,7 @@ class Hub:
         found = self.config.application(key.rpartition("/")[0])
         if found is None:
             raise Refused(code, "There is no such application.")
-        return found[1]
+        return found[1].live
 
     def publish(self, key: str, publisher: Publisher) -> Stream:
         """Let *publisher* publish *key*.

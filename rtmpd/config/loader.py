@@ -17,6 +17,7 @@ from configobj.validate import ValidateError
 from rtmpd.config.checks import NAME_LENGTH, converter, is_name
 from rtmpd.config.model import (
     DEFAULT_APPLICATION,
+    ApplicationConfig,
     Config,
     LiveConfig,
     LogConfig,
@@ -210,12 +211,13 @@ def _bad_application(name: str) -> str:
 
 def _build(parsed: Any) -> Config:
     live = LiveConfig(**_values(LiveConfig, parsed["live"]))
+    base = ApplicationConfig(live=live)
     applications = {}
     for name in parsed["applications"].sections:
         section = parsed["applications"][name]
-        # A default of the spec must not win over what [live] says.
+        # A default of the spec must not win over what [live] and the others say.
         own = {option: section[option] for option in section.scalars if option not in section.defaults}
-        applications[name] = replace(live, **own)
+        applications[name] = ApplicationConfig(**{part.name: _override(getattr(base, part.name), own) for part in fields(base)})
     return Config(
         server=ServerConfig(**_values(ServerConfig, parsed["server"])),
         log=LogConfig(**_values(LogConfig, parsed["log"])),
@@ -224,6 +226,11 @@ def _build(parsed: Any) -> Config:
         metrics=MetricsConfig(**_values(MetricsConfig, parsed["metrics"])),
         applications=MappingProxyType(applications),
     )
+
+
+def _override(options: Any, own: Mapping[str, object]) -> Any:
+    """Return the options of a section with those of an application that belong to it."""
+    return replace(options, **{each.name: own[each.name] for each in fields(options) if each.name in own})
 
 
 def _values(kind: type[Any], section: Any) -> dict[str, Any]:

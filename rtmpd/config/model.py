@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "ApplicationConfig",
     "Config",
     "DEFAULT_APPLICATION",
     "ListenAddress",
@@ -161,7 +162,7 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class LiveConfig:
-    """The options of ``[live]``, or of one application: what it does not set itself it has from ``[live]``."""
+    """The options of ``[live]``."""
 
     gop_cache: bool
     gop_cache_limit_bytes: int
@@ -175,6 +176,13 @@ class LiveConfig:
     pacing: bool
     pacing_share: float
     pacing_limit_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationConfig:
+    """What holds for one application: its own options, and of each section what it does not set itself."""
+
+    live: LiveConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +222,7 @@ class Config:
         live: ``[live]``.
         record: ``[record]``.
         metrics: ``[metrics]``.
-        applications: The named applications, each with all of its effective options.
+        applications: The named applications, each with all that holds for it.
     """
 
     server: ServerConfig
@@ -222,18 +230,23 @@ class Config:
     live: LiveConfig
     record: RecordConfig
     metrics: MetricsConfig
-    applications: Mapping[str, LiveConfig]
+    applications: Mapping[str, ApplicationConfig]
 
-    def application(self, app: str) -> tuple[str, LiveConfig] | None:
+    @property
+    def defaults(self) -> ApplicationConfig:
+        """What holds for an application that sets nothing itself."""
+        return ApplicationConfig(live=self.live)
+
+    def application(self, app: str) -> tuple[str, ApplicationConfig] | None:
         """Find the application that the path ``app`` belongs to: the longest name that is a prefix of it.
 
         Only whole parts of a path match: ``live/sub`` belongs to ``live``, ``lively`` does not.
 
         Returns:
-            The name that matched and its options, or None: a connection to ``app`` is to be refused.
+            The name that matched and what holds for it, or None: a connection to ``app`` is to be refused.
         """
         if not self.applications:
-            return DEFAULT_APPLICATION, self.live
+            return DEFAULT_APPLICATION, self.defaults
         prefix = app.strip("/")
         while prefix:
             options = self.applications.get(prefix)

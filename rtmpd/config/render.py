@@ -57,10 +57,11 @@ def render_config(config: Config) -> str:
     blocks = []
     for section in sections():
         if section.subsections_of:
-            options = next(other.options for other in sections() if other.name == section.subsections_of)
+            parts = [other for other in sections() if other.name in section.subsections_of]
             blocks.append(f"[{section.name}]\n")
             for name, values in getattr(config, section.name).items():
-                blocks.append(f"[[{_quoted(name)}]]\n{_assignments(options, values)}")
+                lines = "".join(_assignments(part.options, getattr(values, part.name)) for part in parts)
+                blocks.append(f"[[{_quoted(name)}]]\n{lines}")
         else:
             blocks.append(f"[{section.name}]\n{_assignments(section.options, getattr(config, section.name))}")
     return "\n".join(blocks)
@@ -73,7 +74,8 @@ def render_sample() -> str:
         parts.append(f"\n\n{_comment(section.description)}[{section.name}]\n")
         parts += [f"\n{_sample_option(option)}" for option in section.options]
         if section.subsections_of:
-            parts.append(f"\n# For example, with options of [{section.subsections_of}] below each name:\n# [[live]]\n# [[*]]\n")
+            names = " and ".join(f"[{name}]" for name in section.subsections_of)
+            parts.append(f"\n# For example, with options of {names} below each name:\n# [[live]]\n# [[*]]\n")
     return "".join(parts)
 
 

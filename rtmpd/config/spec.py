@@ -52,13 +52,13 @@ class Section:
         name: Its name.
         description: One paragraph.
         options: Its options, in the spec's order.
-        subsections_of: Not empty: it holds named subsections, each with any option of this other section.
+        subsections_of: Not empty: it holds named subsections, each with any option of these other sections.
     """
 
     name: str
     description: str
     options: tuple[Option, ...]
-    subsections_of: str
+    subsections_of: tuple[str, ...]
 
 
 @functools.cache
@@ -67,7 +67,8 @@ def configspec() -> Any:
     spec = _read()
     for section in sections():
         if section.subsections_of:
-            spec[section.name][MANY] = dict(spec[section.subsections_of])
+            many = [dict(spec[name]) for name in section.subsections_of]
+            spec[section.name][MANY] = {option: check for options in many for option, check in options.items()}
     return spec
 
 
@@ -89,7 +90,7 @@ def _read() -> Any:
 def _section(spec: Any, name: str) -> Section:
     description, facts = _comment(spec.comments[name])
     options = tuple(_option(spec[name], name, key) for key in spec[name].scalars)
-    section = Section(name, description, options, facts.pop("options", ""))
+    section = Section(name, description, options, tuple(facts.pop("options", "").split()))
     if facts:
         raise ValueError(f"[{name}] has unknown facts: {', '.join(facts)}")
     return section

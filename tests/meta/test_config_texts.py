@@ -79,7 +79,8 @@ def test_each_option_is_a_field_of_its_type():
     assert list(hints) == [section.name for section in sections()]
     for section in sections():
         if section.subsections_of:
-            assert typing.get_args(hints[section.name])[1] is hints[section.subsections_of]
+            kinds = typing.get_type_hints(typing.get_args(hints[section.name])[1])
+            assert kinds == {name: hints[name] for name in section.subsections_of}
             continue
         fields = typing.get_type_hints(hints[section.name])
         assert fields == {option.name: TYPES[option.kind] for option in section.options}
@@ -100,8 +101,11 @@ def test_configurations_have_no_defaults_of_their_own():
             assert field.default is dataclasses.MISSING
 
 
-def test_an_application_takes_exactly_the_options_of_live():
-    assert dict(configspec()["applications"]["__many__"]) == dict(configspec()["live"])
+def test_an_application_takes_exactly_the_options_of_its_sections():
+    (applications,) = [section for section in sections() if section.name == "applications"]
+    parts = [dict(configspec()[name]) for name in applications.subsections_of]
+    assert dict(configspec()["applications"]["__many__"]) == {name: check for part in parts for name, check in part.items()}
+    assert "live" in applications.subsections_of
 
 
 def test_each_section_and_option_is_described():
@@ -132,9 +136,9 @@ def test_the_examples_of_applications_do_what_the_documentation_says():
     two, everything = (load_text(example) for example in examples(".. code-block:: ini")[-2:])
     assert list(two.applications) == ["live", "studio"]
     assert two.application("other") is None
-    assert two.applications["studio"].publisher_grace_s == 20
-    assert everything.application("other") == ("*", everything.live)
-    assert everything.applications["live/mobile"].publisher_grace_s == 60
+    assert two.applications["studio"].live.publisher_grace_s == 20
+    assert everything.application("other") == ("*", everything.defaults)
+    assert everything.applications["live/mobile"].live.publisher_grace_s == 60
 
 
 def test_the_wrong_example_of_the_documentation_gives_the_problems_shown():

@@ -55,21 +55,21 @@ def test_values_of_each_kind():
 
 def test_an_application_has_the_options_of_live_except_for_its_own():
     config = load_text("[live]\nlag_limit_s = 3\ngop_cache = no\n[applications]\n[[a]]\n[[b]]\ngop_cache = yes\n")
-    assert config.applications["a"] == config.live
-    assert config.applications["b"] == dataclasses.replace(config.live, gop_cache=True)
-    assert config.applications["b"].lag_limit_s == 3
+    assert config.applications["a"].live == config.live
+    assert config.applications["b"].live == dataclasses.replace(config.live, gop_cache=True)
+    assert config.applications["b"].live.lag_limit_s == 3
 
 
 def test_an_application_can_repeat_a_default_that_live_changes():
     config = load_text("[applications]\n[[a]]\nlag_limit_s = 10\n[live]\nlag_limit_s = 3\n")
-    assert config.applications["a"].lag_limit_s == 10
+    assert config.applications["a"].live.lag_limit_s == 10
 
 
 @pytest.mark.parametrize("name", ["live", "live/sub", '"live"', "'a,b'", "живой", "a-b_c.d~e", "DEFAULT", "DEFAULT/x"])
 def test_names_of_applications(name):
     config = load_text(f"[applications]\n[[{name}]]\ngop_cache = no\n")
     assert list(config.applications) == [name.strip("\"'")]
-    assert not next(iter(config.applications.values())).gop_cache
+    assert not next(iter(config.applications.values())).live.gop_cache
 
 
 @pytest.mark.parametrize("value", ["%(name)s", "%", "$HOME", "${x}", "a%20b", "100%"])

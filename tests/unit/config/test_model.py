@@ -96,7 +96,7 @@ def test_which_addresses_overlap(one, other, overlap):
 def test_without_names_every_application_is_accepted():
     config = load_text("")
     for app in ("live", "", "a/b", "*"):
-        assert config.application(app) == ("*", config.live)
+        assert config.application(app) == ("*", config.defaults)
 
 
 def test_the_longest_prefix_of_whole_parts_wins():
@@ -133,4 +133,4 @@ def test_a_configuration_can_not_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.live.gop_cache = False
     with pytest.raises(TypeError):
-        config.applications["x"] = config.live
+        config.applications["x"] = config.defaults

@@ -26,7 +26,7 @@ def written(monkeypatch):
 
 def test_an_option_is_read(written):
     (section,) = written("# About.\n[s]\n# What.\n#: unit: bytes; reload: no; flag: --o N\no = integer(1, 9, default=3)\n")
-    assert (section.name, section.description, section.subsections_of) == ("s", "About.", "")
+    assert (section.name, section.description, section.subsections_of) == ("s", "About.", ())
     (option,) = section.options
     assert option == spec.Option("s", "o", "integer", "a whole number from 1 to 9", 3, "What.", "bytes", False, "--o N")
 
