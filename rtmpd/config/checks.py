@@ -14,6 +14,7 @@ from configobj.validate import ValidateError, Validator
 
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.model import ListenAddress, shown
+from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,6 +215,21 @@ def _patterns(value: str | list[str]) -> tuple[str, ...]:
 _PATTERNS = "APPLICATION/NAME with * and ? for any text and any character"
 
 
+def _secret(value: str | list[str]) -> Secret:
+    """``secret``: a text that is never shown, or where it is; may be empty."""
+    if isinstance(value, list):
+        raise Wrong(f"expected {_HIDDEN}, got a list of {len(value)}: quote a value that contains commas")
+    try:
+        return Secret.parse(value)
+    except ValueError as error:
+        # What was given may be the secret, with a mistake.
+        got = shown(value) if value.startswith(("file:", "env:")) else "one that is not shown here"
+        raise Wrong(f"expected {_HIDDEN}, got {got}: {error}") from None
+
+
+_HIDDEN = "a secret, file:PATH or env:NAME"
+
+
 _SCALARS: dict[str, type[_Check]] = {
     "integer": _Integer,
     "float": _Float,
@@ -230,7 +246,7 @@ def converter() -> Any:
     validator = Validator()
     # Only these: a check of configobj's own in the spec must fail, not bring back what these replace.
     validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()}
-    validator.functions |= {"addresses": _addresses, "patterns": _patterns}
+    validator.functions |= {"addresses": _addresses, "patterns": _patterns, "secret": _secret}
     return validator
 
 
@@ -248,4 +264,5 @@ def describer() -> Any:
     validator.functions = {name: _describe(make) for name, make in _SCALARS.items()}
     validator.functions["addresses"] = _describe_addresses
     validator.functions["patterns"] = lambda _value: _PATTERNS
+    validator.functions["secret"] = lambda _value: _HIDDEN
     return validator

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.file_names import FileNameTemplate
+from rtmpd.config.secret import Secret
 from rtmpd.config.spec import Option, Section, sections
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _SAMPLE_HEAD = """\
 
 
 def render_value(value: object) -> str:
-    """Write an option's value as the loader reads it."""
+    """Write an option's value as the loader reads it; a secret that is in the file itself, as a mask that it refuses."""
     match value:
         case bool():
             return "yes" if value else "no"
@@ -44,7 +45,7 @@ def render_value(value: object) -> str:
             return str(value)
         case float():
             return repr(value).removesuffix(".0")
-        case str() | FileNameTemplate():
+        case str() | FileNameTemplate() | Secret():
             return _quoted(str(value))
         case tuple():
             return ", ".join(_quoted(str(item)) for item in value) or '""'
@@ -53,7 +54,10 @@ def render_value(value: object) -> str:
 
 
 def render_config(config: Config) -> str:
-    """Write a whole configuration: every option of every section, so that it loads back to an equal ``Config``."""
+    """Write a whole configuration: every option of every section.
+
+    It loads back to an equal ``Config``, unless it has secrets in it: these are masked.
+    """
     blocks = []
     for section in sections():
         if section.subsections_of:

@@ -13,6 +13,7 @@ from rtmpd.config import model, render
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import Config, ListenAddress
+from rtmpd.config.secret import Secret
 from rtmpd.config.spec import configspec, sections
 from rtmpd.errors import ConfigError
 
@@ -30,8 +31,9 @@ TYPES = {
     "path": str,
     "patterns": tuple[str, ...],
     "file_name": FileNameTemplate,
+    "secret": Secret,
 }
-WRONG = {"path": '""', "patterns": "/x"}  # where "a?b" is right
+WRONG = {"path": '""', "patterns": "/x", "secret": "env:"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"
 
 
