@@ -1,0 +1,197 @@
+"""Recordings of what clients make up: hostile names, names that meet, short streams by the thousand, reloads."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import gevent
+import pytest
+
+from rtmpd.client import Client
+from rtmpd.media.flv_repair import scan
+from tests.integration.beside import wait_until
+from tests.integration.wire import gop, headers, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Server
+
+RECORD = "[live]\npublisher_grace_s = 0\n[record]\nrecord_directory = {}\n"
+
+
+def files(directory: Path) -> list[str]:
+    """Every file below a directory, by its relative path."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+
+
+def frames(path: Path) -> int:
+    with path.open("rb") as file:
+        result = scan(file)
+    assert result.clean
+    return result.frames
+
+
+def publish(server: Server, name: str, app: str = "live", gops: int = 2) -> None:
+    """Publish two groups of pictures, and leave."""
+    with Client(server.url("", app)) as client:
+        client.publish(name)
+        send(client, headers())
+        for number in range(gops):
+            send(client, gop(number))
+        client.unpublish()
+
+
+@pytest.fixture
+def recorder(server, tmp_path):
+    """A server that records everything in a directory of its own, under the stream's name."""
+
+    def start(more: str = "record_all = yes\nrecord_file_name = {app}/{name}\n") -> tuple[Server, Path]:
+        directory = tmp_path / "recordings"
+        return server(RECORD.format(directory) + more, level="info"), directory
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("../../etc/passwd", "live%2F..%2F..%2Fetc/passwd.flv"),
+        ("..", "live/%2E..flv"),
+        (".hidden", "live/%2Ehidden.flv"),
+        ("a b;$(reboot)&'\"", "live/a%20b%3B%24%28reboot%29%26%27%22.flv"),
+        ("caméra", "live/cam%C3%A9ra.flv"),
+        ("caf\udce9", "live/caf%E9.flv"),
+        ("x" * 1000, "live/" + "x" * 83),
+    ],
+)
+def test_a_stream_is_recorded_inside_the_directory_whatever_it_is_called(recorder, name, path, tmp_path):
+    server, directory = recorder()
+    publish(server, name)
+    server.wait_for_line(r": recorded ")
+    (found,) = files(directory)
+    assert found.startswith(path.removesuffix(".flv"))
+    assert frames(directory / found) > 5
+    assert {path.name for path in tmp_path.iterdir()} == {"recordings", "rtmpd.ini"}
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "x" * 10_000, "\0"])
+def test_a_name_that_no_log_line_could_hold_is_refused_and_nothing_is_recorded(recorder, name):
+    server, directory = recorder()
+    with pytest.raises(Exception, match=r"BadName"):
+        publish(server, name)
+    server.wait_for_line(r"WARNING .*publish refused: NetStream.Publish.BadName: The stream's name has control characters")
+    assert not directory.exists()
+
+
+def test_names_that_make_the_same_file_name_do_not_meet(recorder):
+    server, directory = recorder("record_all = yes\nrecord_file_name = {name}\n")
+    with Client(server.url("same", "one")) as one, Client(server.url("same", "two")) as two:
+        for client, gops in ((one, 2), (two, 3)):
+            client.publish()
+            send(client, headers())
+            for number in range(gops):
+                send(client, gop(number))
+        wait_until(lambda: files(directory) == ["same-2.flv.part", "same.flv.part"], "both parts")
+    server.wait_for_line(r"one/same: recorded ")
+    server.wait_for_line(r"two/same: recorded ")
+    publish(server, "same", "three", 4)
+    server.wait_for_line(r"three/same: recorded .*/same-3.flv")
+    counts = {name: frames(directory / name) for name in files(directory)}
+    assert len(counts) == 3
+    assert len(set(counts.values())) == 3
+
+
+def test_only_streams_that_match_are_recorded(recorder):
+    server, directory = recorder("record_streams = live/cam?, */keep\nrecord_file_name = {app}/{name}\n")
+    for app, name in (("live", "cam1"), ("live", "cam10"), ("other", "cam1"), ("other", "keep")):
+        publish(server, name, app)
+    server.wait_for_line(r"other/keep: recorded ")
+    assert files(directory) == ["live/cam1.flv", "other/keep.flv"]
+
+
+def test_a_reload_begins_and_ends_recordings_of_live_streams(recorder, tmp_path):
+    server, directory = recorder("record_streams = live/a\nrecord_file_name = {name}-{n}\n")
+    ini = tmp_path / "rtmpd.ini"
+    with Client(server.url("a")) as a, Client(server.url("b")) as b:
+        for client in (a, b):
+            client.publish()
+            send(client, headers())
+            send(client, gop(0))
+        wait_until(lambda: files(directory) == ["a-1.flv.part"], "the recording of a")
+        ini.write_text(ini.read_text().replace("live/a", "live/b"))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line(r"live/a: recorded ")
+        for number in (1, 2):
+            for client in (a, b):
+                send(client, gop(number))
+        wait_until(lambda: files(directory) == ["a-1.flv", "b-1.flv.part"], "the recording of b")
+    server.wait_for_line(r"live/b: recorded ")
+    # It came in the middle, and has the headers and a keyframe all the same.
+    with (directory / "b-1.flv").open("rb") as file:
+        result = scan(file)
+    assert result.clean
+    assert result.sequence_header is not None
+    assert result.frames >= 5
+
+
+def test_a_stop_closes_recordings(recorder):
+    server, directory = recorder()
+    with Client(server.url("a")) as client:
+        client.publish()
+        send(client, headers())
+        send(client, gop(0))
+        wait_until(lambda: files(directory) == ["live/a.flv.part"], "the recording")
+        assert server.stop() == 0
+    assert files(directory) == ["live/a.flv"]
+    assert frames(directory / "live" / "a.flv") >= 5
+    (line,) = [line for line in server.lines if "recorded" in line and "live/a:" in line]
+    assert re.search(r"live/a: recorded .*/live/a.flv; \d\.\d s, \d+ bytes", line)
+
+
+FLOOD = 10_000
+PUBLISHERS = 4
+
+
+@pytest.fixture
+def in_memory(tmp_path) -> Iterator[Path]:
+    """A file system in memory: each recording is written through to its disk, which takes a while on a real one."""
+    path = tmp_path / "memory"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", path], check=True, timeout=20)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True, timeout=20)
+
+
+@pytest.mark.timeout(400)
+def test_a_flood_of_short_streams_leaves_a_file_each_and_no_memory(server, in_memory):
+    ini = f"{RECORD.format(in_memory)}record_all = yes\nrecord_file_name = {{app}}/{{name}}\nsegment_duration_s = 10\n"
+    made = server(ini, level="info")
+    short = [*headers(), *gop(0)]
+
+    def publish_some(first: int, last: int) -> None:
+        for number in range(first, last):
+            with Client(made.url(f"short{number}"), handshake="plain") as client:
+                client.publish()
+                send(client, short)
+
+    publish_some(0, 500)
+    before_mb = made.rss_mb()
+    rest = (FLOOD - 500) // PUBLISHERS
+    workers = [gevent.spawn(publish_some, 500 + rest * index, 500 + rest * (index + 1)) for index in range(PUBLISHERS)]
+    while not all(worker.dead for worker in workers):
+        made.log()  # so that it never waits for its reader
+        gevent.sleep(0.05)
+    gevent.joinall(workers, raise_error=True)
+
+    def recorded() -> bool:
+        made.log()
+        return sum(path.endswith(".flv") for path in files(in_memory)) == FLOOD
+
+    wait_until(recorded, "all files", 60)
+    assert made.rss_mb() - before_mb < 30
+    assert len(files(in_memory)) == FLOOD

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.events import EventType
+from rtmpd.hub import Hub
+from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.services import medialog
+from rtmpd.services.medialog import MediaLog, describe_audio, describe_video
+from tests.unit.stream.fakes import FakeTime, FakeTransport
+
+AVC = bytes.fromhex(
+    "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
+)
+AAC = bytes.fromhex("af001208")
+VP9 = b"\x90vp09" + bytes.fromhex("01000000000a820202020000")
+VIDEO = "video h264 High 1.1 160x114 4:2:0 8 bit"
+AUDIO = "audio aac LC 44100 Hz 1 channel"
+
+
+class Publisher:
+    def __init__(self, hub):
+        self.hub = hub
+        self.connection = SimpleNamespace(transport=FakeTransport())
+        self.stream = hub.publish("live/a", self)
+        hub.bus.emit(EventType.PUBLISH_START, stream=self.stream)
+
+    def stop(self):
+        self.hub.bus.emit(EventType.PUBLISH_STOP, stream=self.stream)
+        self.hub.unpublish(self.stream, self)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = FakeTime()
+    monkeypatch.setattr(medialog, "time", made)
+    return made
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, "rtmpd.services.medialog")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def service(clock):
+    hub = Hub(load_text("[log]\nstream_summary_s = 10\n"))
+    made = MediaLog(hub)
+    made.hub = hub
+    made.start()
+    yield made
+    made.stop(0)
+    for stream in hub.streams.values():
+        stream.close()
+
+
+def test_one_line_says_what_a_stream_is_as_soon_as_both_tracks_are_known(service, lines):
+    stream = Publisher(service.hub).stream
+    stream.video(0, AVC)
+    assert lines() == []
+    stream.audio(0, AAC)
+    stream.video(0, AVC)
+    stream.audio(0, AAC)
+    for number in range(100):
+        stream.video(number * 40, b"\x27\x01frame")
+    assert lines() == [f"live/a is: {VIDEO}, {AUDIO}"]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"), [("video", f"live/a is: {VIDEO}, no audio"), ("audio", f"live/a is: no video, {AUDIO}")]
+)
+def test_a_stream_of_one_track_gets_its_line_after_a_moment(service, lines, clock, header, line):
+    stream = Publisher(service.hub).stream
+    stream.video(0, AVC) if header == "video" else stream.audio(0, AAC)
+    service.tick(clock.now_s + 1)
+    assert lines() == []
+    service.tick(clock.now_s + 2)
+    service.tick(clock.now_s + 3)
+    assert lines() == [line]
+
+
+def test_a_record_that_does_not_say_the_size_waits_for_the_keyframe(service, lines):
+    stream = Publisher(service.hub).stream
+    stream.video(0, VP9)
+    stream.audio(0, AAC)
+    assert lines() == []
+    stream.video(0, b"\x91vp09" + bytes.fromhex("824983420015f011f6"))
+    assert lines() == [f"live/a is: video vp9 Profile 0 1.0 352x288 4:2:0 8 bit, {AUDIO}"]
+
+
+def test_a_publish_that_is_over_before_that_still_gets_its_line(service, lines):
+    publisher = Publisher(service.hub)
+    publisher.stream.video(0, AVC)
+    publisher.stop()
+    assert lines() == [f"live/a is: {VIDEO}, no audio"]
+
+
+def test_a_change_is_said(service, lines):
+    stream = Publisher(service.hub).stream
+    stream.video(0, AVC)
+    stream.audio(0, AAC)
+    stream.audio(0, bytes.fromhex("af001210"))
+    assert lines()[1:] == [f"live/a is now: {VIDEO}, audio aac LC 44100 Hz 2 channels"]
+
+
+def test_a_summary_comes_at_each_interval_and_counts_from_the_last(service, lines, clock):
+    stream = Publisher(service.hub).stream
+    stream.video(0, AVC)
+    stream.audio(0, AAC)
+    start = stream.bytes_in
+    for number in range(300):
+        stream.video(number * 40, (b"\x27\x01" if number % 50 else b"\x17\x01") + bytes(4998))
+    clock.now_s += 10
+    service.tick(clock.now_s)
+    assert stream.bytes_in - start == 1_500_000
+    service.tick(clock.now_s + 5)
+    service.tick(clock.now_s + 10)
+    assert lines()[1:] == [
+        "live/a: 1200 kbit/s, 30.0 fps, a keyframe every 1.7 s, 0 players, 0 drops",
+        "live/a: 0 kbit/s, 0.0 fps, no keyframes, 0 players, 0 drops",
+    ]
+
+
+def test_a_summary_can_be_switched_off_by_a_reload(service, lines, clock):
+    stream = Publisher(service.hub).stream
+    service.hub.config = load_text("[log]\nstream_summary_s = 0\n")
+    service.tick(clock.now_s + 1000)
+    assert lines() == []
+    assert stream is service.hub.streams["live/a"]
+
+
+def test_nothing_is_kept_of_a_publish_that_is_over(service):
+    for _ in range(10):
+        publisher = Publisher(service.hub)
+        publisher.stream.video(0, AVC)
+        publisher.stop()
+    assert service._entries == {}
+
+
+def test_what_is_not_known_is_left_out():
+    assert describe_video(VideoConfig("av1")) == "av1"
+    assert describe_audio(AudioConfig("opus", "", 48000)) == "opus 48000 Hz"
+    assert describe_audio(AudioConfig("aac", "HE-AACv2", 44100, 6)) == "aac HE-AACv2 44100 Hz 6 channels"
