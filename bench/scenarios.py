@@ -18,6 +18,8 @@ RAMP_PLAYERS_PER_S = 250
 GOP_CACHE_S = 2.7  # one GOP and a little: what a server caches is there before the first player
 STALL_PLAYERS, STALL_STALLED, STALL_SECONDS, STALL_KBPS = 60, 20, 15, 5000
 JOIN_GAP_S = 0.15  # mean time between two joins
+RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
+RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
 FLOOR_TICKS_MS = (0, 30, 100)
 CHUNK_HEADER_BYTES = 12
 LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99
@@ -245,6 +247,33 @@ def stall(bench):
             )
 
 
+def record(bench):
+    """50 publishers that are recorded, or not, beside 50 players of another stream: what recording costs."""
+    options = bench.options
+    kinds = [servers.rtmpd(options.server_command), servers.rtmpd_with("rtmpd-record", RECORD_INI, options.server_command)]
+    rows = []
+    for kind in kinds:
+
+        def measure(server, work):
+            arguments = ("--port", server.port, "--name", "rec", "--publishers", RECORD_PUBLISHERS)
+            with Load("publisher", *arguments, "--kbps", options.kbps or 1000, "--seconds", LIVE_LIMIT_S) as load:
+                live = load.line()["live"]
+                figures = _play(server, work, options.kbps or 1000, RECORD_PLAYERS, options.seconds)[0]
+                recorded = sum(path.stat().st_size for path in work.glob("recordings/live/*"))
+                load.process.terminate()
+                published = load.figures(30)
+            about = {"live": live, "recorded_mb": round(recorded / 2**20, 1)}
+            return {**figures, **about, "publisher_lag_max_ms": published["lag_max_ms"], "skipped": published["skipped"]}
+
+        rows.append(bench.measure("record", kind, measure))
+    plain, recording = rows
+    if plain and recording:
+        print(
+            f"record  cpu_more={recording['cpu'] - plain['cpu']:.1f}  p99_more_ms={recording['p99_ms'] - plain['p99_ms']:.1f}",
+            flush=True,
+        )
+
+
 SCENARIOS = {
     "fanout": fanout,
     "fanout-unpaced": fanout_unpaced,
@@ -252,6 +281,7 @@ SCENARIOS = {
     "ingest": ingest,
     "join": join,
     "stall": stall,
+    "record": record,
 }
 
 

@@ -140,13 +140,19 @@ class Kind:
 
 
 def rtmpd(command=RTMPD_COMMAND, *, unpaced=False):
+    return rtmpd_with("rtmpd-unpaced", UNPACED_INI, command) if unpaced else rtmpd_with("rtmpd", "", command)
+
+
+def rtmpd_with(name, ini, command=RTMPD_COMMAND):
+    """Our server under a configuration of its own; {work} in it becomes a directory that is gone afterwards."""
+
     def argv(work, port):
-        ini = Path(work, "unpaced.ini")
-        ini.write_text(UNPACED_INI)
-        extra = ("-c", str(ini)) if unpaced else ()
+        path = Path(work, "rtmpd.ini")
+        path.write_text(ini.replace("{work}", str(work)))
+        extra = ("-c", str(path)) if ini else ()
         return [*(word.replace("{port}", str(port)) for word in command), *extra]
 
-    return Kind("rtmpd-unpaced" if unpaced else "rtmpd", argv)
+    return Kind(name, argv)
 
 
 def nginx():
