@@ -4,7 +4,7 @@ A recording that is being written is called ``NAME.flv.part`` and is locked with
 called ``NAME.flv``. No file is ever overwritten, also when several servers write into one directory, or an operator moves files
 about.
 
-Everything here blocks: it runs in a native thread. Imports the standard library only.
+Everything here blocks: it runs in a native thread. Imports the standard library, and file_names of config.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["BROKEN_SUFFIX", "PART_SUFFIX", "RECORDING_SUFFIX", "is_same_file", "open_part", "publish_part"]
+    from rtmpd.config.file_names import FileNameTemplate
+
+__all__ = ["BROKEN_SUFFIX", "PART_SUFFIX", "RECORDING_SUFFIX", "find_files", "is_same_file", "open_part", "publish_part"]
 
 PART_SUFFIX = ".flv.part"
 RECORDING_SUFFIX = ".flv"
@@ -36,6 +38,7 @@ _DIRECTORY_MODE = 0o750
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP))
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK))
 _DIRECTORY_TRIES = 5
+_ENTRIES_AT_ONCE = 100
 
 
 def open_part(directory: Path, relative: str) -> tuple[int, Path]:
@@ -59,8 +62,8 @@ def open_part(directory: Path, relative: str) -> tuple[int, Path]:
         raise OSError(errno.EINVAL, "not a path inside the directory", relative)
     base = directory / relative
     for number in range(_DIRECTORY_TRIES):
-        _make_directories(directory, relative)
         try:
+            _make_directories(directory, relative)
             return _open_unused(base)
         except FileNotFoundError:
             # An emptied directory was removed just now: make it again.
@@ -98,6 +101,47 @@ def publish_part(part: Path, suffix: str = RECORDING_SUFFIX) -> Path:
     raise FileExistsError(errno.EEXIST, "no unused name", str(_sibling(base, suffix)))
 
 
+def find_files(
+    directory: Path,
+    template: FileNameTemplate,
+    suffix: str,
+    pause: Callable[[], None],
+    failed: Callable[[OSError], None],
+) -> Iterator[tuple[str, str]]:
+    """Find the files whose names the template may have given. Only directories that it may have made are looked into.
+
+    Symbolic links are not followed, but for *directory* itself; hidden files and links are passed over. What is found may be
+    anything else, such as a directory, and may be gone already.
+
+    Args:
+        directory: Where recordings are kept.
+        template: The template of their names.
+        suffix: How names end.
+        pause: Called every 100 entries; may raise.
+        failed: Called for each directory that can't be read.
+
+    Yields:
+        The path of each in the directory, and of the directory that it is in: ``""`` for the topmost.
+    """
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            with os.scandir(directory / inside) as entries:
+                for number, entry in enumerate(entries, 1):
+                    if number % _ENTRIES_AT_ONCE == 0:
+                        pause()
+                    relative = f"{inside}/{entry.name}" if inside else entry.name
+                    if relative.endswith(suffix) and template.matches(relative.removesuffix(suffix)):
+                        if not entry.is_symlink():
+                            yield relative, inside
+                    elif template.matches_directory(relative) and entry.is_dir(follow_symlinks=False):
+                        waiting.append(relative)
+        except OSError as error:
+            failed(error)
+        pause()
+
+
 def is_same_file(descriptor: int, path: Path) -> bool:
     """Whether a path, not followed if it is a symbolic link, is still that of an open file."""
     try:
@@ -133,9 +177,10 @@ def _open_unused(base: Path) -> tuple[int, Path]:
                 # Another server's recording was finished in between.
                 part.unlink()
         except BaseException:
-            os.close(descriptor)
+            # In this order, for as long as it is locked nobody else can have put another one there.
             with suppress(OSError):
                 part.unlink()
+            os.close(descriptor)
             raise
         # Otherwise a repair was faster, has the lock, and removes the part, because it is empty.
         os.close(descriptor)

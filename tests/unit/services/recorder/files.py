@@ -1,0 +1,34 @@
+"""Recordings made by hand, for the tests of repair and retention."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from rtmpd.media import flv, flv_metadata
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEYFRAME = b"\x17\1\0\0\0" + b"k" * 500
+FRAME = b"\x27\1\0\0\0" + b"f" * 100
+SOUND = b"\xaf\1" + b"s" * 50
+
+
+def recording(frames: int = 50, metadata: dict[str, object] | None = None, index_entries: int = 64) -> bytes:
+    """Return what rtmpd has written of a recording when it is killed: *frames* frames of video, 40 ms each, with sound."""
+    block = flv_metadata.MetadataBlock(metadata, index_entries=index_entries)
+    tags = [flv.file_header(True, True), block.render()]
+    for number in range(frames):
+        tags.append(flv.tag(flv.VIDEO, number * 40, KEYFRAME if number % 10 == 0 else FRAME))
+        tags.append(flv.tag(flv.AUDIO, number * 40, SOUND))
+    return b"".join(tags)
+
+
+def write(path: Path, data: bytes, mtime_s: float | None = None) -> Path:
+    """Write a file, with its directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    if mtime_s is not None:
+        os.utime(path, (mtime_s, mtime_s))
+    return path
