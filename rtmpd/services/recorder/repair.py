@@ -84,8 +84,8 @@ class PartRepair:
 
     Measured on two cores shared with others, the event loop late by 1 ms at the 99th percentile when nothing is done: 500 MB of
     video take 4 s (0.8 s of processor time), and the loop is late by 1 to 3 ms, at most 12 ms; without pauses 0.6 s, and 3 to
-    15 ms. 500 MB of audio, 2.4 million small tags, take 90 s (17 s), and the loop is late by 11 to 16 ms, at most 137 ms; without
-    pauses by 10 to 170 ms.
+    15 ms. 500 MB of audio, 2.4 million small tags, take 90 s (17 s), and the loop is late by 11 to 16 ms, at most 137 ms;
+    without pauses by 10 to 170 ms.
 
     Args:
         directory: Where recordings are kept.
