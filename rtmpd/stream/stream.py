@@ -307,3 +307,4 @@ class Stream:
         """Let go of everything."""
         self.wirelog.forget_join_point()
         self.fanout.close()
+        self.vitals.close()

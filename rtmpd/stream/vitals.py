@@ -23,6 +23,10 @@ _AUDIO_TRIES = 50
 """Audio frames that are asked what they are, where no header says it."""
 
 
+def _nobody(found: VideoConfig | AudioConfig) -> None:
+    """Be told nothing."""
+
+
 class Vitals:
     """The vitals of one stream, from its publisher's first message to its last.
 
@@ -58,6 +62,10 @@ class Vitals:
     def __init__(self, tell: Callable[[VideoConfig | AudioConfig], None]) -> None:
         self._tell = tell
         self.reset()
+
+    def close(self) -> None:
+        """Tell nobody any more. Who is told is a stream that holds these vitals: it would keep itself, and its pages."""
+        self._tell = _nobody
 
     def reset(self) -> None:
         """Forget everything: another publisher begins."""

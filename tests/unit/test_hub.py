@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from types import SimpleNamespace
 
 import gevent
@@ -490,3 +492,26 @@ def test_the_end_tells_players_and_closes_connections(make_hub):
     end(transports, greenlets)
     settle()
     assert hub.greenlet.ready()
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_gone_takes_its_memory_with_it_without_the_garbage_collector(make_hub):
+    """The collector comes seldom: streams that wait for it, each with its pages, add up to gigabytes."""
+    hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
+    gc.collect()
+    gc.disable()
+    try:
+        publisher, playing = FakePublisher(hub), play(hub)
+        publisher.stream.video(0, keyframe())
+        settle()
+        stream = weakref.ref(publisher.stream)
+        publisher.stop("deleteStream")
+        unplay(hub, playing)
+        del publisher, playing
+        settle()
+        assert hub.streams == {}
+        assert stream() is None
+    finally:
+        gc.enable()
