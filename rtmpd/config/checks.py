@@ -207,7 +207,7 @@ def _patterns(value: str | list[str]) -> tuple[str, ...]:
     """``patterns``: any number of patterns for stream keys."""
     patterns = [value] if isinstance(value, str) else value
     for pattern in patterns if value else ():
-        if "/" not in pattern.strip("/") or pattern != pattern.strip("/") or not pattern.isprintable():
+        if "/" not in pattern.strip("/") or pattern != pattern.strip("/") or set(pattern) & set("[]"):
             raise Wrong(f"expected {_PATTERNS}, got {shown(pattern)}")
     return tuple(patterns) if value else ()
 

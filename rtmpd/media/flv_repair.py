@@ -38,7 +38,7 @@ _U32 = struct.Struct(">I")
 
 # Scan ---------------------------------------------------------------------------------------------------------------------
 
-_WINDOW_BYTES = 1 << 18
+DEFAULT_WINDOW_BYTES = 1 << 18
 _PREFIX_BYTES = 64  # of a payload: what its kind, and the size of a keyframe's picture, can be read from
 _MAX_METADATA_TAG = 1 << 20
 _MAX_BAD_SIZES = 1024
@@ -110,10 +110,11 @@ class _Window:
         size: The file's size, bytes.
     """
 
-    __slots__ = ("_file", "_start", "data", "size")
+    __slots__ = ("_file", "_start", "_window_bytes", "data", "size")
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, window_bytes: int) -> None:
         self._file = file
+        self._window_bytes = window_bytes
         self._start = 0
         self.data = b""
         self.size = file.seek(0, os.SEEK_END)
@@ -131,7 +132,7 @@ class _Window:
             return -1
         self._file.seek(position)
         self._start = position
-        self.data = self._file.read(max(length, _WINDOW_BYTES))
+        self.data = self._file.read(max(length, self._window_bytes))
         return 0 if len(self.data) >= length else -1
 
     def copy(self, position: int, length: int) -> bytes:
@@ -268,21 +269,22 @@ class _Scan:
         )
 
 
-def scan(file: BinaryIO) -> ScanResult:
+def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> ScanResult:
     """Read through an FLV file that may be cut anywhere, end in zeros, or be anything else.
 
     Every tag must be followed by its size; where one isn't, the file is taken to end before that tag, as after a crash whose
     last blocks were not written. Tags of unknown types are sound if their size is right.
 
-    Reads in pieces of 256 KiB and keeps at most a few MiB, whatever the file holds.
+    Keeps at most a few MiB, whatever the file holds.
 
     Args:
         file: Binary and seekable; its position is changed.
+        window_bytes: Reads in pieces of this size. It computes between two reads, for some 8 ms with 256 KiB of audio.
 
     Raises:
         OSError: From *file*.
     """
-    window = _Window(file)
+    window = _Window(file, window_bytes)
     head = window.copy(0, 9)
     data_offset = int.from_bytes(head[5:9], "big")
     if head[:4] != b"FLV\1" or data_offset < 9 or data_offset + 4 > window.size:

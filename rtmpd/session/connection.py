@@ -167,6 +167,7 @@ class Connection:
             if self.transport.close_reason:
                 if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
                     # The fan-out did: a player that stalled. One whose socket failed has merely gone.
+                    self.hub.count("zombie_connections")
                     self.log.warning("%s: %s", self.phase, reason)
             elif not self.connected:
                 self.hub.count("early_closes")
@@ -405,14 +406,14 @@ class Connection:
             return
         if self.live:
             if now_s - self._messages_at > config.read_timeout_s:
-                self._give_up(f"the publisher sent no message for {config.read_timeout_s:g} s")
+                self._give_up(f"the publisher sent no message for {config.read_timeout_s:g} s", zombie=True)
                 return
         elif self.any_player() is None and now_s - self._busy_at > config.connect_timeout_s:
             self._give_up(f"neither published nor played within {config.connect_timeout_s:g} s")
             return
         if config.ping_interval_s and now_s - self._bytes_at > config.ping_interval_s:
             if now_s - self._bytes_at > config.ping_interval_s + config.ping_timeout_s:
-                self._give_up(f"no answer to a ping for {config.ping_timeout_s:g} s")
+                self._give_up(f"no answer to a ping for {config.ping_timeout_s:g} s", zombie=True)
             elif now_s - self._pinged_at > config.ping_interval_s:
                 self._pinged_at = now_s
                 self._ping(now_s)
@@ -432,8 +433,11 @@ class Connection:
         except OSError as error:
             self.log.debug("= ping not sent: %s", error)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, *, zombie: bool = False) -> None:
+        """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
         self._given_up = True
         self.hub.count("deadlines_exceeded")
+        if zombie:
+            self.hub.count("zombie_connections")
         self.log.warning("%s: %s", self.phase, reason)
         self.transport.close(reason)

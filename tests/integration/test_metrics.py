@@ -259,3 +259,24 @@ def test_a_stop_in_the_middle_of_a_request_is_orderly(server):
         assert running.stop() == 0
         assert time.monotonic() - begun < 5
         assert sock.recv(10) == b""
+
+
+# Peers that go without a word -------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_goes_without_a_word_is_counted_once_whatever_it_did(server, raw):
+    limits = "read_timeout_s = 1\nping_interval_s = 0.3\nping_timeout_s = 1\nconnect_timeout_s = 1\n"
+    running = server(f"{INI}[server]\n{limits}")
+    port = metrics_port(running)
+    publisher = raw(running).publish("a")
+    publisher.send(VIDEO, 0, key(0))
+    player = raw(running).play("b")
+    # One that never was at work is a deadline, and no zombie.
+    idle = raw(running)
+    idle.connect()
+    for each in (publisher, player, idle):
+        each.answers_pings = False
+        each.rest()
+    found = scrape(port)
+    assert found["rtmp_zombie_connections_total",] == 2
+    assert found["rtmpd_failures_total", "deadlines_exceeded"] == 3

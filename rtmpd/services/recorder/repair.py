@@ -33,6 +33,8 @@ __all__ = ["PartRepair", "RepairOutcome", "Repaired"]
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_PARTS = 100_000
+_WINDOW_BYTES = 32 << 10
+"""Read between two pauses: less than 1 ms of work."""
 _MAX_REST_BYTES = 1 << 20
 """The most that is thrown away of a part without frames. Metadata take less, and with the first tag the whole chain is lost."""
 
@@ -150,7 +152,7 @@ class PartRepair:
             return self._decide(part, file)
 
     def _decide(self, part: Path, file: BinaryIO) -> RepairOutcome:
-        result = scan(cast(BinaryIO, PoliteFile(file, self._pauses)))
+        result = scan(cast(BinaryIO, PoliteFile(file, self._pauses)), _WINDOW_BYTES)
         if not result.valid:
             if _is_cut_header(file, result.size):
                 return _remove(part, result)
