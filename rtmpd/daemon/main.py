@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _SPARE_DESCRIPTORS = 64
 _REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
+_SLACK_S = 1.0
 _SERVICES_STOP_S = 10.0
 """Time that services have to finish what is under way, all together, once the streams have ended."""
 
@@ -69,6 +70,7 @@ class Daemon:
         self._failed = False
         self._descriptors_logged_at = 0.0
         self._over = Event()
+        self._at_once = Event()
 
     def start(self) -> None:
         """Listen and serve.
@@ -97,7 +99,8 @@ class Daemon:
     def request_stop(self) -> None:
         """Ask for the end; safe in a signal handler's greenlet. A second time means at once."""
         if self._over.is_set():
-            log.warning("asked twice to stop: not waiting for connections")
+            log.warning("asked twice to stop: not waiting for connections, recordings and the like")
+            self._at_once.set()
             for listener in self.listeners:
                 listener.kill()
         self._over.set()
@@ -137,7 +140,7 @@ class Daemon:
                 listener.wait(limit_s)
         for listener in self.listeners:
             listener.kill()
-        self._stop_services()
+        gevent.wait([gevent.spawn(self._stop_services), self._at_once], count=1)
         counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()) if count)
         log.info("stopped; counted: %s", counters or "nothing")
 
@@ -148,7 +151,9 @@ class Daemon:
     def _stop_services(self) -> None:
         deadline = time.monotonic() + _SERVICES_STOP_S
         for service in self.services:
-            service.stop(max(0.0, deadline - time.monotonic()))
+            left_s = max(0.0, deadline - time.monotonic())
+            # In a greenlet each: one that fails, or does not keep to its limit, is not to keep the others from ending.
+            gevent.spawn(service.stop, left_s).join(left_s + _SLACK_S)
 
     def _hub_died(self, greenlet: gevent.Greenlet[[], None]) -> None:
         log.critical("the hub has died: %s", greenlet.exception, exc_info=greenlet.exc_info)

@@ -153,6 +153,60 @@ def test_asking_twice_does_not_wait_for_connections(make_daemon, stubborn, caplo
     assert "asked twice to stop" in caplog.text
 
 
+class SlowService:
+    """A service that takes its time to stop, or fails to."""
+
+    def __init__(self, error=None):
+        self.error = error
+        self.limits = []
+        self.may_end = Event()
+
+    def start(self):
+        pass
+
+    def reload(self, config):
+        pass
+
+    def stop(self, limit_s):
+        self.limits.append(limit_s)
+        if self.error is not None:
+            raise self.error
+        self.may_end.wait()
+
+
+def test_asking_twice_does_not_wait_for_services(make_daemon, caplog):
+    daemon = make_daemon()
+    slow = SlowService()
+    daemon.services = [slow]
+    daemon.start()
+    waiting = gevent.spawn(daemon.wait)
+    daemon.request_stop()
+    while not slow.limits:
+        gevent.sleep(0)
+    assert not waiting.ready()
+    daemon.request_stop()
+    assert waiting.get(timeout=LIMIT_S) == 0
+    slow.may_end.set()
+    daemon.services = []
+
+
+def test_a_service_that_fails_to_stop_does_not_keep_the_others_from_it(make_daemon, caplog, monkeypatch):
+    monkeypatch.setattr("rtmpd.daemon.main._SERVICES_STOP_S", 0.05)
+    monkeypatch.setattr("rtmpd.daemon.main._SLACK_S", 0.05)
+    daemon = make_daemon()
+    fails, hangs, last = SlowService(RuntimeError("a bug")), SlowService(), SlowService()
+    last.may_end.set()
+    daemon.services = [fails, hangs, last]
+    daemon.start()
+    waiting = gevent.spawn(daemon.wait)
+    daemon.request_stop()
+    assert waiting.get(timeout=LIMIT_S) == 0
+    assert last.limits == [0.0]
+    assert "a bug" in caplog.text
+    hangs.may_end.set()
+    daemon.services = []
+
+
 class UnsweptConnection:
     """A bug where the hub can't survive it."""
 
