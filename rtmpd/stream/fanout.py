@@ -39,10 +39,6 @@ _AFTER_BUG_S = 0.01
 _FLUSH_STEP_S = 0.005
 
 
-def _gone(data: object) -> int:
-    raise OSError("the subscriber has left")
-
-
 class Fanout:
     """Delivers one wire log.
 
@@ -69,8 +65,7 @@ class Fanout:
         self._paused: set[Subscriber] = set()
         self._joins_handled = 0  # the join point at which those who waited were last let in
         self._at_rest: list[Callable[[], None]] = []
-        self._idle = True
-        self._wakeup = Event()
+        self._idle, self._wakeup = True, Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._swept_position = 0
         self._spent_s = 0.0  # what a pass takes, averaged
@@ -91,18 +86,19 @@ class Fanout:
         """Whether any subscriber has been given media: those who only wait or pause don't mind where a timeline begins."""
         return bool(len(self._group) or self._alone)
 
-    def join(self, subscriber: Subscriber) -> None:
-        """Let a subscriber in: from the join point if there is one, else it waits for the next."""
+    def join(self, subscriber: Subscriber, not_before: int = 0) -> None:
+        """Let a subscriber in: from the join point, if there is one at that position or behind; else it waits for the next."""
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
         subscriber.progress_at = time.monotonic()
         if not self.active:
             self._group.move_to_end(self.wirelog)
             self.active = True
-        self._start(subscriber)
+        self._start(subscriber, not_before)
 
-    def _start(self, subscriber: Subscriber) -> None:
-        if self.wirelog.join_page is None or not self.options.gop_cache:
+    def _start(self, subscriber: Subscriber, not_before: int = 0) -> None:
+        wirelog = self.wirelog
+        if wirelog.join_page is None or not self.options.gop_cache or wirelog.join_position < not_before:
             self._set_waiting(subscriber, time.monotonic())
         else:
             self._move_to_join_point(subscriber)
@@ -119,17 +115,16 @@ class Fanout:
     def _move_to_join_point(self, subscriber: Subscriber) -> None:
         wirelog = self.wirelog
         subscriber.queue_headers(wirelog.join_headers, wirelog.join_timestamp, wirelog.chunk_size)
-        subscriber.page, subscriber.offset = wirelog.join_page, wirelog.join_offset
-        subscriber.state = State.ALONE
-        self._alone.add(subscriber)
+        assert wirelog.join_page is not None
+        subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
+        self._set_alone(subscriber, wirelog.join_page, wirelog.join_offset)
         # The group may not have come as far yet: it is due a pass.
         self.wake()
 
     def leave(self, subscriber: Subscriber) -> bytes:
-        """Take a subscriber out.
+        """Take a subscriber out; return what is owed before anything else may be sent on its connection.
 
-        Returns:
-            What is owed before anything else may be sent on its connection: the rest of a half-sent message and replies.
+        That is the rest of a half-sent message, and replies.
         """
         owed = b"" if subscriber.state is State.GONE else self._detach(subscriber)
         self._forget(subscriber)
@@ -138,20 +133,24 @@ class Fanout:
             self.wirelog.forget_join_point()
         return owed
 
+    def place_of(self, subscriber: Subscriber) -> tuple[Page | None, int]:
+        """Return where in the log a subscriber is, behind what `leave` would say is owed; no page: it has no place."""
+        if subscriber.state is State.GROUP:
+            return self._group.place_of(subscriber)
+        if subscriber.state is State.ALONE:
+            subscriber.finish_message()
+        return subscriber.page, subscriber.offset
+
     def _forget(self, subscriber: Subscriber) -> None:
-        subscriber.state = State.GONE
-        # A pass under way may still come to it, and its connection may by then be sending something else.
-        subscriber.send = _gone
+        subscriber.be_gone()
         self._compact()
 
     def _detach(self, subscriber: Subscriber) -> bytes:
         """Take a subscriber out of whatever it is in; return what is owed to it."""
-        state = subscriber.state
-        if state is State.GROUP:
+        subscriber.leave_at(*self.place_of(subscriber))
+        if subscriber.state is State.GROUP:
             self._group.drop(subscriber, State.GONE)
-        elif state is State.ALONE:
-            subscriber.finish_message()
-            self._alone.discard(subscriber)
+        self._alone.discard(subscriber)
         self._waiting.discard(subscriber)
         self._paused.discard(subscriber)
         if subscriber.blocked:
@@ -240,10 +239,9 @@ class Fanout:
             self._serve(subscriber)
 
     def rehome(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
-        """Let a subscriber write through another transport.
+        """Let a subscriber write through another transport; return what is owed on the old one, which must go out first.
 
-        Returns:
-            What is owed on the old one. It must go out first: hand it over before the event loop runs again.
+        Hand it over before the event loop runs again.
         """
         if subscriber.state is State.ALONE:
             subscriber.finish_message()
@@ -349,7 +347,7 @@ class Fanout:
 
     def _rest(self) -> None:
         """End a pass: forget who has left the group, then do what waited for it."""
-        self._group.passing = False
+        self._group.end_pass()
         self._compact()
         while self._at_rest:
             self._at_rest.pop(0)()
@@ -449,9 +447,10 @@ class Fanout:
             self._check_lag(subscriber, now_s)
         if write_timeout_s:
             for subscriber in [*self._alone, *self._waiting, *self._paused]:
-                if subscriber.blocked and now_s - subscriber.progress_at > write_timeout_s:
+                limit_s = subscriber.write_timeout_s or write_timeout_s
+                if subscriber.blocked and now_s - subscriber.progress_at > limit_s:
                     self.stalled += 1
-                    self._fail(subscriber, f"it took nothing for {write_timeout_s:g} s")
+                    self._fail(subscriber, f"it took nothing for {limit_s:g} s")
         if self._waiting and self._group.page is not None and self.wirelog.join_page is None:
             for subscriber in list(self._waiting):
                 self._check_waiting(subscriber, now_s)
@@ -484,7 +483,7 @@ class Fanout:
         return self.wirelog.lag_ms(last.page, last.offset) if last is not None and last.page is not None else 0
 
     def _skip(self, subscriber: Subscriber) -> None:
-        subscriber.finish_message()
+        subscriber.leave_at(*self.place_of(subscriber))
         subscriber.skips += 1
         self.skips += 1
 
@@ -496,5 +495,6 @@ class Fanout:
             return
         subscriber.queue_headers(wirelog.headers, wirelog.newest_timestamp, wirelog.chunk_size)
         self._waiting.discard(subscriber)
+        subscriber.begin_at(wirelog.tail, wirelog.tail.end)
         self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)
         self.wake()

@@ -64,8 +64,8 @@ class FlvPage(Page):
 
     __slots__ = ("kinds",)
 
-    def __init__(self, size: int, base: int) -> None:
-        super().__init__(size, base)
+    def __init__(self, size: int, base: int, number: int = 0) -> None:
+        super().__init__(size, base, number)
         self.kinds: list[int] = []
 
 

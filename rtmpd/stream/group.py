@@ -39,7 +39,7 @@ class Group:
         passing: A pass is under way.
     """
 
-    __slots__ = ("_left", "_range", "_served", "_visited", "members", "offset", "page", "passing")
+    __slots__ = ("_begun", "_left", "_range", "_served", "_visited", "members", "offset", "page", "passing")
 
     def __init__(self) -> None:
         self.members: list[Subscriber] = []
@@ -47,6 +47,7 @@ class Group:
         self.offset = 0
         self.passing = False
         self._left = False
+        self._begun: tuple[Page, int] | None = None  # the cursor before the pass under way
         self._served = 0  # members that the pass under way has come to, of those that it visits
         self._visited = 0
         self._range = 0  # bytes that it hands to each
@@ -77,13 +78,26 @@ class Group:
             subscriber.listed = True
             self.members.append(subscriber)
 
+    def _is_due(self, subscriber: Subscriber) -> bool:
+        """Whether the pass under way has still to come to a member."""
+        return self.passing and self._served <= self.members.index(subscriber) < self._visited
+
+    def place_of(self, subscriber: Subscriber) -> tuple[Page | None, int]:
+        """Return the cursor behind what a member has had: the group's, or where the pass under way began."""
+        return self._begun if self._begun is not None and self._is_due(subscriber) else (self.page, self.offset)
+
     def drop(self, subscriber: Subscriber, state: State) -> None:
         """Let a member go; it has had all bytes up to the group's cursor, or to where the pass under way began."""
         subscriber.sent += self.position
-        if self.passing and self._served <= self.members.index(subscriber) < self._visited:
+        if self._is_due(subscriber):
             subscriber.sent -= self._range
         subscriber.state = state
         self._left = True
+
+    def end_pass(self) -> None:
+        """Say that the pass is over."""
+        self.passing = False
+        self._begun = None
 
     def compact(self) -> None:
         """Forget who has left. Not during a pass."""
@@ -125,6 +139,7 @@ class Group:
         data, tail, end = wirelog.gather(page, offset, _GATHER_BYTES)
         size = len(data)
         self.passing = True
+        self._begun = page, offset
         self._served, self._visited, self._range = 0, count, size
         # Set before anything is sent: who is served alone meanwhile goes as far as the group will have gone.
         self.page, self.offset = tail, end

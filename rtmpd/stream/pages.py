@@ -9,7 +9,7 @@ Pure data structure, below the wire log and the FLV log; imports nothing.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 __all__ = ["MAX_PAGE_BYTES", "MIN_PAGE_BYTES", "Page", "PageLog"]
 
@@ -29,24 +29,30 @@ class Page:
         base: The log position of the page's first byte.
         end: How many bytes are in use. Only grows, and only on the last page.
         next: The page behind it, or None.
+        number: How many messages the log has had before the page's first.
         starts: Offsets at which messages start, ascending.
     """
 
-    __slots__ = ("base", "buffer", "end", "next", "size", "starts", "view")
+    __slots__ = ("base", "buffer", "end", "next", "number", "size", "starts", "view")
 
-    def __init__(self, size: int, base: int) -> None:
+    def __init__(self, size: int, base: int, number: int = 0) -> None:
         self.buffer = bytearray(size)
         self.view = memoryview(self.buffer)
         self.size = size
         self.base = base
         self.end = 0
         self.next: Page | None = None
+        self.number = number
         self.starts: list[int] = []
 
     def boundary(self, offset: int) -> int:
         """Return the first message boundary at or behind *offset*."""
         index = bisect_right(self.starts, offset - 1)
         return self.starts[index] if index < len(self.starts) else self.end
+
+    def messages_before(self, offset: int) -> int:
+        """Return how many messages of the log begin before *offset*."""
+        return self.number + bisect_left(self.starts, offset)
 
 
 class PageLog:
@@ -76,7 +82,8 @@ class PageLog:
         elif lasted_ms > _SLOW_MS:
             self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
         self._page_timestamp = timestamp
-        page = self.page_type(max(size, self._page_bytes), self.position)
+        number = self.tail.number + len(self.tail.starts)
+        page = self.page_type(max(size, self._page_bytes), self.position, number)
         self.tail.next = page
         self.tail = page
         return page

@@ -55,6 +55,10 @@ class State(enum.Enum):
     GONE = "has left, or its connection has failed"
 
 
+def _gone(data: object) -> int:
+    raise OSError("the subscriber has left")
+
+
 class Progress(enum.Enum):
     """How far `Subscriber.advance` came."""
 
@@ -80,14 +84,21 @@ class Subscriber:
         headers_version: Version of the headers that it was last sent.
         video_gate: Video is held back until the next keyframe, after receiveVideo(true).
         skips: How often it fell too far behind and was moved to a keyframe.
+        messages: How many messages of the log it has had, up to where it last left the log.
+        dropped: How many messages it was made to skip.
+        write_timeout_s: It is cut off when it has taken nothing for this long; 0: the server's option says.
     """
 
     __slots__ = (
+        "_begun_at",
+        "_left_at",
         "blocked",
+        "dropped",
         "headers_version",
         "joins_seen",
         "listed",
         "message_stream_id",
+        "messages",
         "offset",
         "page",
         "pending",
@@ -101,6 +112,7 @@ class Subscriber:
         "transport",
         "video_gate",
         "waiting_since",
+        "write_timeout_s",
     )
 
     def __init__(self, transport: SubscriberTransport, message_stream_id: int = 1) -> None:
@@ -121,12 +133,44 @@ class Subscriber:
         self.receive_video = True
         self.video_gate = False
         self.skips = 0
+        self.messages = 0
+        self.dropped = 0
+        self.write_timeout_s = 0.0
+        self._begun_at: int | None = None
+        self._left_at: int | None = None
         self.sent = 0  # bytes; while in the group: less the group's position, so that passes need not count
 
     @property
     def position(self) -> int:
         """Its cursor as a position in the log; 0 while it has none."""
         return self.page.base + self.offset if self.page is not None else 0
+
+    def be_gone(self) -> None:
+        """Send nothing more: a pass under way may still come to it when its connection is sending something else."""
+        self.state = State.GONE
+        self.send = _gone
+
+    def begin_at(self, page: Page, offset: int) -> None:
+        """Give it a place in the log, which it did not have."""
+        number = page.messages_before(offset)
+        if self._left_at is not None:
+            # It may begin before where it left: then it gets some for the second time.
+            self.dropped += max(0, number - self._left_at)
+        self._begun_at = number
+        self.page, self.offset = page, offset
+
+    def leave_at(self, page: Page | None, offset: int) -> None:
+        """Take note of where it leaves the log, or its place in it; harmless if it had none."""
+        if page is not None and self._begun_at is not None:
+            self._left_at = page.messages_before(offset)
+            self.messages += self._left_at - self._begun_at
+            self._begun_at = None
+
+    def messages_until(self, page: Page | None, offset: int) -> int:
+        """Return how many messages it has had, if that is its place in the log."""
+        if page is None or self._begun_at is None:
+            return self.messages
+        return self.messages + page.messages_before(offset) - self._begun_at
 
     @property
     def walks(self) -> bool:
