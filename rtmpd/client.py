@@ -104,6 +104,7 @@ class Client:
         chunk_size: Outbound chunk size, bytes.
         window_ack_size: How often the server is to acknowledge what it got, bytes.
         connect_properties: More members for the connect command's object, or other values for its own.
+        vet: Called with the address that the connection has come to, before anything is sent; what it raises, `connect` does.
 
     Attributes:
         endpoint: The protocol's state: ``bytes_received``, ``bytes_acknowledged`` and so on.
@@ -121,6 +122,7 @@ class Client:
         chunk_size: int = 60_000,
         window_ack_size: int = DEFAULT_WINDOW_BYTES,
         connect_properties: dict[str, Any] | None = None,
+        vet: Callable[[tuple[Any, ...]], None] | None = None,
     ) -> None:
         self.url = RtmpUrl.parse(url) if isinstance(url, str) else url
         self.timeout_s = timeout_s
@@ -132,6 +134,7 @@ class Client:
         self._chunk_size = chunk_size
         self._window_ack_size = window_ack_size
         self._properties = connect_properties or {}
+        self._vet = vet
         self._transport: Transport | None = None
         self._transaction_id = 0
         self._inbox: list[RawMessage] = []
@@ -139,6 +142,7 @@ class Client:
         self._ended: RtmpdError | None = None
         self._published = ""
         self._writing = BoundedSemaphore()
+        self._write: Callable[[bytes], None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +165,10 @@ class Client:
             except OSError as error:
                 where = format_address((self.url.host, self.url.port))
                 raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
-            self._transport = Transport(sock, format_address(sock.getpeername()))
+            address = sock.getpeername()
+            self._transport = Transport(sock, format_address(address))
+            if self._vet is not None:
+                self._vet(address)
             self._handshake()
             self.endpoint.send_chunk_size(self._chunk_size)
             self.endpoint.send_window_ack_size(self._window_ack_size)
@@ -186,6 +193,15 @@ class Client:
                 transport.send_all(reply, self.timeout_s)
         self.handshake_kind = handshake.kind
         self._inbox += self.endpoint.receive(handshake.remainder)
+
+    @property
+    def transport(self) -> Transport:
+        """The connection itself.
+
+        Raises:
+            TransportClosed: There is none.
+        """
+        return self._connected()
 
     def _connected(self) -> Transport:
         if self._transport is None:
@@ -240,12 +256,14 @@ class Client:
 
     # Publishing --------------------------------------------------------------------------------------------------------
 
-    def publish(self, name: str | None = None, kind: str = "live") -> None:
+    def publish(self, name: str | None = None, kind: str = "live", *, drain: bool = True) -> None:
         """Begin to publish; connects first if need be.
 
         Args:
             name: The stream's name, the URL's by default; may carry a query.
             kind: The publish command's type.
+            drain: Let a greenlet of the client's own read what the server sends. Without, the caller iterates over `messages`
+                all the time, in a greenlet that does nothing else.
 
         Raises:
             Refused: The server said no; ``code`` is its status code. Else as `connect`.
@@ -259,8 +277,9 @@ class Client:
             self.message_stream_id = _stream_id(self._call("createStream"))
             self._send_command("publish", None, name, kind, message_stream_id=self.message_stream_id)
             self._wait_for_status(("NetStream.Publish.Start",), "publish")
-        # Acknowledgements and pings keep coming; a client that never reads them fills the server's buffers.
-        self._drain = gevent.spawn(self._drain_forever)
+        if drain:
+            # Acknowledgements and pings keep coming; a client that never reads them fills the server's buffers.
+            self._drain = gevent.spawn(self._drain_forever)
 
     def _drain_forever(self) -> None:
         try:
@@ -361,9 +380,18 @@ class Client:
             self._flush()
             self._inbox = self.endpoint.receive(transport.recv())
 
+    def hand_over(self, write: Callable[[bytes], None] | None) -> None:
+        """Let somebody else write to the connection: what the client itself has to say goes to *write*, whole messages.
+
+        With None the client writes again.
+        """
+        self._write = write
+
     def _flush(self) -> None:
         # While publishing, the caller and the greenlet that drains both write: one at a time, in the order of encoding.
-        if self.endpoint.outgoing:
+        if self.endpoint.outgoing and self._write is not None:
+            self._write(self.endpoint.take_outgoing())
+        elif self.endpoint.outgoing:
             with self._writing:
                 self._connected().send_all(self.endpoint.take_outgoing(), self.timeout_s)
 
