@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import get_hub
@@ -25,6 +25,7 @@ from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
 from rtmpd.net.listener import Listener
+from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
@@ -65,7 +66,7 @@ class Daemon:
         self.hub = Hub(config)
         metrics = Metrics(self.hub)
         pages = HttpServer("metrics", config.metrics.metrics_listen, metrics.routes, self.hub.count)
-        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub), pages, metrics]
+        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub), Hooks(self.hub), pages, metrics]
         self.listeners: list[Listener] = []
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -140,7 +141,8 @@ class Daemon:
                 listener.wait(limit_s)
         for listener in self.listeners:
             listener.kill()
-        gevent.wait([gevent.spawn(self._stop_services), self._at_once], count=1)
+        stopping: list[Any] = [gevent.spawn(self._stop_services), self._at_once]
+        gevent.wait(stopping, count=1)
         counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()) if count)
         log.info("stopped; counted: %s", counters or "nothing")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
+from rtmpd.loop import give_way
 from rtmpd.stream.group import SLICE_S, Group
 from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
 
@@ -341,7 +342,7 @@ class Fanout:
                 self._serve(subscriber)
                 if time.thread_time() - begun > SLICE_S:
                     spent += time.thread_time() - begun
-                    gevent.sleep(0)
+                    give_way()
                     begun = time.thread_time()
         return spent + time.thread_time() - begun
 

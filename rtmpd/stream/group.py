@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import gevent
-
+from rtmpd.loop import give_way
 from rtmpd.stream.subscriber import State
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ class Group:
             now = clock()
             if now - begun > SLICE_S and self._served < count:
                 spent += now - begun
-                gevent.sleep(0)
+                give_way()
                 begun = clock()
         return size * count - short, spent + clock() - begun
 

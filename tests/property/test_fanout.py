@@ -662,6 +662,8 @@ def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]
     with ExitStack() as stack:
         for name, value in constants.items():
             stack.enter_context(mock.patch(f"rtmpd.stream.{name}", value))
+        # The script counts the greenlets' turns, not the event loop's.
+        stack.enter_context(mock.patch("rtmpd.loop._MOMENT_S", 0))
         script = Script(**limits)
         for module in ("fanout", "group"):
             stack.enter_context(mock.patch(f"rtmpd.stream.{module}.time", script.time))
