@@ -69,11 +69,12 @@ class FlvFile:
                 raise OSError(errno.ENOSPC, f"{free_bytes >> 20} MiB are free on its disk, disk_reserve_bytes are to be left")
 
     def write(self, data: bytes, reserve_bytes: int) -> None:
-        """Append *data*, all of it.
+        """Append *data*, all of it, unless less than *reserve_bytes* are free.
 
         Raises:
             OSError: It was not written, or only in part; the disk is full or nearly so; or the file has been deleted.
         """
+        self.check_room(reserve_bytes)
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
@@ -81,7 +82,6 @@ class FlvFile:
             self.deleted = True
             raise OSError(errno.ENOENT, "somebody has deleted the file")
         self.size += len(data)
-        self.check_room(reserve_bytes)
 
     def finish(self, patches: Sequence[tuple[int, bytes]]) -> Path:
         """Make it whole, and give it its name; return that. It is closed in any case.

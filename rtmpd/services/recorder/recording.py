@@ -21,6 +21,7 @@ import gevent
 from gevent.event import Event
 
 from rtmpd.config.model import printable
+from rtmpd.loop import give_way
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.services.recorder.flv_file import FlvFile, file_error
 from rtmpd.stream.flvlog import NEVER
@@ -180,14 +181,19 @@ class Recording:
     # The greenlet ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._record()
-            except OSError as error:
-                self._fail(error)
-            if self._over.wait(self._owner.config.record_retry_s):
-                return
-            self._attach()
+        try:
+            while True:
+                try:
+                    self._record()
+                except OSError as error:
+                    self._fail(error)
+                if self._over.wait(self._owner.config.record_retry_s):
+                    return
+                self._attach()
+        finally:
+            # Whatever it ends with, a bug or a kill: a cursor that nobody moves would keep the stream's memory.
+            self._detach()
+            self._over.set()
 
     def _record(self) -> None:
         """Write until the end; raises OSError when the disk does not take it."""
@@ -220,7 +226,7 @@ class Recording:
                     "%s: recording %sto %s",
                     self.key,
                     "again, " if self._failing else "",
-                    self.file.part,
+                    printable(str(self.file.part)),
                 )
             self._segment = segment
             self._disk(self.file.write, data, config.disk_reserve_bytes)
@@ -297,6 +303,8 @@ class Recording:
                 # It was written after all.
                 segment.mark_written()
         owner = self._owner
+        # The index of a long recording takes some ms to put together, and many may end at the same time.
+        give_way()
         try:
             if segment is None or not segment.written_frames or file.deleted:
                 owner.threads.call(file.discard)

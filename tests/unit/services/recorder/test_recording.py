@@ -346,3 +346,17 @@ def test_the_event_loop_goes_on_while_the_disk_writes(scene, gate):
     assert time.monotonic() - begun < 5
     gate.set()
     made.end()
+
+
+def test_a_bug_keeps_no_memory(scene, monkeypatch, capfd):
+    made = scene()
+
+    def fail(piece):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(made.recording, "_write", fail)
+    made.frames(60, 10_000)
+    made.recording.greenlet.join(LIMIT_S)
+    assert isinstance(made.recording.greenlet.exception, RuntimeError)
+    assert made.stream.flvlog is None
+    made.frames(60, 10_000)
