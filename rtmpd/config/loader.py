@@ -21,6 +21,7 @@ from rtmpd.config.model import (
     Config,
     LiveConfig,
     LogConfig,
+    HooksConfig,
     MetricsConfig,
     RecordConfig,
     ServerConfig,
@@ -235,3 +236,4 @@ def _override(options: Any, own: Mapping[str, object]) -> Any:
 
 def _values(kind: type[Any], section: Any) -> dict[str, Any]:
     return {each.name: section[each.name] for each in fields(kind)}
+        hooks=HooksConfig(**_values(HooksConfig, parsed["hooks"])),

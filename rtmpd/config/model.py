@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
 
+from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
+from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,6 +24,7 @@ __all__ = [
     "ListenAddress",
     "LiveConfig",
     "LogConfig",
+    "HooksConfig",
     "MetricsConfig",
     "RecordConfig",
     "ServerConfig",
@@ -255,3 +258,20 @@ class Config:
             prefix = prefix.rpartition("/")[0]
         options = self.applications.get(DEFAULT_APPLICATION)
         return None if options is None else (DEFAULT_APPLICATION, options)
+@dataclass(frozen=True, slots=True)
+class HooksConfig:
+    """The options of ``[hooks]``."""
+
+    hook_scripts: tuple[ScriptHook, ...]
+    hook_webhooks: tuple[WebhookHook, ...]
+    hook_stdio_format: str
+    hook_timeout_s: float
+    hook_concurrency: int
+    hook_queue_limit: int
+    hook_retries: int
+    hook_retry_limit_s: float
+    hook_secret: Secret
+
+
+        hooks: ``[hooks]``.
+    hooks: HooksConfig

@@ -64,6 +64,10 @@ class Threads:
     def __init__(self, count: int) -> None:
         self._pool = ThreadPool(count)
 
+    def resize(self, count: int) -> None:
+        """Let another number run at the same time. Threads that are at work end it first."""
+        self._pool.maxsize = count
+
     def spawn(self, job: Callable[..., Result], *args: object) -> Job[Result]:
         """Have a thread run *job*. Waits, in the calling greenlet, while all threads are busy: put a deadline around it."""
         return Job(self._pool.spawn(_run, job, args))

@@ -44,6 +44,11 @@ COUNTERS: Final = {
     "recorded_bytes": Total("rtmpd_recorded_bytes", "Bytes of finished recordings."),
     "recordings_repaired": Total("rtmpd_recordings_repaired", "Recordings that a crash had cut off, made whole at start."),
     "recordings_deleted": Total("rtmpd_recordings_deleted", "Recordings that were deleted for their age, or to make room."),
+    "hook_deliveries": Total("rtmpd_hook_deliveries", "Events that hooks were told of."),
+    "hook_failures": Total("rtmpd_hook_failures", "Events that a hook could not be told of: it failed, at each try."),
+    "hook_timeouts": Total("rtmpd_hook_timeouts", "Tries to tell a hook that took too long."),
+    "hook_retries": Total("rtmpd_hook_retries", "Tries to tell a hook after the first."),
+    "hook_drops": Total("rtmpd_hook_drops", "Events that were not told since too many waited, or since the server stopped."),
     "zombie_connections": Total("rtmp_zombie_connections", "Connections whose peer had gone without a word."),
     "relay_messages_sent": Total("rtmp_relay_messages_sent", "Messages sent to relay destinations."),
     "relay_messages_dropped": Total("rtmp_relay_messages_dropped", "Messages that relay destinations did not get."),
@@ -75,6 +80,7 @@ What is in neither table is exported there, too: no counter is ever lost.
 
 GAUGES: Final = {
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
+    "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever reads the log paused."),
 }
 """Functions that parts of the server may give the hub in ``gauges``, by name; 0 without them."""

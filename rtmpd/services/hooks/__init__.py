@@ -1,0 +1,1 @@
+"""Hooks: programs, web servers and whoever reads standard output are told of events."""
