@@ -51,17 +51,17 @@ FLAGS: Final = (
     Flag("--segment-duration", "SECONDS", "record", "segment_duration_s", False, "begin another file after this time"),
     Flag("--segment-pattern", "NAME", "record", "record_file_name", False, "name recordings like this"),
     Flag("--metrics-addr", "ADDR", "metrics", "metrics_listen", True, "serve metrics on HOST:PORT or :PORT; can be repeated"),
+    Flag("--hook-script", "HOOK", "hooks", "hook_scripts", True, "run a program: EVENT=PATH ARGUMENTS; can be repeated"),
+    Flag("--hook-webhook", "HOOK", "hooks", "hook_webhooks", True, "post events to a web server: EVENT=URL; can be repeated"),
+    Flag("--hook-stdio-format", "FORMAT", "hooks", "hook_stdio_format", False, "write events to standard output: json or env"),
+    Flag("--hook-timeout", "SECONDS", "hooks", "hook_timeout_s", False, "time for a program, or for one try to post"),
+    Flag("--hook-concurrency", "COUNT", "hooks", "hook_concurrency", False, "programs and posts at the same time"),
 )
 """Every flag that overrides an option; the spec names the same ones."""
 
 _DEFAULTS_NAME = "the built-in configuration"
 
 
-    Flag("--hook-script", "HOOK", "hooks", "hook_scripts", True, "run a program: EVENT=PATH ARGUMENTS; can be repeated"),
-    Flag("--hook-webhook", "HOOK", "hooks", "hook_webhooks", True, "post events to a web server: EVENT=URL; can be repeated"),
-    Flag("--hook-stdio-format", "FORMAT", "hooks", "hook_stdio_format", False, "write events to standard output: json or env"),
-    Flag("--hook-timeout", "SECONDS", "hooks", "hook_timeout_s", False, "time for a program, or for one try to post"),
-    Flag("--hook-concurrency", "COUNT", "hooks", "hook_concurrency", False, "programs and posts at the same time"),
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (``sys.argv`` if there are none) and give its exit status.
 

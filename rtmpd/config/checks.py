@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from configobj.validate import ValidateError, Validator
 
 from rtmpd.config.file_names import FileNameTemplate
-from rtmpd.config.model import ListenAddress, shown
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
+from rtmpd.config.model import ListenAddress, shown
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
@@ -228,6 +228,25 @@ def _secret(value: str | list[str]) -> Secret:
         raise Wrong(f"expected {_HIDDEN}, got {got}: {error}") from None
 
 
+def _hooks(kind: type[ScriptHook | WebhookHook], expected: str) -> Callable[..., object]:
+    """``scripts`` and ``webhooks``: any number of targets of events. What they say is not shown: it may hold secrets."""
+
+    def check(value: str | list[str]) -> object:
+        texts = [value] if isinstance(value, str) else value
+        found = []
+        for number, text in enumerate(texts if value else (), 1):
+            try:
+                found.append(kind.parse(text))
+            except ValueError as error:
+                which = f"number {number} is another: " if len(texts) > 1 else ""
+                raise Wrong(f"expected {expected}: {which}{error}") from None
+        return tuple(found)
+
+    return check
+
+
+_SCRIPTS = "EVENT=PATH ARGUMENTS"
+_WEBHOOKS = "EVENT=URL"
 _HIDDEN = "a secret, file:PATH or env:NAME"
 
 
@@ -248,6 +267,7 @@ def converter() -> Any:
     # Only these: a check of configobj's own in the spec must fail, not bring back what these replace.
     validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()}
     validator.functions |= {"addresses": _addresses, "patterns": _patterns, "secret": _secret}
+    validator.functions |= {"scripts": _hooks(ScriptHook, _SCRIPTS), "webhooks": _hooks(WebhookHook, _WEBHOOKS)}
     return validator
 
 
@@ -266,30 +286,6 @@ def describer() -> Any:
     validator.functions["addresses"] = _describe_addresses
     validator.functions["patterns"] = lambda _value: _PATTERNS
     validator.functions["secret"] = lambda _value: _HIDDEN
-    return validator
-def _hooks(kind: type[ScriptHook | WebhookHook], expected: str) -> Callable[..., object]:
-    """``scripts`` and ``webhooks``: any number of targets of events. What they say is not shown: it may hold secrets."""
-
-    def check(value: str | list[str]) -> object:
-        texts = [value] if isinstance(value, str) else value
-        found = []
-        for number, text in enumerate(texts if value else (), 1):
-            try:
-                found.append(kind.parse(text))
-            except ValueError as error:
-                which = f"number {number} is another: " if len(texts) > 1 else ""
-                raise Wrong(f"expected {expected}: {which}{error}") from None
-        return tuple(found)
-
-    return check
-
-
-_SCRIPTS = "EVENT=PATH ARGUMENTS"
-_WEBHOOKS = "EVENT=URL"
-    validator.functions |= {"scripts": _hooks(ScriptHook, _SCRIPTS), "webhooks": _hooks(WebhookHook, _WEBHOOKS)}
-    validator.functions |= {name: _several(parse, expected) for name, (parse, expected) in _LISTS.items()}
-    validator.functions["secret_url"] = _secret_url
     validator.functions["scripts"] = lambda _value: _SCRIPTS
     validator.functions["webhooks"] = lambda _value: _WEBHOOKS
-    validator.functions |= {name: _describe_several(expected) for name, (_, expected) in _LISTS.items()}
-    validator.functions["secret_url"] = lambda _value: _SECRET_URL
+    return validator

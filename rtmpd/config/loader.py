@@ -19,9 +19,9 @@ from rtmpd.config.model import (
     DEFAULT_APPLICATION,
     ApplicationConfig,
     Config,
+    HooksConfig,
     LiveConfig,
     LogConfig,
-    HooksConfig,
     MetricsConfig,
     RecordConfig,
     ServerConfig,
@@ -225,6 +225,7 @@ def _build(parsed: Any) -> Config:
         live=live,
         record=RecordConfig(**_values(RecordConfig, parsed["record"])),
         metrics=MetricsConfig(**_values(MetricsConfig, parsed["metrics"])),
+        hooks=HooksConfig(**_values(HooksConfig, parsed["hooks"])),
         applications=MappingProxyType(applications),
     )
 
@@ -236,4 +237,3 @@ def _override(options: Any, own: Mapping[str, object]) -> Any:
 
 def _values(kind: type[Any], section: Any) -> dict[str, Any]:
     return {each.name: section[each.name] for each in fields(kind)}
-        hooks=HooksConfig(**_values(HooksConfig, parsed["hooks"])),

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
-
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,10 +21,10 @@ __all__ = [
     "ApplicationConfig",
     "Config",
     "DEFAULT_APPLICATION",
+    "HooksConfig",
     "ListenAddress",
     "LiveConfig",
     "LogConfig",
-    "HooksConfig",
     "MetricsConfig",
     "RecordConfig",
     "ServerConfig",
@@ -216,6 +216,21 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HooksConfig:
+    """The options of ``[hooks]``."""
+
+    hook_scripts: tuple[ScriptHook, ...]
+    hook_webhooks: tuple[WebhookHook, ...]
+    hook_stdio_format: str
+    hook_timeout_s: float
+    hook_concurrency: int
+    hook_queue_limit: int
+    hook_retries: int
+    hook_retry_limit_s: float
+    hook_secret: Secret
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, as ``rtmpd.config.loader`` gives it.
 
@@ -225,6 +240,7 @@ class Config:
         live: ``[live]``.
         record: ``[record]``.
         metrics: ``[metrics]``.
+        hooks: ``[hooks]``.
         applications: The named applications, each with all that holds for it.
     """
 
@@ -233,6 +249,7 @@ class Config:
     live: LiveConfig
     record: RecordConfig
     metrics: MetricsConfig
+    hooks: HooksConfig
     applications: Mapping[str, ApplicationConfig]
 
     @property
@@ -258,20 +275,3 @@ class Config:
             prefix = prefix.rpartition("/")[0]
         options = self.applications.get(DEFAULT_APPLICATION)
         return None if options is None else (DEFAULT_APPLICATION, options)
-@dataclass(frozen=True, slots=True)
-class HooksConfig:
-    """The options of ``[hooks]``."""
-
-    hook_scripts: tuple[ScriptHook, ...]
-    hook_webhooks: tuple[WebhookHook, ...]
-    hook_stdio_format: str
-    hook_timeout_s: float
-    hook_concurrency: int
-    hook_queue_limit: int
-    hook_retries: int
-    hook_retry_limit_s: float
-    hook_secret: Secret
-
-
-        hooks: ``[hooks]``.
-    hooks: HooksConfig
