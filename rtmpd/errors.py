@@ -12,7 +12,8 @@ The tree::
     │   └── LocalProtocolError   our own code asked for something the protocol can't say
     ├── TransportClosed          the connection is gone
     ├── DeadlineExceeded         a phase took longer than it may
-    └── Refused                  a publish or play that policy does not allow
+    └── Refused                  a connect, publish or play that policy does not allow
+        └── LoginRequired        a connect that is a step of a login
 
 This module imports nothing of rtmpd and none of these inherit from a gevent exception.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "HandshakeError",
     "LimitExceeded",
     "LocalProtocolError",
+    "LoginRequired",
     "ProtocolError",
     "Refused",
     "RemoteProtocolError",
@@ -110,9 +112,18 @@ class Refused(RtmpdError):
     Attributes:
         code: The status code for the peer, such as ``NetStream.Publish.BadName``.
         description: The text for the peer; it holds no secret.
+        reason: The text for the log, where that is another one; it holds no secret either.
     """
 
-    def __init__(self, code: str, description: str) -> None:
-        super().__init__(f"{code}: {description}")
+    def __init__(self, code: str, description: str, reason: str = "") -> None:
+        super().__init__(f"{code}: {reason or description}")
         self.code = code
         self.description = description
+        self.reason = reason or description
+
+
+class LoginRequired(Refused):
+    """The client has to connect again and log in. That is how it is done, and nothing is wrong."""
+
+    def __init__(self, code: str, description: str) -> None:
+        super().__init__(code, description, "login required")

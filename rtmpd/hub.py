@@ -7,6 +7,7 @@ the session and everything below.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,16 +15,20 @@ from typing import TYPE_CHECKING
 
 import gevent
 
+from rtmpd.access import AllowAll
 from rtmpd.errors import Refused
 from rtmpd.events import EventBus, EventType
+from rtmpd.loop import give_way
 from rtmpd.media.track_config import VideoConfig
 from rtmpd.protocol import status
+from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.session.connection import Connection
 from rtmpd.stream.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from rtmpd.access import Authorizer
     from rtmpd.config.model import Config, LiveConfig
     from rtmpd.media.track_config import AudioConfig
     from rtmpd.net.transport import Transport
@@ -108,7 +113,10 @@ class Hub:
         bus: Tells services what happens.
         counters: Failures and totals by name. Those of streams are of streams that are gone; `totals` has them all.
         gauges: Figures of services that go up and down, by name: each is a function that gives the present one.
+        authorizer: Decides who may come in: everybody, until the service that authenticates puts itself here.
         relays: Gives the figures of every relay there is; the service that relays puts its own function here.
+        id: A random name of this server, by which it knows its own streams again.
+        listening: Host and port of every address that is listened on; kept by the daemon.
     """
 
     def __init__(self, config: Config) -> None:
@@ -118,7 +126,10 @@ class Hub:
         self.bus = EventBus()
         self.counters: Counter[str] = Counter()
         self.gauges: dict[str, Callable[[], float]] = {}
+        self.authorizer: Authorizer = AllowAll()
         self.relays: Callable[[], Iterable[RelayFigures]] = _no_relays
+        self.id = os.urandom(8).hex()
+        self.listening: tuple[tuple[str, int], ...] = ()
         self.stopping = False
         self._by_address: Counter[str] = Counter()
         self._refusal_logged_at = 0.0
@@ -152,6 +163,8 @@ class Hub:
     def serve(self, transport: Transport) -> None:
         """Run a connection to its end, in the greenlet that accepted it."""
         address = transport.peer.rpartition(":")[0]
+        if self.authorizer.bars(address):
+            return
         refused = self._refused(address)
         if refused:
             self.counters["connections_refused"] += 1
@@ -228,9 +241,13 @@ class Hub:
         """Let *publisher* publish *key*.
 
         Raises:
-            Refused: The name is being published by somebody else, or belongs to no application.
+            Refused: The name is being published by somebody else, belongs to no application, or the stream was here before.
         """
         options = self._options(key, status.PUBLISH_DENIED)
+        via = publisher.connection.via
+        if is_loop(via, self.id):
+            self.counters["relay_loops"] += 1
+            raise Refused(status.PUBLISH_REJECTED, LOOP)
         stream = self.streams.get(key)
         if stream is not None and stream.publisher is not None:
             self._make_way(stream)
@@ -239,6 +256,7 @@ class Hub:
         if stream is None:
             stream = self._open(key, options)
         stream.begin(publisher)
+        stream.via = via
         self.counters["publishes"] += 1
         publisher.number = self.counters["publishes"]
         return stream
@@ -339,7 +357,7 @@ class Hub:
             for index, connection in enumerate(list(self.connections)):
                 connection.sweep(now)
                 if index % _SWEEP_BLOCK == _SWEEP_BLOCK - 1:
-                    gevent.sleep(0)
+                    give_way()
             for stream in list(self.streams.values()):
                 stream.sweep(now, write_timeout_s)
                 self._drop_if_idle(stream)
@@ -357,6 +375,8 @@ class Hub:
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):
             stream.fanout.flush(max(0.0, deadline - time.monotonic()))
+            # Those with players end with the last of these.
+            self._drop_if_idle(stream)
         for connection in list(self.connections):
             connection.transport.close("the server is stopping")
         if self._greenlet is not None:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from configobj.validate import ValidateError, Validator
 
+from rtmpd.config.access import parse_network, parse_secret_url, parse_stream_secret, parse_user
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.model import ListenAddress, shown
+from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
@@ -150,13 +152,19 @@ def _scalar(make: type[_Check]) -> Callable[..., object]:
 
 
 class _Path:
-    """``path``: the path of a file or directory, relative to the working directory if it does not begin with a slash."""
+    """``path(empty=meaning)``: the path of a file or directory, relative to the working directory without a slash in front.
+
+    With ``empty``, there may be none, which then means something special.
+    """
+
+    def __init__(self, empty: str = "") -> None:
+        self._empty = empty
 
     def describe(self) -> str:
-        return "a path"
+        return "a path" + (f", or nothing ({self._empty})" if self._empty else "")
 
     def convert(self, text: str) -> str:
-        if not text or "\0" in text:
+        if (not text and not self._empty) or "\0" in text:
             raise ValueError
         return text
 
@@ -213,7 +221,56 @@ def _patterns(value: str | list[str]) -> tuple[str, ...]:
     return tuple(patterns) if value else ()
 
 
+def _parse_one_secret(text: str) -> Secret:
+    found = Secret.parse(text)
+    if not found:
+        raise ValueError("one is empty")
+    return found
+
+
+def _several(parse: Callable[[str], object], expected: str) -> Callable[..., tuple[object, ...]]:
+    """A check for any number of values, of which each is read by a function that never shows a secret."""
+
+    def check(value: str | list[str]) -> tuple[object, ...]:
+        texts = ([value] if isinstance(value, str) else value) if value else ()
+        try:
+            return tuple(parse(text) for text in texts)
+        except ValueError as error:
+            raise Wrong(f"expected {expected}: {error}") from None
+
+    return check
+
+
+def _secret_url(value: str | list[str]) -> Secret:
+    """``secret_url``: the URL of a web server, kept as a secret; or nothing."""
+    try:
+        if isinstance(value, list):
+            raise ValueError("got a list: quote a value that contains commas")
+        return parse_secret_url(value)
+    except ValueError as error:
+        raise Wrong(f"expected {_CALLED}: {error}") from None
+
+
+_CALLED = "http://HOST/PATH or https://HOST/PATH (file:PATH and env:NAME say where it stands)"
+_LISTS: dict[str, tuple[Callable[[str], object], str]] = {
+    "secrets": (_parse_one_secret, "secrets"),
+    "stream_secrets": (parse_stream_secret, "APPLICATION/NAME=SECRET"),
+    "user_secrets": (parse_user, "USER=PASSWORD"),
+    "networks": (parse_network, "addresses or networks such as 192.0.2.0/24"),
+}
 _PATTERNS = "APPLICATION/NAME with * and ? for any text and any character"
+
+
+def _relay_urls(value: str | list[str]) -> tuple[object, ...]:
+    """``relay_urls``: any number of destinations of relays."""
+    urls = _several(RelayUrl.parse, _RELAY_URL)(value)
+    for url in urls:
+        if urls.count(url) > 1:
+            raise Wrong(f"{url} is given twice")
+    return urls
+
+
+_RELAY_URL = "rtmp://HOST[:PORT]/APPLICATION/NAME"
 
 
 def _secret(value: str | list[str]) -> Secret:
@@ -268,6 +325,9 @@ def converter() -> Any:
     validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()}
     validator.functions |= {"addresses": _addresses, "patterns": _patterns, "secret": _secret}
     validator.functions |= {"scripts": _hooks(ScriptHook, _SCRIPTS), "webhooks": _hooks(WebhookHook, _WEBHOOKS)}
+    validator.functions |= {name: _several(parse, expected) for name, (parse, expected) in _LISTS.items()}
+    validator.functions["relay_urls"] = _relay_urls
+    validator.functions["secret_url"] = _secret_url
     return validator
 
 
@@ -279,6 +339,10 @@ def _describe_addresses(_value: object, host: str = "", empty: str = "") -> str:
     return "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else "")
 
 
+def _describe_several(expected: str) -> Callable[..., str]:
+    return lambda _value: f"{expected}, separated by commas, or nothing"
+
+
 def describer() -> Any:
     """A configobj validator whose checks give, for any value, a description of what the check accepts."""
     validator = Validator()
@@ -288,4 +352,7 @@ def describer() -> Any:
     validator.functions["secret"] = lambda _value: _HIDDEN
     validator.functions["scripts"] = lambda _value: _SCRIPTS
     validator.functions["webhooks"] = lambda _value: _WEBHOOKS
+    validator.functions |= {name: _describe_several(expected) for name, (_, expected) in _LISTS.items()}
+    validator.functions["relay_urls"] = _describe_several(_RELAY_URL)
+    validator.functions["secret_url"] = lambda _value: _CALLED
     return validator

@@ -14,16 +14,19 @@ from typing import Any
 from configobj import ConfigObj, ConfigObjError, flatten_errors
 from configobj.validate import ValidateError
 
+from rtmpd.config.access import auth_problem
 from rtmpd.config.checks import NAME_LENGTH, converter, is_name
 from rtmpd.config.model import (
     DEFAULT_APPLICATION,
     ApplicationConfig,
+    AuthConfig,
     Config,
     HooksConfig,
     LiveConfig,
     LogConfig,
     MetricsConfig,
     RecordConfig,
+    RelayConfig,
     ServerConfig,
     printable,
 )
@@ -82,7 +85,26 @@ def load_text(text: str, filename: str = "<built-in>", overrides: Overrides = _N
         raise ConfigError(problems)
     for (section, option), value in values.items():
         parsed[section][option] = value
-    return _build(parsed)
+    config = _build(parsed)
+    problems = [f"{printable(filename)}{_line_of(found, path)}: {what}" for path, what in _contradictions(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _contradictions(config: Config) -> list[tuple[Path, str]]:
+    """What is wrong with options that are right each by itself: where, and what."""
+    parts: dict[Path, ApplicationConfig] = {("auth",): config.defaults}
+    # What an application takes from [auth] is reported there.
+    parts |= {("applications", name): each for name, each in config.applications.items() if each.auth != config.auth}
+    problems = [((*path, "auth_mode"), auth_problem(each.auth)) for path, each in parts.items()]
+    return [(path, f"{title(path[:-1])} auth_mode: {problem}") for path, problem in problems if problem]
+
+
+def _line_of(found: Scan, path: Path) -> str:
+    """The line of an option, of its section, or of the option in [auth]; empty if a flag has set it."""
+    line = found.where.get(path) or found.where.get(path[:-1]) or found.where.get(("auth", path[-1]))
+    return f":{line}" if line else ""
 
 
 def restart_needed(old: Config, new: Config) -> list[str]:
@@ -212,7 +234,9 @@ def _bad_application(name: str) -> str:
 
 def _build(parsed: Any) -> Config:
     live = LiveConfig(**_values(LiveConfig, parsed["live"]))
-    base = ApplicationConfig(live=live)
+    auth = AuthConfig(**_values(AuthConfig, parsed["auth"]))
+    relay = RelayConfig(**_values(RelayConfig, parsed["relay"]))
+    base = ApplicationConfig(live=live, auth=auth, relay=relay)
     applications = {}
     for name in parsed["applications"].sections:
         section = parsed["applications"][name]
@@ -223,7 +247,9 @@ def _build(parsed: Any) -> Config:
         server=ServerConfig(**_values(ServerConfig, parsed["server"])),
         log=LogConfig(**_values(LogConfig, parsed["log"])),
         live=live,
+        auth=auth,
         record=RecordConfig(**_values(RecordConfig, parsed["record"])),
+        relay=relay,
         metrics=MetricsConfig(**_values(MetricsConfig, parsed["metrics"])),
         hooks=HooksConfig(**_values(HooksConfig, parsed["hooks"])),
         applications=MappingProxyType(applications),

@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from rtmpd.config.access import NamedSecret, Network  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
+from rtmpd.config.relay_url import RelayUrl  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApplicationConfig",
+    "AuthConfig",
     "Config",
     "DEFAULT_APPLICATION",
     "HooksConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "LogConfig",
     "MetricsConfig",
     "RecordConfig",
+    "RelayConfig",
     "ServerConfig",
     "printable",
     "shown",
@@ -146,6 +150,7 @@ class ServerConfig:
     ping_timeout_s: float
     connection_limit: int
     connections_per_address_limit: int
+    relay_limit: int
     message_limit_bytes: int
     chunk_stream_limit: int
     message_stream_limit: int
@@ -182,10 +187,48 @@ class LiveConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """The options of ``[auth]``."""
+
+    auth_mode: str
+    auth_publish: bool
+    auth_play: bool
+    auth_tokens: tuple[NamedSecret, ...]
+    auth_file: str
+    auth_callback: Secret
+    auth_callback_timeout_s: float
+    auth_publish_keys: tuple[NamedSecret, ...]
+    auth_users: tuple[NamedSecret, ...]
+    auth_sign_secrets: tuple[Secret, ...]
+    publish_allow: tuple[Network, ...]
+    publish_deny: tuple[Network, ...]
+    play_allow: tuple[Network, ...]
+    play_deny: tuple[Network, ...]
+    auth_ban_failures: int
+    auth_ban_window_s: float
+    auth_ban_s: float
+    auth_ban_exempt: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """The options of ``[relay]``."""
+
+    relay_to: tuple[RelayUrl, ...]
+    relay_connect_timeout_s: float
+    relay_write_timeout_s: float
+    relay_ack_timeout_s: float
+    relay_retry_s: float
+    relay_retry_limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ApplicationConfig:
     """What holds for one application: its own options, and of each section what it does not set itself."""
 
     live: LiveConfig
+    auth: AuthConfig
+    relay: RelayConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +281,9 @@ class Config:
         server: ``[server]``.
         log: ``[log]``.
         live: ``[live]``.
+        auth: ``[auth]``.
         record: ``[record]``.
+        relay: ``[relay]``.
         metrics: ``[metrics]``.
         hooks: ``[hooks]``.
         applications: The named applications, each with all that holds for it.
@@ -247,7 +292,9 @@ class Config:
     server: ServerConfig
     log: LogConfig
     live: LiveConfig
+    auth: AuthConfig
     record: RecordConfig
+    relay: RelayConfig
     metrics: MetricsConfig
     hooks: HooksConfig
     applications: Mapping[str, ApplicationConfig]
@@ -255,7 +302,7 @@ class Config:
     @property
     def defaults(self) -> ApplicationConfig:
         """What holds for an application that sets nothing itself."""
-        return ApplicationConfig(live=self.live)
+        return ApplicationConfig(live=self.live, auth=self.auth, relay=self.relay)
 
     def application(self, app: str) -> tuple[str, ApplicationConfig] | None:
         """Find the application that the path ``app`` belongs to: the longest name that is a prefix of it.

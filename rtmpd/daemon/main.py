@@ -25,10 +25,12 @@ from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
 from rtmpd.net.listener import Listener
+from rtmpd.services.auth.service import Auth
 from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
+from rtmpd.services.relay.service import Relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +68,15 @@ class Daemon:
         self.hub = Hub(config)
         metrics = Metrics(self.hub)
         pages = HttpServer("metrics", config.metrics.metrics_listen, metrics.routes, self.hub.count)
-        self.services: list[Service] = [Recorder(self.hub), MediaLog(self.hub), Hooks(self.hub), pages, metrics]
+        self.services: list[Service] = [
+            Auth(self.hub),
+            Recorder(self.hub),
+            Relays(self.hub),
+            MediaLog(self.hub),
+            Hooks(self.hub),
+            pages,
+            metrics,
+        ]
         self.listeners: list[Listener] = []
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -84,6 +94,7 @@ class Daemon:
         try:
             for address in self.config.server.listen:
                 self.listeners.append(Listener(address, self.hub.serve))
+            self.hub.listening = tuple(each for listener in self.listeners for each in listener.addresses)
             for service in self.services:
                 service.start()
         except RtmpdError:

@@ -9,6 +9,7 @@ Imports gevent and rtmpd.errors.
 from __future__ import annotations
 
 import socket as stdlib_socket
+import struct
 from typing import TYPE_CHECKING
 
 import gevent
@@ -16,6 +17,7 @@ from gevent import get_hub
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,9 @@ __all__ = ["RECEIVE_BYTES", "Transport", "deadline", "format_address"]
 RECEIVE_BYTES = 32 << 10
 
 _READ, _WRITE = 1, 2
+
+# Of Linux's struct tcp_info: tcpi_unacked (segments) and tcpi_last_ack_recv (ms).
+_TCP_INFO = struct.Struct("=24xI28xI")
 
 
 def deadline(limit_s: float, phase: str) -> gevent.Timeout:
@@ -101,6 +106,32 @@ class Transport:
         if limit_bytes and self.sock.family != stdlib_socket.AF_UNIX:
             self.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, limit_bytes)
 
+    def ensure_open(self) -> None:
+        """Look whether the connection is still there, without waiting.
+
+        Raises:
+            TransportClosed: It is not.
+        """
+        try:
+            gone = bool(self.close_reason) or self._sock.recv(1, stdlib_socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise TransportClosed(f"read failed: {error.strerror or error}") from None
+        if gone:
+            raise TransportClosed(self.close_reason or "closed by the peer")
+
+    def unacknowledged(self) -> tuple[int, float]:
+        """Return how many segments the peer's host has not acknowledged, and how many seconds ago it last acknowledged any."""
+        if self.sock.family == stdlib_socket.AF_UNIX:
+            return 0, 0.0
+        try:
+            info = self._sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, _TCP_INFO.size)
+        except OSError:
+            return 0, 0.0
+        segments, last_ack_ms = _TCP_INFO.unpack(info)
+        return segments, last_ack_ms / 1000
+
     def recv(self) -> bytes:
         """Wait for bytes from the peer and return them, at most `RECEIVE_BYTES`.
 
@@ -110,7 +141,7 @@ class Transport:
             TransportClosed: The peer or we have closed the connection, or it has failed.
         """
         if self._more:
-            gevent.sleep(0)
+            give_way()
         else:
             # The last read took all there was: don't ask in vain.
             wait(self._read_watcher)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rtmpd.access import Action
 from rtmpd.errors import Refused, RemoteProtocolError
 from rtmpd.protocol import status
 from rtmpd.protocol.message import UserControlType
 from rtmpd.protocol.naming import is_printable, resolve
+from rtmpd.protocol.via import MEMBER, parse_via
+from rtmpd.session.admission import authorize, log_in
 from rtmpd.session.player import Player
 from rtmpd.session.publisher import Publisher
 
@@ -50,10 +53,13 @@ def _connect(connection: Connection, command: Command) -> None:
     tc_url = properties.get("tcUrl", properties.get("tcurl"))
     connection.app = app if isinstance(app, str) else ""
     connection.tc_url = tc_url if isinstance(tc_url, str) else ""
-    path = resolve(connection.app, connection.tc_url, "", "").key
+    connection.via = parse_via(properties.get(MEMBER))
+    found = resolve(connection.app, connection.tc_url, "", "")
+    path = found.key
     if not is_printable(path):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
     connection.options = connection.hub.admit(path)
+    connection.user = log_in(connection, found, properties)
     connection.connected = True
     connection.phase = "command"
     encoding = properties.get("objectEncoding")
@@ -69,7 +75,8 @@ def _connect(connection: Connection, command: Command) -> None:
         {"fmsVer": _SERVER_VERSION, "capabilities": _CAPABILITIES, "mode": 1},
         status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=3 if encoding == 3 else 0),
     )
-    connection.log.info("connected to %s by %s", path or "(no application)", _agent(properties))
+    user = f" as {connection.user}" if connection.user else ""
+    connection.log.info("connected to %s%s by %s", path or "(no application)", user, _agent(properties))
 
 
 def _agent(properties: dict[str, Any]) -> str:
@@ -153,7 +160,7 @@ def _publish(connection: Connection, command: Command) -> None:
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
     publisher = Publisher(connection, message_stream, name)
-    stream = connection.hub.publish(found.key, publisher)
+    stream = connection.hub.publish(authorize(connection, Action.PUBLISH, found), publisher)
     publisher.start(stream)
     _say_publish_start(connection, message_stream)
 
@@ -204,13 +211,14 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
     _stop_playing(connection, message_stream, "play of another name", silent=True)
     found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
     player = Player(connection, message_stream, name)
-    stream = connection.hub.play(found.key, player)
+    key = authorize(connection, Action.PLAY, found)
+    stream = connection.hub.play(key, player)
     endpoint = connection.endpoint
     number = message_stream.id
     endpoint.send_user_control(UserControlType.STREAM_BEGIN, number)
     if reset:
-        connection.send_status(number, status.info(status.PLAY_RESET, f"Playing and resetting {found.key}.", details=found.key))
-    connection.send_status(number, status.info(status.PLAY_START, f"Started playing {found.key}.", details=found.key))
+        connection.send_status(number, status.info(status.PLAY_RESET, f"Playing and resetting {key}.", details=key))
+    connection.send_status(number, status.info(status.PLAY_START, f"Started playing {key}.", details=key))
     try:
         # The player joins the fan-out only when this is on its way, so that nothing overtakes it.
         connection.flush()

@@ -17,6 +17,7 @@ from rtmpd.errors import (
     DeadlineExceeded,
     HandshakeError,
     LimitExceeded,
+    LoginRequired,
     Refused,
     RemoteProtocolError,
     TransportClosed,
@@ -39,6 +40,7 @@ from rtmpd.protocol.message import (
 from rtmpd.session.commands import COMMANDS, answer_unknown
 
 if TYPE_CHECKING:
+    from rtmpd.access import Authorizer
     from rtmpd.config.model import Config, LiveConfig, ServerConfig
     from rtmpd.events import EventBus, Scalar
     from rtmpd.net.transport import Transport
@@ -72,6 +74,10 @@ class ConnectionHub(Protocol):
     def bus(self) -> EventBus:
         """Where to say what happens."""
 
+    @property
+    def authorizer(self) -> Authorizer:
+        """Decides who may come in."""
+
     def admit(self, app: str) -> LiveConfig:
         """Let a client connect to an app and return what holds for it so far; raises `Refused`."""
 
@@ -104,8 +110,7 @@ class MessageStream:
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        connection: Connection = (self.extra or {})["connection"]  # type: ignore[assignment]
-        return f"#{connection.number} {connection.transport.peer} {msg}", kwargs
+        return f"{(self.extra or {})['who']} {msg}", kwargs
 
 
 class Connection:
@@ -119,6 +124,9 @@ class Connection:
     Attributes:
         phase: What the connection is at: handshake, connect, command, publish, play. For the log.
         app, tc_url: From the connect command.
+        user: Who has logged in; empty: nobody.
+        authorizing: It waits to hear whether it may publish or play, and reads nothing meanwhile.
+        via: The servers that the streams of a relay have come through; see `rtmpd.protocol.via`.
         message_streams: By id.
         live: The streams being published, by message stream id: the hot path's shortcut.
         outlet: How players of a connection with more than one write.
@@ -131,11 +139,15 @@ class Connection:
         self.number = number
         self.config: ServerConfig = hub.config.server
         self.endpoint = Endpoint(self.config.message_limit_bytes, self.config.chunk_stream_limit)
-        self.log = _Log(log, {"connection": self})
+        # Not the connection itself: that would be a cycle, and the collector comes seldom.
+        self.log = _Log(log, {"who": f"#{number} {transport.peer}".replace("%", "%%")})
         self.phase = "handshake"
         self.connected = False
         self.app = ""
         self.tc_url = ""
+        self.user = ""
+        self.authorizing = False
+        self.via: tuple[str, ...] = ()
         self.options: LiveConfig | None = None
         self.message_streams: dict[int, MessageStream] = {}
         self.live: dict[int, Stream] = {}
@@ -308,13 +320,16 @@ class Connection:
             else:
                 handler(self, command)
         except Refused as refused:
-            self.hub.count("refused")
+            if isinstance(refused, LoginRequired):
+                self.log.debug("= %s: %s", command.name, refused)
+            else:
+                self.hub.count("refused")
+                self.log.warning("%s refused: %s", command.name, refused)
             self._refuse(refused, command.name, command.transaction_id, command.message_stream_id)
             raise
 
     def _refuse(self, refused: Refused, command: str, transaction_id: float, message_stream_id: int) -> None:
         """Say no, make sure that it arrives, and let the peer go: OBS hangs when a server just closes."""
-        self.log.warning("%s refused: %s", command, refused)
         owed = self._leave_all()
         info = status.info(refused.code, refused.description)
         if command == "connect":
@@ -402,6 +417,9 @@ class Connection:
         if self.endpoint.bytes_received != self._seen_bytes:
             self._seen_bytes = self.endpoint.bytes_received
             self._bytes_at = now_s
+        if self.authorizing:
+            # Its silence is ours. How long it may wait is bounded by those who decide.
+            self._messages_at = self._bytes_at = self._busy_at = now_s
         if self.phase == "handshake":
             return
         if self.live:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from rtmpd.config import model, render
+from rtmpd.config.access import NamedSecret, Network
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import Config, ListenAddress
 from rtmpd.config.secret import Secret
+from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.spec import configspec, sections
 from rtmpd.errors import ConfigError
 
@@ -30,10 +32,16 @@ TYPES = {
     "addresses": tuple[ListenAddress, ...],
     "path": str,
     "patterns": tuple[str, ...],
+    "relay_urls": tuple[RelayUrl, ...],
     "file_name": FileNameTemplate,
     "secret": Secret,
+    "secret_url": Secret,
+    "secrets": tuple[Secret, ...],
+    "stream_secrets": tuple[NamedSecret, ...],
+    "user_secrets": tuple[NamedSecret, ...],
+    "networks": tuple[Network, ...],
 }
-WRONG = {"path": '""', "patterns": "/x", "secret": "env:"}  # where "a?b" is right
+WRONG = {"path": "a, b", "secrets": "env:", "patterns": "/x", "secret": "env:"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"
 
 

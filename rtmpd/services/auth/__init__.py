@@ -1,0 +1,1 @@
+"""Authentication: who may publish and play, and under which name."""

@@ -1,0 +1,137 @@
+"""Bans: an address with too many failures is kept out for a while.
+
+Bounded: of those that fail, and of those that are banned, only so many are remembered; the ones that were heard of longest ago
+go first. Pure; the time is the caller's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rtmpd.config.access import Network
+
+__all__ = ["Ban", "Bans", "parse_address", "within"]
+
+_LIMIT = 10_000
+_V6_PREFIX = 64
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def parse_address(text: str) -> Address | None:
+    """Read the host of a peer, with or without brackets; IPv4 inside of IPv6 becomes IPv4. None: it is no address."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def within(address: Address | None, networks: Iterable[Network]) -> bool:
+    """Whether an address is in one of the networks. One that is not known is in none."""
+    return address is not None and any(address in network for network in networks)
+
+
+def _group(text: str) -> str:
+    """What counts as one address: of IPv6 a /64, which is what one customer has at least."""
+    address = parse_address(text)
+    if address is None:
+        return text
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, _V6_PREFIX), strict=False))
+    return str(address)
+
+
+@dataclass(slots=True)
+class _Failing:
+    since_s: float
+    until_s: float
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class _Banned:
+    until_s: float
+    refused: int = 0
+
+
+class Ban(NamedTuple):
+    """A ban that is over: of whom, and how many connections it refused."""
+
+    who: str
+    refused: int
+
+
+class Bans:
+    """Counts failures by address.
+
+    Args:
+        limit: How many addresses are remembered.
+    """
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        self._limit = limit
+        self._failing: OrderedDict[str, _Failing] = OrderedDict()
+        self._banned: OrderedDict[str, _Banned] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._banned)
+
+    def fail(self, address: str, now_s: float, *, failures: int, window_s: float, ban_s: float) -> str:
+        """Count a failure; return who is banned for it from now on, or an empty text.
+
+        Args:
+            address: Who failed.
+            now_s: The time.
+            failures: How many make a ban; 0: they never do.
+            window_s: How long they add up, from the first one.
+            ban_s: How long the ban lasts.
+        """
+        if not failures:
+            return ""
+        who = _group(address)
+        entry = self._failing.pop(who, None)
+        if entry is None or now_s >= entry.until_s:
+            entry = _Failing(now_s, now_s + window_s)
+        entry.failures += 1
+        if entry.failures >= failures:
+            if who in self._banned:
+                # Connections that were there before fail on.
+                return ""
+            self._banned[who] = _Banned(now_s + ban_s)
+            self._shorten(self._banned)
+            return who
+        self._failing[who] = entry
+        self._shorten(self._failing)
+        return ""
+
+    def _shorten(self, entries: OrderedDict[str, _Failing] | OrderedDict[str, _Banned]) -> None:
+        while len(entries) > self._limit:
+            entries.popitem(last=False)
+
+    def bars(self, address: str, now_s: float) -> bool:
+        """Whether an address is banned; counts what is refused for it."""
+        if not self._banned:
+            return False
+        entry = self._banned.get(_group(address))
+        if entry is None or now_s >= entry.until_s:
+            return False
+        entry.refused += 1
+        return True
+
+    def over(self, now_s: float) -> list[Ban]:
+        """Forget failures and bans whose time is over; return those bans."""
+        for who in [who for who, entry in self._failing.items() if now_s >= entry.until_s]:
+            del self._failing[who]
+        ended = [Ban(who, entry.refused) for who, entry in self._banned.items() if now_s >= entry.until_s]
+        for ban in ended:
+            del self._banned[ban.who]
+        return ended
