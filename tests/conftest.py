@@ -114,6 +114,23 @@ def server(tmp_path):
         assert code == 0
 
 
+@pytest.fixture
+def tmpfs(tmp_path):
+    """Return a function that mounts a file system in memory, of a size such as ``3m``; it needs root."""
+    mounted = []
+
+    def mount(size: str) -> Path:
+        path = tmp_path / f"tmpfs{len(mounted)}"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True, timeout=20)
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", path], check=True, timeout=20)
+
+
 @pytest.fixture(scope="session")
 def ffmpeg() -> str:
     """The path of a recent static ffmpeg, from the imageio-ffmpeg wheel."""

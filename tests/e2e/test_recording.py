@@ -18,6 +18,7 @@ from rtmpd.media.flv_repair import scan
 from tests.conftest import Server
 from tests.e2e.conftest import serving
 from tests.e2e.media import AT_ONCE, CLIPS, Programs, assert_same, until, wait_for_plays
+from tests.e2e.test_codecs import NAMES as CODECS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,20 +26,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.media import Clips, Program, Tracks
 
-NAMES = (
-    "h264_aac",
-    "hevc_aac",
-    "av1_opus",
-    "vp9_aac",
-    "sorenson_mp3",
-    "aac_only",
-    "mp3_only",
-    "flac_only",
-    "h264_only",
-    "two_audio_tracks",
-    "two_tracks_of_each",
-    "fast",
-)
+NAMES = ("h264_aac", *CODECS, "fast")
 FRAME_MS = 40
 RECORD = "[record]\nrecord_all = yes\nrecord_directory = {}\nrecord_file_name = {{app}}/{{name}}\n"
 
@@ -270,13 +258,9 @@ def test_a_recording_survives_kill_9_at_any_moment(clips: Clips, ffmpeg, tmp_pat
 
 
 @pytest.fixture
-def mounted(tmp_path) -> Iterator[Path]:
+def mounted(tmpfs) -> Path:
     """A file system of 3 MB of its own."""
-    path = tmp_path / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", path], check=True, timeout=20)
-    yield path
-    subprocess.run(["umount", "-l", path], check=True, timeout=20)
+    return tmpfs("3m")
 
 
 def lines_about(server: Server, pattern: str) -> list[str]:

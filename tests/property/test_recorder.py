@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import RawMessage
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.stream.stream import Stream
+from tests.unit.services.recorder.files import write_pieces
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
@@ -64,23 +64,12 @@ class Reader:
             self.page, self.offset = tag.page, tag.offset
             self.fed.append((tag.type_id, tag.kind, bytes(tag.data[flv.TAG_HEADER_SIZE : -4])))
             self.assembler.feed(tag)
-        self.write()
-
-    def write(self):
-        for segment, data, last in self.assembler.take():
-            file = self.files.setdefault(segment.number, io.BytesIO())
-            file.seek(0, io.SEEK_END)
-            file.write(data)
-            segment.mark_written()
-            if last:
-                for position, patch in segment.patches():
-                    file.seek(position)
-                    file.write(patch)
+        write_pieces(self.assembler, self.files)
 
     def end(self):
         self.take()
         self.assembler.end()
-        self.write()
+        write_pieces(self.assembler, self.files)
         return [self.files[number] for number in sorted(self.files)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from rtmpd.media import flv, flv_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rtmpd.services.recorder.assembler import Assembler
 
 KEYFRAME = b"\x17\1\0\0\0" + b"k" * 500
 FRAME = b"\x27\1\0\0\0" + b"f" * 100
@@ -32,3 +35,19 @@ def write(path: Path, data: bytes, mtime_s: float | None = None) -> Path:
     if mtime_s is not None:
         os.utime(path, (mtime_s, mtime_s))
     return path
+
+
+def write_pieces(assembler: Assembler, files: dict[int, io.BytesIO]) -> list[int]:
+    """Do with an assembler's pieces what the recorder does: write, and patch what is closed; return the numbers of those."""
+    closed = []
+    for segment, data, last in assembler.take():
+        file = files.setdefault(segment.number, io.BytesIO())
+        file.seek(0, io.SEEK_END)
+        file.write(data)
+        segment.mark_written()
+        if last:
+            for position, patch in segment.patches():
+                file.seek(position)
+                file.write(patch)
+            closed.append(segment.number)
+    return closed

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-
 import pytest
 
 from rtmpd.media import flv
@@ -12,6 +10,7 @@ from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.stream.flvlog import FlvLog
 from rtmpd.stream.headers import HeaderCache
 from rtmpd.stream.vitals import Vitals
+from tests.unit.services.recorder.files import write_pieces
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
@@ -58,16 +57,7 @@ class Scene:
 
     def write(self):
         """Do what the recorder does."""
-        for segment, data, last in self.assembler.take():
-            file = self.files.setdefault(segment.number, io.BytesIO())
-            file.seek(0, io.SEEK_END)
-            file.write(data)
-            segment.mark_written()
-            if last:
-                for position, patch in segment.patches():
-                    file.seek(position)
-                    file.write(patch)
-                self.closed.append(segment.number)
+        self.closed += write_pieces(self.assembler, self.files)
 
     def end(self):
         self.assembler.end()
