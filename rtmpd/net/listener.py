@@ -72,12 +72,24 @@ def _bind(address: ListenAddress) -> socket:
     return sock
 
 
+def _accepted(sock: socket) -> tuple[tuple[str, int], ...]:
+    """Return the addresses that a listening socket accepts connections on, IPv4 apart where it comes over an IPv6 socket."""
+    host, port = sock.getsockname()[:2]
+    dual = sock.family == stdlib_socket.AF_INET6 and not sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY)
+    return ((host, port), ("0.0.0.0", port)) if dual else ((host, port),)  # noqa: S104
+
+
 class Listener:
     """Accepts connections on one address and runs each in a greenlet of its own.
 
     Args:
         address: Where to listen.
         serve: Called in the connection's greenlet; the connection is closed when it returns.
+
+    Attributes:
+        bound: Where it listens, as text.
+        port: The port.
+        addresses: Host and port of each address that it accepts connections on; the host may mean any.
 
     Raises:
         RtmpdError: The address can't be listened on; the message says why and what to do.
@@ -87,6 +99,7 @@ class Listener:
         sock = bind(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
+        self.addresses = _accepted(sock)
         self._serve = serve
         self._pool = Pool()
         self._server = StreamServer(sock, self._handle, spawn=self._pool)

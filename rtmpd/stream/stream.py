@@ -64,6 +64,7 @@ class Stream:
         announced: Whether players have been told that the stream is live, and not yet that it has ended.
         bytes_in, audio_messages, video_messages, data_messages: Received from publishers.
         video_others: Those of the video messages that are no frames: headers and the like.
+        via: The ids of the servers that it has come through, if relays brought it.
         vitals: What is known of it: codecs, keyframes, rates.
         flvlog: The stream as FLV tags; None while nobody reads it.
         created_at: Monotonic, seconds.
@@ -92,6 +93,7 @@ class Stream:
         self.video_messages = 0
         self.data_messages = 0
         self.video_others = 0
+        self.via: tuple[str, ...] = ()
         self.vitals = Vitals(lambda found: on_codec(self, found) if on_codec is not None else None)
         self.flvlog: FlvLog | None = None
         self.created_at = time.monotonic()

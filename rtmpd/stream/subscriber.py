@@ -86,16 +86,17 @@ class Subscriber:
         skips: How often it fell too far behind and was moved to a keyframe.
         messages: How many messages of the log it has had, up to where it last left the log.
         dropped: How many messages it was made to skip.
+        left_at: Where it last left the log: how many messages of the log begin before; None: it has not left.
         write_timeout_s: It is cut off when it has taken nothing for this long; 0: the server's option says.
     """
 
     __slots__ = (
         "_begun_at",
-        "_left_at",
         "blocked",
         "dropped",
         "headers_version",
         "joins_seen",
+        "left_at",
         "listed",
         "message_stream_id",
         "messages",
@@ -137,7 +138,7 @@ class Subscriber:
         self.dropped = 0
         self.write_timeout_s = 0.0
         self._begun_at: int | None = None
-        self._left_at: int | None = None
+        self.left_at: int | None = None
         self.sent = 0  # bytes; while in the group: less the group's position, so that passes need not count
 
     @property
@@ -153,17 +154,17 @@ class Subscriber:
     def begin_at(self, page: Page, offset: int) -> None:
         """Give it a place in the log, which it did not have."""
         number = page.messages_before(offset)
-        if self._left_at is not None:
+        if self.left_at is not None:
             # It may begin before where it left: then it gets some for the second time.
-            self.dropped += max(0, number - self._left_at)
+            self.dropped += max(0, number - self.left_at)
         self._begun_at = number
         self.page, self.offset = page, offset
 
     def leave_at(self, page: Page | None, offset: int) -> None:
         """Take note of where it leaves the log, or its place in it; harmless if it had none."""
         if page is not None and self._begun_at is not None:
-            self._left_at = page.messages_before(offset)
-            self.messages += self._left_at - self._begun_at
+            self.left_at = page.messages_before(offset)
+            self.messages += self.left_at - self._begun_at
             self._begun_at = None
 
     def messages_until(self, page: Page | None, offset: int) -> int:

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import gevent
 import pytest
+from gevent import socket
 from gevent.event import Event
 
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused, TransportClosed
 from rtmpd.hub import Hub
+from rtmpd.net.transport import Transport
 from rtmpd.stream.subscriber import Subscriber
 from tests.unit.stream.fakes import FakeTime, FakeTransport, frame, keyframe, settle, texts
 
@@ -48,7 +50,7 @@ class FakePublisher:
 
     def __init__(self, hub, key="live/test"):
         self.hub = hub
-        self.connection = SimpleNamespace(transport=FakeTransport())
+        self.connection = SimpleNamespace(transport=FakeTransport(), via=())
         self.stopped = ""
         self.stream = hub.publish(key, self)
 
@@ -515,3 +517,26 @@ def test_a_stream_that_is_gone_takes_its_memory_with_it_without_the_garbage_coll
         assert stream() is None
     finally:
         gc.enable()
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_freed_when_it_has_ended_without_the_collector(make_hub):
+    """The collector comes seldom, and thousands of connections may have come and gone by then."""
+    hub = make_hub()
+    gc.disable()
+    try:
+        here, there = socket.socketpair()
+        serving = gevent.spawn(hub.serve, Transport(there, "192.0.2.1:1"))
+        while not hub.connections:
+            gevent.sleep(0)
+        connection = weakref.ref(next(iter(hub.connections)))
+        here.close()
+        serving.join(LIMIT_S)
+        del serving
+        gevent.sleep(0)
+        assert connection() is None
+    finally:
+        gc.enable()
+        there.close()

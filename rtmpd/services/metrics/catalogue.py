@@ -53,6 +53,7 @@ COUNTERS: Final = {
     "relay_messages_sent": Total("rtmp_relay_messages_sent", "Messages sent to relay destinations."),
     "relay_messages_dropped": Total("rtmp_relay_messages_dropped", "Messages that relay destinations did not get."),
     "relay_bytes_sent": Total("rtmp_relay_bytes_sent", "Bytes sent to relay destinations."),
+    "relay_reconnects": Total("rtmpd_relay_reconnects", "Relays that came up again after they had lost their connection."),
     "player_skips": Total("rtmpd_player_skips", "Times that a player was too far behind and moved to a keyframe."),
     "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
     "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
@@ -71,6 +72,9 @@ FAILURES: Final = {
     "limits_exceeded": "a client asked for more than a limit allows",
     "protocol_errors": "a client broke the protocol",
     "refused": "a connect, publish or play was refused",
+    "relay_failures": "a relay did not come up, or lost its connection",
+    "relay_loops": "a relay led back to where its stream came from",
+    "relays_refused": "relay_limit was reached",
     "retention_errors": "old recordings could not be looked through or deleted",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.

@@ -1,0 +1,1 @@
+"""Relays: streams that are pushed on to other servers."""

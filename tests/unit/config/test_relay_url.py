@@ -1,0 +1,147 @@
+import re
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.config.relay_url import RelayUrl, labels
+from rtmpd.config.secret import MASK
+from rtmpd.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("rtmp://host/live/a", "rtmp://host:1935/live/a"),
+        ("rtmp://host:1936/live/a", "rtmp://host:1936/live/a"),
+        ("rtmp://host/live/{name}", "rtmp://host:1935/live/cam"),
+        ("rtmp://host/{app}/{name}", "rtmp://host:1935/studio/one/cam"),
+        ("rtmp://host/{app}-{name}/x_{name}", "rtmp://host:1935/studio/one-cam/x_cam"),
+        ("rtmp://host/live", "rtmp://host:1935/live/cam"),
+        ("rtmp://host/live/", "rtmp://host:1935/live/cam"),
+        ("rtmp://host//a//b/c", "rtmp://host:1935/a/b/c"),
+        ("rtmp://host/live/a?k={name}&l=/", "rtmp://host:1935/live/a?k=cam&l=/"),
+        ("rtmp://host/live/a#b", "rtmp://host:1935/live/a#b"),
+        ("rtmp://[2001:db8::1]:1/live/a", "rtmp://[2001:db8::1]:1/live/a"),
+        ("rtmp://user:p%40ss@host/live/a", "rtmp://user:p%40ss@host:1935/live/a"),
+        ("RTMP://Host/Live/A", "rtmp://host:1935/Live/A"),
+        ("rtmp://192.0.2.1/live/a", "rtmp://192.0.2.1:1935/live/a"),
+    ],
+)
+def test_urls_and_their_fields(text, expanded):
+    assert RelayUrl.parse(text).expand("studio/one", "cam") == expanded
+
+
+@pytest.mark.parametrize("name", ["{app}", "a b", "a\\b", "ä", "a{b"])
+def test_names_of_streams_go_in_as_they_are(name):
+    assert RelayUrl.parse("rtmp://h/{app}/{name}").expand("{name}", name) == f"rtmp://h:1935/{{name}}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "it does not begin with rtmp://"),
+        ("host/live/a", "it does not begin with rtmp://"),
+        ("http://host/live/sEcret", "it does not begin with rtmp://"),
+        ("rtmps://host/live/sEcret", "rtmps:// is not supported yet, only rtmp://"),
+        ("rtmp://", "its host or port is wrong"),
+        ("rtmp:///live/sEcret", "its host or port is wrong"),
+        ("rtmp://host:0/live/sEcret", "its host or port is wrong"),
+        ("rtmp://host:99999/live/sEcret", "its host or port is wrong"),
+        ("rtmp://host:sEcret/live/a", "its host or port is wrong"),
+        ("rtmp://[::1/live/sEcret", "its host or port is wrong"),
+        ("rtmp://[sEcret::1]/live/a", "its host or port is wrong"),
+        ("rtmp://a..b/live/sEcret", "its host or port is wrong"),
+        ("rtmp://host", "it names no application"),
+        ("rtmp://host/", "it names no application"),
+        ("rtmp://host/live/sEcret{nmae}", "there are only the fields {app} and {name}, not {nmae}"),
+        ("rtmp://host/live/{name", "there are only the fields {app} and {name}, not {"),
+        ("rtmp://host/live/{}", "there are only the fields {app} and {name}, not {}"),
+        ("rtmp://{name}/live/sEcret", "fields can only stand in the path and the query"),
+        ("rtmp://{app}:x@host/live/sEcret", "fields can only stand in the path and the query"),
+        ("rtmp://host/live/sE cret", "it has spaces or control characters"),
+        ("rtmp://host/live/" + "s" * 3000, "it is longer than 2048 characters"),
+        (f"rtmp://host/live/{MASK}", "this is the mask of a printed configuration, not a URL"),
+        ("env:THERE_IS_NO_SUCH", "there is no such environment variable"),
+    ],
+)
+def test_what_is_wrong_is_said_without_what_may_be_secret(text, problem):
+    with pytest.raises(ValueError, match=re.escape(problem)) as raised:
+        RelayUrl.parse(text)
+    assert str(raised.value) == problem
+    assert "sE" not in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("rtmp://a.example/live2/abcd-efgh", f"rtmp://a.example:1935/live2/{MASK}"),
+        ("rtmp://a.example/app/{name}", "rtmp://a.example:1935/app/{name}"),
+        ("rtmp://a.example/app", "rtmp://a.example:1935/app/{name}"),
+        ("rtmp://a.example/app/{app}_{name}", "rtmp://a.example:1935/app/{app}_{name}"),
+        ("rtmp://a.example/app/key{name}", f"rtmp://a.example:1935/app/{MASK}"),
+        ("rtmp://a.example/app/{name}?token=x", f"rtmp://a.example:1935/app/{{name}}?{MASK}"),
+        ("rtmp://user:pass@a.example/app/{name}", "rtmp://a.example:1935/app/{name}"),
+        ("rtmp://[::1]/app/x", f"rtmp://[::1]:1935/app/{MASK}"),
+    ],
+)
+def test_the_label_shows_no_name_that_may_be_a_key_no_query_and_no_password(text, label):
+    assert RelayUrl.parse(text).label == label
+
+
+def test_a_url_shows_its_secrets_to_nobody():
+    url = RelayUrl.parse("rtmp://user:passw0rd@host/live/k3y?t0ken=1")
+    assert str(url) == f"rtmp://{MASK}@host:1935/live/{MASK}?{MASK}"
+    for secret in ("passw0rd", "k3y", "t0ken"):
+        assert secret not in repr(url)
+
+
+def test_a_url_may_stand_in_a_file(tmp_path):
+    path = tmp_path / "url"
+    path.write_text("rtmp://host/live/k3y\n")
+    url = RelayUrl.parse(f"file:{path}")
+    assert url.expand("a", "b") == "rtmp://host:1935/live/k3y"
+    assert str(url) == f"file:{path}"
+
+
+def test_destinations_that_look_the_same_are_numbered():
+    urls = tuple(RelayUrl.parse(f"rtmp://host/live/{key}") for key in "abc")
+    assert list(labels(urls).values()) == [urls[0].label, f"{urls[0].label} (2)", f"{urls[0].label} (3)"]
+
+
+def test_what_a_server_says_back_is_hidden():
+    url = RelayUrl.parse("rtmp://host/live/k3y?t=1")
+    assert url.hide("live/k3y is taken (k3y?t=1), k3ys not", "a", "b") == f"live/{MASK} is taken ({MASK}?{MASK}), k3ys not"
+    open_url = RelayUrl.parse("rtmp://host/live/{name}")
+    assert open_url.hide("live/cam is taken", "a", "cam") == "live/cam is taken"
+
+
+# In a configuration -----------------------------------------------------------------------------------------------------
+
+
+def test_several_destinations_and_one_application_with_its_own():
+    config = load_text(
+        "[relay]\nrelay_to = rtmp://a/live/{name}, rtmp://b/live/{name}\n"
+        '[applications]\n[[one]]\nrelay_to = rtmp://c/x/{name}\n[[two]]\n[[three]]\nrelay_to = ""\n'
+    )
+    assert [url.host for url in config.relay.relay_to] == ["a", "b"]
+    assert [url.host for url in config.applications["one"].relay.relay_to] == ["c"]
+    assert config.applications["two"].relay == config.relay
+    assert config.applications["three"].relay.relay_to == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("rtmps://a/b/c", "rtmps:// is not supported yet, only rtmp://"),
+        ("rtmp://a/b/c, x", "it does not begin with rtmp://"),
+    ],
+)
+def test_a_wrong_url_is_an_error_at_start(line, problem):
+    with pytest.raises(ConfigError) as raised:
+        load_text(f"[relay]\nrelay_to = {line}\n", "x.ini")
+    assert raised.value.problems == [f"x.ini:2: [relay] relay_to: expected rtmp://HOST[:PORT]/APPLICATION/NAME: {problem}"]
+
+
+def test_the_same_destination_twice_is_an_error():
+    with pytest.raises(ConfigError, match="given twice"):
+        load_text("[relay]\nrelay_to = rtmp://a/b/c, rtmp://A:1935/b//c\n")
