@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +56,9 @@ FLAGS: Final = (
     Flag("--auth-file", "PATH", "auth", "auth_file", False, "a JSON file with the tokens of streams"),
     Flag("--auth-callback", "URL", "auth", "auth_callback", False, "ask this web server"),
     Flag("--auth-callback-timeout", "SECONDS", "auth", "auth_callback_timeout_s", False, "time that the callback has"),
-    Flag("--relay-to", "URL", "relay", "relay_to", True, "push every stream on to rtmp://HOST/APPLICATION/NAME; can be repeated"),
+    Flag(
+        "--relay-to", "URL", "relay", "relay_to", True, "push every stream on to rtmp://HOST/APPLICATION/NAME; can be repeated"
+    ),
     Flag("--metrics-addr", "ADDR", "metrics", "metrics_listen", True, "serve metrics on HOST:PORT or :PORT; can be repeated"),
     Flag("--hook-script", "HOOK", "hooks", "hook_scripts", True, "run a program: EVENT=PATH ARGUMENTS; can be repeated"),
     Flag("--hook-webhook", "HOOK", "hooks", "hook_webhooks", True, "post events to a web server: EVENT=URL; can be repeated"),
@@ -66,6 +69,7 @@ FLAGS: Final = (
 """Every flag that overrides an option; the spec names the same ones."""
 
 _DEFAULTS_NAME = "the built-in configuration"
+_SIGN_S = 86400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rtmpd.config.render import render_config
 
         return _print(render_config(config))
+    if arguments.sign_publish or arguments.sign_play:
+        return _sign(config, arguments)
     from rtmpd.daemon.main import run
 
     return run(config, lambda: _load(arguments))
@@ -99,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--check-config", action="store_true", help="say whether the configuration is right, and exit")
     actions.add_argument("--print-config", action="store_true", help="print the whole effective configuration, and exit")
+    actions.add_argument("--sign-publish", metavar="URL", help="print this URL with a signature to publish, and exit")
+    actions.add_argument("--sign-play", metavar="URL", help="print this URL with a signature to play, and exit")
+    parser.add_argument("--sign-for", metavar="SECONDS", type=_seconds, default=_SIGN_S, help="how long a signature is good")
     parser.add_argument("--version", action="version", version=f"rtmpd {__version__}")
     for flag in FLAGS:
         if flag.argument:
@@ -117,6 +126,29 @@ def _load(arguments: argparse.Namespace) -> Config:
     if arguments.config is None:
         return load_text("", _DEFAULTS_NAME, overrides)
     return load_file(arguments.config, overrides)
+
+
+def _seconds(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**10:
+        raise argparse.ArgumentTypeError("expected a whole number of seconds")
+    return int(text)
+
+
+def _sign(config: Config, arguments: argparse.Namespace) -> int:
+    """Print a signed URL. The secret is the first one of the URL's application."""
+    from rtmpd.services.auth.signing import sign_url, stream_of_url
+
+    action, url = ("publish", arguments.sign_publish) if arguments.sign_publish else ("play", arguments.sign_play)
+    try:
+        found = config.application(stream_of_url(url).rpartition("/")[0])
+    except ValueError as error:
+        print(f"rtmpd: {error}", file=sys.stderr)
+        return 1
+    secrets = found[1].auth.auth_sign_secrets if found is not None else ()
+    if not secrets:
+        print("rtmpd: there are no auth_sign_secrets for this application", file=sys.stderr)
+        return 1
+    return _print(sign_url(secrets[0], action, url, int(time.time()) + arguments.sign_for) + "\n")
 
 
 def _print(text: str) -> int:

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["AUTH_FAILED", "NEED_AUTH", "UNKNOWN_AUTHMOD", "Challenges", "Login", "is_need_auth", "query_parameters", "response"]
+__all__ = ["AUTH_FAILED", "NEED_AUTH", "UNKNOWN_AUTHMOD", "Challenges", "Login", "query_parameters", "response"]
 
 NEED_AUTH: Final = "[ AccessManager.Reject ] : [ code=403 need auth; authmod=adobe ] : "
 """The description of the first refusal. Clients look for parts of it, GStreamer for all of it."""
@@ -59,11 +59,6 @@ def _hashed(*parts: str) -> str:
 def response(user: str, password: str, salt: str, opaque: str, challenge: str) -> str:
     """Return what proves that the client knows the password."""
     return _hashed(_hashed(user, salt, password), opaque, challenge)
-
-
-def is_need_auth(description: str) -> bool:
-    """Whether a refused connect asks for a login that `Login` knows."""
-    return "authmod=adobe" in description and ("need auth" in description or "reason=needauth" in description)
 
 
 class Login:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from rtmpd.protocol.naming import join_key
 
@@ -54,7 +54,8 @@ def verified(secrets: Iterable[Secret], action: str, key: str, expires: str, sig
 def stream_of_url(url: str) -> str:
     """Return the key of the stream that an RTMP URL names; raises ValueError."""
     parts = urlsplit(url)
-    key = join_key("", unquote(parts.path) if "%" in parts.path else parts.path)
+    # As it stands there: RTMP clients decode nothing.
+    key = join_key("", parts.path)
     if parts.scheme not in ("rtmp", "rtmps") or not parts.hostname or "/" not in key:
         raise ValueError("expected rtmp://HOST/APPLICATION/NAME")
     return key

@@ -113,6 +113,10 @@ def parse_table(data: bytes) -> Table:
         raise TableError("it is not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise TableError(f"line {error.lineno} column {error.colno}: {error.msg}") from None
+    except TableError:
+        raise
+    except ValueError:
+        raise TableError("it has a number that is too long") from None
     except RecursionError:
         raise TableError("it is too deep") from None
     if not isinstance(found, dict):
