@@ -7,9 +7,9 @@ that is not written for gevent may use it too, one client per thread. docs/clien
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -18,6 +18,7 @@ from gevent.socket import create_connection
 from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClosed
 from rtmpd.net.transport import Transport, deadline, format_address
 from rtmpd.protocol import amf0
+from rtmpd.protocol.adobe_auth import Login
 from rtmpd.protocol.command import Command, decode_command
 from rtmpd.protocol.endpoint import DEFAULT_WINDOW_BYTES, Endpoint
 from rtmpd.protocol.handshake import ClientHandshake
@@ -41,6 +42,9 @@ __all__ = ["Client", "RtmpUrl"]
 
 DEFAULT_PORT = 1935
 
+_ENCODER = "FMLE/3.0 (compatible; rtmpd)"
+_PLAYER = "LNX 9,0,124,2"
+
 _MEDIA_CSIDS = {
     int(MessageType.AUDIO): CSID_AUDIO,
     int(MessageType.VIDEO): CSID_VIDEO,
@@ -50,7 +54,7 @@ _MEDIA_CSIDS = {
 
 @dataclass(frozen=True, slots=True)
 class RtmpUrl:
-    """An RTMP URL, taken apart: ``rtmp://host[:port]/app/name``.
+    """An RTMP URL, taken apart: ``rtmp://[user:password@]host[:port]/app/name``.
 
     Everything but the last part of the path is the application; the query belongs to the name.
     """
@@ -59,6 +63,8 @@ class RtmpUrl:
     port: int
     app: str
     name: str
+    user: str = ""
+    password: str = field(default="", repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -74,7 +80,7 @@ class RtmpUrl:
             # A bracket or a port that is none.
             host = None
         if not host or parts.scheme != "rtmp":
-            raise ValueError(f"expected rtmp://host[:port]/app/name, got {url.partition('?')[0]!r}")
+            raise ValueError(f"expected rtmp://host[:port]/app/name, got {_without_secrets(url)!r}")
         app, _, name = parts.path.strip("/").rpartition("/")
         if not app:
             app, name = name, ""
@@ -83,7 +89,7 @@ class RtmpUrl:
         if parts.fragment:
             # RTMP knows no fragments: it is part of the name.
             name += "#" + parts.fragment
-        return cls(host, port or DEFAULT_PORT, app, name)
+        return cls(host, port or DEFAULT_PORT, app, name, unquote(parts.username or ""), unquote(parts.password or ""))
 
     @property
     def tc_url(self) -> str:
@@ -92,13 +98,20 @@ class RtmpUrl:
         return f"rtmp://{host}:{self.port}/{self.app}"
 
 
+def _without_secrets(url: str) -> str:
+    """Return a URL without its query, user and password."""
+    head = url.partition("?")[0]
+    scheme, separator, rest = head.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
 class Client:
     """A connection to an RTMP server.
 
     Use it as a context manager, or call `close`. One greenlet uses it at a time.
 
     Args:
-        url: ``rtmp://host[:port]/app/name``, or one taken apart.
+        url: ``rtmp://[user:password@]host[:port]/app/name``, or one taken apart. With a user, it logs in when it is asked to.
         timeout_s: For connecting, for each answer, and for the server to take what is sent.
         handshake: ``digest`` (a server that only speaks plain answers plain, and gets it) or ``plain``.
         chunk_size: Outbound chunk size, bytes.
@@ -134,6 +147,7 @@ class Client:
         self._chunk_size = chunk_size
         self._window_ack_size = window_ack_size
         self._properties = connect_properties or {}
+        self._plays = False
         self._vet = vet
         self._transport: Transport | None = None
         self._transaction_id = 0
@@ -153,35 +167,60 @@ class Client:
     # Connecting --------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connect, shake hands and send the connect command.
+        """Connect, shake hands and send the connect command; again with a login, if the server asks for one.
 
         Raises:
             TransportClosed: No connection, or the server closed it. DeadlineExceeded: It took longer than ``timeout_s``.
-            RemoteProtocolError: The server does not speak RTMP. Refused: It does not take the application.
+            RemoteProtocolError: The server does not speak RTMP. Refused: It does not take the application, or the login.
         """
+        login = Login(self.url.user, self.url.password) if self.url.user else None
+        query = ""
         with deadline(self.timeout_s, "connecting"):
-            try:
-                sock = create_connection((self.url.host, self.url.port))
-            except OSError as error:
-                where = format_address((self.url.host, self.url.port))
-                raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
+            while True:
+                try:
+                    self._connect(query)
+                except Refused as refused:
+                    query = login.answer(refused.description, os.urandom(4)) if login is not None else ""
+                    if not query:
+                        raise
+                    self._disconnect()
+                else:
+                    return
+
+    def _disconnect(self) -> None:
+        """Be as before the first connection."""
+        self.close()
+        self.endpoint = Endpoint(message_limit_bytes=0xFFFFFF)
+        self._transaction_id = 0
+        self._inbox = []
+
+    def _connect(self, query: str) -> None:
+        """Connect once, with the query of a login behind the application."""
+        try:
+            sock = create_connection((self.url.host, self.url.port))
             address = sock.getpeername()
-            self._transport = Transport(sock, format_address(address))
-            if self._vet is not None:
-                self._vet(address)
-            self._handshake()
-            self.endpoint.send_chunk_size(self._chunk_size)
-            self.endpoint.send_window_ack_size(self._window_ack_size)
-            properties = {
-                "app": self.url.app,
-                "type": "nonprivate",
-                "flashVer": "FMLE/3.0 (compatible; rtmpd)",
-                "tcUrl": self.url.tc_url,
-                "objectEncoding": 0,
-                **self._properties,
-            }
-            answer = self._call("connect", properties)
-            self.connect_result = (answer.command_object, answer.argument(0))
+        except OSError as error:
+            where = format_address((self.url.host, self.url.port))
+            raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
+        self._transport = Transport(sock, format_address(address))
+        if self._vet is not None:
+            self._vet(address)
+        self._handshake()
+        self.endpoint.send_chunk_size(self._chunk_size)
+        self.endpoint.send_window_ack_size(self._window_ack_size)
+        properties = {
+            "app": self.url.app,
+            # Servers tell by these who will publish, and ask for a password or not.
+            **({} if self._plays else {"type": "nonprivate"}),
+            "flashVer": _PLAYER if self._plays else _ENCODER,
+            "tcUrl": self.url.tc_url,
+            "objectEncoding": 0,
+            **self._properties,
+        }
+        if query:
+            properties |= {name: f"{properties[name]}?{query}" for name in ("app", "tcUrl")}
+        answer = self._call("connect", properties)
+        self.connect_result = (answer.command_object, answer.argument(0))
 
     def _handshake(self) -> None:
         transport = self._connected()
@@ -335,6 +374,7 @@ class Client:
             Refused: The server said no; ``code`` is its status code. Else as `connect`.
         """
         if self._transport is None:
+            self._plays = True
             self.connect()
         name = self.url.name if name is None else name
         with deadline(self.timeout_s, "playing"):
