@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.access import AllowAll
-from rtmpd.errors import Refused
+from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
 from rtmpd.loop import give_way
 from rtmpd.media.track_config import VideoConfig
+from rtmpd.net.proxied import is_from, read_proxy_header
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.session.connection import Connection
@@ -162,6 +163,16 @@ class Hub:
 
     def serve(self, transport: Transport) -> None:
         """Run a connection to its end, in the greenlet that accepted it."""
+        try:
+            first = self._unwrap(transport)
+        except TransportClosed:
+            # Balancers look whether we are there.
+            self.count("early_closes")
+            return
+        except RtmpdError as error:
+            self.count("proxy_errors")
+            log.warning("%s: %s", transport.peer, error)
+            return
         address = transport.peer.rpartition(":")[0]
         if self.authorizer.bars(address):
             return
@@ -179,7 +190,7 @@ class Hub:
         self._by_address[address] += 1
         connection.emit(EventType.CONNECTION_ACCEPT)
         try:
-            connection.run()
+            connection.run(first)
         except gevent.GreenletExit:
             # The drain's deadline is over.
             return
@@ -192,6 +203,13 @@ class Hub:
             self._by_address[address] -= 1
             if not self._by_address[address]:
                 del self._by_address[address]
+
+    def _unwrap(self, transport: Transport) -> bytes:
+        """Find out who is behind a load balancer; return what has come of the client's own bytes."""
+        server = self.config.server
+        if server.proxy_protocol_from and is_from(transport, server.proxy_protocol_from):
+            return read_proxy_header(transport, server.handshake_timeout_s)
+        return b""
 
     def _say_closed(self, connection: Connection) -> None:
         if self.bus.wanted(EventType.CONNECTION_CLOSE):

@@ -156,6 +156,7 @@ class ServerConfig:
     message_stream_limit: int
     command_limit: int
     unsent_limit_bytes: int
+    proxy_protocol_from: tuple[Network, ...]
     drain_timeout_s: float
 
 

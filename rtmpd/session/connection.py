@@ -168,11 +168,15 @@ class Connection:
 
     # The connection's life ---------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve the connection to its end. Raises nothing but what is a bug."""
+    def run(self, first: bytes = b"") -> None:
+        """Serve the connection to its end. Raises nothing but what is a bug.
+
+        Args:
+            first: What has been read of it already.
+        """
         reason = "failed"
         try:
-            self._handshake()
+            self._handshake(first)
             self._serve()
         except TransportClosed as error:
             reason = str(error)
@@ -224,11 +228,12 @@ class Connection:
         self.log.warning("%s: %s", self.phase, error)
         return f"{type(error).__name__} in {self.phase}"
 
-    def _handshake(self) -> None:
+    def _handshake(self, data: bytes) -> None:
         handshake = ServerHandshake(os.urandom)
         with deadline(self.config.handshake_timeout_s, "handshake"):
             while not handshake.done:
-                reply = handshake.feed(self.transport.recv())
+                reply = handshake.feed(data or self.transport.recv())
+                data = b""
                 if reply:
                     self.transport.send_all(reply, self.config.handshake_timeout_s)
         self.log.debug("= handshake done: %s", handshake.kind)

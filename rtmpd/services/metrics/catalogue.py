@@ -33,6 +33,8 @@ COUNTERS: Final = {
     "plays": Total("rtmp_subscribers", "Plays that began."),
     "auth_successes": Total("rtmp_auth_successes", "Clients that authentication let in."),
     "auth_failures": Total("rtmp_auth_failures", "Clients that authentication kept out."),
+    "auth_bans": Total("rtmpd_auth_bans", "Addresses that were banned because of failures of authentication."),
+    "auth_banned_connections": Total("rtmpd_auth_banned_connections", "Connections of banned addresses, closed at once."),
     "audio_messages": Total("rtmp_messages_audio", "Audio messages from publishers."),
     "video_messages": Total("rtmp_messages_video", "Video messages from publishers."),
     "data_messages": Total("rtmp_messages_data", "Data messages from publishers."),
@@ -63,6 +65,8 @@ COUNTERS: Final = {
 
 FAILURES: Final = {
     "accept_failures": "a connection could not be accepted for want of file descriptors",
+    "auth_callback_errors": "an authentication callback did not answer in time, or not as it should",
+    "auth_file_errors": "a file with tokens could not be used",
     "connections_refused": "a connection limit was reached",
     "deadlines_exceeded": "a client took too long, or was silent for too long",
     "early_closes": "a client left before it had connected to an application",
@@ -71,6 +75,7 @@ FAILURES: Final = {
     "internal_errors": "a bug; the log has a traceback",
     "limits_exceeded": "a client asked for more than a limit allows",
     "protocol_errors": "a client broke the protocol",
+    "proxy_errors": "a load balancer sent no PROXY header, or a wrong one",
     "refused": "a connect, publish or play was refused",
     "relay_failures": "a relay did not come up, or lost its connection",
     "relay_loops": "a relay led back to where its stream came from",
@@ -83,6 +88,7 @@ What is in neither table is exported there, too: no counter is ever lost.
 """
 
 GAUGES: Final = {
+    "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever reads the log paused."),
