@@ -12,6 +12,7 @@ import pytest
 from rtmpd.config import model, render
 from rtmpd.config.access import NamedSecret, Network
 from rtmpd.config.file_names import FileNameTemplate
+from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import Config, ListenAddress
 from rtmpd.config.secret import Secret
@@ -25,6 +26,8 @@ DOCS = (ROOT / "docs" / "configuration.rst").read_text("utf-8")
 OPTIONS = [option for section in sections() for option in section.options]
 TYPES = {
     "integer": int,
+    "duration": float,
+    "size": int,
     "float": float,
     "boolean": bool,
     "option": str,
@@ -35,6 +38,8 @@ TYPES = {
     "relay_urls": tuple[RelayUrl, ...],
     "file_name": FileNameTemplate,
     "secret": Secret,
+    "scripts": tuple[ScriptHook, ...],
+    "webhooks": tuple[WebhookHook, ...],
     "secret_url": Secret,
     "secrets": tuple[Secret, ...],
     "stream_secrets": tuple[NamedSecret, ...],
@@ -132,7 +137,7 @@ def test_the_unit_is_in_the_name():
             assert option.unit == units[suffix]
         else:
             assert option.unit not in units.values()
-        assert bool(option.unit) is (option.kind in {"integer", "float"})
+        assert bool(option.unit) is (option.kind in {"integer", "float", "duration", "size"})
 
 
 def test_the_examples_of_the_documentation_load():

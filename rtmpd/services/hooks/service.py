@@ -52,6 +52,7 @@ class Hooks:
         # Names events across runs of the server.
         self._run = os.urandom(4).hex()
         self._number = 0
+        self._told = ""
 
     # What the board asks for -------------------------------------------------------------------------------------------
 
@@ -132,6 +133,17 @@ class Hooks:
         bus.subscribe((kind for kind, receivers in self._wanted.items() if receivers), self._handle)
         # More places, or other limits, may let something go on.
         self._board.kick()
+        self._say(config)
+
+    def _say(self, config: HooksConfig) -> None:
+        """Log who is told, if that is news."""
+        labels = [destination.carrier.label for destination in self._destinations.values()]
+        if config.hook_stdio_format != "off":
+            labels.append(f"standard output ({config.hook_stdio_format})")
+        told = ", ".join(labels)
+        if told != self._told:
+            log.info("hooks: %s", told or "none")
+            self._told = told
 
     def _carrier(self, target: ScriptHook | WebhookHook) -> Carrier:
         if isinstance(target, ScriptHook):

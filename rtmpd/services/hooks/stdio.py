@@ -82,7 +82,7 @@ class Stdio:
             log.warning("hook standard output: %d events could not be written before the end", lost)
 
     def _run(self) -> None:
-        over = False
+        over = broken = False
         while not over:
             batch = [self._lines.get()]
             size = len(batch[0] or b"")
@@ -93,12 +93,14 @@ class Stdio:
             lines = [each for each in batch if each is not None]
             if not lines:
                 continue
+            problem = ""
             try:
-                self._write(b"".join(lines))
+                if not broken:
+                    self._write(b"".join(lines))
             except OSError as error:
-                self._loop.run_callback_threadsafe(self._fail, len(lines), os.strerror(error.errno) if error.errno else "")
-            else:
-                self._loop.run_callback_threadsafe(self._succeed, len(lines))
+                broken = True
+                problem = os.strerror(error.errno) if error.errno else "it can't be written to"
+            self._loop.run_callback_threadsafe(self._settle, len(lines), broken, problem)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -109,13 +111,13 @@ class Stdio:
                 # Somebody who shares the descriptor has changed it.
                 os.set_blocking(self._descriptor, True)
 
-    def _succeed(self, number: int) -> None:
+    def _settle(self, number: int, broken: bool, problem: str) -> None:
+        """Count what the thread has done; in the event loop, where counters are."""
         for _ in range(number):
-            self._policy.count_delivery()
-
-    def _fail(self, number: int, problem: str) -> None:
-        for _ in range(number):
-            self._policy.count_failure()
-        if not self._broken:
-            self._broken = problem or "it can't be written to"
-            log.error("hook standard output: %s: no more events are written", self._broken)
+            if broken:
+                self._policy.count_failure()
+            else:
+                self._policy.count_delivery()
+        if problem:
+            self._broken = problem
+            log.error("hook standard output: %s: no more events are written", problem)
