@@ -64,6 +64,7 @@ class Stream:
         announced: Whether players have been told that the stream is live, and not yet that it has ended.
         bytes_in, audio_messages, video_messages, data_messages: Received from publishers.
         video_others: Those of the video messages that are no frames: headers and the like.
+        begun_at: Where in the wire log the publisher's messages begin: a position.
         via: The ids of the servers that it has come through, if relays brought it.
         vitals: What is known of it: codecs, keyframes, rates.
         flvlog: The stream as FLV tags; None while nobody reads it.
@@ -93,6 +94,7 @@ class Stream:
         self.video_messages = 0
         self.data_messages = 0
         self.video_others = 0
+        self.begun_at = 0
         self.via: tuple[str, ...] = ()
         self.vitals = Vitals(lambda found: on_codec(self, found) if on_codec is not None else None)
         self.flvlog: FlvLog | None = None
@@ -124,6 +126,7 @@ class Stream:
             self.announced = True
             self._tell_event(UserControlType.STREAM_BEGIN)
             self._tell_status(status.PLAY_PUBLISH_NOTIFY, f"{self.key} is now published.")
+        self.begun_at = self.wirelog.position
 
     def pause(self) -> None:
         """Take leave of the publisher; players are kept until it is back or `end` is called."""

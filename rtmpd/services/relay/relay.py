@@ -130,7 +130,7 @@ class Relay:
         self._stream = stream
         self._after = after
         self._app, _, self._name = stream.key.rpartition("/")
-        self._begun_position = stream.wirelog.position
+        self._publish_began_at = stream.begun_at
         self._began_at = time.monotonic()
         self._changed_at = self._began_at
         self._ups = 0
@@ -255,7 +255,7 @@ class Relay:
         # By now whoever is told may find it in the figures.
         hub.bus.emit(EventType.RELAY_UP, {"destination": self.label}, stream=stream)
         client.hand_over(partial(stream.fanout.write, subscriber))
-        stream.fanout.join(subscriber, self._begun_position)
+        stream.fanout.join(subscriber, self._publish_began_at)
 
     def _go_down(self, reason: str) -> bool:
         """Take leave of a connection that is over; return whether it was up."""

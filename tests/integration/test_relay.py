@@ -1,0 +1,481 @@
+"""Relays to servers that do as they should, and to all kinds that do not."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import gevent
+import pytest
+
+from rtmpd.protocol import amf0
+from tests.integration.beside import Bystander, wait_until
+from tests.integration.target import Target
+from tests.integration.wire import (
+    AAC_HEADER,
+    AUDIO,
+    AVC_HEADER,
+    DATA,
+    VIDEO,
+    Item,
+    begin,
+    gop,
+    gops,
+    inter,
+    key,
+    metadata,
+    played,
+    send,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Server
+
+QUICK = "relay_retry_s = 0.1\nrelay_retry_limit_s = 0.3\n"
+SET = amf0.encode("@setDataFrame")
+HEADERS = [Item(DATA, 0, SET + metadata()), Item(VIDEO, 0, AVC_HEADER), Item(AUDIO, 0, AAC_HEADER)]
+
+
+@pytest.fixture
+def target(opened):
+    """Return a function that makes a target."""
+
+    def make(**options) -> Target:
+        made = Target(**options)
+        opened.callback(made.close)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def relaying(server):
+    """Return a function that starts a server which relays to these URLs."""
+
+    def start(*urls: str, options: str = "", more: str = "") -> Server:
+        listed = ", ".join(f'"{url}"' for url in urls)
+        ini = f"[metrics]\nmetrics_listen = 127.0.0.1:0\n[relay]\nrelay_to = {listed}\n{QUICK}{options}\n{more}"
+        return server(ini)
+
+    return start
+
+
+@pytest.fixture
+def beside(opened):
+    """Return a function that starts a publisher and its player on a server: they must notice nothing of its relays."""
+
+    def start(server: Server) -> Bystander:
+        made = Bystander(server)
+        opened.callback(made.close)
+        return made
+
+    return start
+
+
+def metrics(server: Server) -> dict[str, float]:
+    port = int(server.wait_for_line(r"metrics on http://127\.0\.0\.1:(\d+)/")[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[:1] != "#"}
+
+
+def ends_with(peer, item) -> bool:
+    return bool(peer.media) and peer.media[-1] == item
+
+
+# As it should be --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_goes_on_with_all_that_it_has_and_says_good_bye(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    sender = publisher(running, "cam")
+    running.wait_for_line(r"live/cam: relay to rtmp://127\.0\.0\.1:\d+/far/\{name\} is up \(127")
+    begin(sender)
+    peer = there.publishing()
+    send(sender, gops(1, 3))
+    sender.unpublish()
+    there.wait(peer.over.is_set, "the end")
+    assert peer.media == HEADERS + gops(0, 3)
+    assert peer.commands == [
+        "connect",
+        "releaseStream",
+        "FCPublish",
+        "createStream",
+        "publish",
+        "FCUnpublish",
+        "deleteStream",
+    ]
+    assert peer.connect["app"] == "far"
+    assert peer.published == "cam"
+    # Notices for players are not for servers.
+    assert not [one for one in peer.controls if one.type_id == 4]
+    found = running.wait_for_line(r"relay to \S+ ended: FCUnpublish; live .* (\d+) bytes, 0 reconnects, 0 failures, 0 skips")
+    assert int(found[1]) > sum(len(item.payload) for item in peer.media)
+    figures = metrics(running)
+    assert figures["rtmp_relay_messages_sent_total"] == len(gops(0, 3))
+    assert figures["rtmp_relay_bytes_sent_total"] == int(found[1])
+
+
+def test_a_relay_that_comes_late_begins_at_the_newest_keyframe(relaying, target, publisher, tmp_path):
+    there = target()
+    running = relaying()
+    sender = publisher(running, "cam")
+    begin(sender)
+    send(sender, gop(1))
+    (tmp_path / "rtmpd.ini").write_text(f"[relay]\nrelay_to = {there.url()}\n")
+    running.process.send_signal(signal.SIGHUP)
+    peer = there.publishing()
+    send(sender, gop(2))
+    there.wait(lambda: ends_with(peer, gop(2)[-1]), "the newest")
+    stamp = gop(1)[0].timestamp
+    assert peer.media == [HEADERS[0], Item(VIDEO, stamp, AVC_HEADER), Item(AUDIO, stamp, AAC_HEADER), *gop(1), *gop(2)]
+    # And one that is taken out ends in order.
+    (tmp_path / "rtmpd.ini").write_text("")
+    running.process.send_signal(signal.SIGHUP)
+    there.wait(peer.over.is_set, "the end")
+    assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
+    running.wait_for_line(r"live/cam: relay to \S+ ended: reload;")
+
+
+def test_each_application_has_its_own_destinations(relaying, target, publisher):
+    everywhere, studio = target(), target()
+    more = f'[applications]\n[[live]]\n[[studio]]\nrelay_to = {studio.url("{app}-x/y_{name}")}\n[[quiet]]\nrelay_to = ""\n'
+    running = relaying(everywhere.url(), more=more)
+    for app in ("live", "studio", "quiet"):
+        begin(publisher(running, "cam", app))
+    assert studio.publishing().published == "y_cam"
+    assert studio.peer().connect["app"] == "studio-x"
+    assert everywhere.publishing().published == "cam"
+    assert (len(everywhere.peers), len(studio.peers)) == (1, 1)
+
+
+def test_a_server_with_another_message_stream_id_gets_a_framing_of_its_own(relaying, target, publisher):
+    there = target(message_stream_id=7)
+    running = relaying(there.url())
+    sender = publisher(running, "cam")
+    running.wait_for_line("is up")
+    begin(sender)
+    peer = there.publishing()
+    send(sender, gop(1))
+    sender.unpublish()
+    there.wait(peer.over.is_set, "the end")
+    assert peer.media == HEADERS + gops(0, 1)
+
+
+def test_the_flag_takes_several_urls(server, target, publisher):
+    one, other = target(), target()
+    running = server("", "--relay-to", one.url(), "--relay-to", other.url())
+    begin(publisher(running, "cam"))
+    assert one.publishing().published == other.publishing().published == "cam"
+
+
+def test_pings_are_answered_between_media(relaying, target, beside):
+    there = target(on_publish=lambda peer: peer.ping(77))
+    running = relaying(there.url())
+    beside(running).check()
+    peer = there.publishing()
+    there.wait(lambda: [one for one in peer.controls if one.payload == b"\0\7\0\0\0\x4d"], "the answer")
+
+
+def test_metadata_that_change_go_out_in_their_envelope(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    sender = publisher(running, "cam")
+    running.wait_for_line("is up")
+    begin(sender)
+    peer = there.publishing()
+    other = metadata({"width": 1280.0})
+    sender.send(DATA, 200, SET + other)
+    there.wait(lambda: ends_with(peer, Item(DATA, 0, SET + other)), "the new metadata")
+
+
+def test_a_publish_right_behind_another_waits_for_its_end(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    sender = publisher(running, "cam")
+    begin(sender)
+    there.publishing()
+    sender.unpublish()
+    begin(publisher(running, "cam"))
+    second = there.publishing(number=1)
+    assert there.peers[0].over.is_set()
+    assert second.media[0] == HEADERS[0]
+    assert not [line for line in running.log() if "WARNING" in line]
+
+
+def test_a_stop_of_the_server_ends_relays_in_order(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    begin(publisher(running, "cam"))
+    peer = there.publishing()
+    there.wait(lambda: ends_with(peer, gop(0)[-1]), "the last frame")
+    assert running.stop() == 0
+    there.wait(peer.over.is_set, "the end")
+    assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
+
+
+def test_events_and_figures_tell_of_each_relay(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    sender = publisher(running, "cam")
+    begin(sender)
+    there.publishing()
+    labels = f'{{destination="rtmp://127.0.0.1:{there.port}/far/{{name}}",stream="live/cam"}}'
+    swapped = f'{{stream="live/cam",destination="rtmp://127.0.0.1:{there.port}/far/{{name}}"}}'
+
+    def figure(name: str) -> float:
+        found = metrics(running)
+        return found.get(name + labels, found.get(name + swapped, -1))
+
+    wait_until(lambda: figure("rtmp_relay_destination_up") == 1, "it is up")
+    wait_until(lambda: figure("rtmp_relay_destination_messages_sent_total") == len(gop(0)), "messages are counted")
+    assert figure("rtmp_relay_destination_bytes_sent_total") > sum(len(item.payload) for item in gop(0))
+    assert figure("rtmp_relay_destination_lag_seconds") == 0
+    assert figure("rtmp_relay_destination_reconnects_total") == 0
+    # A relay is no player.
+    found = metrics(running)
+    assert (found["rtmp_subscribers_active"], found["rtmp_subscribers_total"]) == (0, 0)
+
+
+# Destinations that misbehave --------------------------------------------------------------------------------------------
+
+
+def test_one_that_refuses_the_connection_is_tried_again(relaying, target, beside, opened):
+    closed = opened.enter_context(socket.socket())
+    closed.bind(("127.0.0.1", 0))
+    there = target()
+    port = closed.getsockname()[1]
+    running = relaying(f"rtmp://127.0.0.1:{port}/far/s3cret", there.url())
+    player = beside(running)
+    running.wait_for_line(
+        rf"WARNING live/bystander: relay to rtmp://127\.0\.0\.1:{port}/far/\*+ does not come up: can't connect to \S+: "
+        r"Connection refused; trying again in 0\.\d s"
+    )
+    running.wait_for_line(r"DEBUG +live/bystander: relay to .* does not come up")
+    there.publishing()
+    player.check()
+    wait_until(lambda: metrics(running)['rtmpd_failures_total{reason="relay_failures"}'] >= 3, "failures are counted")
+    # Now somebody listens.
+    closed.listen()
+    closed.settimeout(10)
+    closed.accept()[0].close()
+    assert len([line for line in running.log() if "WARNING" in line and "Connection refused" in line]) == 1
+    assert not [line for line in running.log() if "s3cret" in line]
+
+
+def test_one_that_accepts_and_says_nothing_is_given_up_after_the_timeout(relaying, target, beside):
+    there = target(raw=lambda fake, _: fake.over.wait(30))
+    running = relaying(there.url(), options="relay_connect_timeout_s = 0.5")
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* does not come up: connecting took longer than 0\.5 s")
+    there.peer(2)
+    player.check()
+
+
+def test_one_that_answers_bad_name_is_tried_again_and_its_words_hide_the_key(relaying, target, beside):
+    there = target(refusal=("NetStream.Publish.BadName", "far/s3cret is taken\x1b[31m\n2026 forged"))
+    running = relaying(there.url("far/s3cret"))
+    player = beside(running)
+    running.wait_for_line(
+        r"WARNING .* does not come up: refused: NetStream\.Publish\.BadName: far/\*+ is taken\\x1b\[31m\\n2026 forged; trying"
+    )
+    there.peer(3)
+    player.check()
+    assert len([line for line in running.log() if "WARNING" in line]) == 1
+    assert not [line for line in running.log() if "s3cret" in line]
+    # Once it is free, the stream goes there.
+    there.refusal = None
+    there.publishing()
+    running.wait_for_line(r"live/bystander: relay to \S+ is up, try \d+")
+
+
+def test_one_that_speaks_no_rtmp_harms_nobody(relaying, target, beside):
+    def babble(fake, sock):
+        sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200)
+        fake.over.wait(10)
+
+    there = target(raw=babble)
+    running = relaying(there.url())
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* does not come up: ")
+    there.peer(1)
+    player.check()
+
+
+def test_one_that_sends_garbage_when_it_is_up_is_connected_to_again(relaying, target, beside):
+    there = target(on_publish=lambda peer: peer.sock.sendall(bytes.fromhex("c0ffee" * 50)))
+    running = relaying(there.url())
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* is down: ")
+    there.peer(1)
+    player.check()
+
+
+def test_one_that_never_reads_is_cut_off_and_costs_nobody_anything(relaying, target, raw, beside):
+    stuck = target(on_publish=lambda peer: peer._target.over.wait(30), receive_buffer=4096)
+    well = target()
+    running = relaying(
+        stuck.url(), well.url(), options="relay_write_timeout_s = 1", more="[server]\nunsent_limit_bytes = 1024\n"
+    )
+    player = beside(running)
+    sender = raw(running).publish("big")
+    watcher = raw(running).play("big")
+    begun = time.monotonic()
+    number = 0
+    while not re.search(r"big: relay to \S+ is down: it took nothing for 1 s", "\n".join(running.log())):
+        assert time.monotonic() - begun < 20
+        sender.send(VIDEO, number * 40, inter(number, 40_000) if number % 25 else key(number, 40_000))
+        watcher.available()
+        number += 1
+        gevent.sleep(0.01)
+    player.check()
+    there = well.publishing("big")
+    sender.send(VIDEO, number * 40, key(999))
+    well.wait(lambda: ends_with(there, Item(VIDEO, number * 40, key(999))), "all that the other should have")
+    assert len(there.videos()) == number + 1
+    assert played(watcher, key(999))
+    assert metrics(running)['rtmpd_failures_total{reason="relay_failures"}'] >= 1
+
+
+def test_one_that_stops_acknowledging_is_given_up_though_it_takes_all(relaying, target, raw):
+    there = target(acknowledges=False, on_publish=lambda peer: peer.acknowledge(4000))
+    running = relaying(there.url(), options="relay_ack_timeout_s = 1")
+    sender = raw(running).publish("cam")
+    peer = there.peer()
+    begun, number = time.monotonic(), 0
+    while not peer.over.is_set():
+        assert time.monotonic() - begun < 20
+        sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
+        number += 1
+        gevent.sleep(0.01)
+    running.wait_for_line(r"is down: it has acknowledged nothing for 1 s, and \d{7,} bytes are out; trying again")
+    assert len(peer.videos()) * 20_000 > 1_000_000
+
+
+def test_one_that_never_acknowledges_but_reads_is_kept(relaying, target, raw):
+    there = target(acknowledges=False)
+    running = relaying(there.url(), options="relay_ack_timeout_s = 0.5\nrelay_write_timeout_s = 0.5")
+    sender = raw(running).publish("cam")
+    begun, number = time.monotonic(), 0
+    while time.monotonic() - begun < 4:
+        sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
+        number += 1
+        gevent.sleep(0.01)
+    sender.send(VIDEO, number * 10, key(999))
+    peer = there.publishing()
+    there.wait(lambda: ends_with(peer, Item(VIDEO, number * 10, key(999))), "the last frame")
+    assert len(peer.videos()) * 20_000 > 3_000_000
+    assert len(there.peers) == 1
+
+
+def test_one_that_dies_gets_the_stream_again_from_a_keyframe(relaying, target, publisher):
+    def die(peer):
+        if len(there.peers) == 1 and len(peer.videos()) == 6:
+            peer.sock.shutdown(socket.SHUT_RDWR)
+
+    there, other = target(on_media=die), target()
+    running = relaying(there.url(), other.url())
+    sender = publisher(running, "cam")
+    running.wait_for_line("is up")
+    begin(sender)
+    peer = other.publishing()
+    there.publishing()
+    send(sender, gops(1, 2))
+    running.wait_for_line(r"WARNING live/cam: relay to \S+ is down: .*; trying again in 0\.1 s")
+    running.wait_for_line(r"live/cam: relay to \S+ is up again, after \d\.\d s")
+    send(sender, gop(3))
+    second = there.publishing(number=1)
+    there.wait(lambda: ends_with(second, gop(3)[-1]), "the newest")
+    begun = second.media[3]
+    assert [one.payload for one in second.media[:3]] == [one.payload for one in HEADERS]
+    assert begun.payload[0] == 0x17
+    assert second.media[3:] == [item for item in gops(0, 3) if item.timestamp >= begun.timestamp]
+    # The other destination has noticed nothing.
+    other.wait(lambda: ends_with(peer, gop(3)[-1]), "the newest")
+    assert peer.media == HEADERS + gops(0, 3)
+    assert len(other.peers) == 1
+    assert metrics(running)["rtmpd_relay_reconnects_total"] == 1
+
+
+def test_one_that_refuses_in_the_middle_is_left(relaying, target, beside):
+    there = target(on_publish=lambda peer: peer.status("NetStream.Publish.Denied", "no more"))
+    running = relaying(there.url())
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* is down: refused: NetStream\.Publish\.Denied: no more")
+    player.check()
+
+
+def test_a_name_that_no_resolver_knows_is_tried_again(relaying, beside):
+    running = relaying("rtmp://no-such-host.invalid/far/{name}")
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* does not come up: (can't connect to|connecting took)", 30)
+    player.check()
+
+
+def test_the_limit_of_relays_is_kept(relaying, target, publisher):
+    one, other = target(), target()
+    running = relaying(one.url(), other.url(), more="[server]\nrelay_limit = 1\n")
+    begin(publisher(running, "cam"))
+    one.publishing()
+    running.wait_for_line(r"WARNING live/cam: not relayed: relay_limit is 1 \(1 relays refused so far\)")
+    assert not other.peers
+    assert metrics(running)['rtmpd_failures_total{reason="relays_refused"}'] == 1
+
+
+# Loops ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.9.9.9", "[::ffff:127.0.0.1]"])
+def test_the_server_itself_is_no_destination(server, host, publisher, player, opened, tmp_path):
+    free = socket.socket()
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+    running = server("", "--listen", f":{port}", "--relay-to", f"rtmp://{host}:{port}/{{app}}/{{name}}")
+    sender, watcher = publisher(running, "cam"), player(running, "cam")
+    begin(sender, watcher)
+    running.wait_for_line(
+        r"WARNING live/cam: relay to \S+ does not come up: it is this very server: a loop; trying again in \d\d\.\d s"
+    )
+    assert len([line for line in running.log() if " publishes " in line]) == 1
+
+
+def test_a_loop_over_another_server_is_refused(server, publisher, player):
+    """A to B to A, each under another name, so that nothing but the mark tells."""
+    ports = []
+    for _ in range(2):
+        free = socket.socket()
+        free.bind(("127.0.0.1", 0))
+        ports.append((free, free.getsockname()[1]))
+    for free, _ in ports:
+        free.close()
+    (_, a), (_, b) = ports
+    first = server("", "--listen", f"127.0.0.1:{a}", "--relay-to", f"rtmp://127.0.0.1:{b}/b/{{name}}")
+    second = server("", "--listen", f"127.0.0.1:{b}", "--relay-to", f"rtmp://127.0.0.1:{a}/a/{{name}}x")
+    sender, watcher = publisher(first, "cam"), player(first, "cam")
+    begin(sender, watcher)
+    loop = r"refused: NetStream\.Publish\.Rejected: A relay loop: the stream has come from this server\."
+    second.wait_for_line(rf"WARNING b/cam: relay to \S+ does not come up: {loop}; trying again in")
+    first.wait_for_line(f"publish {loop}")
+    assert [line.rpartition(" ")[2] for line in first.log() if " publishes " in line] == ["live/cam"]
+
+
+def test_a_server_passes_on_where_a_stream_has_come_from(relaying, target, raw):
+    there = target()
+    running = relaying(there.url())
+    wire = raw(running)
+    wire.connect("live", rtmpdVia="0123456789abcdef")
+    wire.command("publish", "cam", "live", msid=wire.create_stream())
+    wire.status("NetStream.Publish.Start")
+    begin(wire)
+    there.publishing()
+    first, second = there.peer().connect["rtmpdVia"].split(",")
+    assert first == "0123456789abcdef"
+    assert re.fullmatch(r"[0-9a-f]{16}", second)
