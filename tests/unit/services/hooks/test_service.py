@@ -26,7 +26,13 @@ def make(monkeypatch):
     """Return a function that makes the service with an INI, on a hub of its own."""
     made = []
     read_end, write_end = os.pipe()
-    monkeypatch.setattr(module, "Stdio", lambda policy, form: Stdio(policy, form, write_end))
+    writers = []
+
+    def writer(policy, form):
+        writers.append(Stdio(policy, form, write_end))
+        return writers[-1]
+
+    monkeypatch.setattr(module, "Stdio", writer)
 
     def start(ini=""):
         hub = Hub(load_text("[hooks]\n" + ini))
@@ -40,6 +46,10 @@ def make(monkeypatch):
     for hooks in made:
         hooks.stop(1)
     os.close(read_end)
+    # A thread that is stuck would go on with a descriptor that is somebody else's by then.
+    for each in writers:
+        each._thread.join(LIMIT_S)
+        assert not each._thread.is_alive()
     os.close(write_end)
 
 

@@ -69,6 +69,9 @@ def test_a_reader_that_pauses_holds_up_nobody_and_costs_events(pipe, caplog):
         stdio.stop(0.2)
     assert policy.counts["drops"] >= before
     assert "could not be written before the end" in caplog.text
+    os.close(pipe[0])
+    stdio._thread.join(5)
+    assert not stdio._thread.is_alive()
 
 
 def test_a_reader_that_is_gone_is_said_once(pipe, caplog):
