@@ -20,13 +20,18 @@ from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["NAME_LENGTH", "Wrong", "converter", "describer", "is_name"]
 
 # ASCII only: int() and float() would also read the digits of other scripts.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_TIMES = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(d|h|ms|m|s)", re.ASCII)
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
+_SIZES = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10, "": 1}
+_SIZE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B)?", re.ASCII)
 _NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
 NAME_LENGTH: Final = 255
 """The longest name of a stream or an application, in characters."""
@@ -90,6 +95,62 @@ class _Float:
         if not self._low <= number <= self._high:
             raise ValueError
         return number
+
+
+class _Duration:
+    """``duration(low, high, zero=meaning, unit=s)``: a time, in *unit* or with its own: ``90``, ``1.5h``, ``1h30m``."""
+
+    def __init__(self, low: str, high: str, zero: str = "", unit: str = "s") -> None:
+        self._low, self._high, self._zero, self._scale = float(low), float(high), zero, _TIMES[unit]
+
+    def describe(self) -> str:
+        special = f"0 ({self._zero}) or " if self._zero else ""
+        low, high = (_with_unit(value * self._scale, _TIMES) for value in (self._low, self._high))
+        return f"{special}a time from {low} to {high}"
+
+    def convert(self, text: str) -> float:
+        if _NUMBER.fullmatch(text):
+            number = float(text)
+        elif _DURATION.fullmatch(text):
+            parts = _DURATION_PART.findall(text)
+            if len({unit for _, unit in parts}) < len(parts):
+                raise ValueError
+            number = sum(float(value) * _TIMES[unit] for value, unit in parts) / self._scale
+        else:
+            raise ValueError
+        if self._zero and number == 0:
+            return 0.0
+        if not self._low <= number <= self._high:
+            raise ValueError
+        return number
+
+
+class _Size:
+    """``size(low, high, zero=meaning)``: a number of bytes, or with a unit of 1024 behind it: ``4K``, ``10M``, ``1.5GiB``."""
+
+    def __init__(self, low: str, high: str, zero: str = "") -> None:
+        self._low, self._high, self._zero = int(low), int(high), zero
+
+    def describe(self) -> str:
+        special = f"0 ({self._zero}) or " if self._zero else ""
+        return f"{special}a size from {_with_unit(self._low, _SIZES)} to {_with_unit(self._high, _SIZES)}"
+
+    def convert(self, text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        if match is None or ("." in match[1] and not match[2]):
+            raise ValueError
+        number = float(match[1]) * _SIZES[match[2].upper()] if "." in match[1] else int(match[1]) * _SIZES[match[2].upper()]
+        if number != int(number) or not (self._low <= number <= self._high or (self._zero and number == 0)):
+            raise ValueError
+        return int(number)
+
+
+def _with_unit(number: float, units: Mapping[str, float]) -> str:
+    """Write a number with the largest unit that leaves it whole."""
+    for unit, scale in units.items():
+        if number and number >= scale and number % scale == 0:
+            return f"{number / scale:.15g}{unit}"
+    return f"{number * 1000:.15g}ms" if units is _TIMES else f"{number:.15g}"
 
 
 class _Boolean:
@@ -216,7 +277,12 @@ def _patterns(value: str | list[str]) -> tuple[str, ...]:
     """``patterns``: any number of patterns for stream keys."""
     patterns = [value] if isinstance(value, str) else value
     for pattern in patterns if value else ():
-        if "/" not in pattern.strip("/") or pattern != pattern.strip("/") or set(pattern) & set("[]"):
+        if (
+            "/" not in pattern.strip("/")
+            or pattern != pattern.strip("/")
+            or set(pattern) & set("[]")
+            or not pattern.isprintable()
+        ):
             raise Wrong(f"expected {_PATTERNS}, got {shown(pattern)}")
     return tuple(patterns) if value else ()
 
@@ -309,6 +375,8 @@ _HIDDEN = "a secret, file:PATH or env:NAME"
 
 _SCALARS: dict[str, type[_Check]] = {
     "integer": _Integer,
+    "duration": _Duration,
+    "size": _Size,
     "float": _Float,
     "boolean": _Boolean,
     "option": _Option,

@@ -29,8 +29,8 @@ _SAMPLE_HEAD = """\
 # Every option is here with its default, commented out: remove the "#" in front of an option to set
 # it. "rtmpd -c FILE --check-config" checks a changed file. docs/configuration.rst has the syntax.
 #
-# Units are in the names: _bytes, _s (seconds), _ms (milliseconds). SIGHUP reloads the options with
-# "Reload: yes"; the others need a restart.
+# Units are in the names: _bytes, _s (seconds), _ms (milliseconds). A value may have its own: 4K, 10M,
+# 500ms, 30s, 5m, 2h. SIGHUP reloads the options with "Reload: yes"; the others need a restart.
 #
 # Written by "python -m rtmpd.config.render" from rtmpd/config/rtmpd.configspec.
 """

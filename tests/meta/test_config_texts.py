@@ -142,7 +142,7 @@ def test_the_unit_is_in_the_name():
 
 def test_the_examples_of_the_documentation_load():
     found = examples(".. code-block:: ini")
-    assert len(found) == 5
+    assert len(found) == 6
     for example in found:
         load_text(example)
 

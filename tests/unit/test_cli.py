@@ -72,7 +72,7 @@ def test_it_does_not_run_with_problems(daemon, tmp_path, capsys):
     assert output.err.splitlines() == [
         f'{path}:2: [log] level: expected debug, info, warning or error, got "loud"',
         f"{path}:3: [log] size: unknown option",
-        '--chunk-size: expected a whole number from 128 to 16777215, got "1"',
+        '--chunk-size: expected a size from 128 to 16777215, got "1"',
     ]
 
 

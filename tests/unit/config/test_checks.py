@@ -137,3 +137,57 @@ def test_addresses_that_are_wrong(spec, value, message):
 def test_addresses_are_described():
     assert description(ALL) == "HOST:PORT, :PORT or [IPv6]:PORT"
     assert description(OFF) == "HOST:PORT, :PORT or [IPv6]:PORT, or nothing (off)"
+
+
+# Times and sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        (".5", 0.5),
+        ("500ms", 0.5),
+        ("30s", 30),
+        ("1.5m", 90),
+        ("5m", 300),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1h1m1s", 3661),
+        ("1d", 86400),
+    ],
+)
+def test_times(text, seconds):
+    assert check("duration(0.1, 86400)", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["5 m", "5M", "m", "5x", "-5m", "5m5m", "1h30", "1e3s", "5m ", "2d", "0", "nan", "\u0665m"])
+def test_what_is_no_time(text):
+    with pytest.raises(Wrong, match=r"expected a time from 100ms to 1d, got "):
+        check("duration(0.1, 86400)", text)
+
+
+def test_a_time_may_be_counted_in_milliseconds():
+    spec = 'duration(1, 10000, unit=ms, zero="off")'
+    assert [check(spec, text) for text in ("350", "350ms", "2s", "0", "0s")] == [350, 350, 2000, 0, 0]
+    assert description(spec) == "0 (off) or a time from 1ms to 10s"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("4096", 4096), ("4K", 4096), ("4k", 4096), ("4KB", 4096), ("4KiB", 4096), ("10M", 10 << 20), ("1.5G", 3 << 29)),
+        ("1T", 1 << 40),
+    ],
+)
+def test_sizes(text, size):
+    found = check("size(1024, 1099511627776)", text)
+    assert (found, type(found)) == (size, int)
+
+
+@pytest.mark.parametrize(
+    "text", ["4 K", "4096.0", "1.0001K", "K", "4KK", "4B", "4iB", "-4K", "1023", "2T", "1e6", "0x1000", "\u0664K"]
+)
+def test_what_is_no_size(text):
+    with pytest.raises(Wrong, match=r"expected a size from 1K to 1T, got "):
+        check("size(1024, 1099511627776)", text)
