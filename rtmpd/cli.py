@@ -88,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check_config:
         return _print(f"{arguments.config or _DEFAULTS_NAME}: ok\n")
     if arguments.print_config:
+        from rtmpd.config.loader import origins
         from rtmpd.config.render import render_config
 
-        return _print(render_config(config))
+        return _print(render_config(config, origins(arguments.config, _overrides(arguments))))
     if arguments.sign_publish or arguments.sign_play:
         return _sign(config, arguments)
     from rtmpd.daemon.main import run
@@ -121,11 +122,15 @@ def _parser() -> argparse.ArgumentParser:
 def _load(arguments: argparse.Namespace) -> Config:
     from rtmpd.config.loader import load_file, load_text
 
-    given = {(flag.section, flag.option): getattr(arguments, flag.name[2:].replace("-", "_")) for flag in FLAGS}
-    overrides = {option: value for option, value in given.items() if value is not None}
     if arguments.config is None:
-        return load_text("", _DEFAULTS_NAME, overrides)
-    return load_file(arguments.config, overrides)
+        return load_text("", _DEFAULTS_NAME, _overrides(arguments))
+    return load_file(arguments.config, _overrides(arguments))
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[tuple[str, str], list[str] | str]:
+    """Return the options that flags have set."""
+    given = {(flag.section, flag.option): getattr(arguments, flag.name[2:].replace("-", "_")) for flag in FLAGS}
+    return {option: value for option, value in given.items() if value is not None}
 
 
 def _seconds(text: str) -> int:

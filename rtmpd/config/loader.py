@@ -34,7 +34,7 @@ from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
 
-__all__ = ["Overrides", "keep_fixed", "load_file", "load_text", "restart_needed"]
+__all__ = ["Overrides", "keep_fixed", "load_file", "load_text", "origins", "restart_needed"]
 
 Overrides = Mapping[tuple[str, str], list[str] | str]
 """(section, option) to a value that replaces the file's: a list for an option that takes several values."""
@@ -105,6 +105,18 @@ def _line_of(found: Scan, path: Path) -> str:
     """The line of an option, of its section, or of the option in [auth]; empty if a flag has set it."""
     line = found.where.get(path) or found.where.get(path[:-1]) or found.where.get(("auth", path[-1]))
     return f":{line}" if line else ""
+
+
+def origins(path: str | FilePath | None, overrides: Overrides = _NO_OVERRIDES) -> dict[Path, str]:
+    """Return where options are set: a section (or two) and the option's name to ``FILE:LINE`` or the flag.
+
+    Args:
+        path: The file, which has been loaded; None: there is none.
+        overrides: As for `load_file`.
+    """
+    lines = scan(_read(path)).where if path is not None else {}
+    found = {option: f"{printable(str(path))}:{line}" for option, line in lines.items()}
+    return found | {option: _flags()[option] for option in overrides}
 
 
 def restart_needed(old: Config, new: Config) -> list[str]:

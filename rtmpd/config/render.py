@@ -15,11 +15,14 @@ from rtmpd.config.secret import Secret
 from rtmpd.config.spec import Option, Section, sections
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rtmpd.config.model import Config
 
 __all__ = ["main", "render_config", "render_rst_tables", "render_sample", "render_value", "replace_tables"]
 
 _WIDTH = 100
+_ORIGIN_COLUMN = 50
 _BEGIN = ".. The tables begin: written by python -m rtmpd.config.render from rtmpd/config/rtmpd.configspec, do not edit\n"
 _END = ".. The tables end\n"
 
@@ -53,10 +56,14 @@ def render_value(value: object) -> str:
             raise TypeError(f"there is no way to write {value!r}")
 
 
-def render_config(config: Config) -> str:
+def render_config(config: Config, origins: Mapping[tuple[str, ...], str] | None = None) -> str:
     """Write a whole configuration: every option of every section.
 
     It loads back to an equal ``Config``, unless it has secrets in it: these are masked.
+
+    Args:
+        config: The configuration.
+        origins: Where options were set, as `rtmpd.config.loader.origins` gives it; written behind each.
     """
     blocks = []
     for section in sections():
@@ -64,10 +71,12 @@ def render_config(config: Config) -> str:
             parts = [other for other in sections() if other.name in section.subsections_of]
             blocks.append(f"[{section.name}]\n")
             for name, values in getattr(config, section.name).items():
-                lines = "".join(_assignments(part.options, getattr(values, part.name)) for part in parts)
+                path = (section.name, name)
+                lines = "".join(_assignments(part.options, getattr(values, part.name), origins, path) for part in parts)
                 blocks.append(f"[[{_quoted(name)}]]\n{lines}")
         else:
-            blocks.append(f"[{section.name}]\n{_assignments(section.options, getattr(config, section.name))}")
+            lines = _assignments(section.options, getattr(config, section.name), origins, (section.name,))
+            blocks.append(f"[{section.name}]\n{lines}")
     return "\n".join(blocks)
 
 
@@ -109,8 +118,18 @@ def main() -> int:
     return 0
 
 
-def _assignments(options: tuple[Option, ...], values: Any) -> str:
-    return "".join(f"{option.name} = {render_value(getattr(values, option.name))}\n" for option in options)
+def _assignments(
+    options: tuple[Option, ...], values: Any, origins: Mapping[tuple[str, ...], str] | None, path: tuple[str, ...]
+) -> str:
+    lines = []
+    for option in options:
+        line = f"{option.name} = {render_value(getattr(values, option.name))}"
+        if origins is not None:
+            # What an application does not set itself it has from the option's own section.
+            origin = origins.get((*path, option.name)) or origins.get((option.section, option.name)) or "default"
+            line = f"{line:<{_ORIGIN_COLUMN}}  # {origin}"
+        lines.append(line + "\n")
+    return "".join(lines)
 
 
 def _quoted(text: str) -> str:
