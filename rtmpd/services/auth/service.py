@@ -46,11 +46,7 @@ _CALLS_LIMIT = 256
 _TICK_S = 5.0
 _REPEAT_S = 10.0
 _BANNED = "this address is banned"
-_CODES = {
-    Action.CONNECT: status.CONNECT_REJECTED,
-    Action.PUBLISH: status.PUBLISH_DENIED,
-    Action.PLAY: status.PLAY_FAILED,
-}
+_CODES = {Action.PUBLISH: status.PUBLISH_DENIED, Action.PLAY: status.PLAY_FAILED}
 
 
 class Auth:
@@ -156,7 +152,8 @@ class Auth:
         Raises:
             Refused: The login failed. LoginRequired: It has to go on.
         """
-        rules = self._rules_of(connect.app, Action.CONNECT)
+        # Clients cut URLs in different places: this may be only the beginning of an application's path.
+        rules = self._rules_of(connect.app) or self._rules[DEFAULT_APPLICATION]
         if not rules.users:
             return ""
         parameters = adobe_auth.query_parameters(connect.query)
@@ -197,7 +194,10 @@ class Auth:
         Raises:
             Refused: It may not.
         """
-        rules = self._rules_of(request.key.rpartition("/")[0], request.action)
+        rules = self._rules_of(request.key.rpartition("/")[0])
+        if rules is None:
+            # There is no such application. The hub knows what to say.
+            return request.key
         try:
             if self._bans and self._bans.bars(request.address, time.monotonic()):
                 # It has been, since this connection was accepted: no more callbacks for it.
@@ -211,13 +211,9 @@ class Auth:
             self._hub.count("auth_successes")
         return key
 
-    def _rules_of(self, path: str, action: Action) -> Rules:
+    def _rules_of(self, path: str) -> Rules | None:
         found = self._hub.config.application(path)
-        rules = self._rules.get(found[0]) if found is not None else None
-        if rules is None:
-            # There was such an application when the client connected.
-            raise Refused(_CODES[action], "There is no such application.")
-        return rules
+        return self._rules[found[0]] if found is not None else None
 
     def _fail(self, rules: Rules, address: str, denied: Denied) -> None:
         self._hub.count("auth_failures")

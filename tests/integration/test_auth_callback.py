@@ -1,0 +1,266 @@
+"""Callbacks that answer, and those that do anything else. Every secret here has "s3cret" in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import gevent
+import pytest
+
+from rtmpd.client import Client
+from rtmpd.errors import Refused
+from tests.integration import web as callbacks
+from tests.integration.beside import Bystander, wait_until
+from tests.integration.web import Web, late, named, reply
+from tests.integration.wire import Wire, begin, code_of
+
+DENIED, FAILED = "NetStream.Publish.Denied", "NetStream.Play.Failed"
+
+
+@pytest.fixture
+def web():
+    with Web() as made:
+        yield made
+
+
+@pytest.fixture
+def serve(server, web):
+    """A function that starts a server with the callback; the test fails if a secret has got into its log."""
+    started = []
+
+    def start(ini="", *arguments, limit_s=2.0, url=""):
+        text = f"[auth]\nauth_mode = callback\nauth_callback = '{url or web.url}'\nauth_callback_timeout_s = {limit_s}\n{ini}"
+        started.append(server(text, *arguments))
+        return started[-1]
+
+    yield start
+    for made in started:
+        made.stop()
+        told = [line for line in made.lines if "s3cret" in line]
+        assert not told, told
+
+
+def refused(running, name, *, play=False):
+    with Client(running.url(name), timeout_s=20) as client, pytest.raises(Refused) as raised:
+        client.play() if play else client.publish()
+    assert "s3cret" not in str(raised.value)
+    return raised.value.code, raised.value.description
+
+
+def test_the_callback_is_asked_in_the_words_of_go_rtmp(serve, web, raw, player):
+    running = serve()
+    wire = raw(running).publish("cam?token=s3cret-t&x=y", app="live/sub")
+    assert web.questions == [
+        {
+            "action": "publish",
+            "app": "live/sub",
+            "stream_name": "cam",
+            "stream_key": "live/sub/cam",
+            "token": "s3cret-t",
+            "remote_addr": wire.address,
+        }
+    ]
+    assert web.headers["Content-Type"] == "application/json"
+    assert web.headers["Authorization"].startswith("Basic ")
+    assert web.paths == ["/auth?key=s3cret-key"]
+    player(running, "other")
+    assert web.questions[1]["action"] == "play"
+    assert web.questions[1]["token"] == ""
+    assert web.questions[1]["stream_key"] == "live/other"
+
+
+def test_flags_set_the_callback(server, web, publisher):
+    running = server("", "--auth-mode", "callback", "--auth-callback", web.url, "--auth-callback-timeout", "3")
+    publisher(running, "cam")
+    assert len(web.questions) == 1
+
+
+@pytest.mark.parametrize("status", [204, 301, 302, 400, 401, 403, 404])
+def test_anything_but_200_denies(serve, web, status):
+    running = serve()
+    web.answers[""] = reply(status, Location=f"http://127.0.0.1:{web.port}/elsewhere")
+    assert refused(running, "cam") == (DENIED, "Not authorized: the callback said no.")
+    assert refused(running, "cam", play=True) == (FAILED, "Not authorized: the callback said no.")
+    assert web.paths == ["/auth?key=s3cret-key"] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (reply(500), "it answered with status 500"),
+        (reply(503), "it answered with status 503"),
+        (callbacks.endless, "its answer is longer than 8192 bytes"),
+        (callbacks.nonsense, "it can't be reached, or does not speak HTTP"),
+        (callbacks.hang_up, "it can't be reached, or does not speak HTTP"),
+        (callbacks.dripping, r"it did not answer within 2 s"),
+        (late(60), r"it did not answer within 2 s"),
+        (reply(200, b'{"name": "s3cret-na'), "its answer is broken JSON"),
+        (reply(200, b"{" * 8000), "its answer is broken JSON"),
+        (named("a?b"), "the name in its answer can't be the name of a stream"),
+        (named(""), "the name in its answer can't be the name of a stream"),
+        (named("/a"), "the name in its answer can't be the name of a stream"),
+        (named(["a"]), "the name in its answer can't be the name of a stream"),
+    ],
+)
+def test_a_callback_that_misbehaves_denies_in_time_and_costs_no_stream_anything(serve, web, answer, why):
+    running = serve()
+    bystander = Bystander(running)
+    try:
+        web.answers["cam"] = answer
+        begun = time.monotonic()
+        assert refused(running, "cam") == (DENIED, "Not authorized: the authentication service failed.")
+        assert time.monotonic() - begun < 4
+        bystander.check()
+    finally:
+        bystander.close()
+    running.wait_for_line(rf"ERROR +auth_callback http://127\.0\.0\.1:{web.port}: {why} \(1 failures so far\)$")
+    running.stop()
+    running.wait_for_line(r"counted: auth_callback_errors 1, auth_failures 1, auth_successes 2, ")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"ok", b"[]", b'"x"', b"<html>", b"{}", b'{"name": null}', b'\xff{"name": 7}', b'{"other": 1}']
+)
+def test_200_allows_whatever_else_it_says(serve, web, body, publisher):
+    web.answers[""] = reply(200, body)
+    running = serve()
+    publisher(running, "cam")
+    running.wait_for_line("publishes live/cam$")
+
+
+def test_a_callback_that_is_not_there_denies(serve, web):
+    running = serve()
+    web.close()
+    assert refused(running, "cam")[0] == DENIED
+    running.wait_for_line("ERROR +auth_callback .*: it can't be reached")
+
+
+def test_the_callback_names_the_stream(serve, web, raw):
+    web.answers["s3cret-name"] = named("sub/cam")
+    running = serve()
+    viewer = raw(running).play("sub/cam")
+    encoder = raw(running).publish("s3cret-name?token=s3cret")
+    begin(encoder, viewer)
+    running.wait_for_line("publishes live/sub/cam$")
+    encoder.command("FCUnpublish", "s3cret-name?token=s3cret")
+    running.wait_for_line("stopped publishing live/sub/cam: FCUnpublish")
+
+
+def test_a_name_for_a_play_is_not_looked_at(serve, web, player):
+    web.answers["cam"] = named("other")
+    running = serve()
+    player(running, "cam")
+    running.wait_for_line("plays live/cam$")
+
+
+# Waiting ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_client_sends_meanwhile_waits(serve, web, raw, player):
+    web.answers["cam"] = late(1)
+    running = serve()
+    viewer = player(running, "viewed")
+    web.answers["cam"] = late(1, named("viewed"))
+    encoder = raw(running)
+    encoder.connect()
+    encoder.command("publish", "cam", "live", msid=encoder.create_stream())
+    # It does not wait for Publish.Start.
+    begin(encoder, viewer)
+    assert code_of(encoder.wait_for(lambda command: command.name == "onStatus")) == "NetStream.Publish.Start"
+
+
+def test_answers_to_what_came_before_do_not_wait(serve, web, raw):
+    web.answers["cam"] = late(60)
+    running = serve()
+    wire = raw(running)
+    wire.connect()
+    tid = wire.command("createStream")
+    wire.command("publish", "cam", "live", msid=1)
+    begun = time.monotonic()
+    wire.answer(tid)
+    assert time.monotonic() - begun < 1
+
+
+def test_a_client_may_leave_meanwhile(serve, web):
+    web.answers["cam"] = late(1)
+    running = serve()
+    with Wire(running) as wire:
+        wire.connect()
+        wire.command("publish", "cam", "live", msid=wire.create_stream())
+        wait_until(lambda: web.questions, "the question")
+    running.wait_for_line("closed: closed by the peer")
+    assert not any("publishes" in line for line in running.log())
+
+
+def test_two_may_ask_for_one_name_and_the_first_answer_has_it(serve, web, raw):
+    web.answers["slow"] = late(1, named("cam"))
+    web.answers["quick"] = named("cam")
+    running = serve()
+    slow = raw(running)
+    slow.connect()
+    slow.command("publish", "slow", "live", msid=slow.create_stream())
+    wait_until(lambda: web.questions, "the question")
+    raw(running).publish("quick")
+    slow.status("NetStream.Publish.BadName")
+
+
+def test_waiting_for_a_callback_is_no_idleness(serve, web, raw):
+    web.answers["cam"] = late(4)
+    running = serve(
+        "[server]\nconnect_timeout_s = 1.5\nread_timeout_s = 1.5\nping_interval_s = 0.5\nping_timeout_s = 0.5\n", limit_s=8
+    )
+    raw(running).publish("cam")
+
+
+def test_the_server_stops_while_a_callback_is_waited_for(serve, web, raw):
+    web.answers["cam"] = late(60)
+    running = serve(limit_s=30)
+    wire = raw(running)
+    wire.connect()
+    wire.command("publish", "cam", "live", msid=wire.create_stream())
+    wait_until(lambda: web.questions, "the question")
+    begun = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - begun < 9
+
+
+def test_a_reload_holds_for_the_next_question(serve, web, tmp_path, publisher):
+    web.answers[""] = 403
+    running = serve()
+    assert refused(running, "cam")[0] == DENIED
+    (tmp_path / "rtmpd.ini").write_text("[auth]\nauth_play = no\n")
+    seen = len(running.log())
+    os.kill(running.pid, signal.SIGHUP)
+    wait_until(lambda: any("reloaded" in line for line in running.log()[seen:]), "the reload")
+    publisher(running, "cam")
+    assert len(web.questions) == 1
+
+
+def test_many_wait_for_a_callback_that_hangs_and_the_streams_go_on(serve, web):
+    """More than there are threads: each is denied when its time is over, not when its turn has come."""
+    web.answers["cam"] = late(60)
+    running = serve(limit_s=2)
+    bystander = Bystander(running)
+    begun = time.monotonic()
+
+    def ask():
+        with Client(running.url("cam"), timeout_s=20) as client, pytest.raises(Refused):
+            client.play()
+
+    try:
+        waiting = [gevent.spawn(ask) for _ in range(60)]
+        gevent.joinall(waiting, timeout=20, raise_error=True)
+        assert all(greenlet.successful() for greenlet in waiting)
+        assert time.monotonic() - begun < 8
+        bystander.check()
+        # The threads are free again.
+        web.answers["cam"] = 200
+        with Client(running.url("cam")) as client:
+            client.play()
+    finally:
+        bystander.close()
+    running.stop()
+    running.wait_for_line(r"counted: auth_callback_errors 60, ")
+    assert sum("auth_callback http" in line for line in running.lines) == 1

@@ -1,0 +1,128 @@
+"""A web server that decides who may come in, and that can be told to misbehave. It runs in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+
+
+class Web:
+    """The server.
+
+    Attributes:
+        url: Where it is, with a password and a query that must not be logged.
+        questions: What was asked, in order.
+        headers: Of the last question.
+        answers: What it does, by the name of the stream; "" is for all others. Any of the functions below, or a status.
+    """
+
+    def __init__(self) -> None:
+        self.questions: list[dict[str, Any]] = []
+        self.headers: dict[str, str] = {}
+        self.paths: list[str] = []
+        self.answers: dict[str, Any] = {"": 200}
+        self.over = threading.Event()
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                web.questions.append(question)
+                web.headers = dict(self.headers)
+                web.paths.append(self.path)
+                answer = web.answers.get(question["stream_name"], web.answers[""])
+                with contextlib.suppress(OSError):
+                    if isinstance(answer, int):
+                        reply(answer)(self, web)
+                    else:
+                        answer(self, web)
+
+            def do_GET(self) -> None:
+                web.paths.append(f"GET {self.path}")
+                reply(200)(self, web)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        self.url = f"http://hook:s3cret-hook@127.0.0.1:{self.port}/auth?key=s3cret-key"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def reply(status: int, body: bytes = b"", **headers: str):
+    """Answer properly."""
+
+    def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return act
+
+
+def named(name: object):
+    """Allow, and give a name."""
+    return reply(200, json.dumps({"name": name}).encode())
+
+
+def late(after_s: float, then=None):
+    """Answer after a while."""
+
+    def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
+        if not web.over.wait(after_s):
+            (then or reply(200))(handler, web)
+
+    return act
+
+
+def dripping(handler: BaseHTTPRequestHandler, web: Web) -> None:
+    """Send headers that never end, a byte now and then: no single read takes long."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    while not web.over.wait(0.2):
+        handler.wfile.write(b"x")
+
+
+def endless(handler: BaseHTTPRequestHandler, web: Web) -> None:
+    """Say that a gigabyte comes, and send it."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+    begun = time.monotonic()
+    for _ in range(1 << 14):
+        handler.wfile.write(b"x" * (1 << 16))
+        assert time.monotonic() - begun < 20
+
+
+def nonsense(handler: BaseHTTPRequestHandler, web: Web) -> None:
+    """Speak something else."""
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+    handler.close_connection = True
+
+
+def hang_up(handler: BaseHTTPRequestHandler, web: Web) -> None:
+    """Close without a word."""
+    handler.close_connection = True
