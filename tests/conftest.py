@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -23,14 +24,21 @@ class Server:
     ``lines`` collects its log; `wait_for_line` waits for one that matches, from the beginning.
     """
 
-    def __init__(self, ini: str = "", *arguments: str, directory: Path | None = None, level: str = "debug") -> None:
+    def __init__(
+        self,
+        ini: str = "",
+        *arguments: str,
+        directory: Path | None = None,
+        level: str = "debug",
+        stdout: int | IO[bytes] | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level, *arguments]
         if ini:
             assert directory is not None
             path = directory / "rtmpd.ini"
             path.write_text(ini)
             command += ["-c", str(path)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
+        self.process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT)
         self.lines: list[str] = []
         self._rest = b""
         assert self.process.stderr is not None
