@@ -6,6 +6,7 @@ The composition root: the one place that knows all parts. Imports everything but
 from __future__ import annotations
 
 import errno
+import faulthandler
 import gc
 import logging
 import os
@@ -19,12 +20,17 @@ from gevent import get_hub
 from gevent.event import Event
 
 import rtmpd
+from rtmpd.config.changes import changes
 from rtmpd.config.loader import keep_fixed, restart_needed
+from rtmpd.daemon.dump import Dump
 from rtmpd.daemon.logs import LogPipe
+from rtmpd.daemon.privileges import drop_privileges
+from rtmpd.daemon.supervision import Supervision
+from rtmpd.daemon.systemd import Notifier, take_sockets
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
-from rtmpd.net.listener import Listener
+from rtmpd.net.listener import Listener, inherit, places
 from rtmpd.services.auth.service import Auth
 from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
@@ -33,10 +39,13 @@ from rtmpd.services.recorder.service import Recorder
 from rtmpd.services.relay.service import Relays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from gevent.socket import socket
+
     from rtmpd.config.model import Config
+    from rtmpd.daemon.systemd import Inherited
     from rtmpd.services.contract import Service
 
 __all__ = ["Daemon", "run"]
@@ -46,9 +55,12 @@ log = logging.getLogger(__name__)
 _SPARE_DESCRIPTORS = 64
 _REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
+_CHANGES_SHOWN = 20
 _SLACK_S = 1.0
 _SERVICES_STOP_S = 10.0
 """Time that services have to finish what is under way, all together, once the streams have ended."""
+_END_S = 10.0
+"""What all else takes at the most: the last bytes of streams, services that must be ended, the log."""
 
 
 class Daemon:
@@ -56,18 +68,25 @@ class Daemon:
 
     Args:
         config: Its configuration.
+        inherited: Sockets that it was started with: they are listened with, besides the addresses of the configuration.
 
     Attributes:
         hub: The registry of streams.
         services: What follows the streams, in the order in which they stop.
         listeners: Bound by `start`.
+        on_stop: Called when the end begins, with how long it may take at the most.
+
+    Raises:
+        RtmpdError: A socket has a name that means nothing here.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, inherited: Sequence[Inherited] = ()) -> None:
         self.config = config
         self.hub = Hub(config)
+        self._sockets = _by_purpose(inherited)
         metrics = Metrics(self.hub)
-        pages = HttpServer("metrics", config.metrics.metrics_listen, metrics.routes, self.hub.count)
+        addresses = places(config.metrics.metrics_listen, self._sockets["metrics"])
+        self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
             Auth(self.hub),
             Recorder(self.hub),
@@ -78,22 +97,27 @@ class Daemon:
             metrics,
         ]
         self.listeners: list[Listener] = []
+        self.on_stop: Callable[[float], None] = lambda limit_s: None
         self._failed = False
         self._descriptors_logged_at = 0.0
         self._over = Event()
         self._at_once = Event()
 
     def start(self) -> None:
-        """Listen and serve.
+        """Listen, then be nobody in particular, then serve.
 
         Raises:
-            RtmpdError: An address can't be listened on, or a service can't begin. Nothing is left open then.
+            RtmpdError: An address can't be listened on, root can't become the user of the configuration, or a service can't
+                begin. Nothing is left open then.
         """
         _raise_descriptor_limit(self.config.server.connection_limit)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
-            for address in self.config.server.listen:
-                self.listeners.append(Listener(address, self.hub.serve))
+            for place in places(self.config.server.listen, self._sockets["rtmp"]):
+                self.listeners.append(Listener(place, self.hub.serve))
+            self._pages.bind()
+            # Before a service looks at a directory or runs a program, and before anybody is listened to.
+            drop_privileges(self.config.server)
             self.hub.listening = tuple(each for listener in self.listeners for each in listener.addresses)
             for service in self.services:
                 service.start()
@@ -117,23 +141,28 @@ class Daemon:
                 listener.kill()
         self._over.set()
 
-    def reload(self, load: Callable[[], Config]) -> None:
-        """Read the configuration again; a wrong one changes nothing."""
+    def reload(self, load: Callable[[], Config]) -> str:
+        """Read the configuration again; a wrong one changes nothing. Return what is wrong first, or nothing."""
         try:
             config = load()
         except ConfigError as error:
             for problem in error.problems:
                 log.error("reload: %s", problem)
             log.error("reload failed: the old configuration stays in force")
-            return
+            return error.problems[0]
         for option in restart_needed(self.config, config):
             log.warning("reload: %s only changes when rtmpd is started again", option)
-        self.config = keep_fixed(self.config, config)
+        config = keep_fixed(self.config, config)
+        changed = changes(self.config, config)
+        self.config = config
         _raise_descriptor_limit(config.server.connection_limit)
         self.hub.reload(self.config)
         for service in self.services:
             service.reload(self.config)
-        log.info("configuration reloaded")
+        shown = ", ".join(changed[:_CHANGES_SHOWN]) or "nothing has changed"
+        more = f", and {len(changed) - _CHANGES_SHOWN} more" if len(changed) > _CHANGES_SHOWN else ""
+        log.info("configuration reloaded: %s%s", shown, more)
+        return ""
 
     def wait(self) -> int:
         """Wait until somebody asks for the end, stop, and return the exit code."""
@@ -143,10 +172,11 @@ class Daemon:
 
     def stop(self) -> None:
         """Accept no more, end streams, wait for connections to leave as long as the configuration allows."""
+        limit_s = self.config.server.drain_timeout_s
+        self.on_stop(limit_s + _SERVICES_STOP_S + _END_S)
         log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
         self._close_listeners()
         self.hub.stop()
-        limit_s = self.config.server.drain_timeout_s
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
             for listener in self.listeners:
                 listener.wait(limit_s)
@@ -194,6 +224,16 @@ class Daemon:
         log.error("internal error in %r", context, exc_info=(type(error), error, traceback))
 
 
+def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
+    """Return the sockets that were handed over, by what they are for: those without a name are for RTMP."""
+    found: dict[str, list[socket]] = {"rtmp": [], "metrics": []}
+    for one in inherited:
+        if (one.name or "rtmp") not in found:
+            raise RtmpdError(f"a socket that was handed over is called {one.name!r}: FileDescriptorName= is rtmp or metrics")
+        found[one.name or "rtmp"].append(inherit(one.descriptor))
+    return found
+
+
 def _raise_descriptor_limit(connection_limit: int) -> None:
     """Allow as many open files as the configuration may need; say so if the system does not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -226,25 +266,45 @@ def run(config: Config, load: Callable[[], Config]) -> int:
 
 def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
     log.info("rtmpd %s", rtmpd.__version__)
-    daemon = Daemon(config)
+    # A watchdog ends what hangs with SIGABRT: this says where it hung.
+    faulthandler.enable()
+    notifier = Notifier()
+    try:
+        daemon = Daemon(config, take_sockets())
+    except RtmpdError as error:
+        return _refuse(error, notifier)
     daemon.hub.gauges["log_lines_dropped"] = lambda: pipe.dropped
+
+    def reload() -> str:
+        problem = daemon.reload(load)
+        pipe.set_level(daemon.config.log.level)
+        return problem
+
+    supervision = Supervision(notifier, daemon.hub, reload)
+    daemon.on_stop = supervision.stopping
+    dump = Dump(daemon.hub)
+    # Handlers run in a greenlet of their own and only ask. They are there before anything else: a signal that comes early is
+    # heeded as soon as there is a server.
+    gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
+    gevent.signal_handler(signal.SIGINT, daemon.request_stop)
+    gevent.signal_handler(signal.SIGHUP, supervision.request_reload)
+    gevent.signal_handler(signal.SIGUSR2, dump.write)
     try:
         daemon.start()
     except RtmpdError as error:
-        log.error("%s", error)
-        return 1
-    # Handlers run in a greenlet of their own and only ask; the main greenlet acts.
-    gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
-    gevent.signal_handler(signal.SIGINT, daemon.request_stop)
-
-    def hang_up() -> None:
-        daemon.reload(load)
-        pipe.set_level(daemon.config.log.level)
-
-    gevent.signal_handler(signal.SIGHUP, hang_up)
+        return _refuse(error, notifier)
+    supervision.start()
     # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so it may
     # come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
     gc.collect()
+    dump.remember_greenlets()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     return daemon.wait()
+
+
+def _refuse(error: RtmpdError, notifier: Notifier) -> int:
+    """Say why the server can't start; return the exit code."""
+    log.error("%s", error)
+    notifier.send(STATUS=str(error))
+    return 1

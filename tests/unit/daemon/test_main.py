@@ -284,7 +284,9 @@ def test_a_reload_takes_the_new_options(make_daemon, caplog):
     daemon.reload(lambda: load_text("[server]\nlisten = 127.0.0.1:0\nping_interval_s = 7\n[live]\nlag_limit_s = 3\n"))
     assert daemon.config.server.ping_interval_s == daemon.hub.config.server.ping_interval_s == 7
     assert daemon.hub.config.live.lag_limit_s == 3
-    assert "configuration reloaded" in caplog.text
+    assert caplog.messages[-1] == "configuration reloaded: [server] ping_interval_s = 7, [live] lag_limit_s = 3"
+    daemon.reload(lambda: daemon.config)
+    assert caplog.messages[-1] == "configuration reloaded: nothing has changed"
 
 
 def test_a_wrong_configuration_changes_nothing_and_every_problem_is_logged(make_daemon, caplog):
