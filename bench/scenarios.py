@@ -17,6 +17,7 @@ LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever
 RAMP_PLAYERS_PER_S = 250
 GOP_CACHE_S = 2.7  # one GOP and a little: what a server caches is there before the first player
 STALL_PLAYERS, STALL_STALLED, STALL_SECONDS, STALL_KBPS = 60, 20, 15, 5000
+RELAYS, RELAY_KBPS = 10, 5000
 JOIN_GAP_S = 0.15  # mean time between two joins
 RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
 RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
@@ -274,12 +275,38 @@ def record(bench):
         )
 
 
+def relay(bench):
+    """10 relays to a sink that reads everything, beside 10 players: CPU of the one by that of the other."""
+    options = bench.options
+    kbps, port = options.kbps or RELAY_KBPS, servers.free_port()
+
+    def play(server, work):
+        return _play(server, work, kbps, RELAYS, options.seconds)[0]
+
+    def push(server, work):
+        stat = work / "published"
+        publisher.Published(stat, create=True)
+        arguments = ("--port", port, "--relays", RELAYS, "--seconds", options.seconds, "--pid", server.pid)
+        with Load("sink", *arguments, "--stat", stat) as sink:
+            sink.line()
+            with _live_stream(server, work, kbps):
+                return sink.figures(options.seconds + 60)
+
+    urls = ", ".join(f"rtmp://127.0.0.1:{port}/sink/{{name}}_{number}" for number in range(RELAYS))
+    command = options.server_command
+    players = bench.measure("relay", servers.rtmpd_with("rtmpd-players", "", command), play, kbps=kbps)
+    ini = f"[relay]\nrelay_to = {urls}\n"
+    relays = bench.measure("relay", servers.rtmpd_with("rtmpd-relays", ini, command), push, kbps=kbps)
+    bench.ratio("relay", relays, players)
+
+
 SCENARIOS = {
     "fanout": fanout,
     "fanout-unpaced": fanout_unpaced,
     "floor": floor,
     "ingest": ingest,
     "join": join,
+    "relay": relay,
     "stall": stall,
     "record": record,
 }
