@@ -35,6 +35,8 @@ _LIFE_S = 60
 _USED_LIMIT = 20_000
 _NONCE_BYTES = 9
 _TAG_BYTES = 12
+_RESPONSE_LENGTH = 24
+_CHALLENGE_LENGTH = 8  # of FFmpeg, librtmp and GStreamer
 _SEPARATORS = re.compile(r"[?&]")
 
 
@@ -154,13 +156,16 @@ class Challenges:
     def proves(self, parameters: dict[str, str], passwords: Iterable[str]) -> bool:
         """Whether a client's response fits one of the passwords; `fresh` must have said yes to its challenge."""
         user, opaque = parameters.get("user", ""), parameters.get("opaque", "")
-        given = _encoded(unquote(parameters.get("response", "")))
+        challenge = parameters.get("challenge", "")
+        # Debian's librtmp forgets to end both texts: what happens to lie in its memory follows.
+        given = _encoded(unquote(parameters.get("response", ""))[:_RESPONSE_LENGTH])
         right = False
         for password in passwords:
             # FFmpeg takes a password out of its URL as it stands there, percent signs and all.
             for variant in {password, quote(password, safe="")}:
-                proof = response(user, variant, self._salt(user), opaque, parameters.get("challenge", ""))
-                right |= hmac.compare_digest(_encoded(proof), given)
+                for each in {challenge, challenge[:_CHALLENGE_LENGTH]}:
+                    proof = response(user, variant, self._salt(user), opaque, each)
+                    right |= hmac.compare_digest(_encoded(proof), given)
         return right
 
 

@@ -59,6 +59,15 @@ def test_any_password_proves_itself_and_no_other_one(password, other):
         assert not log_in(challenges, "ann", other, [password])
 
 
+def test_what_debians_librtmp_forgets_behind_its_texts_does_not_matter():
+    challenges = Challenges(KEY)
+    given = query_parameters(challenges.describe("ann", 10, NONCE))
+    proof = response("ann", "secret", given["salt"], given["opaque"], "rOH4Qw==")
+    query = f"user=ann&challenge=rOH4Qw==\udcff\x01&response={proof}\udcd8}}\udcc4&opaque={given['opaque']}"
+    assert challenges.proves(query_parameters(query), ["secret"])
+    assert not challenges.proves(query_parameters(query), ["other"])
+
+
 def test_a_challenge_is_good_once():
     challenges = Challenges(KEY)
     opaque = query_parameters(challenges.describe("ann", 10, NONCE))["opaque"]
