@@ -33,6 +33,8 @@ _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
 _SIZES = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10, "": 1}
 _SIZE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B)?", re.ASCII)
 _NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
+# Numbers up to the last that the kernel takes for a user; names as adduser and systemd have them.
+_ACCOUNT = re.compile(r"[0-9]{1,9}|[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", re.ASCII)
 NAME_LENGTH: Final = 255
 """The longest name of a stream or an application, in characters."""
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
@@ -230,6 +232,21 @@ class _Path:
         return text
 
 
+class _Account:
+    """``account(empty=meaning)``: the name or number of a user or a group; or none, which then means something special."""
+
+    def __init__(self, empty: str) -> None:
+        self._empty = empty
+
+    def describe(self) -> str:
+        return f"a name or a number, or nothing ({self._empty})"
+
+    def convert(self, text: str) -> str:
+        if text and not _ACCOUNT.fullmatch(text):
+            raise ValueError
+        return text
+
+
 class _FileName:
     """``file_name``: a template for the names of files."""
 
@@ -382,6 +399,7 @@ _SCALARS: dict[str, type[_Check]] = {
     "option": _Option,
     "name": _Name,
     "path": _Path,
+    "account": _Account,
     "file_name": _FileName,
 }
 

@@ -139,6 +139,8 @@ class ServerConfig:
     """The options of ``[server]``."""
 
     listen: tuple[ListenAddress, ...]
+    user: str
+    group: str
     chunk_size_bytes: int
     window_ack_size_bytes: int
     peer_bandwidth_bytes: int
@@ -165,6 +167,10 @@ class LogConfig:
     """The options of ``[log]``."""
 
     level: str
+    log_target: str
+    log_file: str
+    log_format: str
+    access_log_file: str
     stream_summary_s: float
     queue_limit: int
 

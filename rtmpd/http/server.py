@@ -16,6 +16,7 @@ import gevent
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
+from rtmpd.config.model import ListenAddress
 from rtmpd.net.listener import bind
 from rtmpd.net.transport import format_address
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-    from rtmpd.config.model import Config, ListenAddress
+    from rtmpd.config.model import Config
 
 __all__ = ["HttpServer"]
 
@@ -176,7 +177,7 @@ class HttpServer:
 
     Args:
         name: What is served there, for the log.
-        addresses: Where to listen; none: it does nothing.
+        addresses: Where to listen, and sockets that listen already; none: it does nothing.
         routes: WSGI applications by path, the one worth naming in the log first. They get GET and HEAD, may wait, and may give
             an answer piece by piece.
         count: Called with the name of a failure.
@@ -185,7 +186,7 @@ class HttpServer:
     def __init__(
         self,
         name: str,
-        addresses: Sequence[ListenAddress],
+        addresses: Sequence[ListenAddress | socket],
         routes: Mapping[str, WSGIApplication],
         count: Callable[[str], None],
     ) -> None:
@@ -196,18 +197,27 @@ class HttpServer:
         self._servers: list[_Server] = []
         self.bound: list[str] = []
 
-    def start(self) -> None:
-        """Listen and serve.
+    def bind(self) -> None:
+        """Listen, but accept nothing yet.
 
         Raises:
             RtmpdError: An address can't be listened on.
         """
-        for address in self._addresses:
-            server = _Server(bind(address), self._dispatch, self._count)
-            self._servers.append(server)
+        for address in self._addresses[len(self._servers) :]:
+            sock = bind(address) if isinstance(address, ListenAddress) else address
+            self._servers.append(_Server(sock, self._dispatch, self._count))
+            self.bound.append(format_address(sock.getsockname()))
+
+    def start(self) -> None:
+        """Listen, if it does not yet, and serve.
+
+        Raises:
+            RtmpdError: An address can't be listened on.
+        """
+        self.bind()
+        for server, bound in zip(self._servers, self.bound, strict=True):
             server.start()
-            self.bound.append(format_address(server.socket.getsockname()))
-            log.info("%s on http://%s%s", self._name, self.bound[-1], next(iter(self._routes)))
+            log.info("%s on http://%s%s", self._name, bound, next(iter(self._routes)))
 
     def reload(self, config: Config) -> None:
         """Nothing: addresses only change with a restart."""

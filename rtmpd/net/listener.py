@@ -14,15 +14,14 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gevent.socket import socket
 
+from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
 from rtmpd.net.transport import Transport, format_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from rtmpd.config.model import ListenAddress
-
-__all__ = ["Listener", "bind"]
+__all__ = ["Listener", "bind", "inherit", "places"]
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,7 @@ def _bind(address: ListenAddress) -> socket:
             family, host = stdlib_socket.AF_INET, "0.0.0.0"  # noqa: S104 - what an empty host means
         target: tuple[object, ...] = (host, address.port)
     else:
-        found = stdlib_socket.getaddrinfo(host, address.port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE)
-        family, _, _, _, target = found[0]
+        family, target = _resolve(address)
     sock = socket(family, stdlib_socket.SOCK_STREAM)
     try:
         sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
@@ -72,6 +70,47 @@ def _bind(address: ListenAddress) -> socket:
     return sock
 
 
+def _resolve(address: ListenAddress) -> tuple[stdlib_socket.AddressFamily, tuple[object, ...]]:
+    kind, flags = stdlib_socket.SOCK_STREAM, stdlib_socket.AI_PASSIVE
+    family, _, _, _, target = stdlib_socket.getaddrinfo(address.host, address.port, type=kind, flags=flags)[0]
+    return family, target
+
+
+def inherit(descriptor: int) -> socket:
+    """Return a socket that another process bound and listens with; it may go on to hold it."""
+    return socket(fileno=descriptor)
+
+
+def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> list[ListenAddress | socket]:
+    """Return where to listen: with every inherited socket, and on the addresses that none of them has.
+
+    An address that one of them has at least a part of can't be bound, since the kernel knows that it is taken.
+    """
+    sockets = {sock: ListenAddress(*_bound(sock)) for sock in inherited}
+    others: list[ListenAddress] = []
+    for address in addresses:
+        holder = next((has for has in sockets.values() if has.overlaps(_numeric(address))), None)
+        if holder is None:
+            others.append(address)
+        elif holder != _numeric(address):
+            log.warning("not listening on %s by itself: the socket %s, which was handed over, has it", address, holder)
+    return [*sockets, *others]
+
+
+def _bound(sock: socket) -> tuple[str, int]:
+    """Return where a socket is bound; the host is empty when that is every address, IPv4 and IPv6."""
+    addresses = _accepted(sock)
+    return ("", addresses[0][1]) if len(addresses) > 1 else addresses[0]
+
+
+def _numeric(address: ListenAddress) -> ListenAddress:
+    """Return an address without a name in it; as it is, if nobody knows the name: to bind it fails in time, and says so."""
+    try:
+        return ListenAddress(str(_resolve(address)[1][0]), address.port) if address.host else address
+    except OSError:
+        return address
+
+
 def _accepted(sock: socket) -> tuple[tuple[str, int], ...]:
     """Return the addresses that a listening socket accepts connections on, IPv4 apart where it comes over an IPv6 socket."""
     host, port = sock.getsockname()[:2]
@@ -83,7 +122,7 @@ class Listener:
     """Accepts connections on one address and runs each in a greenlet of its own.
 
     Args:
-        address: Where to listen.
+        address: Where to listen; or a socket that listens already.
         serve: Called in the connection's greenlet; the connection is closed when it returns.
 
     Attributes:
@@ -95,8 +134,8 @@ class Listener:
         RtmpdError: The address can't be listened on; the message says why and what to do.
     """
 
-    def __init__(self, address: ListenAddress, serve: Callable[[Transport], None]) -> None:
-        sock = bind(address)
+    def __init__(self, address: ListenAddress | socket, serve: Callable[[Transport], None]) -> None:
+        sock = address if isinstance(address, socket) else bind(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
         self.addresses = _accepted(sock)
@@ -121,7 +160,7 @@ class Listener:
             transport.dispose()
 
     def close(self) -> None:
-        """Accept no more; connections go on."""
+        """Accept no more; connections go on. On a socket that another process holds too, new ones wait for who is next."""
         self._server.close()
 
     def wait(self, limit_s: float) -> bool:

@@ -34,6 +34,7 @@ TYPES = {
     "name": str,
     "addresses": tuple[ListenAddress, ...],
     "path": str,
+    "account": str,
     "patterns": tuple[str, ...],
     "relay_urls": tuple[RelayUrl, ...],
     "file_name": FileNameTemplate,

@@ -224,7 +224,7 @@ def test_a_wrong_option_of_an_application(line, what):
         ("[log]\nlevel = info\nlevel = info", "3: [log] level: given again (line 2 has it first)"),
         ("level = info", "1: level: this option belongs in [log]"),
         ("levle = info", '1: levle: unknown option, did you mean "level"?'),
-        ("server = 1", "1: server: unknown option"),
+        ("server = 1", '1: server: unknown option, did you mean "user"?'),
         ("[server", '1: expected a section header like [server] or [[name]], got "[server"'),
         ("[server]]", '1: expected a section header like [server] or [[name]], got "[server]]"'),
         ("[[server]", '1: expected a section header like [server] or [[name]], got "[[server]"'),

@@ -1,0 +1,143 @@
+"""SIGUSR2: what the server is at, as lines for the log: greenlets by where they wait, streams, and who reads them.
+
+It is for a server that misbehaves, so it gives way to the event loop as it goes, and is bounded whatever there is. No values
+are shown but names, addresses and numbers. Imports gevent and what stands below the daemon.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, cast
+from weakref import WeakSet
+
+from greenlet import greenlet
+
+from rtmpd.loop import give_way
+from rtmpd.stream.subscriber import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rtmpd.hub import Hub
+    from rtmpd.session.player import Player
+    from rtmpd.session.publisher import Publisher
+    from rtmpd.stream.stream import Stream
+
+__all__ = ["Dump"]
+
+log = logging.getLogger(__name__)
+
+_STACKS = 40
+_FRAMES = 12
+_STREAMS = 200
+_PLAYERS = 20
+"""Players of one stream that are shown: those that are furthest behind."""
+
+_BLOCK = 5000  # objects looked at between two looks at the event loop
+_Stack = tuple[tuple[str, int, str], ...]
+
+
+class Dump:
+    """Gives the lines.
+
+    Args:
+        hub: Whose streams to show.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._early: WeakSet[greenlet] = WeakSet()
+        self._writing = False
+
+    def write(self) -> None:
+        """Write the lines to the log, as warnings: who asks wants to see them. One dump at a time."""
+        if self._writing:
+            return
+        self._writing = True
+        try:
+            for line in self.lines():
+                log.warning("%s", line)
+        finally:
+            self._writing = False
+
+    def remember_greenlets(self) -> None:
+        """Take note of the greenlets that there are: those that the collector is told to leave alone it no longer lists."""
+        self._early.update(each for each in gc.get_objects() if isinstance(each, greenlet))
+
+    def lines(self) -> Iterator[str]:
+        """Give the lines, the event loop having its turn in between."""
+        hub = self._hub
+        yield f"state: {len(hub.streams)} streams, {len(hub.connections)} connections"
+        counters = ", ".join(f"{name} {count}" for name, count in sorted(hub.totals().items()) if count)
+        yield f"counted: {counters or 'nothing'}"
+        yield from self._greenlets()
+        streams = list(hub.streams.values())
+        for stream in streams[:_STREAMS]:
+            yield from _stream_lines(stream)
+            give_way()
+        if len(streams) > _STREAMS:
+            yield f"and {len(streams) - _STREAMS} more streams"
+
+    def _greenlets(self) -> Iterator[str]:
+        objects = iter(gc.get_objects())
+        found = set(self._early)
+        while block := list(islice(objects, _BLOCK)):
+            found.update(each for each in block if isinstance(each, greenlet))
+            give_way()
+        stacks: Counter[_Stack] = Counter()
+        for index, each in enumerate(found):
+            stack = _stack_of(each)
+            if stack:
+                stacks[stack] += 1
+            if index % _PLAYERS == 0:
+                give_way()
+        yield f"{stacks.total()} greenlets wait, in {len(stacks)} places"
+        for stack, count in stacks.most_common(_STACKS):
+            yield f"greenlets: {count} in {' < '.join(f'{name} {file}:{line}' for file, line, name in stack)}"
+
+
+def _stack_of(one: greenlet) -> _Stack:
+    """Return where a greenlet waits, the innermost first; nothing if it runs, has ended or not begun."""
+    frame = one.gr_frame
+    stack: list[tuple[str, int, str]] = []
+    while frame is not None and len(stack) < _FRAMES:
+        code = frame.f_code
+        stack.append(("/".join(code.co_filename.rsplit("/", 2)[-2:]), frame.f_lineno, code.co_name))
+        frame = frame.f_back
+    return tuple(stack)
+
+
+def _stream_lines(stream: Stream) -> Iterator[str]:
+    wirelog, key = stream.wirelog, stream.key
+    publisher = cast("Publisher | None", stream.publisher)
+    source = "nobody" if publisher is None else publisher.connection.transport.peer
+    joins = f"{wirelog.position - wirelog.join_position} bytes back" if wirelog.join_page is not None else "none"
+    yield (
+        f"{key}: published by {source}, {len(stream.players)} players, {time.monotonic() - stream.created_at:.0f} s, "
+        f"log at {wirelog.position}, join point {joins}"
+    )
+    places = []
+    for index, player in enumerate(cast("list[Player]", list(stream.players))):
+        subscriber = player.subscriber
+        if subscriber is not None and player.stream is stream:
+            page, offset = subscriber.page, subscriber.offset
+            if subscriber.state is State.GROUP:
+                page, offset = stream.fanout.place_of(subscriber)
+            behind = wirelog.position - page.base - offset if page is not None else 0
+            lag_ms = wirelog.lag_ms(page, offset) if page is not None else 0
+            places.append((behind, lag_ms, player.connection.transport.peer, subscriber))
+        if index % _BLOCK == _BLOCK - 1:
+            give_way()
+    places.sort(key=lambda place: place[:3], reverse=True)
+    for behind, lag_ms, peer, subscriber in places[:_PLAYERS]:
+        full = ", its socket is full" if subscriber.blocked else ""
+        yield (
+            f"{key}: player {peer} {subscriber.state.name.lower()}: {behind} bytes and {lag_ms} ms behind, "
+            f"{subscriber.skips} skips{full}"
+        )
+    if len(places) > _PLAYERS:
+        yield f"{key}: and {len(places) - _PLAYERS} more players, no further behind"
