@@ -27,6 +27,8 @@ _HEADER = re.compile(
 # A value is a list of these; a quote by itself lacks its other half.
 _TOKEN = re.compile(r"""\s*("[^"]*"|'[^']*'|[^\s"',#][^"',#]*|[,#"'])""")
 _LINE_LENGTH = 4096
+_SECRETIVE = frozenset(("auth", "relay", "hooks", "applications"))
+"""Sections with secrets in them."""
 
 
 @dataclass(slots=True)
@@ -106,9 +108,11 @@ def _option(found: Scan, line: str, number: int, section: list[str | None]) -> s
     name = name.rstrip()
     if line[0] == ";":
         raise ValueError('comments start with "#", not ";"')
-    if not equals or not name or '"' in name or "'" in name:
-        raise ValueError(f'expected a section header or "option = value", got {shown(line)}')
     outer = [part for part in section if part is not None]
+    if not equals or not name or '"' in name or "'" in name:
+        # It may be a part of a list of secrets, on a line of its own.
+        got = "a line that is not shown here" if _SECRETIVE.intersection(outer) else shown(line)
+        raise ValueError(f'expected a section header or "option = value", got {got}')
     if len(outer) < len(section):
         return ""
     path = (*outer, name)

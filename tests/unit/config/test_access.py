@@ -29,6 +29,12 @@ def test_names_with_secrets(tmp_path, monkeypatch):
     assert parse_user("ann@example.com=env:TOKEN") == NamedSecret("ann@example.com", Secret("of the environment", "env:TOKEN"))
 
 
+def test_a_line_that_makes_no_sense_is_not_shown_where_it_may_be_a_secret():
+    expected = 'expected a section header or "option = value", got a line that is not shown here'
+    assert problems("[auth]\nauth_tokens = live/a=x\n  s3cret\n'live/b' = s3cret\n") == [f"f:3: {expected}", f"f:4: {expected}"]
+    assert problems("[applications]\n[[live]]\ns3cret\n") == [f"f:3: {expected}"]
+
+
 def test_secrets_are_masked_when_they_are_printed():
     config = load_text("[auth]\nauth_tokens = live/a=s3cret\nauth_users = ann=s3cret2\nauth_sign_secrets = s3cret3\n")
     printed = render_config(config)
