@@ -28,7 +28,7 @@ SOURCES = sorted((ROOT / "rtmpd").rglob("*.py"))
 def metrics():
     """Metrics of a server with a stream and a relay that have every figure."""
     hub = Hub(load_text(""))
-    stream = hub.publish("live/a", SimpleNamespace(number=0))
+    stream = hub.publish("live/a", SimpleNamespace(number=0, connection=SimpleNamespace(via=())))
     stream.video(0, keyframe())
     stream.video(1000, keyframe())
     hub.relays = lambda: [RelayFigures("live/a", "there", "up")]

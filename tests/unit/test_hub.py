@@ -540,3 +540,25 @@ def test_a_connection_is_freed_when_it_has_ended_without_the_collector(make_hub)
     finally:
         gc.enable()
         there.close()
+
+
+# Loops of relays --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_was_here_before_is_refused(make_hub):
+    hub = make_hub()
+    publisher = SimpleNamespace(connection=SimpleNamespace(via=("0123456789abcdef", hub.id)), number=0)
+    with pytest.raises(Refused, match=r"NetStream\.Publish\.Rejected: A relay loop"):
+        hub.publish("live/a", publisher)
+    assert hub.counters["relay_loops"] == 1
+    assert not hub.streams
+
+
+def test_a_stream_knows_where_it_has_come_through(make_hub):
+    hub = make_hub()
+    publisher = SimpleNamespace(connection=SimpleNamespace(via=("0123456789abcdef",)), number=0)
+    assert hub.publish("live/a", publisher).via == ("0123456789abcdef",)
+
+
+def test_each_hub_has_a_name_of_its_own(make_hub):
+    assert make_hub().id != make_hub().id

@@ -399,10 +399,11 @@ class Relay:
             messages += subscriber.messages_until(page, offset)
             dropped += subscriber.dropped
             lag_ms = stream.wirelog.lag_ms(page, offset) if page is not None else 0.0
-        now, counters = (sent, messages, dropped), self._owner.hub.counters
-        for name, new, old in zip(("bytes_sent", "messages_sent", "messages_dropped"), now, self._counted, strict=True):
-            counters[f"relay_{name}"] += new - old
-        self._counted = now
+        counters, (sent_before, messages_before, dropped_before) = self._owner.hub.counters, self._counted
+        counters["relay_bytes_sent"] += sent - sent_before
+        counters["relay_messages_sent"] += messages - messages_before
+        counters["relay_messages_dropped"] += dropped - dropped_before
+        self._counted = sent, messages, dropped
         return lag_ms
 
     def figures(self) -> RelayFigures:

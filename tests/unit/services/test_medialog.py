@@ -25,7 +25,7 @@ AUDIO = "audio aac LC 44100 Hz 1 channel"
 class Publisher:
     def __init__(self, hub):
         self.hub = hub
-        self.connection = SimpleNamespace(transport=FakeTransport())
+        self.connection = SimpleNamespace(transport=FakeTransport(), via=())
         self.stream = hub.publish("live/a", self)
         hub.bus.emit(EventType.PUBLISH_START, stream=self.stream)
 

@@ -38,7 +38,7 @@ class Stage:
         self.metrics = Metrics(self.hub)
 
     def publish(self, key="live/a"):
-        publisher = SimpleNamespace(number=0)
+        publisher = SimpleNamespace(number=0, connection=SimpleNamespace(via=()))
         publisher.stream = self.hub.publish(key, publisher)
         return publisher
 
