@@ -328,6 +328,15 @@ def test_the_client_logs_in(serve):
     running.wait_for_line(r"connected to live as bob@host by")
 
 
+def test_a_relay_logs_in(serve, server, publisher, player):
+    there = serve(USERS)
+    here = server(f"[relay]\nrelay_to = rtmp://ann:s3cret-pw@127.0.0.1:{there.port}/live/copy\n")
+    source = publisher(here, "cam")
+    there.wait_for_line(r"connected to live as ann by")
+    begin(source, player(there, "copy"))
+    assert not any("s3cret" in line for line in here.log())
+
+
 def test_who_sends_a_login_to_a_server_without_users_is_let_in(serve):
     running = serve("")
     assert ask_to_connect(running, "live?authmod=adobe&user=ann") == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import gevent
@@ -135,6 +136,19 @@ def test_a_callback_that_is_not_there_denies(serve, web):
     web.close()
     assert refused(running, "cam")[0] == DENIED
     running.wait_for_line("ERROR +auth_callback .*: it can't be reached")
+
+
+@pytest.mark.peer
+def test_a_certificate_that_nobody_vouches_for_denies(serve, web, peer, tmp_path):
+    openssl = peer("openssl", "openssl")
+    names = ("-keyout", tmp_path / "key", "-out", tmp_path / "certificate", "-subj", "/CN=localhost")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *map(str, names)]
+    subprocess.run(command, check=True, capture_output=True)
+    with Web(tmp_path / "certificate", tmp_path / "key") as encrypted:
+        running = serve(url=encrypted.url)
+        assert refused(running, "cam")[0] == DENIED
+        running.wait_for_line(r"ERROR +auth_callback https://.*: its certificate can't be verified, or TLS failed")
+        assert not encrypted.questions
 
 
 def test_the_callback_names_the_stream(serve, web, raw):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 1024
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: that clients go away is what these tests are about."""
 
 
 class Web:
@@ -24,7 +31,7 @@ class Web:
         answers: What it does, by the name of the stream; "" is for all others. Any of the functions below, or a status.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
         self.questions: list[dict[str, Any]] = []
         self.headers: dict[str, str] = {}
         self.paths: list[str] = []
@@ -57,7 +64,12 @@ class Web:
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
-        self.url = f"http://hook:s3cret-hook@127.0.0.1:{self.port}/auth?key=s3cret-key"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        scheme = "http" if certificate is None else "https"
+        self.url = f"{scheme}://hook:s3cret-hook@127.0.0.1:{self.port}/auth?key=s3cret-key"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def __enter__(self) -> Self:

@@ -124,6 +124,37 @@ def test_a_reset_says_so(tcp):
         reading.get(timeout=LIMIT_S)
 
 
+def until_gone(transport, message):
+    """Wait until a look at the connection finds that it is gone."""
+
+    def look():
+        while True:
+            transport.ensure_open()
+            gevent.sleep(0.001)
+
+    with gevent.Timeout(LIMIT_S), pytest.raises(TransportClosed, match=message):
+        look()
+
+
+def test_a_look_whether_the_peer_is_there_takes_nothing_from_it(tcp):
+    transport, peer = tcp()
+    transport.ensure_open()
+    peer.sendall(b"waiting")
+    transport.ensure_open()
+    assert transport.recv() == b"waiting"
+    peer.close()
+    until_gone(transport, r"^closed by the peer$")
+
+
+def test_a_look_finds_a_reset_and_our_own_closing(tcp):
+    transport, peer = tcp()
+    reset(peer)
+    until_gone(transport, r"^read failed: Connection reset by peer$")
+    transport, peer = tcp()
+    transport.close("we had enough")
+    until_gone(transport, r"^we had enough$")
+
+
 def test_a_read_is_bounded(tcp):
     transport, peer = tcp()
     sending = gevent.spawn(peer.sendall, bytes(RECEIVE_BYTES * 5))
