@@ -13,6 +13,8 @@ import gevent
 import pytest
 
 from rtmpd.protocol import amf0
+from rtmpd.protocol.command import encode_command
+from tests.conftest import Server
 from tests.integration.beside import Bystander, wait_until
 from tests.integration.target import Target
 from tests.integration.wire import (
@@ -33,7 +35,7 @@ from tests.integration.wire import (
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import Server
+    from pathlib import Path
 
 QUICK = "relay_retry_s = 0.1\nrelay_retry_limit_s = 0.3\n"
 SET = amf0.encode("@setDataFrame")
@@ -174,6 +176,33 @@ def test_the_flag_takes_several_urls(server, target, publisher):
     running = server("", "--relay-to", one.url(), "--relay-to", other.url())
     begin(publisher(running, "cam"))
     assert one.publishing().published == other.publishing().published == "cam"
+
+
+def test_a_user_and_a_password_log_in(opened, relaying, publisher, tmp_path):
+    (tmp_path / "far").mkdir()
+    far = Server("[auth]\nauth_users = ann=pass-w0rd\n", directory=tmp_path / "far")
+    opened.callback(far.stop)
+    running = relaying(f"rtmp://ann:pass-w0rd@127.0.0.1:{far.port}/far/{{name}}")
+    begin(publisher(running, "cam"))
+    running.wait_for_line(r"live/cam: relay to rtmp://127\.0\.0\.1:\d+/far/\{name\} is up")
+    far.wait_for_line(r"publishes far/cam")
+    assert not [line for line in running.log() if "w0rd" in line]
+
+
+def test_a_publish_that_ends_at_once_leaves_nothing_behind(relaying, target, raw):
+    there = target()
+    running = relaying(there.url())
+    for number in range(20):
+        wire = raw(running)
+        wire.connect("live")
+        msid = wire.create_stream()
+        # In one piece: the publish is over before its relay has begun.
+        begun = wire.frame(20, 0, encode_command("publish", 9, None, f"cam{number}", "live"), 3, msid)
+        wire.write(begun + wire.frame(20, 0, encode_command("deleteStream", 10, None, msid), 3))
+        wire.close()
+    begin(raw(running).publish("last"))
+    there.publishing("last")
+    wait_until(lambda: len([name for name in metrics(running) if "relay_destination_up{" in name]) == 1, "one relay is left")
 
 
 def test_pings_are_answered_between_media(relaying, target, beside):
@@ -432,13 +461,17 @@ def test_the_limit_of_relays_is_kept(relaying, target, publisher):
 # Loops ------------------------------------------------------------------------------------------------------------------
 
 
+def reload(server: Server, directory: Path, ini: str) -> None:
+    (directory / "rtmpd.ini").write_text(ini)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_line("configuration reloaded")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.9.9.9", "[::ffff:127.0.0.1]"])
-def test_the_server_itself_is_no_destination(server, host, publisher, player, opened, tmp_path):
-    free = socket.socket()
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-    free.close()
-    running = server("", "--listen", f":{port}", "--relay-to", f"rtmp://{host}:{port}/{{app}}/{{name}}")
+def test_the_server_itself_is_no_destination(server, host, publisher, player, tmp_path):
+    running = server("[live]\n", "--listen", ":0")
+    port = running.wait_for_line(r"listening on (?:\[::\]|0\.0\.0\.0):(\d+)")[1]
+    reload(running, tmp_path, f"[relay]\nrelay_to = rtmp://{host}:{port}/{{app}}/{{name}}\n")
     sender, watcher = publisher(running, "cam"), player(running, "cam")
     begin(sender, watcher)
     running.wait_for_line(
@@ -447,18 +480,11 @@ def test_the_server_itself_is_no_destination(server, host, publisher, player, op
     assert len([line for line in running.log() if " publishes " in line]) == 1
 
 
-def test_a_loop_over_another_server_is_refused(server, publisher, player):
+def test_a_loop_over_another_server_is_refused(server, publisher, player, tmp_path):
     """A to B to A, each under another name, so that nothing but the mark tells."""
-    ports = []
-    for _ in range(2):
-        free = socket.socket()
-        free.bind(("127.0.0.1", 0))
-        ports.append((free, free.getsockname()[1]))
-    for free, _ in ports:
-        free.close()
-    (_, a), (_, b) = ports
-    first = server("", "--listen", f"127.0.0.1:{a}", "--relay-to", f"rtmp://127.0.0.1:{b}/b/{{name}}")
-    second = server("", "--listen", f"127.0.0.1:{b}", "--relay-to", f"rtmp://127.0.0.1:{a}/a/{{name}}x")
+    first = server("[live]\n")
+    second = server("", "--relay-to", first.url("{name}x", "a"))
+    reload(first, tmp_path, f"[relay]\nrelay_to = {second.url('{name}', 'b')}\n")
     sender, watcher = publisher(first, "cam"), player(first, "cam")
     begin(sender, watcher)
     loop = r"refused: NetStream\.Publish\.Rejected: A relay loop: the stream has come from this server\."
