@@ -38,3 +38,5 @@ $(VENV)/.lint: setup.cfg setup.py pyproject.toml | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+include install.mk

@@ -1,6 +1,6 @@
 """Writes configurations, and the texts that describe the options, from rtmpd.configspec.
 
-``python -m rtmpd.config.render`` brings etc/rtmpd.ini and docs/configuration.rst of a checkout up to date.
+``python -m rtmpd.config.render`` brings etc/rtmpd.ini, docs/configuration.rst and the manual pages of a checkout up to date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.file_names import FileNameTemplate
+from rtmpd.config.render_man import replace_flags, replace_options
 from rtmpd.config.secret import Secret
 from rtmpd.config.spec import Option, Section, sections
 
@@ -115,6 +116,9 @@ def main() -> int:
         return 1
     docs.write_text(replace_tables(docs.read_text("utf-8")), "utf-8")
     (root / "etc" / "rtmpd.ini").write_text(render_sample(), "utf-8")
+    options, flags = root / "man" / "rtmpd.ini.5", root / "man" / "rtmpd.8"
+    options.write_text(replace_options(options.read_text("utf-8"), render_value), "utf-8")
+    flags.write_text(replace_flags(flags.read_text("utf-8")), "utf-8")
     return 0
 
 
@@ -182,7 +186,8 @@ def _rst_section(section: Section) -> str:
 
 def _rst(text: str) -> str:
     """Escape what would be markup."""
-    return text.replace("\\", r"\\").replace("*", r"\*").replace("`", r"\`")
+    # A "file:" would become a link, too.
+    return text.replace("\\", r"\\").replace("*", r"\*").replace("`", r"\`").replace("file:", r"file\:")
 
 
 def _rst_wrapped(text: str, start: str) -> list[str]:

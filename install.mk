@@ -1,0 +1,68 @@
+# make install, make uninstall: rtmpd as a service of the system. DESTDIR goes before every path and is in none of the files.
+PREFIX ?= /usr/local
+APPDIR ?= /opt/rtmpd
+SYSCONFDIR ?= /etc
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+# What decides on Type=notify-reload; for another machine, give its systemd's.
+SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | awk 'NR == 1 { print $$2 }')
+
+INI := $(SYSCONFDIR)/rtmpd.ini
+# Files say where things are by default; here, where they are installed.
+PLACES := -e 's|/opt/rtmpd|$(APPDIR)|g' -e 's|/etc/rtmpd\.ini|$(INI)|g'
+# Only into the running system, and only where there is systemd.
+LIVE := test -z "$(DESTDIR)" && test -d /run/systemd/system
+
+.PHONY: install uninstall
+
+# The environment is built aside, for the place that it is to have: what fails leaves the old one as it was.
+install:
+	@test ! -e "$(DESTDIR)$(APPDIR)" || test -f "$(DESTDIR)$(APPDIR)/pyvenv.cfg" || \
+		{ echo "$(DESTDIR)$(APPDIR) is something else than rtmpd's: set APPDIR" >&2; exit 1; }
+	@case "$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')/" in /home/*|/root/*) \
+		echo "a service can't use the Python of a home directory: make install PYTHON=/usr/bin/python3" >&2; exit 1;; esac
+	@set -e; umask 022; new="$$(realpath -m "$(DESTDIR)$(APPDIR)").new"; source=$$(mktemp -d); trap 'rm -rf "$$source" "$$new"' EXIT; \
+	cp -R rtmpd setup.cfg setup.py pyproject.toml README.rst LICENSE "$$source"; \
+	find "$$source" -name __pycache__ -prune -exec rm -r {} +; \
+	rm -rf "$$new"; mkdir -p "$$(dirname "$$new")"; \
+	$(PYTHON) -m venv --prompt rtmpd "$$new"; \
+	"$$new/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$$source"; \
+	grep -rIlF "$$new" "$$new/bin" "$$new/pyvenv.cfg" | xargs sed -i "s|$$new|$(APPDIR)|g"; \
+	find "$$new/lib" -name direct_url.json -delete; \
+	"$$new/bin/python" -m compileall -q -f -s "$$new" -p "$(APPDIR)" "$$new/lib"; \
+	rm -rf "$(DESTDIR)$(APPDIR)"; mv "$$new" "$(DESTDIR)$(APPDIR)"
+	@install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(SYSCONFDIR)" "$(DESTDIR)$(UNITDIR)"
+	@ln -sfn "$(APPDIR)/bin/rtmpd" "$(DESTDIR)$(BINDIR)/rtmpd"
+	@if test -e "$(DESTDIR)$(INI)"; then \
+		if cmp -s etc/rtmpd.ini "$(DESTDIR)$(INI)"; then rm -f "$(DESTDIR)$(INI).new"; else \
+			install -m 0644 etc/rtmpd.ini "$(DESTDIR)$(INI).new"; \
+			echo "$(INI) stays as it is; the new one is $(INI).new"; fi; \
+	else install -m 0640 etc/rtmpd.ini "$(DESTDIR)$(INI)"; fi
+	@sed $(PLACES) $(if $(shell test "$(SYSTEMD_VERSION)" -ge 253 2>/dev/null && echo yes),\
+		-e '/^# .*notify-reload/d' -e 's/^Type=notify$$/Type=notify-reload/' -e '/^ExecReload=/d') \
+		systemd/rtmpd.service > "$(DESTDIR)$(UNITDIR)/rtmpd.service"
+	@chmod 0644 "$(DESTDIR)$(UNITDIR)/rtmpd.service"
+	@install -m 0644 systemd/rtmpd.socket "$(DESTDIR)$(UNITDIR)/rtmpd.socket"
+	@install -D -m 0644 systemd/rtmpd.sysusers "$(DESTDIR)$(SYSUSERSDIR)/rtmpd.conf"
+	@install -D -m 0644 systemd/rtmpd.tmpfiles "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf"
+	@sed -i $(PLACES) "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf"
+	@install -D -m 0644 man/rtmpd.8 "$(DESTDIR)$(MANDIR)/man8/rtmpd.8"
+	@install -D -m 0644 man/rtmpd.ini.5 "$(DESTDIR)$(MANDIR)/man5/rtmpd.ini.5"
+	@sed -i $(PLACES) "$(DESTDIR)$(MANDIR)/man8/rtmpd.8" "$(DESTDIR)$(MANDIR)/man5/rtmpd.ini.5"
+	@if $(LIVE); then systemd-sysusers rtmpd.conf && systemd-tmpfiles --create rtmpd.conf && systemctl daemon-reload; fi
+	@echo "rtmpd is installed. To run it: systemctl enable --now rtmpd.socket rtmpd.service"
+
+# The configuration, recordings, logs and the user belong to the operator.
+uninstall:
+	@if $(LIVE); then systemctl disable --now rtmpd.socket rtmpd.service 2>/dev/null || true; fi
+	@test ! -e "$(DESTDIR)$(APPDIR)" || test -f "$(DESTDIR)$(APPDIR)/pyvenv.cfg" || \
+		{ echo "$(DESTDIR)$(APPDIR) is something else than rtmpd's: set APPDIR" >&2; exit 1; }
+	@rm -rf "$(DESTDIR)$(APPDIR)"
+	@rm -f "$(DESTDIR)$(BINDIR)/rtmpd" "$(DESTDIR)$(UNITDIR)/rtmpd.service" "$(DESTDIR)$(UNITDIR)/rtmpd.socket" \
+		"$(DESTDIR)$(SYSUSERSDIR)/rtmpd.conf" "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf" \
+		"$(DESTDIR)$(MANDIR)/man8/rtmpd.8" "$(DESTDIR)$(MANDIR)/man5/rtmpd.ini.5" "$(DESTDIR)$(INI).new"
+	@if $(LIVE); then systemctl daemon-reload; fi
+	@echo "rtmpd is uninstalled. What stays: $(INI), /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd."
