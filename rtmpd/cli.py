@@ -46,6 +46,10 @@ class Flag:
 FLAGS: Final = (
     Flag("--listen", "ADDR", "server", "listen", True, "listen on HOST:PORT, :PORT or [IPv6]:PORT; can be repeated"),
     Flag("--log-level", "LEVEL", "log", "level", False, "log this level and above: debug, info, warning or error"),
+    Flag("--log-target", "TARGET", "log", "log_target", False, "log to stderr or journal"),
+    Flag("--log-file", "PATH", "log", "log_file", False, "log to this file"),
+    Flag("--log-format", "FORMAT", "log", "log_format", False, "log text or json"),
+    Flag("--access-log", "PATH", "log", "access_log_file", False, "write to this file how each publish and play went"),
     Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "send chunks of this size"),
     Flag("--record-all", "", "record", "record_all", False, "record every stream"),
     Flag("--record-dir", "DIR", "record", "record_directory", False, "write recordings to this directory"),

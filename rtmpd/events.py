@@ -43,11 +43,12 @@ class EventType(enum.StrEnum):
     PUBLISH_START = "publish_start"
     """A publish has begun: id, remote_addr."""
     PUBLISH_STOP = "publish_stop"
-    """It has ended: id, remote_addr, reason, duration_s, bytes."""
+    """It has ended: id, remote_addr, user, agent, reason, close_reason (why the connection was closed, if that was the end of
+    it), duration_s, bytes, drops (how often players were too slow)."""
     PLAY_START = "play_start"
     """A play has begun: id, remote_addr."""
     PLAY_STOP = "play_stop"
-    """It has ended: id, remote_addr, reason, duration_s, bytes."""
+    """It has ended: likewise, with how often it was too slow itself."""
     CODEC_DETECTED = "codec_detected"
     """A track is known or has changed: kind (video or audio), codec, profile, and level, width, height, bit_depth, chroma, or
     sample_rate_hz, channels."""

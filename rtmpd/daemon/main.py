@@ -23,7 +23,7 @@ import rtmpd
 from rtmpd.config.changes import changes
 from rtmpd.config.loader import keep_fixed, restart_needed
 from rtmpd.daemon.dump import Dump
-from rtmpd.daemon.logs import LogPipe
+from rtmpd.daemon.logs import Logs
 from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.daemon.supervision import Supervision
 from rtmpd.daemon.systemd import Notifier, take_sockets
@@ -31,6 +31,7 @@ from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
 from rtmpd.net.listener import Listener, inherit, places
+from rtmpd.services.accesslog import AccessLog
 from rtmpd.services.auth.service import Auth
 from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
@@ -69,6 +70,7 @@ class Daemon:
     Args:
         config: Its configuration.
         inherited: Sockets that it was started with: they are listened with, besides the addresses of the configuration.
+        first: Services that start before the others.
 
     Attributes:
         hub: The registry of streams.
@@ -80,7 +82,7 @@ class Daemon:
         RtmpdError: A socket has a name that means nothing here.
     """
 
-    def __init__(self, config: Config, inherited: Sequence[Inherited] = ()) -> None:
+    def __init__(self, config: Config, inherited: Sequence[Inherited] = (), first: Sequence[Service] = ()) -> None:
         self.config = config
         self.hub = Hub(config)
         self._sockets = _by_purpose(inherited)
@@ -88,11 +90,13 @@ class Daemon:
         addresses = places(config.metrics.metrics_listen, self._sockets["metrics"])
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
+            *first,
             Auth(self.hub),
             Recorder(self.hub),
             Relays(self.hub),
             MediaLog(self.hub),
             Hooks(self.hub),
+            AccessLog(self.hub),
             pages,
             metrics,
         ]
@@ -252,35 +256,30 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         config: What to begin with.
         load: Reads the configuration again, on SIGHUP; raises `ConfigError`.
     """
-    pipe = LogPipe(config.log.level, config.log.queue_limit)
+    logs = Logs(config.log)
     try:
-        code = _run(config, load, pipe)
+        code = _run(config, load, logs)
     except BaseException:
-        pipe.stop()
+        logs.finish()
         raise
-    if not pipe.stop():
-        # The log's thread is stuck in a write, and the interpreter would wait for it to flush standard error.
+    if not logs.finish():
+        # The thread of a log is stuck in a write, and the interpreter would wait for it to flush standard error.
         os._exit(code)
     return code
 
 
-def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
+def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
     log.info("rtmpd %s", rtmpd.__version__)
     # A watchdog ends what hangs with SIGABRT: this says where it hung.
     faulthandler.enable()
     notifier = Notifier()
     try:
-        daemon = Daemon(config, take_sockets())
+        daemon = Daemon(config, take_sockets(), [logs])
     except RtmpdError as error:
-        return _refuse(error, notifier)
-    daemon.hub.gauges["log_lines_dropped"] = lambda: pipe.dropped
-
-    def reload() -> str:
-        problem = daemon.reload(load)
-        pipe.set_level(daemon.config.log.level)
-        return problem
-
-    supervision = Supervision(notifier, daemon.hub, reload)
+        return _refuse(error, notifier, logs)
+    daemon.hub.gauges["log_lines_dropped"] = lambda: logs.dropped
+    daemon.hub.gauges["access_lines_dropped"] = lambda: logs.access_dropped
+    supervision = Supervision(notifier, daemon.hub, lambda: daemon.reload(load))
     daemon.on_stop = supervision.stopping
     dump = Dump(daemon.hub)
     # Handlers run in a greenlet of their own and only ask. They are there before anything else: a signal that comes early is
@@ -288,11 +287,12 @@ def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
     gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
     gevent.signal_handler(signal.SIGINT, daemon.request_stop)
     gevent.signal_handler(signal.SIGHUP, supervision.request_reload)
+    gevent.signal_handler(signal.SIGUSR1, logs.reopen)
     gevent.signal_handler(signal.SIGUSR2, dump.write)
     try:
         daemon.start()
     except RtmpdError as error:
-        return _refuse(error, notifier)
+        return _refuse(error, notifier, logs)
     supervision.start()
     # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so it may
     # come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
@@ -303,8 +303,9 @@ def _run(config: Config, load: Callable[[], Config], pipe: LogPipe) -> int:
     return daemon.wait()
 
 
-def _refuse(error: RtmpdError, notifier: Notifier) -> int:
+def _refuse(error: RtmpdError, notifier: Notifier, logs: Logs) -> int:
     """Say why the server can't start; return the exit code."""
     log.error("%s", error)
+    logs.say_on_stderr(str(error))
     notifier.send(STATUS=str(error))
     return 1

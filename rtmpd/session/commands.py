@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.access import Action
+from rtmpd.config.model import printable
 from rtmpd.errors import Refused, RemoteProtocolError
 from rtmpd.protocol import status
 from rtmpd.protocol.message import UserControlType
@@ -30,6 +31,7 @@ __all__ = ["COMMANDS", "answer_unknown"]
 _SERVER_VERSION = "FMS/3,5,7,7009"
 _CAPABILITIES = 31
 _MAX_DESCRIPTION = 200
+_MAX_AGENT = 80
 
 
 def _result(connection: Connection, command: Command, *values: Any) -> None:
@@ -53,6 +55,8 @@ def _connect(connection: Connection, command: Command) -> None:
     tc_url = properties.get("tcUrl", properties.get("tcurl"))
     connection.app = app if isinstance(app, str) else ""
     connection.tc_url = tc_url if isinstance(tc_url, str) else ""
+    agent = properties.get("flashVer")
+    connection.agent = printable(agent[:_MAX_AGENT]) if isinstance(agent, str) else ""
     connection.via = parse_via(properties.get(MEMBER))
     found = resolve(connection.app, connection.tc_url, "", "")
     path = found.key
@@ -81,7 +85,7 @@ def _connect(connection: Connection, command: Command) -> None:
 
 def _agent(properties: dict[str, Any]) -> str:
     agent = properties.get("flashVer")
-    return repr(agent[:80]) if isinstance(agent, str) else "an unnamed client"
+    return repr(agent[:_MAX_AGENT]) if isinstance(agent, str) else "an unnamed client"
 
 
 def _create_stream(connection: Connection, command: Command) -> None:

@@ -38,6 +38,7 @@ from rtmpd.protocol.message import (
     split_aggregate,
 )
 from rtmpd.session.commands import COMMANDS, answer_unknown
+from rtmpd.session.log import ConnectionLog
 
 if TYPE_CHECKING:
     from rtmpd.access import Authorizer
@@ -57,6 +58,9 @@ log = logging.getLogger(__name__)
 _AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
 _COMMAND_WINDOW_S = 10.0
 _LINGER_S = 1.5
+
+CLOSED = "connection closed"
+"""Why a publish or play ended, when it was with its connection."""
 
 
 class ConnectionHub(Protocol):
@@ -108,11 +112,6 @@ class MessageStream:
         self.player: Player | None = None
 
 
-class _Log(logging.LoggerAdapter[logging.Logger]):
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        return f"{(self.extra or {})['who']} {msg}", kwargs
-
-
 class Connection:
     """The server's end of one connection.
 
@@ -124,6 +123,7 @@ class Connection:
     Attributes:
         phase: What the connection is at: handshake, connect, command, publish, play. For the log.
         app, tc_url: From the connect command.
+        agent: What the client calls itself, from the same; fit to be shown.
         user: Who has logged in; empty: nobody.
         authorizing: It waits to hear whether it may publish or play, and reads nothing meanwhile.
         via: The servers that the streams of a relay have come through; see `rtmpd.protocol.via`.
@@ -139,12 +139,12 @@ class Connection:
         self.number = number
         self.config: ServerConfig = hub.config.server
         self.endpoint = Endpoint(self.config.message_limit_bytes, self.config.chunk_stream_limit)
-        # Not the connection itself: that would be a cycle, and the collector comes seldom.
-        self.log = _Log(log, {"who": f"#{number} {transport.peer}".replace("%", "%%")})
+        self.log = ConnectionLog(log, number, transport.peer)
         self.phase = "handshake"
         self.connected = False
         self.app = ""
         self.tc_url = ""
+        self.agent = ""
         self.user = ""
         self.authorizing = False
         self.via: tuple[str, ...] = ()
@@ -200,8 +200,8 @@ class Connection:
             reason = f"refused: {error}"
         finally:
             self.transport.close(reason)
-            self._leave_all()
             self.end_reason = reason
+            self._leave_all()
             self.log.info(
                 "closed: %s; %.1f s, %d bytes in, %d out",
                 reason,
@@ -214,6 +214,16 @@ class Connection:
     def bytes_out(self) -> int:
         """Bytes that the peer's socket has taken, without those of plays that go on."""
         return self.transport.bytes_sent + self.bytes_played
+
+    def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
+        """Tell services that a publish or play has ended, and whose it was."""
+        if self.user:
+            data["user"] = self.user
+        if self.agent:
+            data["agent"] = self.agent
+        if reason == CLOSED:
+            data["close_reason"] = self.end_reason
+        self.emit(event_type, stream, reason=reason, **data)
 
     def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
         """Tell services of something that happens on this connection."""
@@ -335,6 +345,7 @@ class Connection:
 
     def _refuse(self, refused: Refused, command: str, transaction_id: float, message_stream_id: int) -> None:
         """Say no, make sure that it arrives, and let the peer go: OBS hangs when a server just closes."""
+        self.end_reason = f"refused: {refused}"
         owed = self._leave_all()
         info = status.info(refused.code, refused.description)
         if command == "connect":
@@ -406,7 +417,7 @@ class Connection:
     def _leave_all(self) -> bytes:
         owed = b""
         for message_stream in list(self.message_streams.values()):
-            owed += self.leave(message_stream, "connection closed")
+            owed += self.leave(message_stream, CLOSED)
         if self.outlet is not None:
             owed = self.outlet.take_rest() + owed
         return owed

@@ -49,6 +49,7 @@ class Player:
         self.subscriber = Subscriber(self._writer(), self.message_stream.id)
         connection.transport.limit_unsent(connection.config.unsent_limit_bytes)
         connection.phase = "play"
+        connection.log.stream = stream.key
         connection.log.info("plays %s", stream.key)
         connection.emit(EventType.PLAY_START, stream, id=self.number)
         stream.fanout.join(self.subscriber)
@@ -109,7 +110,16 @@ class Player:
             duration_s,
             sent,
             subscriber.skips,
+            extra={"stream": stream.key},
         )
-        connection.emit(EventType.PLAY_STOP, stream, id=self.number, reason=reason, duration_s=round(duration_s, 3), bytes=sent)
+        connection.emit_end(
+            EventType.PLAY_STOP,
+            stream,
+            id=self.number,
+            reason=reason,
+            duration_s=round(duration_s, 3),
+            bytes=sent,
+            drops=subscriber.skips,
+        )
         connection.hub.unplay(stream, self)
         return owed

@@ -31,6 +31,7 @@ class Publisher:
         self.number = 0
         self.started_at = 0.0
         self._bytes_before = 0
+        self._drops_before = 0
 
     @property
     def key(self) -> str:
@@ -42,9 +43,11 @@ class Publisher:
         self.stream = stream
         self.started_at = time.monotonic()
         self._bytes_before = stream.bytes_in
+        self._drops_before = stream.fanout.skips + stream.fanout.stalled
         self.message_stream.publisher = self
         self.connection.live[self.message_stream.id] = stream
         self.connection.phase = "publish"
+        self.connection.log.stream = stream.key
         self.connection.log.info("publishes %s", stream.key)
         self.connection.emit(EventType.PUBLISH_START, stream, id=self.number)
 
@@ -66,9 +69,16 @@ class Publisher:
             duration_s,
             byte_count,
             f" ({codecs})" if codecs else "",
+            extra={"stream": stream.key},
         )
-        self.connection.emit(
-            EventType.PUBLISH_STOP, stream, id=self.number, reason=reason, duration_s=round(duration_s, 3), bytes=byte_count
+        self.connection.emit_end(
+            EventType.PUBLISH_STOP,
+            stream,
+            id=self.number,
+            reason=reason,
+            duration_s=round(duration_s, 3),
+            bytes=byte_count,
+            drops=stream.fanout.skips + stream.fanout.stalled - self._drops_before,
         )
         self.connection.hub.unpublish(stream, self)
 

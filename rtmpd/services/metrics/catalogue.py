@@ -91,7 +91,8 @@ GAUGES: Final = {
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
-    "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever reads the log paused."),
+    "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever takes them paused or failed."),
+    "access_lines_dropped": Total("rtmpd_access_log_lines_dropped", "Lines of the access log that were dropped."),
 }
 """Functions that parts of the server may give the hub in ``gauges``, by name; 0 without them."""
 

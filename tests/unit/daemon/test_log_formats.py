@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+
+import pytest
+
+from rtmpd.daemon.log_formats import (
+    MESSAGE_LIMIT,
+    AccessJson,
+    AccessText,
+    JournalDatagram,
+    JsonLine,
+    TextLine,
+    mask,
+    time_text,
+)
+
+TIME_S = 1_700_000_000.123
+
+
+def record(message="publishes live/a", level=logging.INFO, **extra):
+    made = logging.LogRecord("rtmpd.session.connection", level, "/x/connection.py", 77, message, None, None, "start")
+    made.created = TIME_S
+    made.msecs = 123
+    made.__dict__.update(extra)
+    return made
+
+
+def of_connection(message, level=logging.INFO, **extra):
+    return record(message, level, **{"connection": 7, "peer": "192.0.2.5:50512", "stream": "live/a", **extra})
+
+
+@pytest.fixture(params=["UTC", "Asia/Kathmandu", "America/New_York"])
+def zone(request, monkeypatch):
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield {"UTC": "+00:00", "Asia/Kathmandu": "+05:45", "America/New_York": "-05:00"}[request.param]
+    monkeypatch.undo()
+    time.tzset()
+
+
+# Text -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_text_is_time_level_message():
+    line = TextLine()(record("rtmpd 0.1.0", logging.WARNING)).decode()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,123 WARNING rtmpd 0\.1\.0\n", line)
+
+
+@pytest.mark.parametrize(
+    ("message", "stream", "line"),
+    [
+        ("publishes live/a", "live/a", "#7 192.0.2.5:50512 publishes live/a"),
+        ("closed: failed; 1.0 s", "live/a", "#7 192.0.2.5:50512 closed: failed; 1.0 s [live/a]"),
+        ("connected to live", "", "#7 192.0.2.5:50512 connected to live"),
+    ],
+)
+def test_a_line_of_a_connection_names_it_its_peer_and_its_stream_once(message, stream, line):
+    assert TextLine()(of_connection(message, stream=stream)).decode().endswith(f" INFO    {line}\n")
+
+
+def test_the_journal_behind_standard_error_gets_levels_and_no_time():
+    line = TextLine(journal=True)
+    assert line(record("a", logging.ERROR)) == b"<3>ERROR   a\n"
+    assert line(record("a", logging.DEBUG)) == b"<7>DEBUG   a\n"
+    assert line(record("bug", logging.CRITICAL, exc_text="Traceback:\n  one\nE: x")) == (
+        b"<2>CRITICAL bug\n<2>Traceback:\n<2>  one\n<2>E: x\n"
+    )
+    assert JsonLine(journal=True)(record("a")).startswith(b'<6>{"time": ')
+
+
+def test_a_message_can_not_forge_a_line():
+    line = TextLine()(record("name 'x\n2026-01-01 00:00:00,000 INFO    \x1b[2Jforged\x85\u2028'")).decode()
+    assert line.count("\n") == 1
+    assert len(line.splitlines()) == 1
+    assert "\\n2026" in line
+    assert "\\x1b[2J" in line
+    assert "\\x85\\u2028'" in line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_what_the_terminal_can_not_show_is_escaped(encoding):
+    line = TextLine(encoding)(record("publishes live/\udcff\ud800 €")).decode(encoding)
+    assert "live/\\udcff\\ud800 " in line
+
+
+# JSON -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_json_has_the_fields_in_order(zone):
+    line = JsonLine()(of_connection("closed: failed", logging.WARNING))
+    assert line.endswith(b"}\n")
+    assert line.count(b"\n") == 1
+    entry = json.loads(line)
+    assert list(entry) == ["time", "level", "logger", "message", "connection", "peer", "stream"]
+    assert entry["level"] == "warning"
+    assert entry["message"] == "closed: failed"
+    assert (entry["connection"], entry["peer"], entry["stream"]) == (7, "192.0.2.5:50512", "live/a")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.123[+-]\d\d:\d\d", entry["time"])
+    assert entry["time"].endswith(zone)
+
+
+def test_json_leaves_out_what_there_is_not_and_has_tracebacks():
+    entry = json.loads(JsonLine()(record("a bug", exc_text="Traceback:\n  RuntimeError: token=abc")))
+    assert list(entry) == ["time", "level", "logger", "message", "exception"]
+    assert entry["exception"] == "Traceback:\n  RuntimeError: token=***"
+
+
+@pytest.mark.parametrize("name", ['€ü\n\t"\\', "\udcff\ud800", "\x00\x1f\x7f\u2028", "a" * 5000])
+def test_json_takes_any_name(name):
+    line = JsonLine()(of_connection(f"publishes {name}", stream=name))
+    assert line.count(b"\n") == 1
+    entry = json.loads(line.decode("utf-8"))
+    assert entry["stream"] == name
+    assert entry["message"] == f"publishes {name}"
+
+
+# The journal ------------------------------------------------------------------------------------------------------------
+
+
+def fields(datagram):
+    found = {}
+    while datagram:
+        head, _, rest = datagram.partition(b"\n")
+        if b"=" in head:
+            name, _, value = head.partition(b"=")
+            datagram = rest
+        else:
+            name, size = head, int.from_bytes(rest[:8], "little")
+            value, datagram = rest[8 : 8 + size], rest[9 + size :]
+            assert rest[8 + size : 9 + size] == b"\n"
+        found[name.decode()] = value.decode()
+    return found
+
+
+def test_a_datagram_has_the_fields_of_the_journal():
+    assert fields(JournalDatagram()(of_connection("closed: failed", logging.WARNING))) == {
+        "MESSAGE": "#7 192.0.2.5:50512 closed: failed [live/a]",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "rtmpd",
+        "CODE_FILE": "/x/connection.py",
+        "CODE_LINE": "77",
+        "CODE_FUNC": "start",
+        "RTMPD_LOGGER": "rtmpd.session.connection",
+        "RTMPD_CONNECTION": "7",
+        "RTMPD_PEER": "192.0.2.5:50512",
+        "RTMPD_STREAM": "live/a",
+    }
+
+
+def test_a_datagram_without_a_connection_has_no_fields_of_one_and_tracebacks_are_whole():
+    found = fields(JournalDatagram()(record("a bug", logging.ERROR, exc_text="Traceback:\n  x\nRuntimeError: y")))
+    assert found["MESSAGE"] == "a bug\nTraceback:\n  x\nRuntimeError: y"
+    assert found["PRIORITY"] == "3"
+    assert not [name for name in found if name in ("RTMPD_CONNECTION", "RTMPD_PEER", "RTMPD_STREAM")]
+
+
+def test_a_name_can_not_forge_a_field():
+    found = fields(JournalDatagram()(of_connection("x", stream="live/a\nPRIORITY=0\nX=y")))
+    assert found["PRIORITY"] == "6"
+    assert found["RTMPD_STREAM"] == "live/a\nPRIORITY=0\nX=y"
+    assert "X" not in found
+
+
+def test_a_datagram_has_a_bound():
+    found = fields(JournalDatagram()(record("€" * (MESSAGE_LIMIT + 1))))
+    assert found["MESSAGE"] == "€" * MESSAGE_LIMIT + "..."
+
+
+# The access log ---------------------------------------------------------------------------------------------------------
+
+
+ENTRY = {
+    "action": "play",
+    "connection": 2,
+    "peer": "[2001:db8::1]:40318",
+    "agent": 'LNX "9,0" \\ token=hunter2',
+    "user": "",
+    "app": "live",
+    "stream": "live/ä",
+    "start": TIME_S - 2.5,
+    "duration_s": 2.5,
+    "bytes": 7120231,
+    "drops": 0,
+    "reason": "closed by the peer",
+}
+
+
+def test_an_entry_as_json(zone):
+    entry = json.loads(AccessJson()(record(entry=ENTRY)))
+    assert list(entry) == ["time", *ENTRY]
+    assert entry["time"] == time_text(TIME_S)
+    assert entry["start"] == time_text(TIME_S - 2.5)
+    assert entry["time"].endswith(zone)
+    assert entry["agent"] == 'LNX "9,0" \\ token=***'
+    assert {name: entry[name] for name in ("connection", "duration_s", "bytes", "stream")} == {
+        name: ENTRY[name] for name in ("connection", "duration_s", "bytes", "stream")
+    }
+
+
+def test_an_entry_as_text():
+    line = AccessText()(record(entry=ENTRY)).decode()
+    assert line == (
+        f"time={time_text(TIME_S)} action=play connection=2 peer=[2001:db8::1]:40318 "
+        'agent="LNX \\"9,0\\" \\\\ token=***" user="" app=live stream=live/ä '
+        f'start={time_text(TIME_S - 2.5)} duration_s=2.5 bytes=7120231 drops=0 reason="closed by the peer"\n'
+    )
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a b", "a=b", '"', "\x1b", "\u2028", "\x85", "\udcff"])
+def test_no_value_of_an_entry_begins_another_field_or_line(value):
+    line = AccessText()(record(entry={**ENTRY, "agent": value})).decode()
+    assert len(line.splitlines()) == 1
+    assert re.fullmatch(r'(\w+=([^\s"=]+|"([^"\\]|\\.)*") ?)+\n', line)
+
+
+# Secrets ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("live/a?token=hunter2", "live/a?token=***"),
+        ("live/a?x=1&token=hunter2&y=2", "live/a?x=1&token=***&y=2"),
+        ("a?expires=5&sign=0a-_b", "a?expires=5&sign=***"),
+        ("a?signature=ab", "a?signature=***"),
+        ("a?KEY=hunter2", "a?KEY=***"),
+        ("streamkey=hunter2", "streamkey=***"),
+        ("auth_token=hunter2", "auth_token=***"),
+        ("pass=hunter2", "pass=***"),
+        ("password=hunter2", "password=***"),
+        ("passwd=hunter2 and more", "passwd=*** and more"),
+        ("passphrase='hunter2 hunter2' x", "passphrase=*** x"),
+        ('secret="hunter2 hunter2" x', "secret=*** x"),
+        ("'live/a?token=hunter2'", "'live/a?token=***'"),
+        ("{'token': 'hunter2', 'a': 1}", "{'token': ***, 'a': 1}"),
+        ('{"password": "hunter2"}', '{"password": ***}'),
+        ("rtmp://bob:hunter2@host/live", "rtmp://***@host/live"),
+        ("rtmp://bob:hunt@er2@host/live", "rtmp://***@host/live"),
+        ("https://hunter2@host", "https://***@host"),
+        ("from rtmp://u:hunter2@a/ to rtmp://v:hunter2@b/", "from rtmp://***@a/ to rtmp://***@b/"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked(text, masked):
+    assert mask(text) == masked
+    for form in (TextLine(), JsonLine(), JournalDatagram()):
+        assert b"hunter2" not in form(of_connection(f"refused: {text}"))
+        assert b"hunter2" not in form(record("a bug", exc_text=f"Traceback\n  {text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "publishes live/keys/token",
+        "#1 192.0.2.5:50512 stopped playing live/a: deleteStream; 43.4 s, 7120231 bytes, 0 skips",
+        "connected to live by 'FMLE/3.0 (compatible; FMSc/1.0)'",
+        "metrics on http://127.0.0.1:9500/metrics",
+        "mail bob@example.com",
+        "http://host/a@b",
+    ],
+)
+def test_what_does_not_is_left_alone(text):
+    assert mask(text) == text
+
+
+@pytest.mark.parametrize("piece", ["token=", "://", "a", "://a", "pass", 'password="', "@", "key: "])
+def test_masking_takes_time_in_proportion(piece):
+    text = piece * 100_000
+    begun = time.monotonic()
+    mask(text)
+    assert time.monotonic() - begun < 5
