@@ -14,7 +14,7 @@ from rtmpd.client import Client
 from rtmpd.errors import Refused
 from tests.integration import web as callbacks
 from tests.integration.beside import Bystander, wait_until
-from tests.integration.web import Web, late, named, reply
+from tests.integration.web import Web, breaking_off, late, named, reply
 from tests.integration.wire import Wire, begin, code_of
 
 DENIED, FAILED = "NetStream.Publish.Denied", "NetStream.Play.Failed"
@@ -95,6 +95,10 @@ def test_anything_but_200_denies(serve, web, status):
         (callbacks.endless, "its answer is longer than 8192 bytes"),
         (callbacks.nonsense, "it can't be reached, or does not speak HTTP"),
         (callbacks.hang_up, "it can't be reached, or does not speak HTTP"),
+        (breaking_off(b"HTTP/1.1 200 OK\r\n"), "it can't be reached, or does not speak HTTP"),
+        (breaking_off(b"HTTP/1.1 200 OK\r\nContent-Le"), "it can't be reached, or does not speak HTTP"),
+        (breaking_off(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"na'), "its answer broke off"),
+        (breaking_off(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"na'), "its answer broke off"),
         (callbacks.dripping, r"it did not answer within 2 s"),
         (late(60), r"it did not answer within 2 s"),
         (reply(200, b'{"name": "s3cret-na'), "its answer is broken JSON"),
@@ -129,6 +133,13 @@ def test_200_allows_whatever_else_it_says(serve, web, body, publisher):
     running = serve()
     publisher(running, "cam")
     running.wait_for_line("publishes live/cam$")
+
+
+def test_a_server_of_http_1_0_ends_its_answer_by_closing(serve, web, publisher):
+    web.answers["cam"] = breaking_off(b'HTTP/1.0 200 OK\r\n\r\n{"name": "shown"}')
+    running = serve()
+    publisher(running, "cam")
+    running.wait_for_line("publishes live/shown$")
 
 
 def test_a_callback_that_is_not_there_denies(serve, web):

@@ -135,6 +135,16 @@ def nonsense(handler: BaseHTTPRequestHandler, web: Web) -> None:
     handler.close_connection = True
 
 
+def breaking_off(data: bytes):
+    """Send a part of an answer, and close."""
+
+    def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
+        handler.wfile.write(data)
+        handler.close_connection = True
+
+    return act
+
+
 def hang_up(handler: BaseHTTPRequestHandler, web: Web) -> None:
     """Close without a word."""
     handler.close_connection = True

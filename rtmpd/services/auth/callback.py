@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -63,12 +63,53 @@ def _watched(sock: socket.socket) -> socket.socket:
     return sock
 
 
+class _Lines:
+    """Hands out the lines of a response's head, and remembers the last one."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._file.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _WholeHead(HTTPResponse):
+    """A response whose head has come to its end.
+
+    The library takes the end of the connection for the end of the headers. Of an answer that breaks off there, its length and
+    its body would be missing, and with them the name of the stream.
+    """
+
+    fp: Any
+
+    def begin(self) -> None:
+        file = self.fp
+        self.fp = lines = _Lines(file)
+        try:
+            super().begin()
+        finally:
+            # It may have closed its file, where there is no body.
+            if self.fp is lines:
+                self.fp = file
+        if not lines.last:
+            raise HTTPException("the head broke off")
+
+
 class _Plain(HTTPConnection):
+    response_class = _WholeHead
+
     def _new_conn(self) -> socket.socket:
         return _watched(super()._new_conn())
 
 
 class _Encrypted(HTTPSConnection):
+    response_class = _WholeHead
+
     def _new_conn(self) -> socket.socket:
         return _watched(super()._new_conn())
 
@@ -172,9 +213,12 @@ class Call:
                     raise CallbackFailed(f"it answered with status {response.status_code}")
                 if response.status_code != _OK:
                     return Answer(False, response.status_code)
-                body = response.raw.read(ANSWER_LIMIT_BYTES + 1, decode_content=False)
-                if len(body) > ANSWER_LIMIT_BYTES:
-                    raise CallbackFailed(f"its answer is longer than {ANSWER_LIMIT_BYTES} bytes")
+                body = b""
+                # To its end, which is where a length that was not kept is noticed.
+                while data := response.raw.read(ANSWER_LIMIT_BYTES + 1 - len(body), decode_content=False):
+                    body += data
+                    if len(body) > ANSWER_LIMIT_BYTES:
+                        raise CallbackFailed(f"its answer is longer than {ANSWER_LIMIT_BYTES} bytes")
                 return Answer(True, response.status_code, body)
 
 
