@@ -43,7 +43,7 @@ __all__ = ["Relay", "RelayOwner"]
 
 log = logging.getLogger(__name__)
 
-_WINDOW_BYTES = 500_000
+_WINDOW_BYTES = 250_000
 """How often the destination is to acknowledge."""
 
 _WELL_S = 30.0

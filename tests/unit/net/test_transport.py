@@ -155,6 +155,27 @@ def test_a_look_finds_a_reset_and_our_own_closing(tcp):
     until_gone(transport, r"^we had enough$")
 
 
+def test_what_the_peers_host_has_acknowledged_is_known(tcp):
+    transport, peer = tcp()
+    transport.send_all(b"x" * 1000, LIMIT_S)
+    assert peer.recv(1000)
+    with gevent.Timeout(LIMIT_S):
+        while transport.unacknowledged()[0]:
+            gevent.sleep(0.001)
+    assert 0 <= transport.unacknowledged()[1] < LIMIT_S
+
+
+def test_a_connection_that_is_gone_owes_no_acknowledgement(tcp):
+    transport, _ = tcp()
+    transport._sock.close()
+    assert transport.unacknowledged() == (0, 0.0)
+
+
+def test_a_socket_pair_acknowledges_nothing(pair):
+    transport, _ = pair
+    assert transport.unacknowledged() == (0, 0.0)
+
+
 def test_a_read_is_bounded(tcp):
     transport, peer = tcp()
     sending = gevent.spawn(peer.sendall, bytes(RECEIVE_BYTES * 5))
