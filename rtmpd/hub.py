@@ -167,10 +167,10 @@ class Hub:
             first = self._unwrap(transport)
         except TransportClosed:
             # Balancers look whether we are there.
-            self.count("early_closes")
+            self.counters["early_closes"] += 1
             return
         except RtmpdError as error:
-            self.count("proxy_errors")
+            self.counters["proxy_errors"] += 1
             log.warning("%s: %s", transport.peer, error)
             return
         address = transport.peer.rpartition(":")[0]

@@ -57,9 +57,7 @@ class Fanout:
         self.wirelog = wirelog
         self.options = options
         self.name = name
-        self.bytes_sent = 0
-        self.skips = 0
-        self.stalled = 0
+        self.bytes_sent = self.skips = self.stalled = 0
         self._group = Group()
         self._alone: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()

@@ -15,8 +15,8 @@ from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import Config, ListenAddress
-from rtmpd.config.secret import Secret
 from rtmpd.config.relay_url import RelayUrl
+from rtmpd.config.secret import Secret
 from rtmpd.config.spec import configspec, sections
 from rtmpd.errors import ConfigError
 

@@ -117,6 +117,19 @@ def test_words_that_look_like_options_are_options(page):
         assert word in options, word
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_that_a_page_names_with_their_section_exist(page):
+    known = {(section.name, option.name) for section in sections() for option in section.options}
+    for section, option in re.findall(r"``\[(\w+)\] (\w+)(?: =[^`]*)?``", page.read_text("utf-8")):
+        assert (section, option) in known, f"[{section}] {option}"
+
+
+def test_flags_that_the_pages_for_users_name_exist():
+    for page in (ROOT / "docs" / "migrating.rst", ROOT / "docs" / "troubleshooting.rst"):
+        flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", page.read_text("utf-8")))
+        assert flags <= {flag.name for flag in FLAGS} | {"--version", "--check-config", "--print-config"}
+
+
 def test_operations_names_every_limit_and_timeout():
     text = (ROOT / "docs" / "operations.rst").read_text("utf-8")
     for section in sections():
