@@ -86,8 +86,8 @@ class Daemon:
         self.config = config
         self.hub = Hub(config)
         self._sockets = _by_purpose(inherited)
-        metrics = Metrics(self.hub)
         addresses = places(config.metrics.metrics_listen, self._sockets["metrics"])
+        metrics = Metrics(self.hub, served=bool(addresses))
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
             *first,

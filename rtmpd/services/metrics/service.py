@@ -33,12 +33,17 @@ _TURN_S = 5.0
 class Metrics:
     """The service.
 
+    Args:
+        hub: Whose figures to give.
+        served: Somebody can ask, whatever the configuration says.
+
     Attributes:
         registry: All collectors; never prometheus-client's global one.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, served: bool = False) -> None:
         self._hub = hub
+        self._served = served
         self._pace = Pace()
         self._collector = HubCollector(hub, self._pace)
         self._loop_lag = LoopLag()
@@ -56,7 +61,7 @@ class Metrics:
 
     def start(self) -> None:
         """Begin, if anybody can ask."""
-        if self._hub.config.metrics.metrics_listen:
+        if self._served or self._hub.config.metrics.metrics_listen:
             self._loop_lag.start()
 
     def reload(self, config: Config) -> None:

@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError, TransportClosed
-from rtmpd.net.listener import Listener
+from rtmpd.net.listener import Listener, inherit, places
 
 LIMIT_S = 10
 LOOPBACK = ListenAddress("127.0.0.1", 0)
@@ -247,3 +247,90 @@ def test_those_who_do_not_leave_are_ended(listen, connect):
     assert len(ended) == 3
     assert all(client.recv(10) == b"" for client in clients)
     assert listener.wait(LIMIT_S)
+
+
+# Sockets that were handed over -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inherited():
+    """Return a function that makes a socket as another process would have bound it, and gives its port too."""
+    held = []
+
+    def make(host, *, dual=False, port=0):
+        family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+        sock = stdlib_socket.create_server((host, port), family=family, dualstack_ipv6=dual)
+        held.append(sock)
+        made = inherit(sock.dup().detach())
+        held.append(made)
+        return made, sock.getsockname()[1]
+
+    yield make
+    for sock in held:
+        sock.close()
+
+
+def test_an_inherited_socket_is_listened_with_and_the_other_process_keeps_it(listen, inherited, connect):
+    sock, port = inherited("127.0.0.1")
+    held = stdlib_socket.socket(fileno=sock.dup().detach())
+    listener = listen(say_who, sock)
+    assert (listener.port, listener.addresses) == (port, (("127.0.0.1", port),))
+    client = connect(port)
+    host, number = client.getsockname()
+    assert client.recv(100).decode() == f"{host}:{number}"
+    listener.close()
+    # Nobody is refused: the connection waits for the next process.
+    waiting = connect(port)
+    listen(say_who, inherit(held.detach()))
+    assert waiting.recv(100).startswith(b"127.0.0.1:")
+
+
+@ipv6
+@pytest.mark.parametrize(
+    ("host", "dual", "address", "warned"),
+    [
+        ("::", True, "", False),
+        ("::", True, "0.0.0.0", True),
+        ("::", True, "127.0.0.1", True),
+        ("::", True, "::1", True),
+        ("127.0.0.1", False, "127.0.0.1", False),
+        ("127.0.0.1", False, "localhost", False),
+        ("127.0.0.1", False, "", True),
+        ("0.0.0.0", False, "127.0.0.1", True),
+        ("::1", False, "::1", False),
+    ],
+)
+def test_an_address_that_an_inherited_socket_has_is_not_bound_again(
+    inherited, caplog, monkeypatch, host, dual, address, warned
+):
+    # Whatever this machine's name service says.
+    real = stdlib_socket.getaddrinfo
+    monkeypatch.setattr(
+        stdlib_socket,
+        "getaddrinfo",
+        lambda host, *more, **and_more: real(host.replace("localhost", "127.0.0.1"), *more, **and_more),
+    )
+    sock, port = inherited(host, dual=dual)
+    assert places([ListenAddress(address, port)], [sock]) == [sock]
+    assert ("which was handed over, has it" in caplog.text) is warned
+
+
+@ipv6
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "::1"), ("::1", "127.0.0.1"), ("127.0.0.1", "127.0.0.2"), ("::", "127.0.0.1")]
+)
+def test_addresses_that_no_inherited_socket_has_are_listened_on_besides(inherited, caplog, host, address):
+    sock, port = inherited(host)
+    wanted = [ListenAddress(address, port), ListenAddress("127.0.0.1", 0)]
+    assert places(wanted, [sock]) == [sock, *wanted]
+    assert not caplog.records
+
+
+def test_a_name_that_nobody_knows_is_left_to_who_binds(inherited, monkeypatch):
+    def fail(*_, **__):
+        raise stdlib_socket.gaierror(-2, "Name or service not known")
+
+    sock, _ = inherited("127.0.0.1")
+    monkeypatch.setattr(stdlib_socket, "getaddrinfo", fail)
+    wanted = ListenAddress("nowhere.invalid", 1935)
+    assert places([wanted], [sock]) == [sock, wanted]

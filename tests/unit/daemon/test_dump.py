@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import time
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from rtmpd.config.loader import load_text
+from rtmpd.daemon.dump import Dump
+from rtmpd.hub import Hub
+from rtmpd.stream.subscriber import Subscriber
+from tests.unit.stream.fakes import FakeTransport, keyframe
+
+
+@pytest.fixture
+def hub():
+    made = Hub(load_text(""))
+    yield made
+    for stream in list(made.streams.values()):
+        stream.close()
+
+
+class Peer:
+    """As much of a publisher or a player as it takes."""
+
+    def __init__(self, address):
+        self.connection = SimpleNamespace(transport=SimpleNamespace(peer=address), via=())
+        self.number = 0
+        self.stream = None
+        self.subscriber = None
+
+
+def play(hub, stream, address, **options):
+    """Let somebody play who takes what `FakeTransport` is told to take."""
+    player = Peer(address)
+    player.stream = stream
+    player.subscriber = Subscriber(FakeTransport(**options))
+    hub.play(stream.key, player)
+    stream.fanout.join(player.subscriber)
+    return player
+
+
+def nap(event):
+    event.wait()
+
+
+def test_greenlets_are_counted_by_where_they_wait(hub):
+    event = Event()
+    waiting = [gevent.spawn(nap, event) for _ in range(7)]
+    gevent.sleep(0)
+    lines = list(Dump(hub).lines())
+    event.set()
+    gevent.joinall(waiting)
+    (line,) = [line for line in lines if " nap " in line]
+    # What of gevent is compiled has no frames.
+    assert re.fullmatch(r"greenlets: 7 in (\S+ \S+:\d+ < )*nap daemon/test_dump\.py:\d+( < .*)?", line), line
+
+
+def test_greenlets_that_the_collector_does_not_list_any_more_are_there(hub):
+    event = Event()
+    waiting = [gevent.spawn(nap, event) for _ in range(3)]
+    gevent.sleep(0)
+    dump = Dump(hub)
+    dump.remember_greenlets()
+    gc.freeze()
+    try:
+        late = gevent.spawn(nap, event)
+        gevent.sleep(0)
+        assert any(line.startswith("greenlets: 4 in") and " nap " in line for line in dump.lines())
+    finally:
+        gc.unfreeze()
+        event.set()
+        gevent.joinall([*waiting, late])
+
+
+def test_streams_and_players_are_shown_the_last_one_first(hub):
+    publisher = Peer("192.0.2.1:1000")
+    stream = hub.publish("live/a", publisher)
+    stream.video(0, keyframe())
+    play(hub, stream, "192.0.2.2:2000")
+    slow = play(hub, stream, "192.0.2.3:3000", capacity=10)
+    gevent.sleep(0.01)
+    for number in range(1, 20):
+        stream.video(number * 40, keyframe())
+    gevent.sleep(0.01)
+    before = bytes(slow.subscriber.pending), slow.subscriber.offset
+    lines = [line for line in Dump(hub).lines() if line.startswith("live/a: ")]
+    assert re.match(r"live/a: published by 192\.0\.2\.1:1000, 2 players, 0 s, log at \d+, join point \d+ bytes back$", lines[0])
+    assert re.match(
+        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, its socket is full$", lines[1]
+    )
+    assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips"
+    # To look changes nothing.
+    assert before == (bytes(slow.subscriber.pending), slow.subscriber.offset)
+
+
+def test_a_stream_that_nobody_publishes_yet(hub):
+    player = Peer("192.0.2.2:2000")
+    hub.play("live/later", player)
+    (line,) = [line for line in Dump(hub).lines() if line.startswith("live/later: ")]
+    assert "published by nobody, 1 players" in line
+    assert line.endswith("join point none")
+
+
+def test_it_is_bounded_and_holds_nobody_up(hub):
+    for number in range(300):
+        hub.publish(f"live/{number}", Peer("192.0.2.1:1000"))
+    busy = hub.streams["live/0"]
+    for number in range(100):
+        play(hub, busy, f"192.0.2.2:{number}")
+    late = []
+
+    def tick():
+        while True:
+            due = time.monotonic() + 0.001
+            gevent.sleep(0.001)
+            late.append(time.monotonic() - due)
+
+    ticking = gevent.spawn(tick)
+    gevent.sleep(0.01)
+    lines = list(Dump(hub).lines())
+    ticking.kill()
+    assert lines[-1] == "and 100 more streams"
+    assert "live/0: and 80 more players, no further behind" in lines
+    assert len(lines) < 300
+    assert len(late) > 5
+    assert max(late) < 0.5
+
+
+def test_one_dump_at_a_time_goes_to_the_log_as_warnings(hub, caplog):
+    caplog.set_level(logging.WARNING, "rtmpd")
+    dump = Dump(hub)
+    gevent.joinall([gevent.spawn(dump.write) for _ in range(10)], raise_error=True)
+    assert sum(record.getMessage().startswith("state: ") for record in caplog.records) == 1
+    dump.write()
+    assert sum(record.getMessage().startswith("state: ") for record in caplog.records) == 2
