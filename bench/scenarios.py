@@ -21,6 +21,8 @@ RELAYS, RELAY_KBPS = 10, 5000
 JOIN_GAP_S = 0.15  # mean time between two joins
 RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
 RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
+HOOK_PLAYERS, HOOK_EVENTS_PER_S, HOOK_SLOW_MS = 100, 1000, 200
+HOOKS_INI = "[server]\ncommand_limit = 1000000\n"
 FLOOR_TICKS_MS = (0, 30, 100)
 CHUNK_HEADER_BYTES = 12
 LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99
@@ -300,10 +302,37 @@ def relay(bench):
     bench.ratio("relay", relays, players)
 
 
+def hooks(bench):
+    """1000 events a second, told to nobody, to a slow web server, and to one that answers at once."""
+    options = bench.options
+    rows = {}
+    for name, answer_ms in (("none", None), ("slow", HOOK_SLOW_MS), ("fast", 0)):
+        web_port = servers.free_port()
+        ini = HOOKS_INI if answer_ms is None else f"{HOOKS_INI}[hooks]\nhook_webhooks = *=http://127.0.0.1:{web_port}/\n"
+
+        def measure(server, work, web_port=web_port, answer_ms=answer_ms):
+            arguments = ("--port", server.port, "--web-port", web_port, "--answer-ms", answer_ms or 0)
+            arguments += ("--events", HOOK_EVENTS_PER_S, "--seconds", LIVE_LIMIT_S)
+            with Load("events", *arguments) as events:
+                events.line()
+                figures = _play(server, work, options.kbps or 1000, HOOK_PLAYERS, options.seconds)[0]
+                events.process.terminate()
+                made = events.figures(30)
+            figures["errors"] |= {f"events: {reason}": count for reason, count in made.pop("errors").items()}
+            return {**figures, **made}
+
+        rows[name] = bench.measure("hooks", servers.rtmpd_with(f"rtmpd-hooks-{name}", ini, options.server_command), measure)
+    for name in ("slow", "fast"):
+        if rows["none"] and rows[name]:
+            change_ms = rows[name]["p99_ms"] - rows["none"]["p99_ms"]
+            print(f"hooks  webhook={name}  p99_change_ms={change_ms:+.2f}", flush=True)
+
+
 SCENARIOS = {
     "fanout": fanout,
     "fanout-unpaced": fanout_unpaced,
     "floor": floor,
+    "hooks": hooks,
     "ingest": ingest,
     "join": join,
     "relay": relay,

@@ -55,3 +55,17 @@ def test_more_jobs_than_threads_wait_and_the_event_loop_goes_on():
     gate.set()
     with gevent.Timeout(LIMIT_S):
         assert threads.call(int) == 0
+
+
+def test_more_threads_and_fewer():
+    threads = Threads(1)
+    gate = threading.Event()
+    jobs = [threads.spawn(gate.wait, LIMIT_S)]
+    threads.resize(3)
+    with gevent.Timeout(LIMIT_S):
+        jobs += [threads.spawn(gate.wait, LIMIT_S) for _ in range(2)]
+        gate.set()
+        for job in jobs:
+            job.wait()
+        threads.resize(1)
+        assert threads.call(int) == 0
