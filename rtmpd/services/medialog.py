@@ -134,7 +134,7 @@ class MediaLog:
         tracks = f"video {describe_video(video)}" if video is not None else "no video"
         tracks += f", audio {describe_audio(audio)}" if audio is not None else ", no audio"
         if tracks != entry.told:
-            log.info("%s %s: %s", stream.key, "is now" if entry.told else "is", tracks)
+            log.info("%s %s: %s", stream.key, "is now" if entry.told else "is", tracks, extra={"stream": stream.key})
             entry.told = tracks
 
     @staticmethod
@@ -149,5 +149,6 @@ class MediaLog:
             f"a keyframe every {elapsed_s / keyframes:.1f} s" if keyframes else "no keyframes",
             len(stream.players),
             stream.fanout.skips + stream.fanout.stalled - entry.drops,
+            extra={"stream": stream.key},
         )
         entry.restart(stream, now_s)

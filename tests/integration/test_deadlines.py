@@ -40,7 +40,7 @@ def cut(server, wire, text, begun, limit_s):
     lasted_s = time.monotonic() - begun
     assert limit_s * 0.9 < lasted_s < limit_s + SLACK_S
     warning = warning_about(server, wire)
-    assert re.fullmatch(rf"#\d+ {re.escape(wire.address)} {text}", warning), warning
+    assert re.fullmatch(rf"#\d+ {re.escape(wire.address)} {text}(?: \[live/.*\])?", warning), warning
 
 
 def drip(wire, data, pause_s):
