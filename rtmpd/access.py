@@ -54,6 +54,7 @@ class Request:
         key: ``app/name`` as the client says; when it publishes, the name may be a secret.
         parameters: The merged query. Secret.
         user: Who has logged in on the connection; empty: nobody.
+        app: The path that it is connected to, where the user has logged in. The key may belong to another application.
     """
 
     action: Action
@@ -62,6 +63,7 @@ class Request:
     key: str = field(repr=False)
     parameters: Mapping[str, str] = field(repr=False)
     user: str = ""
+    app: str = ""
 
 
 class Authorizer(Protocol):

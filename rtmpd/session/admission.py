@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rtmpd.access import Action, Connect, Request
 from rtmpd.errors import LoginRequired, Refused
 from rtmpd.events import EventType
-from rtmpd.protocol.naming import split_query
+from rtmpd.protocol.naming import resolve, split_query
 
 if TYPE_CHECKING:
     from rtmpd.protocol.naming import StreamName
@@ -58,7 +58,15 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
     """
     # Answers to what came before need not wait.
     connection.flush()
-    request = Request(action, connection.transport.peer, _address(connection), found.key, found.parameters, connection.user)
+    request = Request(
+        action,
+        connection.transport.peer,
+        _address(connection),
+        found.key,
+        found.parameters,
+        connection.user,
+        resolve(connection.app, connection.tc_url, "", "").key if connection.user else "",
+    )
     connection.authorizing = True
     try:
         key = connection.hub.authorizer.authorize(request)

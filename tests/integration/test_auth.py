@@ -328,6 +328,22 @@ def test_the_client_logs_in(serve):
     running.wait_for_line(r"connected to live as bob@host by")
 
 
+def test_a_user_of_one_application_is_nobody_in_another_below_it(serve, raw):
+    above, below = ("auth_users = ann=s3cret-1, bob=s3cret-3\n", "auth_users = ann=s3cret-2, bob=s3cret-3\n")
+    running = serve(f"[applications]\n[[live]]\n{above}[[live/sub]]\n{below}")
+    for user, password, right in (("ann", "s3cret-1", False), ("bob", "s3cret-3", True)):
+        with Client(f"rtmp://{user}:{password}@127.0.0.1:{running.port}/live/x") as client:
+            client.connect()
+            if right:
+                client.publish("sub/cam")
+                continue
+            with pytest.raises(Refused) as raised:
+                client.publish("sub/cam")
+            assert raised.value.description == "Not authorized: no login."
+    published(running, "cam", app="live/sub", user="ann:s3cret-2@")
+    assert refused(running, "cam", app="live/sub", user="ann:s3cret-1@")[0] == REJECTED
+
+
 def test_a_relay_logs_in(serve, server, publisher, player):
     there = serve(USERS)
     here = server(f"[relay]\nrelay_to = rtmp://ann:s3cret-pw@127.0.0.1:{there.port}/live/copy\n")

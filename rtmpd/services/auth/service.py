@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -202,7 +203,7 @@ class Auth:
             if self._bans and self._bans.bars(request.address, time.monotonic()):
                 # It has been, since this connection was accepted: no more callbacks for it.
                 raise Denied(_BANNED, guess=False)
-            decision = rules.decide(request, time.time())
+            decision = rules.decide(self._at_home(request, rules), time.time())
             key = self._ask(rules, request, decision) if decision.ask else decision.key
         except Denied as denied:
             self._fail(rules, request.address, denied)
@@ -210,6 +211,14 @@ class Auth:
         if decision.ask or decision.proof:
             self._hub.count("auth_successes")
         return key
+
+    def _at_home(self, request: Request, rules: Rules) -> Request:
+        """Return a request without its user, if that is somebody else where the stream is: another password, the same name."""
+        if request.user:
+            home = self._rules_of(request.app) or self._rules[DEFAULT_APPLICATION]
+            if home.users.get(request.user) != rules.users.get(request.user):
+                return replace(request, user="")
+        return request
 
     def _rules_of(self, path: str) -> Rules | None:
         found = self._hub.config.application(path)

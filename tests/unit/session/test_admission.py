@@ -63,7 +63,7 @@ def test_an_authorizer_hears_all_of_a_request_and_its_answer_is_the_key():
     found = resolve(connection.app, connection.tc_url, "cam?token=d", "")
     assert authorize(connection, Action.PUBLISH, found) == "live/given"
     parameters = {"b": "c", "token": "d"}
-    assert asked.seen == Request(Action.PUBLISH, "[2001:db8::1]:5000", "[2001:db8::1]", "live/cam", parameters, "ann")
+    assert asked.seen == Request(Action.PUBLISH, "[2001:db8::1]:5000", "[2001:db8::1]", "live/cam", parameters, "ann", "live")
     assert not connection.authorizing
     assert connection.events == []
 
