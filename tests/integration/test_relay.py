@@ -325,6 +325,15 @@ def test_one_that_answers_bad_name_is_tried_again_and_its_words_hide_the_key(rel
     running.wait_for_line(r"live/bystander: relay to \S+ is up, try \d+")
 
 
+def test_a_key_is_hidden_wherever_a_server_puts_it(relaying, target, beside):
+    there = target(refusal=("NetStream.Publish.Denied", "x" * 150 + " s3cret-key" * 100))
+    running = relaying(there.url("far/s3cret-key"))
+    player = beside(running)
+    running.wait_for_line(r"WARNING .* does not come up: refused: NetStream\.Publish\.Denied: x{150} \*")
+    player.check()
+    assert not [line for line in running.log() if "s3c" in line]
+
+
 def test_one_that_speaks_no_rtmp_harms_nobody(relaying, target, beside):
     def babble(fake, sock):
         sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200)

@@ -53,6 +53,7 @@ _FINISH_S = 5.0
 _LINGER_S = 1.0
 _AFTER_OTHER_S = _FINISH_S + _LINGER_S
 _REASON_LENGTH = 200
+_HEARD_LENGTH = 10_000
 _REASONS = 64  # different ones that are remembered
 
 
@@ -192,16 +193,17 @@ class Relay:
         self._set_state("connecting")
         self._tries += 1
         ids = (*self._stream.via, hub.id)
-        client = self._client = Client(
-            self.url.expand(self._app, self._name),
-            timeout_s=options.relay_connect_timeout_s,
-            chunk_size=self._stream.wirelog.chunk_size,
-            window_ack_size=_WINDOW_BYTES,
-            connect_properties={via.MEMBER: via.format_via(ids)},
-            vet=self._vet,
-        )
+        client: Client | None = None
         reason, key, loop = "", "", False
         try:
+            client = self._client = Client(
+                self.url.expand(self._app, self._name),
+                timeout_s=options.relay_connect_timeout_s,
+                chunk_size=self._stream.wirelog.chunk_size,
+                window_ack_size=_WINDOW_BYTES,
+                connect_properties={via.MEMBER: via.format_via(ids)},
+                vet=self._vet,
+            )
             client.publish(drain=False)
             self._go_live(client)
             for item in client.messages():
@@ -214,7 +216,7 @@ class Relay:
         except RtmpdError as error:
             reason = str(error)
         except _Ended:
-            if self._rest is not None:
+            if client is not None and self._rest is not None:
                 self._finish(client, self._rest)
             raise
         except Exception:
@@ -223,7 +225,8 @@ class Relay:
             reason = "internal error"
         finally:
             was_up = self._go_down(reason or self._end_reason or "the server is stopping")
-            client.close()
+            if client is not None:
+                client.close()
         return _Failure(reason, key or reason, was_up, loop)
 
     def _vet(self, address: tuple[Any, ...]) -> None:
@@ -311,7 +314,8 @@ class Relay:
 
     def _hidden(self, reason: str) -> str:
         """Return a reason for the log, without secrets: servers may say the stream's name back."""
-        return printable(self.url.hide(reason[:_REASON_LENGTH], self._app, self._name))
+        # Cut only then: half a secret would not be found.
+        return printable(self.url.hide(reason[:_HEARD_LENGTH], self._app, self._name)[:_REASON_LENGTH])
 
     # The end -----------------------------------------------------------------------------------------------------------
 
