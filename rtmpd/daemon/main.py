@@ -24,13 +24,14 @@ from rtmpd.config.changes import changes
 from rtmpd.config.loader import keep_fixed, restart_needed
 from rtmpd.daemon.dump import Dump
 from rtmpd.daemon.logs import Logs
+from rtmpd.daemon.ports import Ports
 from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.daemon.supervision import Supervision
 from rtmpd.daemon.systemd import Notifier, take_sockets
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
-from rtmpd.net.listener import Listener, inherit, places
+from rtmpd.net.listener import inherit, places
 from rtmpd.services.accesslog import AccessLog
 from rtmpd.services.auth.service import Auth
 from rtmpd.services.hooks.service import Hooks
@@ -75,7 +76,7 @@ class Daemon:
     Attributes:
         hub: The registry of streams.
         services: What follows the streams, in the order in which they stop.
-        listeners: Bound by `start`.
+        ports: Where it listens; bound by `start`.
         on_stop: Called when the end begins, with how long it may take at the most.
 
     Raises:
@@ -100,7 +101,7 @@ class Daemon:
             pages,
             metrics,
         ]
-        self.listeners: list[Listener] = []
+        self.ports = Ports(self.hub.serve, self._sockets["rtmp"])
         self.on_stop: Callable[[float], None] = lambda limit_s: None
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -117,32 +118,28 @@ class Daemon:
         _raise_descriptor_limit(self.config.server.connection_limit)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
-            for place in places(self.config.server.listen, self._sockets["rtmp"]):
-                self.listeners.append(Listener(place, self.hub.serve))
+            self.ports.open(self.config.server.listen)
             self._pages.bind()
             # Before a service looks at a directory or runs a program, and before anybody is listened to.
             drop_privileges(self.config.server)
-            self.hub.listening = tuple(each for listener in self.listeners for each in listener.addresses)
+            self.hub.listening = self.ports.addresses
             for service in self.services:
                 service.start()
         except RtmpdError:
-            self._close_listeners()
+            self.ports.close()
             self._stop_services()
             raise
         self.hub.start()
         assert self.hub.greenlet is not None
         self.hub.greenlet.link_exception(self._hub_died)
-        for listener in self.listeners:
-            listener.start()
-            log.info("listening on %s", listener.bound)
+        self.ports.start()
 
     def request_stop(self) -> None:
         """Ask for the end; safe in a signal handler's greenlet. A second time means at once."""
         if self._over.is_set():
             log.warning("asked twice to stop: not waiting for connections, recordings and the like")
             self._at_once.set()
-            for listener in self.listeners:
-                listener.kill()
+            self.ports.kill()
         self._over.set()
 
     def reload(self, load: Callable[[], Config]) -> str:
@@ -154,6 +151,12 @@ class Daemon:
                 log.error("reload: %s", problem)
             log.error("reload failed: the old configuration stays in force")
             return error.problems[0]
+        try:
+            self.ports.change(config.server.listen)
+        except RtmpdError as error:
+            log.error("reload failed: %s; the old configuration stays in force", error)
+            return str(error)
+        self.hub.listening = self.ports.addresses
         for option in restart_needed(self.config, config):
             log.warning("reload: %s only changes when rtmpd is started again", option)
         config = keep_fixed(self.config, config)
@@ -179,21 +182,14 @@ class Daemon:
         limit_s = self.config.server.drain_timeout_s
         self.on_stop(limit_s + _SERVICES_STOP_S + _END_S)
         log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
-        self._close_listeners()
+        self.ports.close()
         self.hub.stop()
-        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
-            for listener in self.listeners:
-                listener.wait(limit_s)
-        for listener in self.listeners:
-            listener.kill()
+        self.ports.wait(limit_s)
+        self.ports.kill()
         stopping: list[Any] = [gevent.spawn(self._stop_services), self._at_once]
         gevent.wait(stopping, count=1)
         counters = ", ".join(f"{name} {count}" for name, count in sorted(self.hub.counters.items()) if count)
         log.info("stopped; counted: %s", counters or "nothing")
-
-    def _close_listeners(self) -> None:
-        for listener in self.listeners:
-            listener.close()
 
     def _stop_services(self) -> None:
         deadline = time.monotonic() + _SERVICES_STOP_S

@@ -126,6 +126,7 @@ class Listener:
         serve: Called in the connection's greenlet; the connection is closed when it returns.
 
     Attributes:
+        place: What it was made with.
         bound: Where it listens, as text.
         port: The port.
         addresses: Host and port of each address that it accepts connections on; the host may mean any.
@@ -135,6 +136,7 @@ class Listener:
     """
 
     def __init__(self, address: ListenAddress | socket, serve: Callable[[Transport], None]) -> None:
+        self.place = address
         sock = address if isinstance(address, socket) else bind(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
@@ -143,6 +145,11 @@ class Listener:
         self._pool = Pool()
         self._server = StreamServer(sock, self._handle, spawn=self._pool)
         self._server.max_accept = _MAX_ACCEPT
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are connections."""
+        return len(self._pool) > 0
 
     def start(self) -> None:
         """Begin to accept."""

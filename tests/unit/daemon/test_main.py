@@ -36,7 +36,7 @@ def make_daemon(monkeypatch, caplog):
     for daemon in made:
         for service in daemon.services:
             service.stop(0)
-        for listener in daemon.listeners:
+        for listener in daemon.ports.listeners:
             listener.close()
             listener.kill()
         if daemon.hub.greenlet is not None:
@@ -44,7 +44,7 @@ def make_daemon(monkeypatch, caplog):
 
 
 def connect(daemon, index=0):
-    return socket.create_connection(("127.0.0.1", daemon.listeners[index].port), timeout=LIMIT_S)
+    return socket.create_connection(("127.0.0.1", daemon.ports.listeners[index].port), timeout=LIMIT_S)
 
 
 def free_port():
@@ -59,7 +59,7 @@ def free_port():
 def test_it_serves_until_it_is_asked_to_stop(make_daemon, caplog):
     daemon = make_daemon()
     daemon.start()
-    port = daemon.listeners[0].port
+    port = daemon.ports.listeners[0].port
     assert f"listening on 127.0.0.1:{port}" in caplog.text
     client = connect(daemon)
     waiting = gevent.spawn(daemon.wait)
@@ -77,7 +77,7 @@ def test_it_serves_until_it_is_asked_to_stop(make_daemon, caplog):
 def test_every_address_is_listened_on(make_daemon):
     daemon = make_daemon(addresses="127.0.0.1:0, 127.0.0.1:0")
     daemon.start()
-    assert len({listener.port for listener in daemon.listeners}) == 2
+    assert len({listener.port for listener in daemon.ports.listeners}) == 2
     connect(daemon, 0).close()
     connect(daemon, 1).close()
 
@@ -106,7 +106,7 @@ def stubborn(monkeypatch):
             except gevent.GreenletExit:
                 ended.append(transport.peer)
 
-        monkeypatch.setattr(daemon.hub, "serve", serve)
+        monkeypatch.setattr(daemon.ports, "_serve", serve)
         return ended
 
     return attach
@@ -306,16 +306,50 @@ def test_a_wrong_configuration_changes_nothing_and_every_problem_is_logged(make_
 def test_what_needs_a_restart_stays_and_is_named(make_daemon, caplog):
     daemon = make_daemon()
     before = daemon.config
-    text = "[server]\nlisten = 127.0.0.1:1, 127.0.0.1:2\nchunk_size_bytes = 4096\nping_interval_s = 7\n[log]\nqueue_limit = 5\n"
+    text = "[server]\nlisten = 127.0.0.1:0\nchunk_size_bytes = 4096\nping_interval_s = 7\n[log]\nqueue_limit = 5\n"
     for _ in range(2):
         caplog.clear()
         daemon.reload(lambda: load_text(text))
-        assert daemon.config.server.listen == before.server.listen
         assert daemon.config.server.chunk_size_bytes == before.server.chunk_size_bytes
         assert daemon.config.log.queue_limit == before.log.queue_limit
         assert daemon.config.server.ping_interval_s == 7
-        for option in ("[server] listen", "[server] chunk_size_bytes", "[log] queue_limit"):
+        for option in ("[server] chunk_size_bytes", "[log] queue_limit"):
             assert f"{option} only changes when rtmpd is started again" in caplog.text
+
+
+def test_a_reload_changes_what_is_listened_on_and_connections_go_on(make_daemon, caplog):
+    daemon = make_daemon()
+    daemon.start()
+    client = connect(daemon)
+    port, other = daemon.ports.listeners[0].port, free_port()
+    while not daemon.hub.connections:
+        gevent.sleep(0)
+    assert daemon.reload(lambda: load_text(f"[server]\nlisten = 127.0.0.1:{other}\n")) == ""
+    assert f"listening on 127.0.0.1:{other}" in caplog.text
+    assert f"no longer listening on 127.0.0.1:{port}" in caplog.text
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+    assert daemon.hub.listening == (("127.0.0.1", other),)
+    connect(daemon).close()
+    assert daemon.hub.connections
+    waiting = gevent.spawn(daemon.wait)
+    daemon.request_stop()
+    assert waiting.get(timeout=LIMIT_S) == 0
+    assert client.recv(1) == b""
+
+
+def test_a_reload_with_an_address_that_is_taken_changes_nothing(make_daemon, caplog):
+    taken = Listener(ListenAddress("127.0.0.1", 0), lambda transport: None)
+    daemon = make_daemon()
+    daemon.start()
+    text = f"[server]\nlisten = 127.0.0.1:{free_port()}, 127.0.0.1:{taken.port}\nping_interval_s = 7\n"
+    problem = daemon.reload(lambda: load_text(text))
+    assert problem.startswith(f"can't listen on 127.0.0.1:{taken.port}")
+    assert daemon.config.server.ping_interval_s == 30
+    assert f"reload failed: {problem}; the old configuration stays in force" in caplog.text
+    connect(daemon).close()
+    assert len(daemon.ports.listeners) == 1
+    taken.close()
 
 
 # Descriptors ------------------------------------------------------------------------------------------------------------

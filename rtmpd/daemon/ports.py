@@ -1,0 +1,144 @@
+"""The ports of the server: what is listened on, and how that changes while it runs.
+
+A socket that was handed over is kept for good. Imports net.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from rtmpd.config.model import ListenAddress
+from rtmpd.errors import RtmpdError
+from rtmpd.net.listener import Listener, places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gevent.socket import socket
+
+    from rtmpd.net.transport import Transport
+
+__all__ = ["Ports"]
+
+log = logging.getLogger(__name__)
+
+
+class Ports:
+    """The listeners of the server.
+
+    Args:
+        serve: Called with each connection, in its greenlet.
+        inherited: Sockets that were handed over.
+
+    Attributes:
+        listeners: Those that accept connections.
+    """
+
+    def __init__(self, serve: Callable[[Transport], None], inherited: Sequence[socket] = ()) -> None:
+        self._serve = serve
+        self._inherited = inherited
+        self.listeners: list[Listener] = []
+        # They accept no more, but have connections.
+        self._retired: list[Listener] = []
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every address that is listened on."""
+        return tuple(each for listener in self.listeners for each in listener.addresses)
+
+    def open(self, addresses: Iterable[ListenAddress]) -> None:
+        """Bind all addresses.
+
+        Raises:
+            RtmpdError: One can't be bound. Nothing is left open then.
+        """
+        try:
+            for place in places(addresses, self._inherited):
+                self.listeners.append(Listener(place, self._serve))
+        except RtmpdError:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for listener in self.listeners:
+            self._start(listener)
+
+    @staticmethod
+    def _start(listener: Listener) -> None:
+        listener.start()
+        log.info("listening on %s", listener.bound)
+
+    def change(self, addresses: Iterable[ListenAddress]) -> None:
+        """Listen on these addresses and on no others from now on. Connections go on, whatever they came in by.
+
+        Raises:
+            RtmpdError: One can't be bound. Everything is as it was then.
+        """
+        wanted = places(addresses, self._inherited)
+        stay, go = [], []
+        for listener in self.listeners:
+            if listener.place in wanted:
+                wanted.remove(listener.place)
+                stay.append(listener)
+            else:
+                go.append(listener)
+        made: list[Listener] = []
+        closed: list[Listener] = []
+        try:
+            for place in wanted:
+                # The kernel does not give an address that another listener has a part of, though that is about to go.
+                for listener in go:
+                    if listener not in closed and _overlap(place, listener.place):
+                        listener.close()
+                        closed.append(listener)
+                made.append(Listener(place, self._serve))
+        except RtmpdError:
+            for listener in made:
+                listener.close()
+            self._open_again(closed)
+            raise
+        for listener in made:
+            self._start(listener)
+        for listener in go:
+            listener.close()
+            log.info("no longer listening on %s", listener.bound)
+        self.listeners = stay + made
+        self._retire(go)
+
+    def _open_again(self, closed: list[Listener]) -> None:
+        for listener in closed:
+            self.listeners.remove(listener)
+            try:
+                again = Listener(listener.place, self._serve)
+            except RtmpdError as error:
+                log.error("%s any more", error)
+            else:
+                again.start()
+                self.listeners.append(again)
+        self._retire(closed)
+
+    def _retire(self, listeners: list[Listener]) -> None:
+        self._retired = [listener for listener in self._retired + listeners if listener.busy]
+
+    def close(self) -> None:
+        """Accept no more."""
+        for listener in self.listeners:
+            listener.close()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until every connection has ended, at most *limit_s*."""
+        deadline = time.monotonic() + limit_s
+        for listener in self.listeners + self._retired:
+            listener.wait(max(0.0, deadline - time.monotonic()))
+
+    def kill(self) -> None:
+        """End the greenlets of connections that are still there."""
+        for listener in self.listeners + self._retired:
+            listener.kill()
+
+
+def _overlap(one: ListenAddress | socket, other: ListenAddress | socket) -> bool:
+    return isinstance(one, ListenAddress) and isinstance(other, ListenAddress) and one.overlaps(other)

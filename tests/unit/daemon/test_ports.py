@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import gevent
+import pytest
+from gevent import socket
+
+from rtmpd.config.model import ListenAddress
+from rtmpd.daemon.ports import Ports
+from rtmpd.errors import RtmpdError
+from rtmpd.net.listener import Listener
+
+LIMIT_S = 10
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=LIMIT_S) as client:
+            return client.recv(1) == b"x"
+    except ConnectionRefusedError:
+        return False
+
+
+@pytest.fixture
+def ports():
+    made = Ports(lambda transport: transport.send_all(b"x", LIMIT_S))
+    yield made
+    made.close()
+    made.kill()
+
+
+def test_addresses_come_and_go(ports):
+    first, second, third = free_port(), free_port(), free_port()
+    ports.open([ListenAddress("127.0.0.1", first), ListenAddress("127.0.0.1", second)])
+    ports.start()
+    ports.change([ListenAddress("127.0.0.1", second), ListenAddress("127.0.0.1", third)])
+    assert [answers(port) for port in (first, second, third)] == [False, True, True]
+    assert sorted(ports.addresses) == sorted([("127.0.0.1", second), ("127.0.0.1", third)])
+    ports.change([ListenAddress("127.0.0.1", first)])
+    assert [answers(port) for port in (first, second, third)] == [True, False, False]
+
+
+def test_nothing_changes_where_nothing_is_different(ports):
+    ports.open([ListenAddress("127.0.0.1", 0), ListenAddress("127.0.0.1", 0)])
+    ports.start()
+    before = list(ports.listeners)
+    ports.change([ListenAddress("127.0.0.1", 0), ListenAddress("127.0.0.1", 0)])
+    assert ports.listeners == before
+
+
+def test_an_address_may_be_made_narrower_and_wider_on_the_same_port(ports):
+    port = free_port()
+    ports.open([ListenAddress("", port)])
+    ports.start()
+    ports.change([ListenAddress("127.0.0.1", port)])
+    assert answers(port)
+    assert ports.addresses == (("127.0.0.1", port),)
+    ports.change([ListenAddress("", port)])
+    assert answers(port)
+
+
+def test_everything_is_as_it_was_when_one_address_can_not_be_had(ports):
+    taken = Listener(ListenAddress("127.0.0.1", 0), lambda transport: None)
+    port, other = free_port(), free_port()
+    ports.open([ListenAddress("", port)])
+    ports.start()
+    wanted = [ListenAddress("127.0.0.1", port), ListenAddress("127.0.0.1", other), ListenAddress("127.0.0.1", taken.port)]
+    with pytest.raises(RtmpdError, match=f"can't listen on 127.0.0.1:{taken.port}"):
+        ports.change(wanted)
+    assert answers(port)
+    assert not answers(other)
+    assert [listener.place for listener in ports.listeners] == [ListenAddress("", port)]
+    taken.close()
+
+
+def test_connections_of_an_address_that_is_gone_are_waited_for_and_ended():
+    ended = []
+
+    def serve(transport):
+        try:
+            gevent.sleep(LIMIT_S)
+        except gevent.GreenletExit:
+            ended.append(transport.peer)
+
+    ports = Ports(serve)
+    ports.open([ListenAddress("127.0.0.1", 0)])
+    ports.start()
+    client = socket.create_connection(("127.0.0.1", ports.listeners[0].port), timeout=LIMIT_S)
+    while not ports.listeners[0].busy:
+        gevent.sleep(0)
+    ports.change([ListenAddress("127.0.0.1", free_port())])
+    ports.close()
+    ports.wait(0.01)
+    assert not ended
+    ports.kill()
+    assert len(ended) == 1
+    assert client.recv(1) == b""
+
+
+def test_a_socket_that_was_handed_over_stays():
+    handed = socket.socket()
+    handed.bind(("127.0.0.1", 0))
+    handed.listen()
+    port = handed.getsockname()[1]
+    ports = Ports(lambda transport: transport.send_all(b"x", LIMIT_S), [handed])
+    ports.open([ListenAddress("127.0.0.1", port)])
+    ports.start()
+    ports.change([ListenAddress("127.0.0.1", free_port())])
+    assert answers(port)
+    assert len(ports.listeners) == 2
+    ports.close()
+    ports.kill()
