@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
 
 import gevent
 import pytest
@@ -33,9 +32,6 @@ from tests.integration.wire import (
     played,
     send,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 QUICK = "relay_retry_s = 0.1\nrelay_retry_limit_s = 0.3\n"
 SET = amf0.encode("@setDataFrame")
@@ -465,41 +461,6 @@ def test_the_limit_of_relays_is_kept(relaying, target, publisher):
     running.wait_for_line(r"WARNING live/cam: not relayed: relay_limit is 1 \(1 relays refused so far\)")
     assert not other.peers
     assert metrics(running)['rtmpd_failures_total{reason="relays_refused"}'] == 1
-
-
-# Loops ------------------------------------------------------------------------------------------------------------------
-
-
-def reload(server: Server, directory: Path, ini: str) -> None:
-    (directory / "rtmpd.ini").write_text(ini)
-    server.process.send_signal(signal.SIGHUP)
-    server.wait_for_line("configuration reloaded")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.9.9.9", "[::ffff:127.0.0.1]"])
-def test_the_server_itself_is_no_destination(server, host, publisher, player, tmp_path):
-    running = server("[live]\n", "--listen", ":0")
-    port = running.wait_for_line(r"listening on (?:\[::\]|0\.0\.0\.0):(\d+)")[1]
-    reload(running, tmp_path, f"[relay]\nrelay_to = rtmp://{host}:{port}/{{app}}/{{name}}\n")
-    sender, watcher = publisher(running, "cam"), player(running, "cam")
-    begin(sender, watcher)
-    running.wait_for_line(
-        r"WARNING live/cam: relay to \S+ does not come up: it is this very server: a loop; trying again in \d\d\.\d s"
-    )
-    assert len([line for line in running.log() if " publishes " in line]) == 1
-
-
-def test_a_loop_over_another_server_is_refused(server, publisher, player, tmp_path):
-    """A to B to A, each under another name, so that nothing but the mark tells."""
-    first = server("[live]\n")
-    second = server("", "--relay-to", first.url("{name}x", "a"))
-    reload(first, tmp_path, f"[relay]\nrelay_to = {second.url('{name}', 'b')}\n")
-    sender, watcher = publisher(first, "cam"), player(first, "cam")
-    begin(sender, watcher)
-    loop = r"refused: NetStream\.Publish\.Rejected: A relay loop: the stream has come from this server\."
-    second.wait_for_line(rf"WARNING b/cam: relay to \S+ does not come up: {loop}; trying again in")
-    first.wait_for_line(f"publish {loop}")
-    assert [line.rpartition(" ")[2] for line in first.log() if " publishes " in line] == ["live/cam"]
 
 
 def test_a_server_passes_on_where_a_stream_has_come_from(relaying, target, raw):
