@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Action", "AllowAll", "Authorizer", "Connect", "Request"]
 
@@ -43,6 +43,10 @@ class Connect:
     encoder: bool
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A client wants to publish or play.
@@ -55,6 +59,7 @@ class Request:
         parameters: The merged query. Secret.
         user: Who has logged in on the connection; empty: nobody.
         app: The path that it is connected to, where the user has logged in. The key may belong to another application.
+        waiting: Is to be called before the answer is waited for; what it raises is for the session.
     """
 
     action: Action
@@ -64,6 +69,7 @@ class Request:
     parameters: Mapping[str, str] = field(repr=False)
     user: str = ""
     app: str = ""
+    waiting: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
 
 
 class Authorizer(Protocol):
@@ -80,7 +86,9 @@ class Authorizer(Protocol):
         """
 
     def authorize(self, request: Request) -> str:
-        """Let a client publish or play and return the key of the stream that it gets. May wait, but not for ever.
+        """Let a client publish or play and return the key of the stream that it gets.
+
+        May wait, but not for ever, and calls the request's ``waiting`` first.
 
         Raises:
             Refused: It may not.

@@ -56,8 +56,12 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
     Raises:
         Refused: It may not. TransportClosed: It may, but has left meanwhile, or was closed.
     """
-    # Answers to what came before need not wait.
-    connection.flush()
+
+    def wait() -> None:
+        # Answers to what came before need not.
+        connection.flush()
+        connection.authorizing = True
+
     request = Request(
         action,
         connection.transport.peer,
@@ -66,16 +70,17 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
         found.parameters,
         connection.user,
         resolve(connection.app, connection.tc_url, "", "").key if connection.user else "",
+        wait,
     )
-    connection.authorizing = True
     try:
         key = connection.hub.authorizer.authorize(request)
     except Refused as refused:
         connection.emit(EventType.AUTH_FAILED, action=str(action), reason=refused.reason)
         raise
     finally:
-        connection.authorizing = False
-    connection.transport.ensure_open()
+        waited, connection.authorizing = connection.authorizing, False
+    if waited:
+        connection.transport.ensure_open()
     return key
 
 

@@ -243,6 +243,7 @@ class Auth:
     # The callback ------------------------------------------------------------------------------------------------------
 
     def _ask(self, rules: Rules, request: Request, decision: Decision) -> str:
+        request.waiting()
         config = rules.config
         app, _, name = decision.key.rpartition("/")
         token = request.parameters.get("token", "")

@@ -35,6 +35,7 @@ class Asked(AllowAll):
     def __init__(self, refusal=None):
         self.refusal = refusal
         self.connection = None
+        self.waits = False
 
     def login(self, connect):
         self.seen = connect
@@ -42,8 +43,11 @@ class Asked(AllowAll):
 
     def authorize(self, request):
         self.seen = request
-        assert self.connection.authorizing
-        assert self.connection.flushed == 1
+        assert not self.connection.authorizing
+        if self.waits:
+            request.waiting()
+            assert self.connection.authorizing
+            assert self.connection.flushed == 1
         return self._answer("live/given")
 
     def _answer(self, value):
@@ -96,12 +100,16 @@ def test_a_login_that_has_to_go_on_is_no_event():
 
 
 def test_a_peer_that_has_left_meanwhile_gets_nothing():
-    _asked, connection = connected()
+    asked, connection = connected()
 
     def gone():
         raise TransportClosed("closed by the peer")
 
     connection.transport.ensure_open = gone
+    # One that has sent all it had, and nobody has waited.
+    assert authorize(connection, Action.PUBLISH, resolve("live", "", "cam", "")) == "live/given"
+    assert connection.flushed == 0
+    asked.waits = True
     with pytest.raises(TransportClosed):
         authorize(connection, Action.PUBLISH, resolve("live", "", "cam", ""))
 
