@@ -412,7 +412,7 @@ def test_a_directory_that_the_user_may_not_write_to_is_noticed_as_that_user(mana
     with Client(f"rtmp://127.0.0.1:{manager.port}/live/a") as client:
         client.publish()
         client.send_video(0, key(1))
-        manager.wait_for("ERROR .*can't record .*Permission denied")
+        manager.wait_for("ERROR .*can't record: Permission denied")
 
 
 @root
