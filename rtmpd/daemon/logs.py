@@ -382,7 +382,7 @@ class Logs:
     def finish(self) -> bool:
         """Write out what waits; return whether everything came out."""
         if not self._begun:
-            self._begin(_STDERR, "text")
+            self._begin(_STDERR, self._config.log_format)
         done = self._access.stop()
         return self._main.stop() and done
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -135,6 +136,34 @@ def test_the_journal_behind_standard_error_gets_levels_and_no_times(tmp_path):
     assert process.wait(15) == 0
     assert lines[0].startswith("<6>INFO    rtmpd ")
     assert all(re.match(r"<[2-7]>[A-Z]+ +\S", line) for line in lines)
+
+
+def test_the_journal_gets_fields(tmp_path, raw, name):
+    """A socket of the test's own takes the journal's place, for this rtmpd alone; that needs root."""
+    directory = tmp_path / "journal"
+    directory.mkdir()
+    mounts = f"mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind {directory} /run/systemd/journal"
+    command = f"{mounts} && exec {sys.executable} -m rtmpd --listen 127.0.0.1:0 --log-target journal"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(directory / "socket"))
+        journal.settimeout(20)
+        process = subprocess.Popen(["unshare", "-m", "sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE)
+
+        def until(pattern):
+            while True:
+                datagram = journal.recv(1 << 20).decode()
+                found = re.search(rf"^MESSAGE=.*{pattern}", datagram, re.MULTILINE)
+                if found:
+                    return found, datagram.splitlines()
+
+        port = int(until(r"listening on .*:(\d+)")[0][1])
+        encoder = raw(port).publish(name)
+        _, fields = until("publishes live")
+        assert {f"RTMPD_STREAM=live/{name}", f"RTMPD_PEER={encoder.address}", "RTMPD_CONNECTION=1", "PRIORITY=6"} <= set(fields)
+        process.terminate()
+        until("stopped; ")
+        assert process.communicate(timeout=15)[1] == b""
+        assert process.returncode == 0
 
 
 # Files ------------------------------------------------------------------------------------------------------------------
