@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import gevent
@@ -19,6 +20,7 @@ from gevent.socket import wait_read
 from rtmpd.config.model import printable
 from rtmpd.services.hooks.board import Outcome
 from rtmpd.services.hooks.notice import environment
+from rtmpd.services.hooks.share import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rtmpd.config.hook_targets import ScriptHook
     from rtmpd.config.model import HooksConfig
     from rtmpd.services.hooks.notice import Notice
+    from rtmpd.services.hooks.share import CpuShare
     from rtmpd.services.threads import Job, Threads
 
 __all__ = ["Script"]
@@ -52,7 +55,11 @@ def _base() -> dict[bytes, bytes]:
 
 
 class _Process:
-    """A program that runs."""
+    """A program that runs.
+
+    Attributes:
+        cpu_s: What it cost to start it.
+    """
 
     def __init__(self, argv: tuple[str, ...], variables: Mapping[bytes, bytes]) -> None:
         """Start it; called in a thread, since a disk may not answer.
@@ -60,6 +67,7 @@ class _Process:
         Raises:
             OSError: It can't be started.
         """
+        began_s = time.thread_time()
         self._output, write_end = os.pipe2(os.O_CLOEXEC)
         self._pidfd = -1
         try:
@@ -78,6 +86,7 @@ class _Process:
             self.end()
             raise
         self._text = bytearray()
+        self.cpu_s = time.thread_time() - began_s
 
     def wait(self, limit_s: float) -> bool:
         """Wait for its end; return whether that has come within *limit_s*."""
@@ -149,9 +158,12 @@ class Script:
     Args:
         target: What to run.
         threads: Start it.
+        share: Says when.
     """
 
-    def __init__(self, target: ScriptHook, threads: Threads) -> None:
+    def __init__(self, target: ScriptHook, threads: Threads, share: CpuShare) -> None:
+        self._share = share
+        self._cost = Cost()
         self.label = printable(target.label)
         self._argv = target.argv
         self._threads = threads
@@ -159,12 +171,14 @@ class Script:
     def carry(self, notice: Notice, attempt: int, config: HooksConfig) -> Outcome:
         """Run the program for an event, and wait for its end."""
         timeout_s = config.hook_timeout_s
+        self._share.wait(self._cost)
         try:
             process = self._start(notice, timeout_s)
         except OSError as error:
             return Outcome(f"it can't be started: {error.strerror or error}")
         if process is None:
             return Outcome(f"it could not be started in {timeout_s:g} s", timed_out=True)
+        self._cost.add(process.cpu_s)
         return self._see_through(process, timeout_s)
 
     def _start(self, notice: Notice, timeout_s: float) -> _Process | None:

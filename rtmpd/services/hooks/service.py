@@ -15,6 +15,7 @@ from rtmpd.events import EventType
 from rtmpd.services.hooks.board import Board
 from rtmpd.services.hooks.notice import Notice
 from rtmpd.services.hooks.script import Script
+from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.hooks.stdio import Stdio
 from rtmpd.services.hooks.webhook import Webhook
 from rtmpd.services.threads import Threads
@@ -49,6 +50,7 @@ class Hooks:
         # Of programs and of requests apart: a disk that does not answer must not hold up the web.
         self._starters = Threads(1)
         self._posters = Threads(1)
+        self._share = CpuShare()
         # Names events across runs of the server.
         self._run = os.urandom(4).hex()
         self._number = 0
@@ -99,6 +101,7 @@ class Hooks:
     def stop(self, limit_s: float) -> None:
         """Tell what there is still to tell, and wait for that."""
         self._hub.bus.unsubscribe(self._handle)
+        self._share.lift()
         self._board.stop(limit_s * (1 - _STDIO_SHARE) if self._stdio else limit_s)
         if self._stdio is not None:
             self._stdio.stop(limit_s * _STDIO_SHARE)
@@ -147,8 +150,8 @@ class Hooks:
 
     def _carrier(self, target: ScriptHook | WebhookHook) -> Carrier:
         if isinstance(target, ScriptHook):
-            return Script(target, self._starters)
-        return Webhook(target, self._posters)
+            return Script(target, self._starters, self._share)
+        return Webhook(target, self._posters, self._share)
 
     def _follow_stdio(self, form: str) -> None:
         if form == "off":

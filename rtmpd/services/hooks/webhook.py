@@ -16,6 +16,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from urllib3.exceptions import HTTPError
 import rtmpd
 from rtmpd.services.hooks.board import Outcome
 from rtmpd.services.hooks.notice import json_body
+from rtmpd.services.hooks.share import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from rtmpd.config.model import HooksConfig
     from rtmpd.config.secret import Secret
     from rtmpd.services.hooks.notice import Notice
+    from rtmpd.services.hooks.share import CpuShare
     from rtmpd.services.threads import Threads
 
 __all__ = ["Webhook", "reason", "signature"]
@@ -144,6 +147,7 @@ class _Exchange:
 
     Attributes:
         outcome: What the answer's status means, once that has come, whatever becomes of the rest.
+        cpu_s: What it has cost, once it is over.
     """
 
     def __init__(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> None:
@@ -154,12 +158,14 @@ class _Exchange:
         self._wires: _Wires | None = None
         self._aborted = False
         self.outcome: Outcome | None = None
+        self.cpu_s = 0.0
 
     def run(self) -> Outcome:
         """Make the request and judge the answer."""
         if self._aborted:
             return Outcome("cut short", again=True)
         wires = self._wires = _local.wires
+        began_s = time.thread_time()
         try:
             with _local.session.post(
                 self._url,
@@ -182,6 +188,7 @@ class _Exchange:
         finally:
             self._wires = None
             wires.tidy()
+            self.cpu_s = time.thread_time() - began_s
 
     def abort(self) -> None:
         """End it, wherever it is. Does not wait."""
@@ -270,10 +277,13 @@ class Webhook:
     Args:
         target: Where to.
         threads: Make the requests.
+        share: Says when.
     """
 
-    def __init__(self, target: WebhookHook, threads: Threads) -> None:
+    def __init__(self, target: WebhookHook, threads: Threads, share: CpuShare) -> None:
         self.label = target.label
+        self._share = share
+        self._cost = Cost()
         self._url = target.url
         self._threads = threads
 
@@ -289,12 +299,15 @@ class Webhook:
         if config.hook_secret:
             headers["X-Rtmpd-Signature"] = signature(config.hook_secret, body)
         timeout_s = config.hook_timeout_s
+        self._share.wait(self._cost)
         exchange = _Exchange(self._url, body, headers, timeout_s)
         job = None
         try:
             with gevent.Timeout(timeout_s, False):  # type: ignore[arg-type]
                 job = self._threads.spawn(exchange.run)
-                return job.get()
+                outcome = job.get()
+                self._cost.add(exchange.cpu_s)
+                return outcome
             exchange.abort()
             if job is not None:
                 with gevent.Timeout(_ABORT_S, False):

@@ -15,6 +15,7 @@ import pytest
 
 from rtmpd.config.hook_targets import ScriptHook
 from rtmpd.services.hooks.script import Script
+from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.threads import Threads
 from tests.unit.services.hooks.fakes import notice, options, wait_for, within
 
@@ -29,7 +30,7 @@ def run(tmp_path):
         path = tmp_path / "hook"
         path.write_text(f"#!{interpreter}\n{text}")
         path.chmod(0o755)
-        script = Script(ScriptHook.parse(f"*={path} {arguments}"), THREADS)
+        script = Script(ScriptHook.parse(f"*={path} {arguments}"), THREADS, CpuShare())
         began = time.monotonic()
         with within(20):
             outcome = script.carry(event or notice(), 1, options(ini))
@@ -114,7 +115,7 @@ def test_what_can_not_be_started(tmp_path, prepare, problem):
     path = tmp_path / "hook"
     prepare(path)
     before = descriptors()
-    outcome = Script(ScriptHook.parse(f"*={path}"), THREADS).carry(notice(), 1, options())
+    outcome = Script(ScriptHook.parse(f"*={path}"), THREADS, CpuShare()).carry(notice(), 1, options())
     assert outcome.problem == problem
     assert not outcome.again
     assert descriptors() == before
@@ -201,7 +202,7 @@ def test_the_event_loop_is_not_held_up_while_scripts_start(tmp_path):
     path = tmp_path / "hook"
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
-    script = Script(ScriptHook.parse(f"*={path}"), THREADS)
+    script = Script(ScriptHook.parse(f"*={path}"), THREADS, CpuShare())
     late = []
 
     def tick():
@@ -220,7 +221,7 @@ def test_a_kill_ends_the_script_too(tmp_path):
     path = tmp_path / "hook"
     path.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\ntrap '' TERM\nsleep 60 & wait; wait\n")
     path.chmod(0o755)
-    greenlet = gevent.spawn(Script(ScriptHook.parse(f"*={path}"), THREADS).carry, notice(), 1, options())
+    greenlet = gevent.spawn(Script(ScriptHook.parse(f"*={path}"), THREADS, CpuShare()).carry, notice(), 1, options())
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
     with within(5):
@@ -232,5 +233,5 @@ def test_an_interpreter_with_arguments_is_a_script_too(tmp_path):
     program = tmp_path / "hook.py"
     program.write_text(f"import os; open('{tmp_path}/out', 'w').write(os.environ['RTMP_EVENT_TYPE'])")
     target = ScriptHook.parse(f"*={sys.executable} -I {program}")
-    assert not Script(target, THREADS).carry(notice(), 1, options()).problem
+    assert not Script(target, THREADS, CpuShare()).carry(notice(), 1, options()).problem
     assert (tmp_path / "out").read_text() == "publish_start"

@@ -19,6 +19,7 @@ import pytest
 
 from rtmpd.config.hook_targets import WebhookHook
 from rtmpd.services.hooks.notice import json_body
+from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.hooks.webhook import Webhook
 from rtmpd.services.threads import Threads
 from tests.unit.services.hooks.fakes import notice, options, within
@@ -115,7 +116,7 @@ def post(url, event=None, ini="", attempt=1):
     """Post an event; give the outcome and how long it took. Nothing in the outcome is secret."""
     began = time.monotonic()
     with within(20):
-        outcome = Webhook(WebhookHook.parse(f"*={url}"), THREADS).carry(event or notice(), attempt, options(ini))
+        outcome = Webhook(WebhookHook.parse(f"*={url}"), THREADS, CpuShare()).carry(event or notice(), attempt, options(ini))
     assert "hunter2" not in f"{outcome}"
     return outcome, time.monotonic() - began
 
@@ -150,7 +151,7 @@ def test_a_post_is_signed(serve):
 
 def test_connections_are_used_again(serve):
     server = serve(lambda handler: reply(handler, body=b"fine"))
-    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1))
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1), CpuShare())
     for number in range(5):
         assert not hook.carry(notice(number), 1, options()).problem
     assert len(server.peers) == 1
@@ -158,7 +159,7 @@ def test_connections_are_used_again(serve):
 
 def test_a_connection_that_the_server_closed_is_made_anew(serve):
     server = serve(lambda handler: reply(handler, Connection="close"))
-    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1))
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1), CpuShare())
     for number in range(3):
         assert not hook.carry(notice(number), 1, options()).problem
     assert len(server.peers) == 3
@@ -172,7 +173,7 @@ def test_no_proxy_is_taken_from_the_environment(serve, monkeypatch):
 
 def test_cookies_are_not_kept(serve):
     server = serve(lambda handler: reply(handler, Set_Cookie="a=b"))
-    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1))
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), Threads(1), CpuShare())
     for number in range(2):
         hook.carry(notice(number), 1, options())
     assert server.got[1][1]["Cookie"] is None
@@ -367,7 +368,7 @@ def test_the_event_loop_goes_on_meanwhile(serve):
 def test_a_kill_cuts_the_request_short(serve):
     server = serve(lambda _: threading.Event().wait(10))
     threads = Threads(1)
-    hook = Webhook(WebhookHook.parse(f"*={server.url}"), threads)
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), threads, CpuShare())
     greenlet = gevent.spawn(hook.carry, notice(), 1, options())
     with within():
         while not server.got:
