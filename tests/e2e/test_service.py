@@ -264,7 +264,7 @@ def test_it_is_up_as_its_own_user_and_can_do_nothing_else(machine):
 
 
 def test_recordings_hooks_and_metrics_work_in_the_sandbox(machine, configure):
-    machine.shell("echo 'echo $RTMPD_EVENT > /run/rtmpd/hook' > /var/lib/hook")
+    machine.shell("echo 'echo $RTMP_EVENT_TYPE > /run/rtmpd/hook' > /var/lib/hook")
     hook = "[hooks]\nhook_scripts = publish_start=/bin/sh /var/lib/hook\n"
     configure(f"{INI}[record]\nrecord_all = yes\n[metrics]\nmetrics_listen = :9500\n{hook}")
     machine.run("/opt/rtmpd/bin/python", "-c", _PUBLISH)
@@ -352,3 +352,14 @@ def test_what_takes_longer_than_systemd_would_wait_is_not_cut_short(machine, con
     machine.run("systemctl", "stop", "rtmpd.service")
     assert machine.show("Result") == "success"
     assert machine.run("cat", "/run/rtmpd/hook") == "done\n"
+
+
+def test_at_last_uninstall_stops_it_and_leaves_what_is_the_operators(machine):
+    said = machine.run("make", "--no-print-directory", "-C", ROOT, "uninstall")
+    assert "What stays: /etc/rtmpd.ini, /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd." in said
+    assert machine.show("LoadState") == "not-found"
+    left = machine.shell("ls -d /opt/rtmpd /usr/local/bin/rtmpd /etc/rtmpd.ini /var/lib/rtmpd 2>/dev/null", check=False)
+    assert left.split() == ["/etc/rtmpd.ini", "/var/lib/rtmpd"]
+    assert machine.run("id", "-un", "rtmpd") == "rtmpd\n"
+    # The port is free.
+    assert machine.run("/usr/bin/python3", "-c", "import socket; socket.create_server(('', 1935))") == ""
