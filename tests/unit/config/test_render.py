@@ -1,6 +1,6 @@
 import pytest
 
-from rtmpd.config import render
+from rtmpd.config import render, render_man
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import ListenAddress
 
@@ -83,8 +83,17 @@ def test_the_command_rewrites_a_checkout(tmp_path, monkeypatch, capsys):
     assert "not a checkout" in capsys.readouterr().err
     (tmp_path / "docs").mkdir()
     (tmp_path / "etc").mkdir()
+    (tmp_path / "man").mkdir()
+    pages = [tmp_path / "man" / name for name in ("rtmpd.ini.5", "rtmpd.8")]
+    for page in pages:
+        page.write_text(f"before\n{render_man._BEGIN}{render_man._END}after\n")
     docs = tmp_path / "docs" / "configuration.rst"
     docs.write_text(f"ä\n{render._BEGIN}{render._END}", "utf-8")
     assert render.main() == 0
     assert render.render_rst_tables() in docs.read_text("utf-8")
     assert (tmp_path / "etc" / "rtmpd.ini").read_text("utf-8") == render.render_sample()
+    for page, word in zip(pages, ("read_timeout_s", "record\\-all"), strict=True):
+        text = page.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert word in text
