@@ -26,6 +26,20 @@ def description(spec: str) -> str:
     return describer().check(spec, "")
 
 
+# Users and groups ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "rtmpd", "_rtmpd", "www-data", "a.b", "machine$", "0", "65534", "a" * 31])
+def test_a_user_is_a_name_or_a_number(name):
+    assert check('account(empty="stay")', name) == name
+
+
+@pytest.mark.parametrize("name", ["-1", "1x", "a b", "a:b", "ü", "/etc", "a" * 33, "4294967295", "a\n", "$"])
+def test_what_is_no_user(name):
+    message = problem('account(empty="stay")', name)
+    assert message.startswith("expected a name or a number, or nothing (stay), got ")
+
+
 # Paths --------------------------------------------------------------------------------------------------------------------
 
 
