@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/rtmpd $(ARGS)
 
+# Most tests wait for something: several at a time, each file in one process. Arguments are for pytest instead.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -216,7 +216,8 @@ def test_a_recording_survives_kill_9_at_any_moment(clips: Clips, ffmpeg, tmp_pat
 
     def kill_those_due() -> bool:
         for number in set(moments_ms) - set(seen_ms):
-            if players[number].has_reached(moments_ms[number]):
+            part = tmp_path / str(number) / "live" / "a.flv.part"
+            if players[number].has_reached(moments_ms[number]) and part.exists():
                 servers[number].process.kill()
                 servers[number].process.wait()
                 seen_ms[number] = max(track[-1].dts for track in players[number].packets().values() if track)
@@ -297,6 +298,7 @@ def test_a_disk_that_fills_up_costs_the_player_nothing(tmp_path, mounted, progra
             assert scan(file).clean
         first.unlink()
         server.wait_for_line(r"WARNING +live/full: recording again, to .*full(-2)?.flv.part")
+        until(lambda: any(part.stat().st_size for part in mounted.glob("live/*.part")), "the first batch")
         # And with the last byte taken by somebody else.
         foreign = os.open(mounted / "foreign", os.O_CREAT | os.O_WRONLY)
         with pytest.raises(OSError, match="No space left"):

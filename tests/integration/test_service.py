@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,7 +48,10 @@ class Manager:
         self.sock.bind(str(self.path))
         # Everybody may tell systemd; what it believes is another matter.
         self.path.chmod(0o777)
-        for parent in (directory, directory.parent, directory.parent.parent):
+        # Another user is to get here, however deep pytest has put it.
+        for parent in (directory, *directory.parents):
+            if parent == Path(tempfile.gettempdir()):
+                break
             parent.chmod(0o755)
         self.log = directory / "log"
         self.processes: list[subprocess.Popen] = []
