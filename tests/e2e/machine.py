@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SOURCE = "/var/source"
 LIMIT_S = 60
 
 # What would reach for devices, clocks or files of the real machine.
@@ -27,7 +28,8 @@ proc-sys-fs-binfmt_misc.automount dev-hugepages.mount dev-mqueue.mount sys-kerne
 sys-fs-fuse-connections.mount
 """
 
-# $1: a directory; $2: what is installed, as make install DESTDIR= laid it out.
+# $1: a directory; $2: what is installed, as make install DESTDIR= laid it out; $3: the checkout, of which $SOURCE has what
+# make uninstall needs: the checkout itself may be where the machine has a directory of its own.
 _SETUP = """
 set -eu
 mount --make-rprivate /
@@ -39,6 +41,7 @@ chown -R root:root "$1/etc/rtmpd.ini"
 if test -d /usr/local/bin; then cp -a /usr/local/. "$1/local" 2>/dev/null || true; fi
 cp -a "$2/usr/local/." "$1/local"
 mount --bind "$1/etc" /etc
+mkdir "$1/var/source" && cp "$3/Makefile" "$3/install.mk" "$1/var/source"
 mount --bind "$1/var" /var
 mount --bind "$1/local" /usr/local
 mkdir -p "$1/opt" && cp -a "$2/opt/." "$1/opt" && mount --bind "$1/opt" /opt
@@ -76,7 +79,7 @@ def can_unshare() -> bool:
 
 def run_apart(installed: Path, directory: Path, script: str, **options) -> subprocess.Popen:
     """Run a script where everything is installed, with its own network and without systemd."""
-    command = ["unshare", "-m", "-n", "bash", "-c", f"{_SETUP}{script}", "bash", directory, installed]
+    command = ["unshare", "-m", "-n", "bash", "-c", f"{_SETUP}{script}", "bash", directory, installed, ROOT]
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
@@ -86,7 +89,7 @@ class Machine:
     def __init__(self, installed: Path, directory: Path) -> None:
         command = ["unshare", "-m", "-p", "-n", "-u", "-i", "-C", "--fork", "--mount-proc", "bash", "-c", _SETUP + _BOOT]
         self._outer = subprocess.Popen(
-            [*command, "bash", directory, installed],
+            [*command, "bash", directory, installed, ROOT],
             env={**os.environ, "MASKED": " ".join(_MASKED.split())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.machine import ROOT, Machine, can_unshare, has_programs, install, run_apart
+from tests.e2e.machine import ROOT, SOURCE, Machine, can_unshare, has_programs, install, run_apart
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
@@ -359,7 +359,7 @@ def test_what_takes_longer_than_systemd_would_wait_is_not_cut_short(machine, con
 
 
 def test_at_last_uninstall_stops_it_and_leaves_what_is_the_operators(machine):
-    said = machine.run("make", "--no-print-directory", "-C", ROOT, "uninstall")
+    said = machine.run("make", "--no-print-directory", "-C", SOURCE, "uninstall")
     assert "What stays: /etc/rtmpd.ini, /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd." in said
     assert machine.show("LoadState") == "not-found"
     left = machine.shell("ls -d /opt/rtmpd /usr/local/bin/rtmpd /etc/rtmpd.ini /var/lib/rtmpd 2>/dev/null", check=False)
