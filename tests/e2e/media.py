@@ -37,6 +37,24 @@ X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
 NOISE = "-f rawvideo -pix_fmt yuv420p -framerate 25 -i -"
 
 
+NGINX_CONF = """\
+load_module {module};
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx.log info;
+events {{ worker_connections 64; }}
+rtmp {{
+    access_log off;
+    server {{
+        listen 127.0.0.1:{port};
+        {applications}
+    }}
+}}
+"""
+"""nginx-rtmp with some applications."""
+
+
 class Clip(NamedTuple):
     """How a clip is encoded.
 
@@ -53,6 +71,8 @@ class Clip(NamedTuple):
 CLIPS = {
     # Keyframes after 0 and 1 s and then no more: 10 s are 250 pictures.
     "h264_aac_long_gop": Clip(6, f"{PICTURE} {TONE} {X264} -g 250 -force_key_frames 0,1 -c:a aac"),
+    # For what must not end before a test has done what it wants, however busy the machine is.
+    "h264_aac_minute": Clip(60, f"{PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     "h264_aac": Clip(3, f"{PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     "h264_aac_other": Clip(3, f"{OTHER_PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     "hevc_aac": Clip(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.conftest import serving
-from tests.e2e.media import Programs, assert_same, until, wait_for_plays
+from tests.e2e.media import NGINX_CONF, Programs, assert_same, until, wait_for_plays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,21 +42,9 @@ PACKAGES = {
 }
 GST_ELEMENTS = "rtmp2src rtmpsrc rtmp2sink rtmpsink flvmux x264enc h264parse voaacenc aacparse"
 
-NGINX_CONF = """\
-load_module {module};
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/nginx.log info;
-events {{ worker_connections 64; }}
-rtmp {{
-    access_log off;
-    server {{
-        listen 127.0.0.1:{port};
-        application pull {{ live on; pull rtmp://127.0.0.1:{rtmpd}/live; }}
-        application push {{ live on; push rtmp://127.0.0.1:{rtmpd}/live; }}
-    }}
-}}
+NGINX_APPLICATIONS = """\
+application pull {{ live on; pull rtmp://127.0.0.1:{rtmpd}/live; }}
+application push {{ live on; push rtmp://127.0.0.1:{rtmpd}/live; }}
 """
 
 GST_SOURCES = (
@@ -104,7 +92,8 @@ def find_nginx_module() -> Path | None:
 def start_nginx(programs: Programs, nginx: str, module: Path, rtmpd: int) -> tuple[Program, int]:
     directory, port = programs.directory, free_port()
     conf = directory / "nginx.conf"
-    conf.write_text(NGINX_CONF.format(module=module, directory=directory, port=port, rtmpd=rtmpd))
+    applications = NGINX_APPLICATIONS.format(rtmpd=rtmpd)
+    conf.write_text(NGINX_CONF.format(module=module, directory=directory, port=port, applications=applications))
     program = programs.start("nginx", nginx, "-p", directory, "-c", conf, "-e", directory / "nginx.log")
 
     def listens() -> bool:

@@ -202,7 +202,7 @@ RUNS = 10
 def test_a_recording_survives_kill_9_at_any_moment(clips: Clips, ffmpeg, tmp_path, programs):
     """Ten servers are killed at random moments, and started again: the repaired files have all but the last second."""
     chance = random.Random(3)
-    _ = clips["h264_aac_long_gop"]
+    _ = clips["h264_aac_minute"]
     servers: dict[int, Server] = {}
     players = {}
     moments_ms = {}
@@ -227,7 +227,7 @@ def test_a_recording_survives_kill_9_at_any_moment(clips: Clips, ffmpeg, tmp_pat
         for number in range(RUNS):
             server = start(number)
             moments_ms[number] = chance.randint(1300, 4500)
-            programs.publish("h264_aac_long_gop", server.url("a"))
+            programs.publish("h264_aac_minute", server.url("a"))
             players[number] = programs.play(server.url("a"), "-analyzeduration", 100_000, name=f"run{number}")
         until(kill_those_due, "all moments")
         for number in range(RUNS):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import Server
-from tests.e2e.media import AT_ONCE, PATIENCE_S, assert_same, until
+from tests.e2e.media import AT_ONCE, NGINX_CONF, PATIENCE_S, assert_same, until
 from tests.e2e.test_peers import find_nginx_module, free_port
 
 if TYPE_CHECKING:
@@ -21,23 +21,8 @@ if TYPE_CHECKING:
 CLIP = "h264_aac"
 LONG = "h264_aac_long_gop"
 SECONDS = 3
+FAR = "application far { live on; wait_key on; wait_video on; }"
 RELAY = "[relay]\nrelay_to = {}\nrelay_retry_s = 0.2\nrelay_retry_limit_s = 1\n"
-
-NGINX_CONF = """\
-load_module {module};
-daemon off;
-master_process off;
-pid {directory}/nginx.pid;
-error_log {directory}/nginx.log info;
-events {{ worker_connections 64; }}
-rtmp {{
-    access_log off;
-    server {{
-        listen 127.0.0.1:{port};
-        application far {{ live on; wait_key on; wait_video on; }}
-    }}
-}}
-"""
 
 
 class Nginx:
@@ -47,7 +32,7 @@ class Nginx:
         self.port = free_port()
         self._programs = programs
         self._conf = directory / "nginx-far.conf"
-        self._conf.write_text(NGINX_CONF.format(module=module, directory=directory, port=self.port))
+        self._conf.write_text(NGINX_CONF.format(module=module, directory=directory, port=self.port, applications=FAR))
         self._command = (nginx, "-p", directory, "-c", self._conf, "-e", directory / "nginx.log")
         self._program: Program | None = None
 
