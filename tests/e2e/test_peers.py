@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,8 @@ PACKAGES = {
     "rtmpsink": "gstreamer1.0-plugins-good, -bad and -ugly",
     "nginx": "libnginx-mod-rtmp",
 }
+INTERRUPT_AGAIN_S = 5
+WRITTEN_S = 1
 GST_ELEMENTS = "rtmp2src rtmpsrc rtmp2sink rtmpsink flvmux x264enc h264parse voaacenc aacparse"
 
 NGINX_APPLICATIONS = """\
@@ -125,7 +129,7 @@ def stage(ffmpeg, clips: Clips, tmp_path_factory) -> Iterator[Stage]:
             if gst:
                 sink = ("!", "filesink", "buffer-mode=unbuffered", "location={file}")
                 played["rtmp2src"] = (gst, "-q", "-e", "rtmp2src", "location={url}", *sink)
-                played["rtmpsrc"] = (gst, "-q", "-e", "rtmpsrc", "location={url} live=1", *sink)
+                played["rtmpsrc"] = (gst, "-q", "-e", "--no-fault", "rtmpsrc", "location={url} live=1", *sink)
             numbers = {}
             for name, command in played.items():
                 words = {"url": server.url("clip"), "file": directory / f"{name}.flv"}
@@ -157,12 +161,28 @@ def stage(ffmpeg, clips: Clips, tmp_path_factory) -> Iterator[Stage]:
             if "rtmpsrc" in acts:
                 # It closes its connection, but sits there until it is interrupted.
                 server.wait_for_line(rf"#{numbers['rtmpsrc']} \S+ closed: ")
-                acts["rtmpsrc"].interrupt()
+                interrupt_when_written(acts["rtmpsrc"], directory / "rtmpsrc.flv")
             for name in (*played, *published):
                 acts[name].wait()
             yield Stage(acts, players, directory)
     finally:
         programs.kill_all()
+
+
+def interrupt_when_written(program: Program, file: Path) -> None:
+    """Interrupt rtmpsrc, once it has written what it had. An interrupt is lost now and then: it gets another."""
+    size, again_at = -1, 0.0
+
+    def ended() -> bool:
+        nonlocal size, again_at
+        if size != file.stat().st_size:
+            size, again_at = file.stat().st_size, time.monotonic() + WRITTEN_S
+        if program.running and time.monotonic() >= again_at:
+            again_at = time.monotonic() + INTERRUPT_AGAIN_S
+            program.interrupt()
+        return not program.running
+
+    until(ended, f"the end of {program.name}\n{program.errors}")
 
 
 @pytest.fixture
@@ -180,7 +200,10 @@ def act(stage, peer) -> Callable[[str], Program]:
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["rtmpdump", "rtmpdump_live", "rtmp2src", "rtmpsrc"])
 def test_player_records_every_packet(name, act, stage, programs, clips):
-    act(name).succeed()
+    program = act(name)
+    if not (name == "rtmpsrc" and program.wait() == -signal.SIGSEGV):
+        # Debian's rtmpsrc crashes now and then when it has closed its connection. What it has written must be right all the same.
+        program.succeed()
     player = programs.play(stage.directory / f"{name}.flv")
     player.succeed()
     assert_same(player.packets(), clips.packets(CLIP))
