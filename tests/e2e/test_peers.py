@@ -202,7 +202,7 @@ def act(stage, peer) -> Callable[[str], Program]:
 def test_player_records_every_packet(name, act, stage, programs, clips):
     program = act(name)
     if not (name == "rtmpsrc" and program.wait() == -signal.SIGSEGV):
-        # Debian's rtmpsrc crashes now and then when it has closed its connection. What it has written must be right all the same.
+        # Debian's rtmpsrc crashes now and then when it has closed its connection. What it has written must be right.
         program.succeed()
     player = programs.play(stage.directory / f"{name}.flv")
     player.succeed()
