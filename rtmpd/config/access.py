@@ -15,9 +15,24 @@ from urllib.parse import urlsplit
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rtmpd.config.model import AuthConfig
 
-__all__ = ["NamedSecret", "Network", "auth_problem", "parse_network", "parse_secret_url", "parse_stream_secret", "parse_user"]
+__all__ = [
+    "Address",
+    "NamedSecret",
+    "Network",
+    "auth_problem",
+    "parse_address",
+    "parse_network",
+    "parse_secret_url",
+    "parse_stream_secret",
+    "parse_user",
+    "within",
+]
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 """Addresses that share a prefix; a single address is one, too."""
@@ -144,3 +159,19 @@ def auth_problem(auth: AuthConfig) -> str:
     if auth.auth_mode == "callback" and not auth.auth_callback:
         return '"callback" needs auth_callback'
     return ""
+
+
+def parse_address(text: str) -> Address | None:
+    """Read the host of a peer, with or without brackets; IPv4 inside of IPv6 becomes IPv4. None: it is no address."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def within(address: Address | None, networks: Iterable[Network]) -> bool:
+    """Whether an address is in one of the networks. One that is not known is in none."""
+    return address is not None and any(address in network for network in networks)

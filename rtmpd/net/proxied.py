@@ -1,32 +1,28 @@
 """Connections that come through a load balancer: who is behind it.
 
-Imports gevent, the transport and the PROXY protocol.
+Imports gevent, the transport, the PROXY protocol and the configuration's networks.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
+from rtmpd.config.access import parse_address, within
 from rtmpd.net.transport import deadline, format_address
 from rtmpd.protocol.proxy import ProxyHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rtmpd.config.access import Network
     from rtmpd.net.transport import Transport
 
 __all__ = ["is_from", "read_proxy_header"]
 
 
-def is_from(transport: Transport, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+def is_from(transport: Transport, networks: Iterable[Network]) -> bool:
     """Whether a connection comes from one of these networks."""
-    host = transport.peer.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return any(address in network for network in networks)
+    return within(parse_address(transport.peer.rpartition(":")[0]), networks)
 
 
 def read_proxy_header(transport: Transport, limit_s: float) -> bytes:

@@ -9,35 +9,14 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from rtmpd.config.access import parse_address
 
-    from rtmpd.config.access import Network
-
-__all__ = ["Ban", "Bans", "parse_address", "within"]
+__all__ = ["Ban", "Bans"]
 
 _LIMIT = 10_000
 _V6_PREFIX = 64
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def parse_address(text: str) -> Address | None:
-    """Read the host of a peer, with or without brackets; IPv4 inside of IPv6 becomes IPv4. None: it is no address."""
-    try:
-        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def within(address: Address | None, networks: Iterable[Network]) -> bool:
-    """Whether an address is in one of the networks. One that is not known is in none."""
-    return address is not None and any(address in network for network in networks)
 
 
 def _group(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rtmpd.access import Action
-from rtmpd.services.auth.bans import parse_address, within
+from rtmpd.config.access import parse_address, within
 from rtmpd.services.auth.signing import verified
 from rtmpd.services.auth.table import PublishKeys, Table
 

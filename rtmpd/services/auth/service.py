@@ -18,11 +18,11 @@ from urllib.parse import unquote
 import gevent
 
 from rtmpd.access import Action
-from rtmpd.config.access import is_user_name
+from rtmpd.config.access import is_user_name, parse_address, within
 from rtmpd.config.model import DEFAULT_APPLICATION
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
 from rtmpd.protocol import adobe_auth, status
-from rtmpd.services.auth.bans import Bans, parse_address, within
+from rtmpd.services.auth.bans import Bans
 from rtmpd.services.auth.callback import Call, CallbackFailed, name_of, place_of
 from rtmpd.services.auth.rules import Denied, Rules
 from rtmpd.services.auth.table import FILE_LIMIT_BYTES, Table, TableError, parse_table
