@@ -22,7 +22,7 @@ JOIN_GAP_S = 0.15  # mean time between two joins
 RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
 RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
 HOOK_PLAYERS, HOOK_EVENTS_PER_S, HOOK_SLOW_MS = 100, 1000, 200
-HOOKS_INI = "[server]\ncommand_limit = 1000000\n"
+HOOKS_INI = "[limits]\ncommand_limit = 1000000\n"
 FLOOR_TICKS_MS = (0, 30, 100)
 CHUNK_HEADER_BYTES = 12
 LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99

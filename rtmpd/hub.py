@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rtmpd.access import Authorizer
-    from rtmpd.config.model import Config, LiveConfig
+    from rtmpd.config.model import ApplicationConfig, Config, LiveConfig
     from rtmpd.media.track_config import AudioConfig
     from rtmpd.net.transport import Transport
     from rtmpd.session.player import Player
@@ -150,10 +150,11 @@ class Hub:
         self.config = config
         for connection in self.connections:
             connection.config = config.server
+            connection.limits = config.limits
         for stream in self.streams.values():
             found = config.application(stream.key.rpartition("/")[0])
             if found is not None:
-                stream.reload(found[1].live)
+                stream.reload(found[1])
 
     def count(self, name: str) -> None:
         """Count an event."""
@@ -222,13 +223,13 @@ class Hub:
             )
 
     def _refused(self, address: str) -> str:
-        server = self.config.server
+        limits = self.config.limits
         if self.stopping:
             return "the server is stopping"
-        if len(self.connections) >= server.connection_limit:
-            return f"connection_limit is {server.connection_limit}"
-        if server.connections_per_address_limit and self._by_address[address] >= server.connections_per_address_limit:
-            return f"connections_per_address_limit is {server.connections_per_address_limit}"
+        if len(self.connections) >= (limits.connection_limit or 10000):
+            return f"connection_limit is {limits.connection_limit or 10000}"
+        if limits.connections_per_address_limit and self._by_address[address] >= limits.connections_per_address_limit:
+            return f"connections_per_address_limit is {limits.connections_per_address_limit}"
         return ""
 
     # Policy ------------------------------------------------------------------------------------------------------------
@@ -248,12 +249,12 @@ class Hub:
             return self.config.live
         raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
 
-    def _options(self, key: str, code: str) -> LiveConfig:
+    def _options(self, key: str, code: str) -> ApplicationConfig:
         """Return the options for a stream, by the whole of its path; raises `Refused` with *code*."""
         found = self.config.application(key.rpartition("/")[0])
         if found is None:
             raise Refused(code, "There is no such application.")
-        return found[1].live
+        return found[1]
 
     def publish(self, key: str, publisher: Publisher) -> Stream:
         """Let *publisher* publish *key*.
@@ -285,7 +286,7 @@ class Hub:
         # The last sweep may be a second old, and the publisher have sent since.
         stream.sweep(now, 0.0)
         silent_s = now - stream.active_at
-        takeover_s = stream.options.publisher_takeover_s
+        takeover_s = stream.options.live.publisher_takeover_s
         if not takeover_s or silent_s < takeover_s:
             raise Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.")
         publisher: Publisher = stream.publisher  # type: ignore[assignment]
@@ -299,7 +300,7 @@ class Hub:
         """Take leave of a publisher; its players are kept for a while."""
         if stream.publisher is publisher:
             stream.pause()
-            if not stream.options.publisher_grace_s:
+            if not stream.options.live.publisher_grace_s:
                 stream.end()
             self._drop_if_idle(stream)
 
@@ -312,7 +313,7 @@ class Hub:
         options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
         if stream is None or not stream.announced:
-            if not options.wait_for_publisher:
+            if not options.live.wait_for_publisher:
                 raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
             if stream is None:
                 stream = self._open(key, options)
@@ -329,7 +330,7 @@ class Hub:
             self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         self._drop_if_idle(stream)
 
-    def _open(self, key: str, options: LiveConfig) -> Stream:
+    def _open(self, key: str, options: ApplicationConfig) -> Stream:
         stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes, self._say_codec)
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream

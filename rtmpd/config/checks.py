@@ -16,25 +16,19 @@ from rtmpd.config.access import parse_network, parse_secret_url, parse_stream_se
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.model import ListenAddress, shown
+from rtmpd.config.quantities import Duration, Float, Integer, Rate, Size
 from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["NAME_LENGTH", "Wrong", "converter", "describer", "is_name"]
 
-# ASCII only: int() and float() would also read the digits of other scripts.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
-_TIMES = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_DURATION_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(d|h|ms|m|s)", re.ASCII)
-_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
-_SIZES = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10, "": 1}
-_SIZE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B)?", re.ASCII)
 _NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
 # Numbers up to the last that the kernel takes for a user; names as adduser and systemd have them.
 _ACCOUNT = re.compile(r"[0-9]{1,9}|[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", re.ASCII)
+_TC_URL = re.compile(r"rtmps?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/[^\s?#\"'@]+")
 NAME_LENGTH: Final = 255
 """The longest name of a stream or an application, in characters."""
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
@@ -57,102 +51,6 @@ class _Check(Protocol):
     def describe(self) -> str: ...
 
     def convert(self, text: str) -> object: ...
-
-
-class _Integer:
-    """``integer(low, high, zero=meaning)``: a whole number; with ``zero`` also 0, which then means something special."""
-
-    def __init__(self, low: str, high: str, zero: str = "") -> None:
-        self._low, self._high, self._zero = int(low), int(high), zero
-
-    def describe(self) -> str:
-        special = f"0 ({self._zero}) or " if self._zero else ""
-        return f"{special}a whole number from {self._low} to {self._high}"
-
-    def convert(self, text: str) -> int:
-        if not _INTEGER.fullmatch(text):
-            raise ValueError
-        number = int(text)
-        if not (self._low <= number <= self._high or (self._zero and number == 0)):
-            raise ValueError
-        return number
-
-
-class _Float:
-    """``float(low, high, zero=meaning)``: as ``integer``, with fractions."""
-
-    def __init__(self, low: str, high: str, zero: str = "") -> None:
-        self._low, self._high, self._zero = float(low), float(high), zero
-
-    def describe(self) -> str:
-        special = f"0 ({self._zero}) or " if self._zero else ""
-        return f"{special}a number from {self._low:.15g} to {self._high:.15g}"
-
-    def convert(self, text: str) -> float:
-        if not _NUMBER.fullmatch(text):
-            raise ValueError
-        number = float(text)
-        if self._zero and number == 0:
-            return 0.0  # -0 would be printed with its sign
-        if not self._low <= number <= self._high:
-            raise ValueError
-        return number
-
-
-class _Duration:
-    """``duration(low, high, zero=meaning, unit=s)``: a time, in *unit* or with its own: ``90``, ``1.5h``, ``1h30m``."""
-
-    def __init__(self, low: str, high: str, zero: str = "", unit: str = "s") -> None:
-        self._low, self._high, self._zero, self._scale = float(low), float(high), zero, _TIMES[unit]
-
-    def describe(self) -> str:
-        special = f"0 ({self._zero}) or " if self._zero else ""
-        low, high = (_with_unit(value * self._scale, _TIMES) for value in (self._low, self._high))
-        return f"{special}a time from {low} to {high}"
-
-    def convert(self, text: str) -> float:
-        if _NUMBER.fullmatch(text):
-            number = float(text)
-        elif _DURATION.fullmatch(text):
-            parts = _DURATION_PART.findall(text)
-            if len({unit for _, unit in parts}) < len(parts):
-                raise ValueError
-            number = sum(float(value) * _TIMES[unit] for value, unit in parts) / self._scale
-        else:
-            raise ValueError
-        if self._zero and number == 0:
-            return 0.0
-        if not self._low <= number <= self._high:
-            raise ValueError
-        return number
-
-
-class _Size:
-    """``size(low, high, zero=meaning)``: a number of bytes, or with a unit of 1024 behind it: ``4K``, ``10M``, ``1.5GiB``."""
-
-    def __init__(self, low: str, high: str, zero: str = "") -> None:
-        self._low, self._high, self._zero = int(low), int(high), zero
-
-    def describe(self) -> str:
-        special = f"0 ({self._zero}) or " if self._zero else ""
-        return f"{special}a size from {_with_unit(self._low, _SIZES)} to {_with_unit(self._high, _SIZES)}"
-
-    def convert(self, text: str) -> int:
-        match = _SIZE.fullmatch(text)
-        if match is None or ("." in match[1] and not match[2]):
-            raise ValueError
-        number = float(match[1]) * _SIZES[match[2].upper()] if "." in match[1] else int(match[1]) * _SIZES[match[2].upper()]
-        if number != int(number) or not (self._low <= number <= self._high or (self._zero and number == 0)):
-            raise ValueError
-        return int(number)
-
-
-def _with_unit(number: float, units: Mapping[str, float]) -> str:
-    """Write a number with the largest unit that leaves it whole."""
-    for unit, scale in units.items():
-        if number and number >= scale and number % scale == 0:
-            return f"{number / scale:.15g}{unit}"
-    return f"{number * 1000:.15g}ms" if units is _TIMES else f"{number:.15g}"
 
 
 class _Boolean:
@@ -228,6 +126,21 @@ class _Path:
 
     def convert(self, text: str) -> str:
         if (not text and not self._empty) or "\0" in text:
+            raise ValueError
+        return text
+
+
+class _TcUrl:
+    """``tc_url(empty=meaning)``: the URL of an application; or none, which then means something special."""
+
+    def __init__(self, empty: str) -> None:
+        self._empty = empty
+
+    def describe(self) -> str:
+        return f"rtmp:// or rtmps://HOST[:PORT]/APPLICATION, or nothing ({self._empty})"
+
+    def convert(self, text: str) -> str:
+        if text and not (_TC_URL.fullmatch(text) and text.isprintable()):
             raise ValueError
         return text
 
@@ -311,6 +224,19 @@ def _parse_one_secret(text: str) -> Secret:
     return found
 
 
+def _paths(value: str | list[str], empty: str) -> tuple[str, ...]:
+    """``paths(empty=meaning)``: any number of paths of files; there may be none, which then means something special."""
+    paths = ([value] if isinstance(value, str) else value) if value else ()
+    for path in paths:
+        if not path or "\0" in path:
+            raise Wrong(f"expected {_describe_paths(None, empty)}, got {shown(path) if path else 'an empty one'}")
+    return tuple(paths)
+
+
+def _describe_paths(_value: object, empty: str) -> str:
+    return f"paths, separated by commas, or nothing ({empty})"
+
+
 def _several(parse: Callable[[str], object], expected: str) -> Callable[..., tuple[object, ...]]:
     """A check for any number of values, of which each is read by a function that never shows a secret."""
 
@@ -391,10 +317,12 @@ _HIDDEN = "a secret, file:PATH or env:NAME"
 
 
 _SCALARS: dict[str, type[_Check]] = {
-    "integer": _Integer,
-    "duration": _Duration,
-    "size": _Size,
-    "float": _Float,
+    "integer": Integer,
+    "duration": Duration,
+    "size": Size,
+    "rate": Rate,
+    "tc_url": _TcUrl,
+    "float": Float,
     "boolean": _Boolean,
     "option": _Option,
     "name": _Name,
@@ -414,6 +342,7 @@ def converter() -> Any:
     validator.functions |= {name: _several(parse, expected) for name, (parse, expected) in _LISTS.items()}
     validator.functions["relay_urls"] = _relay_urls
     validator.functions["secret_url"] = _secret_url
+    validator.functions["paths"] = _paths
     return validator
 
 
@@ -441,4 +370,5 @@ def describer() -> Any:
     validator.functions |= {name: _describe_several(expected) for name, (_, expected) in _LISTS.items()}
     validator.functions["relay_urls"] = _describe_several(_RELAY_URL)
     validator.functions["secret_url"] = lambda _value: _CALLED
+    validator.functions["paths"] = _describe_paths
     return validator

@@ -20,14 +20,17 @@ from rtmpd.config.model import (
     DEFAULT_APPLICATION,
     ApplicationConfig,
     AuthConfig,
+    BackpressureConfig,
     Config,
     HooksConfig,
+    LimitsConfig,
     LiveConfig,
     LogConfig,
     MetricsConfig,
     RecordConfig,
     RelayConfig,
     ServerConfig,
+    TlsConfig,
     printable,
 )
 from rtmpd.config.scan import Path, Scan, scan, title
@@ -248,7 +251,9 @@ def _build(parsed: Any) -> Config:
     live = LiveConfig(**_values(LiveConfig, parsed["live"]))
     auth = AuthConfig(**_values(AuthConfig, parsed["auth"]))
     relay = RelayConfig(**_values(RelayConfig, parsed["relay"]))
-    base = ApplicationConfig(live=live, auth=auth, relay=relay)
+    limits = LimitsConfig(**_values(LimitsConfig, parsed["limits"]))
+    backpressure = BackpressureConfig(**_values(BackpressureConfig, parsed["backpressure"]))
+    base = ApplicationConfig(limits=limits, live=live, backpressure=backpressure, auth=auth, relay=relay)
     applications = {}
     for name in parsed["applications"].sections:
         section = parsed["applications"][name]
@@ -257,8 +262,11 @@ def _build(parsed: Any) -> Config:
         applications[name] = ApplicationConfig(**{part.name: _override(getattr(base, part.name), own) for part in fields(base)})
     return Config(
         server=ServerConfig(**_values(ServerConfig, parsed["server"])),
+        limits=limits,
+        tls=TlsConfig(**_values(TlsConfig, parsed["tls"])),
         log=LogConfig(**_values(LogConfig, parsed["log"])),
         live=live,
+        backpressure=backpressure,
         auth=auth,
         record=RecordConfig(**_values(RecordConfig, parsed["record"])),
         relay=relay,

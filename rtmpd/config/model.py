@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ApplicationConfig",
     "AuthConfig",
+    "BackpressureConfig",
     "Config",
     "DEFAULT_APPLICATION",
     "HooksConfig",
+    "LimitsConfig",
     "ListenAddress",
     "LiveConfig",
     "LogConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "RecordConfig",
     "RelayConfig",
     "ServerConfig",
+    "TlsConfig",
     "printable",
     "shown",
 ]
@@ -150,16 +153,46 @@ class ServerConfig:
     write_timeout_s: float
     ping_interval_s: float
     ping_timeout_s: float
+    unsent_limit_bytes: int
+    proxy_protocol_from: tuple[Network, ...]
+    drain_reconnect_url: str
+    drain_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """The options of ``[limits]``; those of an application differ in what can be set for it."""
+
     connection_limit: int
     connections_per_address_limit: int
-    relay_limit: int
+    connection_rate_limit: int
+    stream_limit: int
+    players_per_stream_limit: int
+    publish_bitrate_limit: int
+    publish_bitrate_grace_s: float
+    publish_bitrate_action: str
     message_limit_bytes: int
+    gop_cache_limit_bytes: int
+    memory_limit_bytes: int
     chunk_stream_limit: int
     message_stream_limit: int
     command_limit: int
-    unsent_limit_bytes: int
-    proxy_protocol_from: tuple[Network, ...]
-    drain_timeout_s: float
+    relay_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """The options of ``[tls]``."""
+
+    tls_listen: tuple[ListenAddress, ...]
+    tls_cert: tuple[str, ...]
+    tls_key: tuple[str, ...]
+    tls_version: str
+    tls_handshake_timeout_s: float
+    tls_client_auth: str
+    tls_client_ca: str
+    tls_ca: str
+    tls_verify: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +213,27 @@ class LiveConfig:
     """The options of ``[live]``."""
 
     gop_cache: bool
-    gop_cache_limit_bytes: int
     publisher_grace_s: float
     publisher_takeover_s: float
     wait_for_publisher: bool
     default_stream_name: str
     keyframe_wait_s: float
-    lag_limit_s: float
-    lag_limit_bytes: int
     pacing: bool
     pacing_share: float
     pacing_limit_ms: float
+    hevc_fallback: str
+    multitrack_fallback: str
+    unsupported_codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackpressureConfig:
+    """The options of ``[backpressure]``."""
+
+    backpressure_policy: str
+    lag_limit_s: float
+    lag_limit_bytes: int
+    max_latency_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +276,9 @@ class RelayConfig:
 class ApplicationConfig:
     """What holds for one application: its own options, and of each section what it does not set itself."""
 
+    limits: LimitsConfig
     live: LiveConfig
+    backpressure: BackpressureConfig
     auth: AuthConfig
     relay: RelayConfig
 
@@ -286,8 +331,11 @@ class Config:
 
     Attributes:
         server: ``[server]``.
+        limits: ``[limits]``.
+        tls: ``[tls]``.
         log: ``[log]``.
         live: ``[live]``.
+        backpressure: ``[backpressure]``.
         auth: ``[auth]``.
         record: ``[record]``.
         relay: ``[relay]``.
@@ -297,8 +345,11 @@ class Config:
     """
 
     server: ServerConfig
+    limits: LimitsConfig
+    tls: TlsConfig
     log: LogConfig
     live: LiveConfig
+    backpressure: BackpressureConfig
     auth: AuthConfig
     record: RecordConfig
     relay: RelayConfig
@@ -309,7 +360,9 @@ class Config:
     @property
     def defaults(self) -> ApplicationConfig:
         """What holds for an application that sets nothing itself."""
-        return ApplicationConfig(live=self.live, auth=self.auth, relay=self.relay)
+        return ApplicationConfig(
+            limits=self.limits, live=self.live, backpressure=self.backpressure, auth=self.auth, relay=self.relay
+        )
 
     def application(self, app: str) -> tuple[str, ApplicationConfig] | None:
         """Find the application that the path ``app`` belongs to: the longest name that is a prefix of it.

@@ -73,7 +73,9 @@ def render_config(config: Config, origins: Mapping[tuple[str, ...], str] | None 
             blocks.append(f"[{section.name}]\n")
             for name, values in getattr(config, section.name).items():
                 path = (section.name, name)
-                lines = "".join(_assignments(part.options, getattr(values, part.name), origins, path) for part in parts)
+                lines = "".join(
+                    _assignments(part.for_applications, getattr(values, part.name), origins, path) for part in parts
+                )
                 blocks.append(f"[[{_quoted(name)}]]\n{lines}")
         else:
             lines = _assignments(section.options, getattr(config, section.name), origins, (section.name,))
@@ -88,8 +90,7 @@ def render_sample() -> str:
         parts.append(f"\n\n{_comment(section.description)}[{section.name}]\n")
         parts += [f"\n{_sample_option(option)}" for option in section.options]
         if section.subsections_of:
-            names = " and ".join(f"[{name}]" for name in section.subsections_of)
-            parts.append(f"\n# For example, with options of {names} below each name:\n# [[live]]\n# [[*]]\n")
+            parts.append("\n# For example, with options below each name:\n# [[live]]\n# [[*]]\n")
     return "".join(parts)
 
 
@@ -152,6 +153,8 @@ def _comment(text: str) -> str:
 
 def _sample_option(option: Option) -> str:
     facts = f"Value: {_value_with_unit(option)}. Reload: {_yes_no(option)}."
+    if option.scope:
+        facts += " Also in [applications]."
     if option.flag:
         facts += f" Flag: {option.flag}."
     default = render_value(option.default)
@@ -173,7 +176,8 @@ def _rst_section(section: Section) -> str:
         lines += ["", ".. list-table::", "   :header-rows: 1", "   :widths: 22 12 22 8 36", ""]
         lines += ["   * - Option", "     - Default", "     - Value", "     - Reload", "     - Meaning"]
     for option in section.options:
-        flag = f" Flag: ``{option.flag}``." if option.flag else ""
+        flag = " Also in ``[applications]``." if option.scope else ""
+        flag += f" Flag: ``{option.flag}``." if option.flag else ""
         lines += [
             f"   * - ``{option.name}``",
             f"     - ``{render_value(option.default)}``",

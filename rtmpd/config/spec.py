@@ -31,6 +31,7 @@ class Option:
         unit: What a value counts; empty where there is nothing to count.
         reloadable: Whether SIGHUP takes a new value.
         flag: The command-line flag that overrides it, with its argument's name: ``--listen ADDR``. Empty: none.
+        scope: ``application`` in a section of which applications take only some options; else empty.
     """
 
     section: str
@@ -42,6 +43,7 @@ class Option:
     unit: str
     reloadable: bool
     flag: str
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,18 @@ class Section:
         description: One paragraph.
         options: Its options, in the spec's order.
         subsections_of: Not empty: it holds named subsections, each with any option of these other sections.
+        for_applications: Of its options, those that subsections take: the ones of that scope, or else all.
     """
 
     name: str
     description: str
     options: tuple[Option, ...]
     subsections_of: tuple[str, ...]
+
+    @property
+    def for_applications(self) -> tuple[Option, ...]:
+        """See above."""
+        return tuple(option for option in self.options if option.scope == "application") or self.options
 
 
 @functools.cache
@@ -67,8 +75,9 @@ def configspec() -> Any:
     spec = _read()
     for section in sections():
         if section.subsections_of:
-            many = [dict(spec[name]) for name in section.subsections_of]
-            spec[section.name][MANY] = {option: check for options in many for option, check in options.items()}
+            parts = [other for other in sections() if other.name in section.subsections_of]
+            options = [option for part in parts for option in part.for_applications]
+            spec[section.name][MANY] = {option.name: spec[option.section][option.name] for option in options}
     return spec
 
 
@@ -109,6 +118,7 @@ def _option(section: Any, section_name: str, name: str) -> Option:
         unit=facts.pop("unit", ""),
         reloadable={"yes": True, "no": False}[facts.pop("reload")],
         flag=facts.pop("flag", ""),
+        scope=facts.pop("scope", ""),
     )
     if facts:
         raise ValueError(f"[{section_name}] {name} has unknown facts: {', '.join(facts)}")

@@ -115,7 +115,7 @@ class Daemon:
             RtmpdError: An address can't be listened on, root can't become the user of the configuration, or a service can't
                 begin. Nothing is left open then.
         """
-        _raise_descriptor_limit(self.config.server.connection_limit)
+        _raise_descriptor_limit(self.config.limits.connection_limit or 10000)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
             self.ports.open(self.config.server.listen)
@@ -162,7 +162,7 @@ class Daemon:
         config = keep_fixed(self.config, config)
         changed = changes(self.config, config)
         self.config = config
-        _raise_descriptor_limit(config.server.connection_limit)
+        _raise_descriptor_limit(config.limits.connection_limit or 10000)
         self.hub.reload(self.config)
         for service in self.services:
             service.reload(self.config)

@@ -42,7 +42,7 @@ from rtmpd.session.log import ConnectionLog
 
 if TYPE_CHECKING:
     from rtmpd.access import Authorizer
-    from rtmpd.config.model import Config, LiveConfig, ServerConfig
+    from rtmpd.config.model import Config, LimitsConfig, LiveConfig, ServerConfig
     from rtmpd.events import EventBus, Scalar
     from rtmpd.net.transport import Transport
     from rtmpd.protocol.chunk import RawMessage
@@ -138,7 +138,8 @@ class Connection:
         self.hub = hub
         self.number = number
         self.config: ServerConfig = hub.config.server
-        self.endpoint = Endpoint(self.config.message_limit_bytes, self.config.chunk_stream_limit)
+        self.limits: LimitsConfig = hub.config.limits
+        self.endpoint = Endpoint(self.limits.message_limit_bytes, self.limits.chunk_stream_limit)
         self.log = ConnectionLog(log, number, transport.peer)
         self.phase = "handshake"
         self.connected = False
@@ -157,7 +158,7 @@ class Connection:
         self.bytes_played = 0
         self.end_reason = "failed"
         self._given_up = False
-        self._command_times: deque[float] = deque(maxlen=self.config.command_limit)
+        self._command_times: deque[float] = deque(maxlen=self.limits.command_limit)
         # What the sweep saw last, and when it changed.
         self._seen_messages = 0
         self._seen_bytes = 0
@@ -320,7 +321,7 @@ class Connection:
         times = self._command_times
         if len(times) == times.maxlen and now - times[0] < _COMMAND_WINDOW_S:
             raise LimitExceeded(
-                f"command_limit (commands in {_COMMAND_WINDOW_S:g} s)", self.config.command_limit, len(times) + 1
+                f"command_limit (commands in {_COMMAND_WINDOW_S:g} s)", self.limits.command_limit, len(times) + 1
             )
         times.append(now)
         command = decode_command(message)
@@ -385,8 +386,8 @@ class Connection:
 
     def create_message_stream(self) -> MessageStream:
         """Open a message stream with the lowest free id, from 1 on: GStreamer only knows 1."""
-        if len(self.message_streams) >= self.config.message_stream_limit:
-            raise LimitExceeded("message_stream_limit", self.config.message_stream_limit, len(self.message_streams) + 1)
+        if len(self.message_streams) >= self.limits.message_stream_limit:
+            raise LimitExceeded("message_stream_limit", self.limits.message_stream_limit, len(self.message_streams) + 1)
         number = next(n for n in range(1, len(self.message_streams) + 2) if n not in self.message_streams)
         message_stream = self.message_streams[number] = MessageStream(number)
         return message_stream

@@ -23,7 +23,7 @@ from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTrans
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.config.model import LiveConfig
+    from rtmpd.config.model import ApplicationConfig
     from rtmpd.stream.pages import Page
     from rtmpd.stream.wirelog import WireLog
 
@@ -44,8 +44,7 @@ class Fanout:
     """Delivers one wire log.
 
     Args:
-        options: The application's options; may be replaced at run time.
-        name: The stream's key, for the log.
+        options, name: The application's options, and the stream's key for the log.
 
     Attributes:
         bytes_sent: Handed to players' sockets, all together.
@@ -53,9 +52,9 @@ class Fanout:
         stalled: Players cut off because they took nothing.
     """
 
-    def __init__(self, wirelog: WireLog, options: LiveConfig, name: str) -> None:
+    def __init__(self, wirelog: WireLog, options: ApplicationConfig, name: str) -> None:
         self.wirelog = wirelog
-        self.options = options
+        self.reload(options)
         self.name = name
         self.bytes_sent = self.skips = self.stalled = 0
         self._group = Group()
@@ -69,6 +68,10 @@ class Fanout:
         self._swept_position = 0
         self._spent_s = 0.0  # what a pass takes, averaged
         self.active = False  # whether there is anyone to wake the fan-out for
+
+    def reload(self, options: ApplicationConfig) -> None:
+        """Go on under other options."""
+        self.options, self.backpressure = options.live, options.backpressure
 
     # Players come and go -----------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class Fanout:
             return
         if state is State.ALONE:
             subscriber.finish_message()
-        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.options.lag_limit_bytes:
+        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.backpressure.lag_limit_bytes:
             self._fail(subscriber, "it does not read the replies that it asks for")
             return
         subscriber.pending += data
@@ -249,8 +252,7 @@ class Fanout:
             subscriber.blocked = False
         owed = bytes(subscriber.pending)
         subscriber.pending.clear()
-        subscriber.transport = transport
-        subscriber.send = transport.try_send
+        subscriber.transport, subscriber.send = transport, transport.try_send
         gevent.get_hub().loop.run_callback(self._serve, subscriber)
         return owed
 
@@ -317,7 +319,7 @@ class Fanout:
     def _pass(self) -> float:
         """Give everyone what the log holds; return the seconds of work that it took."""
         wirelog, group = self.wirelog, self._group
-        if wirelog.position - self._swept_position > self.options.lag_limit_bytes // 4:
+        if wirelog.position - self._swept_position > self.backpressure.lag_limit_bytes // 4:
             self.sweep(time.monotonic())
         spent = 0.0
         if len(group) and not group.is_at(wirelog.tail, wirelog.tail.end):
@@ -380,8 +382,7 @@ class Fanout:
         self._compact()
 
     def _set_alone(self, subscriber: Subscriber, page: Page, offset: int) -> None:
-        subscriber.state = State.ALONE
-        subscriber.page, subscriber.offset = page, offset
+        subscriber.state, subscriber.page, subscriber.offset = State.ALONE, page, offset
         self._alone.add(subscriber)
 
     def _block(self, subscriber: Subscriber) -> None:
@@ -461,7 +462,7 @@ class Fanout:
         position = page.base + subscriber.offset
         lag_bytes = wirelog.position - position
         if wirelog.join_page is None:
-            if lag_bytes > self.options.lag_limit_bytes:
+            if lag_bytes > self.backpressure.lag_limit_bytes:
                 # Nothing to move it to: it gives up its place, and with it the pages that only it holds.
                 self._skip(subscriber)
                 self._alone.discard(subscriber)
@@ -469,8 +470,8 @@ class Fanout:
             return
         if position >= wirelog.join_position:
             return
-        limit_ms = self.options.lag_limit_s * 1000
-        if lag_bytes > self.options.lag_limit_bytes or wirelog.lag_ms(page, subscriber.offset) > limit_ms:
+        limit_ms = self.backpressure.lag_limit_s * 1000
+        if lag_bytes > self.backpressure.lag_limit_bytes or wirelog.lag_ms(page, subscriber.offset) > limit_ms:
             self._skip(subscriber)
             self._move_to_join_point(subscriber)
             self._serve(subscriber)

@@ -23,7 +23,7 @@ from rtmpd.stream.wirelog import WireLog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.config.model import LiveConfig
+    from rtmpd.config.model import ApplicationConfig
     from rtmpd.media.track_config import AudioConfig, VideoConfig
     from rtmpd.protocol.chunk import RawMessage
     from rtmpd.stream.flvlog import FlvReader
@@ -74,7 +74,7 @@ class Stream:
     def __init__(
         self,
         key: str,
-        options: LiveConfig,
+        options: ApplicationConfig,
         chunk_size: int,
         on_codec: Callable[[Stream, VideoConfig | AudioConfig], None] | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class Stream:
         self.ended_at: float | None = None
         self.active_at = 0.0
         self.announced = False
-        self.wirelog = WireLog(chunk_size, options.gop_cache_limit_bytes)
+        self.wirelog = WireLog(chunk_size, options.limits.gop_cache_limit_bytes)
         self.fanout = Fanout(self.wirelog, options, key)
         self.headers = HeaderCache()
         self.timeline = Timeline()
@@ -100,7 +100,7 @@ class Stream:
         self.flvlog: FlvLog | None = None
         self.created_at = time.monotonic()
         self._swept_bytes = 0
-        self._gop_cache = options.gop_cache
+        self._gop_cache = options.live.gop_cache
         self._join_track: int | None = None
         self._has_video = False
 
@@ -132,7 +132,7 @@ class Stream:
         """Take leave of the publisher; players are kept until it is back or `end` is called."""
         self.publisher = None
         self.ended_at = time.monotonic()
-        if self.options.publisher_grace_s:
+        if self.options.live.publisher_grace_s:
             self._tell_event(UserControlType.STREAM_DRY)
 
     def end(self) -> None:
@@ -296,16 +296,17 @@ class Stream:
             self._swept_bytes = self.bytes_in
             self.active_at = now_s
         self.vitals.sweep(now_s, self.bytes_in, self.video_messages - self.video_others)
-        if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.publisher_grace_s:
+        if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()
         self.fanout.sweep(now_s, write_timeout_s)
 
-    def reload(self, options: LiveConfig) -> None:
+    def reload(self, options: ApplicationConfig) -> None:
         """Go on under other options."""
-        self.options = self.fanout.options = options
-        self.wirelog.cache_limit_bytes = options.gop_cache_limit_bytes
-        self._gop_cache = options.gop_cache
-        if not options.gop_cache:
+        self.options = options
+        self.fanout.reload(options)
+        self.wirelog.cache_limit_bytes = options.limits.gop_cache_limit_bytes
+        self._gop_cache = options.live.gop_cache
+        if not options.live.gop_cache:
             self.wirelog.forget_join_point()
 
     def close(self) -> None:

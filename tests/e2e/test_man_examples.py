@@ -110,7 +110,7 @@ def test_check_a_configuration(run):
 def test_see_one_option(run):
     code, log = finish(run(which("--print-config")))
     assert code == 0
-    assert re.match(r"connection_limit = 10000\b", log)
+    assert re.match(r"gop_cache_limit_bytes = 33554432 .*\ngop_cache = yes\b", log)
 
 
 def test_hand_over_sockets(run, peer):

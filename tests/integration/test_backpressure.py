@@ -27,14 +27,14 @@ INI = """
 [server]
 unsent_limit_bytes = 16384
 write_timeout_s = 60
-[live]
+[backpressure]
 lag_limit_bytes = 400000
 """
 CUTTING_INI = """
 [server]
 unsent_limit_bytes = 16384
 write_timeout_s = 1
-[live]
+[backpressure]
 lag_limit_bytes = 400000
 """
 FRAME_BYTES = 20_000

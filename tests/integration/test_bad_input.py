@@ -14,7 +14,7 @@ from tests.integration.beside import warning_about
 from tests.integration.wire import AUDIO, DATA, HANDSHAKE_BYTES, VIDEO, Item, code_of, key, played, sound
 
 INI = """
-[server]
+[limits]
 message_limit_bytes = 100000
 chunk_stream_limit = 32
 message_stream_limit = 4

@@ -138,7 +138,7 @@ def test_after_unpublish_the_connect_deadline_counts_again(shared, raw, name):
 
 
 def test_connections_over_the_limit_are_turned_away_and_room_is_made_when_one_leaves(server, raw, name):
-    running = server("[server]\nconnection_limit = 3\n")
+    running = server("[limits]\nconnection_limit = 3\n")
     first = raw(running).publish(name)
     watcher = raw(running).play(name)
     third = raw(running)
@@ -157,7 +157,7 @@ def test_connections_over_the_limit_are_turned_away_and_room_is_made_when_one_le
 
 
 def test_connections_over_the_limit_of_one_address_are_turned_away_and_others_are_not(server, raw):
-    running = server("[server]\nconnections_per_address_limit = 2\n")
+    running = server("[limits]\nconnections_per_address_limit = 2\n")
     ours = [raw(running, source="127.88.0.1") for _ in range(2)]
     for wire in ours:
         wire.connect()
@@ -171,7 +171,7 @@ def test_connections_over_the_limit_of_one_address_are_turned_away_and_others_ar
 
 
 def test_a_refused_client_sees_a_closed_connection(server, raw):
-    running = server("[server]\nconnection_limit = 1\n")
+    running = server("[limits]\nconnection_limit = 1\n")
     raw(running).connect()
     with Client(running.url()) as client, pytest.raises(TransportClosed):
         client.connect()
@@ -194,7 +194,7 @@ def test_a_storm_of_connections_leaves_nothing_behind(server):
 
 
 def test_bursts_of_commands_within_the_limit_are_fine_every_ten_seconds(server, raw):
-    running = server("[server]\ncommand_limit = 50\n")
+    running = server("[limits]\ncommand_limit = 50\n")
     wire = raw(running)
     wire.connect()
     answers = [wire.call("_checkbw") for _ in range(49)]
@@ -205,7 +205,7 @@ def test_bursts_of_commands_within_the_limit_are_fine_every_ten_seconds(server, 
 
 
 def test_media_is_no_command_and_has_no_such_limit(server, raw, name):
-    running = server("[server]\ncommand_limit = 10\n")
+    running = server("[limits]\ncommand_limit = 10\n")
     wire = raw(running).publish(name)
     wire.write(b"".join(wire.frame(8, n, sound(n)) for n in itertools.islice(itertools.count(), 5000)))
     wire.sync()

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.integration.beside import Bystander, wait_until
 from tests.integration.wire import begin, gop, headers, key, played, send
 
-LIMITS = "[server]\ncommand_limit = 1000000\n[live]\npublisher_grace_s = 0\n"
+LIMITS = "[limits]\ncommand_limit = 1000000\n[live]\npublisher_grace_s = 0\n"
 
 
 class Process:

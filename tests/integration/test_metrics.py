@@ -106,7 +106,7 @@ def test_rates_are_those_of_the_last_seconds(shared, port, bystander):
 
 
 def test_a_player_that_lags_is_seen(server, raw):
-    running = server(INI + "lag_limit_s = 60\n[server]\nunsent_limit_bytes = 1024\n")
+    running = server(INI + "[backpressure]\nlag_limit_s = 60\n[server]\nunsent_limit_bytes = 1024\n")
     port = metrics_port(running)
     sender = raw(running).publish("a")
     raw(running, receive_buffer=4096).play("a")

@@ -455,7 +455,7 @@ def test_a_name_that_no_resolver_knows_is_tried_again(relaying, beside):
 
 def test_the_limit_of_relays_is_kept(relaying, target, publisher):
     one, other = target(), target()
-    running = relaying(one.url(), other.url(), more="[server]\nrelay_limit = 1\n")
+    running = relaying(one.url(), other.url(), more="[limits]\nrelay_limit = 1\n")
     begin(publisher(running, "cam"))
     one.publishing()
     running.wait_for_line(r"WARNING live/cam: not relayed: relay_limit is 1 \(1 relays refused so far\)")

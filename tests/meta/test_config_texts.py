@@ -28,6 +28,9 @@ TYPES = {
     "integer": int,
     "duration": float,
     "size": int,
+    "rate": int,
+    "tc_url": str,
+    "paths": tuple[str, ...],
     "float": float,
     "boolean": bool,
     "option": str,
@@ -47,7 +50,7 @@ TYPES = {
     "user_secrets": tuple[NamedSecret, ...],
     "networks": tuple[Network, ...],
 }
-WRONG = {"path": "a, b", "secrets": "env:", "patterns": "/x", "secret": "env:"}  # where "a?b" is right
+WRONG = {"paths": '"", b', "path": "a, b", "secrets": "env:", "patterns": "/x", "secret": "env:"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"
 
 
@@ -119,9 +122,12 @@ def test_configurations_have_no_defaults_of_their_own():
 
 def test_an_application_takes_exactly_the_options_of_its_sections():
     (applications,) = [section for section in sections() if section.name == "applications"]
-    parts = [dict(configspec()[name]) for name in applications.subsections_of]
-    assert dict(configspec()["applications"]["__many__"]) == {name: check for part in parts for name, check in part.items()}
-    assert "live" in applications.subsections_of
+    taken = [option for section in sections() if section.name in applications.subsections_of for option in section.options]
+    spec = configspec()
+    many = {each.name: spec[each.section][each.name] for each in taken if each.section != "limits" or each.scope}
+    assert dict(spec["applications"]["__many__"]) == many
+    assert {"gop_cache", "players_per_stream_limit"} < set(many)
+    assert "connection_limit" not in many
 
 
 def test_each_section_and_option_is_described():
@@ -138,7 +144,7 @@ def test_the_unit_is_in_the_name():
             assert option.unit == units[suffix]
         else:
             assert option.unit not in units.values()
-        assert bool(option.unit) is (option.kind in {"integer", "float", "duration", "size"})
+        assert bool(option.unit) is (option.kind in {"integer", "float", "duration", "size", "rate"})
 
 
 def test_the_examples_of_the_documentation_load():

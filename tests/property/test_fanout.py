@@ -151,7 +151,7 @@ class Script:
 
     @property
     def join(self) -> int | None:
-        cached = self.log.join_page is not None and self.scene.options.gop_cache
+        cached = self.log.join_page is not None and self.scene.options.live.gop_cache
         return self.joins[-1][0] if cached else None
 
     def present(self) -> list[Player]:
@@ -216,7 +216,7 @@ class Script:
             logged = Logged(kind, TYPES.get(kind, MessageType.VIDEO), timestamp, payload)
         self.logged.append(logged)
         # Without the cache, only those who wait may start.
-        join_point = kind == "key" and (self.scene.options.gop_cache or self.fanout.anyone_waits)
+        join_point = kind == "key" and (self.scene.options.live.gop_cache or self.fanout.anyone_waits)
         if join_point:
             self.joins.append((number, self.log.headers.version))
         message_stream_id = 0 if kind == "notice" else 1

@@ -94,7 +94,7 @@ def frames_of(file):
 @settings(max_examples=300, deadline=None)
 @given(MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 10))
 def test_what_is_recorded_are_whole_files_and_every_frame_is_in_one(messages, limits, start, batch):
-    stream = Stream("live/a", load_text("").live, 4096)
+    stream = Stream("live/a", load_text("").defaults, 4096)
     stream.begin(SimpleNamespace())
     reader = Reader(stream, limits)
     clocks = {8: start, 9: start, 18: start}

@@ -169,16 +169,16 @@ def test_the_locale_does_not_matter(tmp_path, ini):
 
 def test_print_config_says_where_each_option_was_set(capsys, tmp_path):
     ini = tmp_path / "my.ini"
-    ini.write_text("[server]\nread_timeout_s = 1m\n[live]\nlag_limit_s = 3\n[applications]\n[[a]]\n  gop_cache = no\n")
+    ini.write_text("[server]\nread_timeout_s = 1m\n[live]\nkeyframe_wait_s = 3\n[applications]\n[[a]]\n  gop_cache = no\n")
     assert cli.main(["-c", str(ini), "--listen", ":0", "--print-config"]) == 0
     printed = capsys.readouterr().out
     lines = dict(re.findall(r"^(\w+) = .*?  # (.*)$", printed.partition("[applications]")[0], re.MULTILINE))
     assert lines["listen"] == "--listen"
     assert lines["read_timeout_s"] == f"{ini}:2"
-    assert lines["lag_limit_s"] == f"{ini}:4"
+    assert lines["keyframe_wait_s"] == f"{ini}:4"
     assert lines["gop_cache"] == "default"
     own = dict(re.findall(r"^(\w+) = .*?  # (.*)$", printed.partition("[[a]]")[2], re.MULTILINE))
     assert own["gop_cache"] == f"{ini}:7"
-    assert own["lag_limit_s"] == f"{ini}:4"
+    assert own["keyframe_wait_s"] == f"{ini}:4"
     assert own["pacing"] == "default"
     assert load_text(printed) == load_text(ini.read_text(), overrides={("server", "listen"): [":0"]})

@@ -247,7 +247,7 @@ def test_a_stream_goes_when_its_last_player_stops_waiting(make_hub):
 
 
 def test_what_players_went_through_is_counted_when_the_stream_goes(make_hub, clock):
-    hub = make_hub("[live]\nlag_limit_bytes = 1024\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[live]\npublisher_grace_s = 0\npacing = no\n")
     publisher = FakePublisher(hub)
     publisher.stream.video(0, keyframe())
     playing = play(hub)
@@ -268,24 +268,24 @@ def test_what_players_went_through_is_counted_when_the_stream_goes(make_hub, clo
 
 APPLICATIONS = """
 [live]
-lag_limit_s = 1
+keyframe_wait_s = 1
 [applications]
 [[live]]
-lag_limit_s = 2
+keyframe_wait_s = 2
 [[live/sub]]
-lag_limit_s = 3
+keyframe_wait_s = 3
 [[deep/er]]
-lag_limit_s = 4
+keyframe_wait_s = 4
 """
 
 
 @pytest.mark.parametrize(
-    ("key", "lag_limit_s"), [("live/a", 2), ("live/sub/a", 3), ("live/other/a", 2), ("deep/er/a", 4), ("live/sub", 2)]
+    ("key", "keyframe_wait_s"), [("live/a", 2), ("live/sub/a", 3), ("live/other/a", 2), ("deep/er/a", 4), ("live/sub", 2)]
 )
-def test_a_stream_has_the_options_of_its_application(make_hub, key, lag_limit_s):
+def test_a_stream_has_the_options_of_its_application(make_hub, key, keyframe_wait_s):
     hub = make_hub(APPLICATIONS)
-    assert FakePublisher(hub, key).stream.options.lag_limit_s == lag_limit_s
-    assert hub.play(key, FakePlayer()).options.lag_limit_s == lag_limit_s
+    assert FakePublisher(hub, key).stream.options.live.keyframe_wait_s == keyframe_wait_s
+    assert hub.play(key, FakePlayer()).options.live.keyframe_wait_s == keyframe_wait_s
 
 
 def test_without_applications_every_app_is_admitted(make_hub):
@@ -295,9 +295,9 @@ def test_without_applications_every_app_is_admitted(make_hub):
 
 def test_only_apps_that_may_lead_to_an_application_are_admitted(make_hub):
     hub = make_hub(APPLICATIONS)
-    assert hub.admit("live").lag_limit_s == 2
-    assert hub.admit("live/sub").lag_limit_s == 3
-    assert hub.admit("deep").lag_limit_s == 1
+    assert hub.admit("live").keyframe_wait_s == 2
+    assert hub.admit("live/sub").keyframe_wait_s == 3
+    assert hub.admit("deep").keyframe_wait_s == 1
     for app in ("other", "dee", "lively", ""):
         with pytest.raises(Refused) as caught:
             hub.admit(app)
@@ -320,11 +320,14 @@ def test_a_reload_reaches_streams_and_connections(make_hub):
     connection = FakeConnection(hub.config.server)
     hub.connections.add(connection)
     hub.reload(
-        load_text("[server]\nping_interval_s = 7\n[applications]\n[[live]]\nlag_limit_s = 20\n[[live/sub]]\nlag_limit_s = 30\n")
+        load_text(
+            "[server]\nping_interval_s = 7\n"
+            "[applications]\n[[live]]\nkeyframe_wait_s = 20\n[[live/sub]]\nkeyframe_wait_s = 30\n"
+        )
     )
     # The application of the last one is gone; it goes on as it was.
-    assert [stream.options.lag_limit_s for stream in streams] == [20, 30, 4]
-    assert [stream.fanout.options.lag_limit_s for stream in streams] == [20, 30, 4]
+    assert [stream.options.live.keyframe_wait_s for stream in streams] == [20, 30, 4]
+    assert [stream.fanout.options.keyframe_wait_s for stream in streams] == [20, 30, 4]
     assert connection.config.ping_interval_s == 7
     hub.connections.clear()
 
@@ -375,7 +378,7 @@ def test_connections_are_counted_and_forgotten_when_they_end(make_hub):
 
 
 def test_more_connections_than_allowed_are_refused(make_hub):
-    hub = make_hub("[server]\nconnection_limit = 2\n")
+    hub = make_hub("[limits]\nconnection_limit = 2\n")
     transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1")
     assert [greenlet.ready() for greenlet in greenlets] == [False, False, True]
     assert (len(hub.connections), hub.counters["connections_refused"]) == (2, 1)
@@ -386,7 +389,7 @@ def test_more_connections_than_allowed_are_refused(make_hub):
 
 
 def test_more_connections_of_one_address_than_allowed_are_refused(make_hub):
-    hub = make_hub("[server]\nconnections_per_address_limit = 1\n")
+    hub = make_hub("[limits]\nconnections_per_address_limit = 1\n")
     first = serve(hub, "192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[::1]:1", "[::1]:2")
     assert [greenlet.ready() for greenlet in first[1]] == [False, True, False, False, True]
     end(*first)
@@ -404,7 +407,7 @@ def test_nobody_is_served_once_the_server_stops(make_hub):
 
 
 def test_refusals_are_logged_now_and_then_not_each(make_hub, clock, caplog):
-    hub = make_hub("[server]\nconnection_limit = 1\n")
+    hub = make_hub("[limits]\nconnection_limit = 1\n")
     held = serve(hub, "192.0.2.1:1")
     with caplog.at_level(logging.WARNING, "rtmpd"):
         for _ in range(50):
@@ -417,7 +420,7 @@ def test_refusals_are_logged_now_and_then_not_each(make_hub, clock, caplog):
 
 
 def test_a_bug_in_a_connection_is_logged_and_counted_and_ends_only_that(make_hub, caplog):
-    hub = make_hub("[server]\nconnections_per_address_limit = 2\n")
+    hub = make_hub("[limits]\nconnections_per_address_limit = 2\n")
     (failing, other), greenlets = serve(hub, "192.0.2.1:1", "192.0.2.1:2")
     failing.failure = RuntimeError("a bug")
     with caplog.at_level(logging.ERROR, "rtmpd"):

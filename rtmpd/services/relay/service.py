@@ -107,7 +107,7 @@ class Relays:
             self._relays.pop(stream, None)
 
     def _has_room(self, stream: Stream) -> bool:
-        limit = self.hub.config.server.relay_limit
+        limit = self.hub.config.limits.relay_limit
         if len(self._greenlets) < limit:
             return True
         self.hub.count("relays_refused")

@@ -54,15 +54,15 @@ def test_values_of_each_kind():
 
 
 def test_an_application_has_the_options_of_live_except_for_its_own():
-    config = load_text("[live]\nlag_limit_s = 3\ngop_cache = no\n[applications]\n[[a]]\n[[b]]\ngop_cache = yes\n")
+    config = load_text("[live]\nkeyframe_wait_s = 3\ngop_cache = no\n[applications]\n[[a]]\n[[b]]\ngop_cache = yes\n")
     assert config.applications["a"].live == config.live
     assert config.applications["b"].live == dataclasses.replace(config.live, gop_cache=True)
-    assert config.applications["b"].live.lag_limit_s == 3
+    assert config.applications["b"].live.keyframe_wait_s == 3
 
 
 def test_an_application_can_repeat_a_default_that_live_changes():
-    config = load_text("[applications]\n[[a]]\nlag_limit_s = 10\n[live]\nlag_limit_s = 3\n")
-    assert config.applications["a"].live.lag_limit_s == 10
+    config = load_text("[applications]\n[[a]]\nkeyframe_wait_s = 10\n[live]\nkeyframe_wait_s = 3\n")
+    assert config.applications["a"].live.keyframe_wait_s == 10
 
 
 @pytest.mark.parametrize("name", ["live", "live/sub", '"live"', "'a,b'", "живой", "a-b_c.d~e", "DEFAULT", "DEFAULT/x"])
@@ -103,7 +103,7 @@ def test_texts_that_say_nothing_new(text):
         ("server", "chunk_size_bytes = 0x1000", 'expected a size from 128 to 16777215, got "0x1000"'),
         ("server", "chunk_size_bytes = 4kk", 'expected a size from 128 to 16777215, got "4kk"'),
         ("server", "chunk_size_bytes = yes", 'expected a size from 128 to 16777215, got "yes"'),
-        ("live", "gop_cache_limit_bytes = 0", 'expected a size from 1K to 4G, got "0"'),
+        ("limits", "gop_cache_limit_bytes = 0", 'expected a size from 1K to 4G, got "0"'),
         ("live", "pacing_share = 1.5", 'expected a number from 0.01 to 1, got "1.5"'),
         # Words.
         ("live", "gop_cache = maybe", 'expected yes or no, got "maybe"'),
@@ -276,7 +276,7 @@ def test_below_a_wrong_header_nothing_is_reported_or_taken_for_the_section_befor
 
 def test_every_problem_is_reported_in_the_order_of_the_lines():
     found = problems(
-        "[log]\nlevel = loud\n[sever]\n[live]\ngop_cache = perhaps\nnothing\nlag_limit_s = x#y\nlag_limit_bytes = 1\n",
+        "[log]\nlevel = loud\n[sever]\n[live]\ngop_cache = perhaps\nnothing\nkeyframe_wait_s = x#y\npacing_limit_ms = 0\n",
         overrides={("server", "listen"): [":x"], ("server", "chunk_size_bytes"): "1", ("live", "pacing"): "2"},
     )
     assert [line.split(": ")[0] for line in found] == [

@@ -122,7 +122,7 @@ def test_the_longest_prefix_of_whole_parts_wins():
 
 
 def test_the_default_application_takes_the_rest():
-    config = load_text("[applications]\n[[live]]\ngop_cache = no\n[[*]]\nlag_limit_s = 3\n")
+    config = load_text("[applications]\n[[live]]\ngop_cache = no\n[[*]]\nkeyframe_wait_s = 3\n")
     assert config.application("live") == ("live", config.applications["live"])
     assert config.application("other/x") == ("*", config.applications["*"])
     assert config.application("") == ("*", config.applications["*"])

@@ -50,7 +50,7 @@ def test_a_printed_configuration_loads_back():
         [["b,c"]]
         gop_cache = no
         [[*]]
-        lag_limit_s = 1e-1
+        keyframe_wait_s = 1e-1
         """
     )
     printed = render.render_config(config)

@@ -281,10 +281,10 @@ def test_a_greenlet_that_is_killed_is_no_error(make_daemon):
 
 def test_a_reload_takes_the_new_options(make_daemon, caplog):
     daemon = make_daemon()
-    daemon.reload(lambda: load_text("[server]\nlisten = 127.0.0.1:0\nping_interval_s = 7\n[live]\nlag_limit_s = 3\n"))
+    daemon.reload(lambda: load_text("[server]\nlisten = 127.0.0.1:0\nping_interval_s = 7\n[live]\nkeyframe_wait_s = 3\n"))
     assert daemon.config.server.ping_interval_s == daemon.hub.config.server.ping_interval_s == 7
-    assert daemon.hub.config.live.lag_limit_s == 3
-    assert caplog.messages[-1] == "configuration reloaded: [server] ping_interval_s = 7, [live] lag_limit_s = 3"
+    assert daemon.hub.config.live.keyframe_wait_s == 3
+    assert caplog.messages[-1] == "configuration reloaded: [server] ping_interval_s = 7, [live] keyframe_wait_s = 3"
     daemon.reload(lambda: daemon.config)
     assert caplog.messages[-1] == "configuration reloaded: nothing has changed"
 
@@ -369,18 +369,18 @@ def descriptors(monkeypatch):
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_needed(make_daemon, descriptors):
-    make_daemon("connection_limit = 2000\n").start()
+    make_daemon("[limits]\nconnection_limit = 2000\n").start()
     assert 2000 < descriptors[0] < 4096
     assert descriptors[1] == 4096
 
 
 def test_a_limit_that_is_high_enough_stays(make_daemon, descriptors):
-    make_daemon("connection_limit = 100\n").start()
+    make_daemon("[limits]\nconnection_limit = 100\n").start()
     assert descriptors == [1024, 4096]
 
 
 def test_a_system_that_allows_too_few_open_files_is_named(make_daemon, descriptors, caplog):
-    make_daemon("connection_limit = 10000\n").start()
+    make_daemon("[limits]\nconnection_limit = 10000\n").start()
     assert descriptors == [4096, 4096]
     assert "connection_limit 10000 needs" in caplog.text
     assert "the system allows 4096" in caplog.text
@@ -388,9 +388,9 @@ def test_a_system_that_allows_too_few_open_files_is_named(make_daemon, descripto
 
 def test_no_limit_is_no_problem(make_daemon, descriptors, caplog):
     descriptors[:] = [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
-    make_daemon("connection_limit = 10000\n").start()
+    make_daemon("[limits]\nconnection_limit = 10000\n").start()
     assert descriptors == [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
     descriptors[:] = [1024, resource.RLIM_INFINITY]
-    make_daemon("connection_limit = 10000\n").start()
+    make_daemon("[limits]\nconnection_limit = 10000\n").start()
     assert descriptors[0] > 10000
     assert "the system allows" not in caplog.text

@@ -18,7 +18,7 @@ from rtmpd.session.outlet import SharedOutlet
 from rtmpd.session.player import Player
 from rtmpd.stream.stream import Stream
 from rtmpd.stream.subscriber import Subscriber
-from tests.unit.stream.fakes import CHUNK, FakeTransport, Scene, frame, keyframe, live_options, parse, settle
+from tests.unit.stream.fakes import CHUNK, FakeTransport, Scene, app_options, frame, keyframe, parse, settle
 
 LIMIT_S = 10
 
@@ -295,7 +295,7 @@ def play(connection, stream, number):
 def streams():
     made = []
     for name in ("one", "two"):
-        stream = Stream(f"live/{name}", live_options(), CHUNK)
+        stream = Stream(f"live/{name}", app_options(), CHUNK)
         stream.begin(object())
         stream.video(0, keyframe(name, 1000))
         stream.video(40, frame(name))

@@ -19,15 +19,22 @@ from rtmpd.stream.wirelog import WireLog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.config.model import LiveConfig
+    from rtmpd.config.model import ApplicationConfig
 
 CHUNK = 4096
-LIVE = load_text("").live
+DEFAULTS = load_text("").defaults
 
 
-def live_options(**changes: object) -> LiveConfig:
-    """The default options of an application, without pacing, with *changes*."""
-    return dataclasses.replace(LIVE, **{"pacing": False, **changes})
+def app_options(base: ApplicationConfig = DEFAULTS, **changes: object) -> ApplicationConfig:
+    """The options of an application, without pacing, with *changes*, which are each found in its section."""
+    changes = {"pacing": False, **changes}
+    parts = {}
+    for part in dataclasses.fields(base):
+        values = getattr(base, part.name)
+        own = {each.name: changes.pop(each.name) for each in dataclasses.fields(values) if each.name in changes}
+        parts[part.name] = dataclasses.replace(values, **own)
+    assert not changes, changes
+    return dataclasses.replace(base, **parts)
 
 
 class FakeTransport:
@@ -154,8 +161,8 @@ class Scene:
     """A wire log with its fan-out, and short words for what tests do with them."""
 
     def __init__(self, chunk_size: int = CHUNK, **options: object) -> None:
-        self.options = live_options(**options)
-        self.log = WireLog(chunk_size, self.options.gop_cache_limit_bytes)
+        self.options = app_options(**options)
+        self.log = WireLog(chunk_size, self.options.limits.gop_cache_limit_bytes)
         self.fanout = Fanout(self.log, self.options, "live/test")
         self.timestamp = 0
 

@@ -383,6 +383,6 @@ def test_options_may_change_while_players_are_there(stage, clock):
     settle()
     scene.fanout.sweep(clock.now_s)
     assert slow.skips == 0
-    scene.fanout.options = stage(lag_limit_bytes=1000).options
+    scene.fanout.reload(stage(lag_limit_bytes=1000).options)
     scene.fanout.sweep(clock.now_s)
     assert slow.skips == 1

@@ -451,7 +451,7 @@ def test_a_bug_that_stays_does_not_hold_the_event_loop(scene, caplog, monkeypatc
 
     monkeypatch.setattr(scene.fanout, "sweep", fail)
     with caplog.at_level(logging.CRITICAL, "rtmpd"):
-        scene.video(frame("", scene.options.lag_limit_bytes))
+        scene.video(frame("", scene.options.backpressure.lag_limit_bytes))
         gevent.sleep(0)
         gevent.sleep(0)
     assert 0 < len(tries) < 10

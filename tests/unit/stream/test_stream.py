@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from rtmpd.protocol import amf0
@@ -15,10 +13,10 @@ from tests.unit.stream.fakes import (
     CHUNK,
     FakeTime,
     FakeTransport,
+    app_options,
     audio_frame,
     frame,
     keyframe,
-    live_options,
     live_pages,
     settle,
 )
@@ -41,7 +39,7 @@ def open_stream(clock):
     made = []
 
     def make(**options):
-        made.append(Stream("live/test", live_options(publisher_grace_s=GRACE_S, **options), CHUNK))
+        made.append(Stream("live/test", app_options(publisher_grace_s=GRACE_S, **options), CHUNK))
         return made[-1]
 
     yield make
@@ -287,7 +285,7 @@ def test_the_sweep_cuts_off_players_that_take_nothing(stream, clock):
 
 def test_a_closed_stream_holds_one_page():
     before = live_pages()
-    stream = Stream("live/test", live_options(), CHUNK)
+    stream = Stream("live/test", app_options(), CHUNK)
     stream.begin(PUBLISHER)
     stream.video(0, keyframe())
     for index in range(100):
@@ -668,8 +666,8 @@ def test_reloaded_options_take_effect_on_a_live_stream(stream, clock):
     stream.begin(PUBLISHER)
     stream.video(0, keyframe())
     _, transport = join(stream)
-    stream.reload(dataclasses.replace(stream.options, publisher_grace_s=1, gop_cache_limit_bytes=2000, lag_limit_bytes=1500))
-    assert stream.fanout.options is stream.options
+    stream.reload(app_options(stream.options, publisher_grace_s=1, gop_cache_limit_bytes=2000, lag_limit_bytes=1500))
+    assert stream.fanout.options is stream.options.live
     for index in range(5):
         stream.video(index, frame("", 1000))
     assert stream.wirelog.join_page is None
@@ -682,10 +680,10 @@ def test_reloaded_options_take_effect_on_a_live_stream(stream, clock):
 def test_the_gop_cache_is_switched_off_and_on(stream):
     stream.begin(PUBLISHER)
     stream.video(0, keyframe("a"))
-    stream.reload(dataclasses.replace(stream.options, gop_cache=False))
+    stream.reload(app_options(stream.options, gop_cache=False))
     _, transport = join(stream)
     assert summary(transport) == []
-    stream.reload(dataclasses.replace(stream.options, gop_cache=True))
+    stream.reload(app_options(stream.options, gop_cache=True))
     stream.video(40, keyframe("b"))
     _, late = join(stream)
     assert summary(transport)[-1] == summary(late)[-1] == keyframe("b")

@@ -52,7 +52,7 @@ class Scene:
     def __init__(self, directory, **options):
         self.directory = directory
         self.owner = Owner(directory, **options)
-        self.stream = Stream("live/test", load_text("").live, 4096)
+        self.stream = Stream("live/test", load_text("").defaults, 4096)
         self.stream.begin(object())
         self.time = 0
         self.recording = Recording(self.owner, self.stream, "7")

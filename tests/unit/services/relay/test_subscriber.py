@@ -14,7 +14,7 @@ SET = amf0.encode("@setDataFrame")
 
 @pytest.fixture
 def stream():
-    made = Stream("live/a", load_text("").live, CHUNK)
+    made = Stream("live/a", load_text("").defaults, CHUNK)
     made.begin(object())
     yield made
     made.close()
