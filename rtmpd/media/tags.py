@@ -66,6 +66,7 @@ _FRAME_TYPE_KEY, _FRAME_TYPE_COMMAND = 1, 5
 _AUDIO_AAC, _AUDIO_EX = 10, 9
 
 _FOUR_CC_SIZE = 4
+_MOD_EX_NANO_OFFSET, _MAX_NANO_OFFSET = 0, 999_999
 _MAX_TRACKS = 256  # track ids have 8 bits; without a bound a message of empty tracks would name millions
 
 _LEGACY_VIDEO_CODECS = {2: "h263", 3: "screen", 4: "vp6", 5: "vp6a", 6: "screen2", 7: "h264", 12: "hevc"}
@@ -111,6 +112,9 @@ class TagInfo(NamedTuple):
         multitrack: Whether it uses the multitrack header.
         body_offset: Where the codec's data begins (for multitrack, the first track's header).
         frame_type: The video frame type; 0 for audio.
+        four_cc: The FourCC of the first track; empty with a legacy header, or if it can't be read.
+        mod_ex: Whether ModEx packets come before the packet.
+        nano_offset_ns: What a ModEx packet adds to the timestamp, 0 to 999999 nanoseconds; None without one.
     """
 
     kind: Kind
@@ -120,6 +124,9 @@ class TagInfo(NamedTuple):
     multitrack: bool
     body_offset: int
     frame_type: int
+    four_cc: bytes = b""
+    mod_ex: bool = False
+    nano_offset_ns: int | None = None
 
 
 def video_kind(payload: bytes) -> int:
@@ -171,14 +178,16 @@ def video_info(payload: bytes) -> TagInfo:
         if codec_id in (_LEGACY_AVC, _LEGACY_HEVC) and len(payload) > 1 and frame_type != _FRAME_TYPE_COMMAND:
             return TagInfo(Kind(video_kind(payload)), codec, payload[1], (0,), False, 5, frame_type)
         return TagInfo(Kind(video_kind(payload)), codec, None, (0,), False, 1, frame_type)
-    packet, position = _skip_mod_ex(payload, first & 15, VideoPacket.MOD_EX)
+    packet, position, nano_offset_ns = _skip_mod_ex(payload, first & 15, VideoPacket.MOD_EX)
+    mod_ex = first & 15 == VideoPacket.MOD_EX
     if packet < 0:
-        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type)
+        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type, b"", mod_ex)
     if packet != VideoPacket.METADATA and frame_type == _FRAME_TYPE_COMMAND:
-        return TagInfo(Kind.OTHER, "", packet, (0,), False, position, frame_type)
-    packet, tracks, multitrack, codec, position = _read_tracks(payload, packet, position, VideoPacket.MULTITRACK)
+        return TagInfo(Kind.OTHER, "", packet, (0,), False, position, frame_type, b"", mod_ex, nano_offset_ns)
+    packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, VideoPacket.MULTITRACK)
+    codec = _codec_name(four_cc)
     if packet < 0:
-        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, frame_type)
+        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns)
     if packet in (VideoPacket.SEQUENCE_START, VideoPacket.MPEG2TS_SEQUENCE_START):
         kind = Kind.HEADER
     elif packet == VideoPacket.METADATA:
@@ -190,7 +199,7 @@ def video_info(payload: bytes) -> TagInfo:
         kind = key if frame_type == _FRAME_TYPE_KEY else Kind.FRAME
     else:
         kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, frame_type)
+    return TagInfo(kind, codec, packet, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns)
 
 
 def audio_info(payload: bytes) -> TagInfo:
@@ -203,12 +212,14 @@ def audio_info(payload: bytes) -> TagInfo:
         if sound_format == _AUDIO_AAC and len(payload) > 1:
             return TagInfo(Kind(audio_kind(payload)), codec, payload[1], (0,), False, 2, 0)
         return TagInfo(Kind(audio_kind(payload)), codec, None, (0,), False, 1, 0)
-    packet, position = _skip_mod_ex(payload, payload[0] & 15, AudioPacket.MOD_EX)
+    packet, position, nano_offset_ns = _skip_mod_ex(payload, payload[0] & 15, AudioPacket.MOD_EX)
+    mod_ex = payload[0] & 15 == AudioPacket.MOD_EX
     if packet < 0:
-        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), 0)
-    packet, tracks, multitrack, codec, position = _read_tracks(payload, packet, position, AudioPacket.MULTITRACK)
+        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), 0, b"", mod_ex)
+    packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, AudioPacket.MULTITRACK)
+    codec = _codec_name(four_cc)
     if packet < 0:
-        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, 0)
+        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns)
     if packet in (AudioPacket.SEQUENCE_START, AudioPacket.MULTICHANNEL_CONFIG):
         kind = Kind.HEADER
     elif packet == AudioPacket.SEQUENCE_END:
@@ -217,57 +228,64 @@ def audio_info(payload: bytes) -> TagInfo:
         kind = Kind.FRAME
     else:
         kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, 0)
+    return TagInfo(kind, codec, packet, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns)
 
 
-def _skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int]:
-    """Step over ModEx packets; return the packet type behind them and the offset after it, or -1 if cut short."""
-    position = 1
+def _skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, int | None]:
+    """Step over ModEx packets.
+
+    Returns:
+        The packet type behind them (-1 if cut short), the offset after it, and the nanoseconds of TimestampOffsetNano.
+    """
+    position, nano_offset_ns = 1, None
     while packet == mod_ex:
         if position >= len(payload):
-            return -1, position
+            return -1, position, None
         size = payload[position] + 1
         position += 1
         if size == 256:
             if position + 2 > len(payload):
-                return -1, position
+                return -1, position, None
             size = (payload[position] << 8 | payload[position + 1]) + 1
             position += 2
-        position += size
+        data, position = position, position + size
         if position >= len(payload):
-            return -1, position
+            return -1, position, None
+        if payload[position] >> 4 == _MOD_EX_NANO_OFFSET and size >= 3:
+            offset = int.from_bytes(payload[data : data + 3], "big")
+            nano_offset_ns = offset if offset <= _MAX_NANO_OFFSET else nano_offset_ns
         packet = payload[position] & 15
         position += 1
-    return packet, position
+    return packet, position, nano_offset_ns
 
 
 def _read_tracks(
     payload: bytes, packet: int, position: int, multitrack_packet: int
-) -> tuple[int, tuple[int, ...], bool, str, int]:
+) -> tuple[int, tuple[int, ...], bool, bytes, int]:
     """Read the FourCC, or the multitrack header with its track ids.
 
     Returns:
-        Packet type (-1 if cut short), track ids, whether multitrack, codec of the first track, offset of the body.
+        Packet type (-1 if cut short), track ids, whether multitrack, FourCC of the first track, offset of the body.
     """
     if packet != multitrack_packet:
         four_cc = payload[position : position + 4]
         if len(four_cc) < _FOUR_CC_SIZE:
-            return -1, (0,), False, "", len(payload)
-        return packet, (0,), False, _codec_name(four_cc), position + 4
+            return -1, (0,), False, b"", len(payload)
+        return packet, (0,), False, four_cc, position + 4
     if position >= len(payload):
-        return -1, (0,), True, "", position
+        return -1, (0,), True, b"", position
     layout, packet = payload[position] >> 4, payload[position] & 15
     position += 1
     one_track, many_codecs = layout == 0, layout == 2
-    codec = ""
+    four_cc = b""
     if not many_codecs:
-        codec = _codec_name(payload[position : position + 4])
+        four_cc = payload[position : position + 4]
         position += 4
     body = position
     tracks: list[int] = []
     while position < len(payload) and len(tracks) < _MAX_TRACKS:
         if many_codecs:
-            codec = codec or _codec_name(payload[position : position + 4])
+            four_cc = four_cc or payload[position : position + 4]
             position += 4
             if position >= len(payload):
                 break
@@ -277,12 +295,11 @@ def _read_tracks(
             break
         size = int.from_bytes(payload[position + 1 : position + 4], "big")
         position += 4 + size
+    four_cc = four_cc if len(four_cc) == _FOUR_CC_SIZE else b""
     if not tracks or packet == multitrack_packet:
-        return -1, tuple(tracks) or (0,), True, codec, min(position, len(payload))
-    return packet, tuple(tracks), True, codec, body
+        return -1, tuple(tracks) or (0,), True, four_cc, min(position, len(payload))
+    return packet, tuple(tracks), True, four_cc, body
 
 
 def _codec_name(four_cc: bytes) -> str:
-    if len(four_cc) < _FOUR_CC_SIZE:
-        return ""
-    return _FOURCC_CODECS.get(four_cc) or f"0x{four_cc.hex()}"
+    return _FOURCC_CODECS.get(four_cc) or (f"0x{four_cc.hex()}" if four_cc else "")

@@ -12,6 +12,7 @@ __all__ = [
     "CONNECT_CLOSED",
     "CONNECT_FAILED",
     "CONNECT_INVALID_APP",
+    "CONNECT_RECONNECT_REQUEST",
     "CONNECT_REJECTED",
     "CONNECT_SUCCESS",
     "PAUSE_NOTIFY",
@@ -38,6 +39,7 @@ CONNECT_REJECTED: Final = "NetConnection.Connect.Rejected"
 CONNECT_INVALID_APP: Final = "NetConnection.Connect.InvalidApp"
 CONNECT_FAILED: Final = "NetConnection.Connect.Failed"
 CONNECT_CLOSED: Final = "NetConnection.Connect.Closed"
+CONNECT_RECONNECT_REQUEST: Final = "NetConnection.Connect.ReconnectRequest"
 
 PUBLISH_START: Final = "NetStream.Publish.Start"
 PUBLISH_BAD_NAME: Final = "NetStream.Publish.BadName"
