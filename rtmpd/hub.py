@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.access import AllowAll
+from rtmpd.connection_limits import ConnectionLimits
 from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
 from rtmpd.loop import give_way
@@ -118,6 +119,7 @@ class Hub:
         relays: Gives the figures of every relay there is; the service that relays puts its own function here.
         id: A random name of this server, by which it knows its own streams again.
         listening: Host and port of every address that is listened on; kept by the daemon.
+        connection_limits: Counts connections, and says when there are too many; the daemon gives its capacity.
     """
 
     def __init__(self, config: Config) -> None:
@@ -132,7 +134,7 @@ class Hub:
         self.id = os.urandom(8).hex()
         self.listening: tuple[tuple[str, int], ...] = ()
         self.stopping = False
-        self._by_address: Counter[str] = Counter()
+        self.connection_limits = ConnectionLimits(config.limits)
         self._refusal_logged_at = 0.0
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
@@ -148,6 +150,7 @@ class Hub:
     def reload(self, config: Config) -> None:
         """Take another configuration; live streams and connections go on under it."""
         self.config = config
+        self.connection_limits.limits = config.limits
         for connection in self.connections:
             connection.config = config.server
             connection.limits = config.limits
@@ -177,10 +180,10 @@ class Hub:
         address = transport.peer.rpartition(":")[0]
         if self.authorizer.bars(address):
             return
-        refused = self._refused(address)
+        now = time.monotonic()
+        refused = "the server is stopping" if self.stopping else self.connection_limits.refusal(address, now)
         if refused:
             self.counters["connections_refused"] += 1
-            now = time.monotonic()
             if now - self._refusal_logged_at > _REFUSAL_LOG_S:
                 self._refusal_logged_at = now
                 log.warning("%s refused: %s (%d refused so far)", transport.peer, refused, self.counters["connections_refused"])
@@ -188,7 +191,7 @@ class Hub:
         self.counters["connections"] += 1
         connection = Connection(transport, self, self.counters["connections"])
         self.connections.add(connection)
-        self._by_address[address] += 1
+        self.connection_limits.enter(address)
         connection.emit(EventType.CONNECTION_ACCEPT)
         try:
             connection.run(first)
@@ -201,9 +204,7 @@ class Hub:
         finally:
             self._say_closed(connection)
             self.connections.discard(connection)
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+            self.connection_limits.leave(address)
 
     def _unwrap(self, transport: Transport) -> bytes:
         """Find out who is behind a load balancer; return what has come of the client's own bytes."""
@@ -221,16 +222,6 @@ class Hub:
                 bytes_in=connection.endpoint.bytes_received,
                 bytes_out=connection.bytes_out,
             )
-
-    def _refused(self, address: str) -> str:
-        limits = self.config.limits
-        if self.stopping:
-            return "the server is stopping"
-        if len(self.connections) >= (limits.connection_limit or 10000):
-            return f"connection_limit is {limits.connection_limit or 10000}"
-        if limits.connections_per_address_limit and self._by_address[address] >= limits.connections_per_address_limit:
-            return f"connections_per_address_limit is {limits.connections_per_address_limit}"
-        return ""
 
     # Policy ------------------------------------------------------------------------------------------------------------
 

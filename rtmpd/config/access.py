@@ -23,6 +23,7 @@ __all__ = [
     "Address",
     "NamedSecret",
     "Network",
+    "address_group",
     "auth_problem",
     "parse_address",
     "parse_network",
@@ -41,6 +42,7 @@ _NAME_LENGTH = 255
 _NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
 _USER = re.compile(r"[A-Za-z0-9_.@-]{1,64}", re.ASCII)
 _URL_LENGTH = 2048
+_V6_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,16 @@ def parse_address(text: str) -> Address | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+def address_group(text: str) -> str:
+    """Return what counts as one address where clients are counted: of IPv6 a /64, which is what one customer has at least."""
+    address = parse_address(text)
+    if address is None:
+        return text
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, _V6_PREFIX), strict=False))
+    return str(address)
 
 
 def within(address: Address | None, networks: Iterable[Network]) -> bool:

@@ -10,7 +10,6 @@ import faulthandler
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from gevent.event import Event
 import rtmpd
 from rtmpd.config.changes import changes
 from rtmpd.config.loader import keep_fixed, restart_needed
+from rtmpd.daemon.descriptors import provide_descriptors
 from rtmpd.daemon.dump import Dump
 from rtmpd.daemon.logs import Logs
 from rtmpd.daemon.ports import Ports
@@ -54,7 +54,6 @@ __all__ = ["Daemon", "run"]
 
 log = logging.getLogger(__name__)
 
-_SPARE_DESCRIPTORS = 64
 _REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
 _CHANGES_SHOWN = 20
@@ -112,10 +111,10 @@ class Daemon:
         """Listen, then be nobody in particular, then serve.
 
         Raises:
-            RtmpdError: An address can't be listened on, root can't become the user of the configuration, or a service can't
-                begin. Nothing is left open then.
+            RtmpdError: There are too few open files, an address can't be listened on, root can't become the user of the
+                configuration, or a service can't begin. Nothing is left open then.
         """
-        _raise_descriptor_limit(self.config.limits.connection_limit or 10000)
+        self.hub.connection_limits.capacity = provide_descriptors(self.config)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
             self.ports.open(self.config.server.listen)
@@ -152,6 +151,7 @@ class Daemon:
             log.error("reload failed: the old configuration stays in force")
             return error.problems[0]
         try:
+            capacity = provide_descriptors(keep_fixed(self.config, config))
             self.ports.change(config.server.listen)
         except RtmpdError as error:
             log.error("reload failed: %s; the old configuration stays in force", error)
@@ -162,7 +162,7 @@ class Daemon:
         config = keep_fixed(self.config, config)
         changed = changes(self.config, config)
         self.config = config
-        _raise_descriptor_limit(config.limits.connection_limit or 10000)
+        self.hub.connection_limits.capacity = capacity
         self.hub.reload(self.config)
         for service in self.services:
             service.reload(self.config)
@@ -232,17 +232,6 @@ def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
             raise RtmpdError(f"a socket that was handed over is called {one.name!r}: FileDescriptorName= is rtmp or metrics")
         found[one.name or "rtmp"].append(inherit(one.descriptor))
     return found
-
-
-def _raise_descriptor_limit(connection_limit: int) -> None:
-    """Allow as many open files as the configuration may need; say so if the system does not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connection_limit + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        reach = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (reach, hard))
-        if reach < wanted:
-            log.warning("connection_limit %d needs %d open files, the system allows %d", connection_limit, wanted, reach)
 
 
 def run(config: Config, load: Callable[[], Config]) -> int:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = ["HttpServer"]
+__all__ = ["CONNECTIONS", "HttpServer"]
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS = 16
+CONNECTIONS = 16
 """Served at a time on one address; more wait in the kernel's queue."""
 
 _REQUEST_S = 10.0
@@ -168,7 +168,7 @@ class _Server(WSGIServer):
     def __init__(self, sock: socket, application: WSGIApplication, count: Callable[[str], None]) -> None:
         # With a name for the environment: pywsgi would ask DNS for one.
         name = {"SERVER_NAME": str(sock.getsockname()[0])}
-        super().__init__(sock, application, spawn=Pool(_CONNECTIONS), log=None, error_log=log, environ=name)
+        super().__init__(sock, application, spawn=Pool(CONNECTIONS), log=None, error_log=log, environ=name)
         self.count = count
 
 

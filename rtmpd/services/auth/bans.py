@@ -6,27 +6,15 @@ go first. Pure; the time is the caller's.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rtmpd.config.access import parse_address
+from rtmpd.config.access import address_group
 
 __all__ = ["Ban", "Bans"]
 
 _LIMIT = 10_000
-_V6_PREFIX = 64
-
-
-def _group(text: str) -> str:
-    """What counts as one address: of IPv6 a /64, which is what one customer has at least."""
-    address = parse_address(text)
-    if address is None:
-        return text
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((address, _V6_PREFIX), strict=False))
-    return str(address)
 
 
 @dataclass(slots=True)
@@ -76,7 +64,7 @@ class Bans:
         """
         if not failures:
             return ""
-        who = _group(address)
+        who = address_group(address)
         entry = self._failing.pop(who, None)
         if entry is None or now_s >= entry.until_s:
             entry = _Failing(now_s, now_s + window_s)
@@ -100,7 +88,7 @@ class Bans:
         """Whether an address is banned; counts what is refused for it."""
         if not self._banned:
             return False
-        entry = self._banned.get(_group(address))
+        entry = self._banned.get(address_group(address))
         if entry is None or now_s >= entry.until_s:
             return False
         entry.refused += 1

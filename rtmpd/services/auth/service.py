@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from rtmpd.services.auth.callback import Answer
     from rtmpd.services.auth.rules import Decision
 
-__all__ = ["Auth"]
+__all__ = ["CALLS", "Auth"]
 
 log = logging.getLogger(__name__)
 
-_CALLS = 16
+CALLS = 16
 _CALLS_LIMIT = 256
 """Callbacks under way or waiting for a thread: more are denied."""
 _TICK_S = 5.0
@@ -65,7 +65,7 @@ class Auth:
         self._files: dict[str, Table] = {}
         self._bans = Bans()
         self._challenges = adobe_auth.Challenges(os.urandom(32))
-        self._threads = Threads(_CALLS)
+        self._threads = Threads(CALLS)
         self._reader = Threads(1)
         self.calls = 0
         self._greenlet: gevent.Greenlet[[], None] | None = None

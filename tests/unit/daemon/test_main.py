@@ -374,23 +374,28 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed(make_daemon, descrip
     assert descriptors[1] == 4096
 
 
-def test_a_limit_that_is_high_enough_stays(make_daemon, descriptors):
-    make_daemon("[limits]\nconnection_limit = 100\n").start()
+def test_more_connections_than_open_files_are_no_start(make_daemon, descriptors):
+    with pytest.raises(RtmpdError, match=r"connection_limit = 10000 needs 1\d{4} open files"):
+        make_daemon("[limits]\nconnection_limit = 10000\n").start()
     assert descriptors == [1024, 4096]
 
 
-def test_a_system_that_allows_too_few_open_files_is_named(make_daemon, descriptors, caplog):
-    make_daemon("[limits]\nconnection_limit = 10000\n").start()
+def test_without_a_limit_there_are_as_many_connections_as_open_files_allow(make_daemon, descriptors):
+    daemon = make_daemon()
+    daemon.start()
+    assert 3900 < daemon.hub.connection_limits.capacity < 4096
     assert descriptors == [4096, 4096]
-    assert "connection_limit 10000 needs" in caplog.text
-    assert "the system allows 4096" in caplog.text
 
 
-def test_no_limit_is_no_problem(make_daemon, descriptors, caplog):
-    descriptors[:] = [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
-    make_daemon("[limits]\nconnection_limit = 10000\n").start()
-    assert descriptors == [resource.RLIM_INFINITY, resource.RLIM_INFINITY]
-    descriptors[:] = [1024, resource.RLIM_INFINITY]
-    make_daemon("[limits]\nconnection_limit = 10000\n").start()
-    assert descriptors[0] > 10000
-    assert "the system allows" not in caplog.text
+def test_a_reload_with_more_connections_than_open_files_changes_nothing(make_daemon, descriptors, caplog):
+    daemon = make_daemon("[limits]\nconnection_limit = 100\n")
+    daemon.start()
+    more = load_text("[server]\nlisten = 127.0.0.1:0\n[limits]\nconnection_limit = 10000\n")
+    assert daemon.reload(lambda: more).startswith("connection_limit = 10000 needs")
+    assert "the old configuration stays in force" in caplog.text
+    assert daemon.hub.config.limits.connection_limit == 100
+    assert descriptors == [1024, 4096]
+    fitting = load_text("[server]\nlisten = 127.0.0.1:0\n[limits]\nconnection_limit = 3000\n")
+    assert daemon.reload(lambda: fitting) == ""
+    assert daemon.hub.config.limits.connection_limit == 3000
+    assert 3000 < descriptors[0] < 4096

@@ -261,7 +261,7 @@ def test_a_request_that_drips_does_not_get_more_time(serve, connect, counted, be
 def test_a_client_that_does_not_take_its_answer_is_given_up(serve, connect, ask, monkeypatch, caplog):
     seen = []
     monkeypatch.setattr(get_hub(), "print_exception", lambda *details: seen.append(details))
-    monkeypatch.setattr(module, "_CONNECTIONS", 1)
+    monkeypatch.setattr(module, "CONNECTIONS", 1)
 
     def large(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -291,7 +291,7 @@ def test_a_client_that_leaves_is_no_failure(serve, connect, ask, counted, monkey
 
 
 def test_more_clients_than_places_wait_for_their_turn(serve, connect, monkeypatch):
-    monkeypatch.setattr(module, "_CONNECTIONS", 2)
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
     inside, most, go = 0, 0, Event()
 
     def slow(environ, start_response):

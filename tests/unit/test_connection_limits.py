@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT, ConnectionLimits, RateLimiter
+
+LIMITS = load_text("").limits
+
+
+def make(**options):
+    return ConnectionLimits(dataclasses.replace(LIMITS, **options))
+
+
+def let_in(limits, count, address="192.0.2.1", now_s=0.0):
+    """How many of so many connections come in; the first that does not ends it."""
+    for number in range(count):
+        if limits.refusal(address, now_s):
+            return number
+        limits.enter(address)
+    return count
+
+
+def test_twice_the_rate_may_come_at_once_and_the_rate_from_then_on():
+    limits = make(connection_rate_limit=5)
+    assert let_in(limits, 100) == 10
+    assert limits.refusal("192.0.2.1", 0.0) == "connection_rate_limit is 5 per second"
+    assert let_in(limits, 100, now_s=1.0) == 5
+    assert let_in(limits, 100, now_s=1.125) == 0
+    assert let_in(limits, 100, now_s=1.25) == 1
+    # A quiet time saves up for two seconds and no longer.
+    assert let_in(limits, 100, now_s=1000.0) == 10
+
+
+def test_who_is_refused_does_not_pay_for_it():
+    limits = make(connection_rate_limit=1)
+    assert let_in(limits, 100) == 2
+    for hundredth in range(1, 100):
+        assert limits.refusal("192.0.2.1", hundredth / 100)
+    assert not limits.refusal("192.0.2.1", 1.01)
+
+
+def test_addresses_have_rates_of_their_own_and_of_ipv6_each_64():
+    limits = make(connection_rate_limit=1)
+    assert let_in(limits, 9, "192.0.2.1") == 2
+    assert let_in(limits, 9, "192.0.2.2") == 2
+    assert let_in(limits, 9, "[2001:db8::1]") == 2
+    assert let_in(limits, 9, "[2001:db8::ffff:1]") == 0
+    assert let_in(limits, 9, "[2001:db8:0:1::1]") == 2
+    assert let_in(limits, 9, "[::ffff:192.0.2.2]") == 0
+
+
+def test_only_so_many_addresses_are_remembered_and_the_longest_unheard_of_goes_first():
+    rates = RateLimiter(limit=2)
+    for address in ("192.0.2.1", "192.0.2.2"):
+        assert [rates.take(address, 0.0, 1) for _ in range(3)] == [True, True, False]
+    assert not rates.take("192.0.2.1", 0.0, 1)
+    assert rates.take("192.0.2.3", 0.0, 1)
+    assert len(rates) == 2
+    assert not rates.take("192.0.2.1", 0.0, 1)
+    assert rates.take("192.0.2.2", 0.0, 1)
+
+
+def test_a_flood_of_addresses_takes_no_more_memory():
+    rates = RateLimiter()
+    for number in range(20_000):
+        rates.take(f"10.0.{number >> 8}.{number & 255}", 0.0, 1)
+    assert len(rates) == 10_000
+
+
+def test_other_options_hold_at_once():
+    limits = make(connection_rate_limit=1)
+    assert let_in(limits, 9) == 2
+    limits.limits = dataclasses.replace(LIMITS, connection_rate_limit=100)
+    assert let_in(limits, 9, now_s=0.02) == 2
+    limits.limits = LIMITS
+    assert let_in(limits, 1000, now_s=0.02) == 1000
+    limits.limits = dataclasses.replace(LIMITS, connection_rate_limit=3)
+    # What was before is forgotten.
+    assert let_in(limits, 100, now_s=0.02) == 6
+    limits.limits = dataclasses.replace(LIMITS, connection_rate_limit=1)
+    assert let_in(limits, 100, now_s=100.0) == 2
+
+
+def test_a_rate_counts_only_those_who_would_come_in():
+    limits = make(connection_rate_limit=1, connections_per_address_limit=1)
+    assert let_in(limits, 9) == 1
+    for _ in range(9):
+        assert limits.refusal("192.0.2.1", 0.0) == "connections_per_address_limit is 1"
+    limits.leave("192.0.2.1")
+    assert not limits.refusal("192.0.2.1", 0.0)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 7), ({"connection_limit": 5}, 5), ({"connection_limit": 9}, 9)])
+def test_without_an_option_there_may_be_as_many_as_the_capacity(options, most):
+    limits = make(**options)
+    assert limits.capacity == DEFAULT_CONNECTION_LIMIT == 10_000
+    limits.capacity = 7
+    assert let_in(limits, 100) == most
+    assert limits.refusal("192.0.2.9", 0.0) == f"connection_limit is {most}"
+    limits.leave("192.0.2.1")
+    assert not limits.refusal("192.0.2.9", 0.0)
