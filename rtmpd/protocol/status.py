@@ -17,6 +17,8 @@ __all__ = [
     "CONNECT_SUCCESS",
     "PAUSE_NOTIFY",
     "PLAY_FAILED",
+    "PLAY_INSUFFICIENT_BW",
+    "PLAY_NO_TRACK",
     "PLAY_PUBLISH_NOTIFY",
     "PLAY_RESET",
     "PLAY_START",
@@ -51,6 +53,8 @@ PLAY_RESET: Final = "NetStream.Play.Reset"
 PLAY_START: Final = "NetStream.Play.Start"
 PLAY_STOP: Final = "NetStream.Play.Stop"
 PLAY_FAILED: Final = "NetStream.Play.Failed"
+PLAY_INSUFFICIENT_BW: Final = "NetStream.Play.InsufficientBW"
+PLAY_NO_TRACK: Final = "NetStream.Play.NoSupportedTrackFound"
 PLAY_STREAM_NOT_FOUND: Final = "NetStream.Play.StreamNotFound"
 PLAY_PUBLISH_NOTIFY: Final = "NetStream.Play.PublishNotify"
 PLAY_UNPUBLISH_NOTIFY: Final = "NetStream.Play.UnpublishNotify"
@@ -60,7 +64,7 @@ UNPAUSE_NOTIFY: Final = "NetStream.Unpause.Notify"
 SEEK_NOTIFY: Final = "NetStream.Seek.Notify"
 SEEK_FAILED: Final = "NetStream.Seek.Failed"
 
-_ERROR_ENDINGS = (".Rejected", ".InvalidApp", ".Failed", ".BadName", ".Denied", ".StreamNotFound")
+_ERROR_ENDINGS = (".Rejected", ".InvalidApp", ".Failed", ".BadName", ".Denied", ".StreamNotFound", ".NoSupportedTrackFound")
 
 
 def info(code: str, description: str, **more: Any) -> dict[str, Any]:

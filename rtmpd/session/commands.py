@@ -12,6 +12,7 @@ from rtmpd.access import Action
 from rtmpd.config.model import printable
 from rtmpd.errors import Refused, RemoteProtocolError
 from rtmpd.protocol import status
+from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
 from rtmpd.protocol.naming import is_printable, resolve
 from rtmpd.protocol.via import MEMBER, parse_via
@@ -57,6 +58,7 @@ def _connect(connection: Connection, command: Command) -> None:
     connection.tc_url = tc_url if isinstance(tc_url, str) else ""
     agent = properties.get("flashVer")
     connection.agent = printable(agent[:_MAX_AGENT]) if isinstance(agent, str) else ""
+    connection.capabilities = parse_capabilities(properties)
     connection.via = parse_via(properties.get(MEMBER))
     found = resolve(connection.app, connection.tc_url, "", "")
     path = found.key
@@ -66,7 +68,6 @@ def _connect(connection: Connection, command: Command) -> None:
     connection.user = log_in(connection, found, properties)
     connection.connected = True
     connection.phase = "command"
-    encoding = properties.get("objectEncoding")
     endpoint = connection.endpoint
     config = connection.config
     # In this order: OBS, FFmpeg, GStreamer and librtmp all take it.
@@ -76,8 +77,8 @@ def _connect(connection: Connection, command: Command) -> None:
     endpoint.send_command(
         "_result",
         command.transaction_id,
-        {"fmsVer": _SERVER_VERSION, "capabilities": _CAPABILITIES, "mode": 1},
-        status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=3 if encoding == 3 else 0),
+        {"fmsVer": _SERVER_VERSION, "capabilities": _CAPABILITIES, "mode": 1, **server_answer()},
+        status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=connection.capabilities.object_encoding),
     )
     user = f" as {connection.user}" if connection.user else ""
     connection.log.info("connected to %s%s by %s", path or "(no application)", user, _agent(properties))
@@ -217,6 +218,11 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
     player = Player(connection, message_stream, name)
     key = authorize(connection, Action.PLAY, found)
     stream = connection.hub.play(key, player)
+    problem = player.unsupported(stream)
+    if problem:
+        connection.hub.unplay(stream, player)
+        connection.hub.count("unsupported_codecs")
+        raise Refused(status.PLAY_NO_TRACK, problem)
     endpoint = connection.endpoint
     number = message_stream.id
     endpoint.send_user_control(UserControlType.STREAM_BEGIN, number)

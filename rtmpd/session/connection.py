@@ -27,6 +27,7 @@ from rtmpd.net.transport import deadline
 from rtmpd.protocol import status
 from rtmpd.protocol.command import decode_command
 from rtmpd.protocol.endpoint import Endpoint
+from rtmpd.protocol.enhanced import NOTHING_DECLARED
 from rtmpd.protocol.handshake import ServerHandshake
 from rtmpd.protocol.message import (
     COMMAND_TYPES,
@@ -124,6 +125,7 @@ class Connection:
         phase: What the connection is at: handshake, connect, command, publish, play. For the log.
         app, tc_url: From the connect command.
         agent: What the client calls itself, from the same; fit to be shown.
+        capabilities: What it said at connect that it takes.
         user: Who has logged in; empty: nobody.
         authorizing: It waits to hear whether it may publish or play, and reads nothing meanwhile.
         via: The servers that the streams of a relay have come through; see `rtmpd.protocol.via`.
@@ -146,6 +148,7 @@ class Connection:
         self.app = ""
         self.tc_url = ""
         self.agent = ""
+        self.capabilities = NOTHING_DECLARED
         self.user = ""
         self.authorizing = False
         self.via: tuple[str, ...] = ()
@@ -468,11 +471,15 @@ class Connection:
         except OSError as error:
             self.log.debug("= ping not sent: %s", error)
 
+    def cut_off(self, reason: str) -> None:
+        """Close the connection for a reason that has been logged and counted."""
+        self._given_up = True
+        self.transport.close(reason)
+
     def _give_up(self, reason: str, *, zombie: bool = False) -> None:
         """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
-        self._given_up = True
         self.hub.count("deadlines_exceeded")
         if zombie:
             self.hub.count("zombie_connections")
         self.log.warning("%s: %s", self.phase, reason)
-        self.transport.close(reason)
+        self.cut_off(reason)

@@ -6,14 +6,23 @@ import time
 from typing import TYPE_CHECKING
 
 from rtmpd.events import EventType
+from rtmpd.protocol import status
+from rtmpd.protocol.message import CSID_STATUS, MessageType
+from rtmpd.session.fitness import unsupported, wanted
 from rtmpd.session.outlet import SharedOutlet
-from rtmpd.stream.subscriber import Subscriber, SubscriberTransport
+from rtmpd.stream.stream import stream_status
+from rtmpd.stream.subscriber import State, Subscriber, SubscriberTransport
+from rtmpd.stream.variant import transfer
 
 if TYPE_CHECKING:
+    from rtmpd.media.rewrite import Rewrite
     from rtmpd.session.connection import Connection, MessageStream
+    from rtmpd.stream.fanout import Fanout
     from rtmpd.stream.stream import Stream
 
 __all__ = ["Player"]
+
+_COMMAND = int(MessageType.COMMAND_AMF0)
 
 
 class Player:
@@ -22,7 +31,7 @@ class Player:
     Attributes:
         name: As the client gave it; never logged, it may hold a token.
         stream: What it plays, once started.
-        subscriber: Its place in the stream's fan-out, once started.
+        subscriber: Its place in a fan-out of the stream, once started.
         number: Counts the server's plays; given by the hub.
     """
 
@@ -32,6 +41,7 @@ class Player:
         self.name = name
         self.stream: Stream | None = None
         self.subscriber: Subscriber | None = None
+        self._fanout: Fanout | None = None
         self.number = 0
         self.started_at = 0.0
 
@@ -40,8 +50,27 @@ class Player:
         """The stream's key."""
         return self.stream.key if self.stream is not None else ""
 
+    @property
+    def fanout(self) -> Fanout:
+        """Who delivers to it. Only while it plays."""
+        assert self._fanout is not None
+        return self._fanout
+
+    @property
+    def active(self) -> Subscriber:
+        """Its subscriber. Only while it plays."""
+        assert self.subscriber is not None
+        return self.subscriber
+
+    def _wanted(self, stream: Stream) -> Rewrite:
+        return wanted(self.connection.capabilities, stream.options.live)
+
+    def unsupported(self, stream: Stream) -> str:
+        """Return why it is not to get a stream: the codec is none that it takes; empty if it is."""
+        return unsupported(self.connection.capabilities, stream.options.live, stream.content)
+
     def start(self, stream: Stream) -> None:
-        """Join the stream's fan-out; the hub has agreed, and the client has been told that play starts."""
+        """Join a fan-out of the stream; the hub has agreed, and the client has been told that play starts."""
         connection = self.connection
         self.stream = stream
         self.started_at = time.monotonic()
@@ -52,7 +81,29 @@ class Player:
         connection.log.stream = stream.key
         connection.log.info("plays %s", stream.key)
         connection.emit(EventType.PLAY_START, stream, id=self.number)
-        stream.fanout.join(self.subscriber)
+        self._fanout = stream.fanout_for(self._wanted(stream))
+        self._fanout.join(self.subscriber)
+
+    def revise(self) -> None:
+        """Look again what it is to get: there is news of what is published, or of the options. Must not wait."""
+        stream, subscriber = self.stream, self.subscriber
+        if stream is None or subscriber is None or subscriber.state is State.GONE:
+            return
+        problem = self.unsupported(stream)
+        if problem:
+            self.connection.hub.count("unsupported_codecs")
+            self.connection.log.warning("play refused: %s", problem)
+            self.write(
+                subscriber.frame(
+                    CSID_STATUS, _COMMAND, 0, stream_status(status.PLAY_NO_TRACK, problem), stream.wirelog.chunk_size
+                )
+            )
+            self.connection.cut_off(f"refused: {problem}")
+            return
+        fanout = stream.fanout_for(self._wanted(stream))
+        if fanout is not self.fanout:
+            self.subscriber = transfer(subscriber, self.fanout, fanout)
+            self._fanout = fanout
 
     def _writer(self) -> SubscriberTransport:
         """Return what to write through: the socket itself, or the connection's outlet once a second stream plays on it."""
@@ -62,45 +113,36 @@ class Player:
             connection.outlet = SharedOutlet(connection.transport)
             for other in others:
                 assert other is not None
-                assert other.stream is not None
-                assert other.subscriber is not None
-                connection.outlet.owe(other.stream.fanout.rehome(other.subscriber, connection.outlet))
+                connection.outlet.owe(other.fanout.rehome(other.active, connection.outlet))
         return connection.outlet or connection.transport
 
     def write(self, data: bytes) -> None:
         """Send a reply, between two messages of the media."""
-        assert self.stream is not None
-        assert self.subscriber is not None
-        self.stream.fanout.write(self.subscriber, data)
+        self.fanout.write(self.active, data)
 
     def pause(self) -> None:
         """Send no media until `resume`."""
-        assert self.stream is not None
-        assert self.subscriber is not None
-        self.stream.fanout.pause(self.subscriber)
+        self.fanout.pause(self.active)
 
     def resume(self) -> None:
         """Send media again, from the newest keyframe."""
-        assert self.stream is not None
-        assert self.subscriber is not None
-        self.stream.fanout.resume(self.subscriber)
+        self.fanout.resume(self.active)
 
     def receive(self, *, audio: bool | None = None, video: bool | None = None) -> None:
         """Switch audio or video on or off."""
-        assert self.stream is not None
-        assert self.subscriber is not None
-        self.stream.fanout.receive(self.subscriber, audio=audio, video=video)
+        self.fanout.receive(self.active, audio=audio, video=video)
 
     def stop(self, reason: str) -> bytes:
         """End the play; return what is owed on the connection before anything else may be sent."""
-        stream, subscriber = self.stream, self.subscriber
-        if stream is None or subscriber is None:
+        stream, subscriber, fanout = self.stream, self.subscriber, self._fanout
+        if stream is None or subscriber is None or fanout is None:
             return b""
-        self.stream = self.subscriber = None
+        self.stream = self.subscriber = self._fanout = None
         self.message_stream.player = None
         connection = self.connection
-        owed = stream.fanout.leave(subscriber)
-        sent = stream.fanout.sent_bytes(subscriber)
+        owed = fanout.leave(subscriber)
+        sent = fanout.sent_bytes(subscriber)
+        stream.drop_unused()
         connection.bytes_played += sent
         duration_s = time.monotonic() - self.started_at
         connection.log.info(

@@ -1,22 +1,25 @@
 """A live stream: one name, at most one publisher at a time, any number of players.
 
 Takes the publisher's messages, recognises what they are, puts them on one timeline and appends them to the wire log, which the
-fan-out delivers. Imports the fan-out (and so gevent) and everything below; knows no session.
+fan-out delivers; and to the logs of variants, for players that can't take them as they are. Imports the fan-out (and so gevent) and everything below; knows no session.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES
 from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.protocol import amf0, status
 from rtmpd.protocol.command import amf0_body, encode_command
 from rtmpd.protocol.message import CSID_AUDIO, CSID_CONTROL, CSID_DATA, CSID_STATUS, CSID_VIDEO, MessageType, UserControlType
+from rtmpd.stream.content import Content
 from rtmpd.stream.fanout import Fanout
 from rtmpd.stream.flvlog import FlvLog
 from rtmpd.stream.headers import HeaderCache
+from rtmpd.stream.variant import Variant
 from rtmpd.stream.vitals import Vitals
 from rtmpd.stream.wirelog import WireLog
 
@@ -24,11 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import ApplicationConfig
+    from rtmpd.media.rewrite import Rewrite
     from rtmpd.media.track_config import AudioConfig, VideoConfig
     from rtmpd.protocol.chunk import RawMessage
     from rtmpd.stream.flvlog import FlvReader
 
-__all__ = ["Stream", "stream_status"]
+__all__ = ["Stream", "StreamPlayer", "stream_status"]
 
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
 _TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
@@ -45,6 +49,13 @@ _AUDIO_JOIN_MS = 1000
 def stream_status(code: str, description: str) -> bytes:
     """Encode the payload of an onStatus command message."""
     return encode_command("onStatus", 0, None, status.info(code, description))
+
+
+class StreamPlayer(Protocol):
+    """What a stream asks of those who play it."""
+
+    def revise(self) -> None:
+        """Look again which variant it is to get: there is news of what is published, or of the options."""
 
 
 class Stream:
@@ -67,6 +78,8 @@ class Stream:
         begun_at: Where in the wire log the publisher's messages begin: a position.
         via: The ids of the servers that it has come through, if relays brought it.
         vitals: What is known of it: codecs, keyframes, rates.
+        content: What of it not every player can take.
+        variants: The stream as such players get it, by how it is rewritten.
         flvlog: The stream as FLV tags; None while nobody reads it.
         created_at: Monotonic, seconds.
     """
@@ -81,7 +94,7 @@ class Stream:
         self.key = key
         self.options = options
         self.publisher: object | None = None
-        self.players: set[object] = set()
+        self.players: set[StreamPlayer] = set()
         self.ended_at: float | None = None
         self.active_at = 0.0
         self.announced = False
@@ -97,6 +110,8 @@ class Stream:
         self.begun_at = 0
         self.via: tuple[str, ...] = ()
         self.vitals = Vitals(lambda found: on_codec(self, found) if on_codec is not None else None)
+        self.content = Content()
+        self.variants: dict[Rewrite, Variant] = {}
         self.flvlog: FlvLog | None = None
         self.created_at = time.monotonic()
         self._swept_bytes = 0
@@ -115,10 +130,11 @@ class Stream:
         else:
             # Nobody is on the old timeline: the new one starts afresh, and nobody may join on the old one.
             self.timeline = Timeline()
-            self.wirelog.forget_join_point()
+            self._forget_join_points()
         self.ended_at = None
         self.headers.reset()
-        self.wirelog.headers = self.headers.current
+        self._set_headers()
+        self.content = Content()
         self._join_track = None
         self._has_video = False
         self.vitals.reset()
@@ -142,10 +158,11 @@ class Stream:
         self.announced = False
         self._tell_status(status.PLAY_UNPUBLISH_NOTIFY, f"{self.key} is now unpublished.")
         self._tell_event(UserControlType.STREAM_EOF)
-        self.wirelog.forget_join_point()
-        self.wirelog.newest_timestamp = -1
+        self._forget_join_points()
+        for wirelog in self._wirelogs():
+            wirelog.newest_timestamp = -1
         self.headers.reset()
-        self.wirelog.headers = self.headers.current
+        self._set_headers()
 
     def _tell_event(self, event: UserControlType) -> None:
         self._tell(CSID_CONTROL, MessageType.USER_CONTROL, int(event).to_bytes(2, "big") + (1).to_bytes(4, "big"), 0)
@@ -158,10 +175,61 @@ class Stream:
 
         At timestamp 0: OBS reads no extended one on type 3 chunks of a command.
         """
-        if self.fanout.active:
-            self.wirelog.append(csid, type_id, 0, payload, message_stream_id=message_stream_id)
-            self.fanout.wake()
-            self.fanout.tell_waiting(csid, type_id, payload)
+        for fanout in self.fanouts:
+            if fanout.active:
+                fanout.wirelog.append(csid, type_id, 0, payload, message_stream_id=message_stream_id)
+                fanout.wake()
+                fanout.tell_waiting(csid, type_id, payload)
+
+    # Variants ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def fanouts(self) -> list[Fanout]:
+        """Every fan-out: that of the stream as it is published, and those of its variants."""
+        return [self.fanout, *(variant.fanout for variant in self.variants.values())]
+
+    def fanout_for(self, wanted: Rewrite) -> Fanout:
+        """Return the fan-out for a player.
+
+        Args:
+            wanted: What is to be rewritten for it, whatever the stream's content. What it need not be is left out.
+        """
+        rewrite = self.content.narrow(wanted)
+        if rewrite.identity:
+            return self.fanout
+        variant = self.variants.get(rewrite)
+        if variant is None:
+            variant = self.variants[rewrite] = Variant(self.key, rewrite, self.options, self.wirelog)
+        return variant.fanout
+
+    def drop_unused(self) -> None:
+        """Let go of variants that nobody plays any more."""
+        for rewrite, variant in list(self.variants.items()):
+            if not len(variant.fanout):
+                del self.variants[rewrite]
+                variant.close()
+
+    def revise(self) -> None:
+        """Let every player look again what it is to get."""
+        for player in list(self.players):
+            player.revise()
+
+    def _set_headers(self) -> None:
+        """Take the headers that are kept now for those of the logs."""
+        self.wirelog.headers = self.headers.current
+        for variant in self.variants.values():
+            variant.set_headers(self.headers.current)
+
+    def _wirelogs(self) -> list[WireLog]:
+        return [fanout.wirelog for fanout in self.fanouts]
+
+    def _forget_join_points(self) -> None:
+        for wirelog in self._wirelogs():
+            wirelog.forget_join_point()
+
+    def _append_to_variants(self, csid: int, type_id: int, timestamp: int, payload: bytes, joins: bool) -> None:
+        for variant in self.variants.values():
+            variant.append(csid, type_id, timestamp, payload, joins)
 
     # Media -------------------------------------------------------------------------------------------------------------
 
@@ -171,7 +239,9 @@ class Stream:
         self.video_messages += 1
         self.bytes_in += len(payload)
         timeline = self.timeline
-        join_point = False
+        joins = False
+        if payload and (kind == _HEADER or (VIDEO_FEATURES[payload[0]] and VIDEO_FEATURES[payload[0]] & ~self.content.known)):
+            self._look_at_video(payload)
         if kind == _FRAME:
             self._has_video = True
             timestamp = timeline.stamp(timeline.video, timestamp)
@@ -180,7 +250,7 @@ class Stream:
             timestamp = timeline.stamp(timeline.video, timestamp)
             if self._joins_at(kind, payload):
                 kind = _KEYFRAME
-                join_point = self._gop_cache or self.fanout.anyone_waits
+                joins = True
                 self.vitals.keyframe(timestamp, payload, time.monotonic())
             else:
                 kind = _FRAME
@@ -192,10 +262,12 @@ class Stream:
             if kind in (_HEADER, _METADATA):
                 self._has_video = True
                 self.headers.add_video(payload)
-                self.wirelog.headers = self.headers.current
+                self._set_headers()
                 if kind == _HEADER:
                     self.vitals.video_header(payload)
-        self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, join_point)
+        self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, joins and (self._gop_cache or self.fanout.anyone_waits))
+        if self.variants:
+            self._append_to_variants(CSID_VIDEO, _VIDEO, timestamp, payload, joins)
         if self.flvlog is not None:
             self.flvlog.append(_VIDEO, timestamp, payload, kind)
         fanout = self.fanout
@@ -209,19 +281,29 @@ class Stream:
             self._join_track = track
         return track == self._join_track
 
+    def _look_at_video(self, payload: bytes) -> None:
+        if self.content.look_at_video(payload):
+            self.revise()
+
+    def _look_at_audio(self, payload: bytes) -> None:
+        if self.content.look_at_audio(payload):
+            self.revise()
+
     def audio(self, timestamp: int, payload: bytes) -> None:
         """Take an audio message. An empty one (silence, as Wowza sends it) is ignored."""
         kind: int = audio_kind(payload)
         self.audio_messages += 1
         self.bytes_in += len(payload)
-        join_point = False
+        joins = False
+        if payload and (kind == _HEADER or (AUDIO_FEATURES[payload[0]] and AUDIO_FEATURES[payload[0]] & ~self.content.known)):
+            self._look_at_audio(payload)
         if kind == _FRAME:
             timeline = self.timeline
             timestamp = timeline.stamp(timeline.audio, timestamp)
-            if not self._has_video and (self._gop_cache or self.fanout.anyone_waits):
+            if not self._has_video and (self._gop_cache or self.fanout.anyone_waits or self.variants):
                 wirelog = self.wirelog
                 age_ms = (timestamp - wirelog.join_timestamp) & 0xFFFFFFFF
-                join_point = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
+                joins = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
             if self.vitals.asks_audio:
                 self.vitals.audio_frame(payload)
         else:
@@ -230,9 +312,11 @@ class Stream:
             timestamp = self.timeline.beside(timestamp)
             if kind == _HEADER:
                 self.headers.add_audio(payload)
-                self.wirelog.headers = self.headers.current
+                self._set_headers()
                 self.vitals.audio_header(payload)
-        self.wirelog.append(CSID_AUDIO, _AUDIO, timestamp, payload, join_point)
+        self.wirelog.append(CSID_AUDIO, _AUDIO, timestamp, payload, joins and (self._gop_cache or self.fanout.anyone_waits))
+        if self.variants:
+            self._append_to_variants(CSID_AUDIO, _AUDIO, timestamp, payload, joins)
         if self.flvlog is not None:
             self.flvlog.append(_AUDIO, timestamp, payload, kind)
         fanout = self.fanout
@@ -248,7 +332,7 @@ class Stream:
             payload = payload[len(_SET_DATA_FRAME) :]
         elif payload.startswith(_CLEAR_DATA_FRAME):
             self.headers.set_metadata(None)
-            self.wirelog.headers = self.headers.current
+            self._set_headers()
             return
         # FFmpeg's timecode messages are four bytes, 00 xx xx xx, and no AMF.
         if len(payload) <= 4:
@@ -258,8 +342,10 @@ class Stream:
             # FFmpeg takes onMetaData at any other time for a subtitle.
             timestamp = 0
             self.headers.set_metadata(payload)
-            self.wirelog.headers = self.headers.current
+            self._set_headers()
         self.wirelog.append(CSID_DATA, _DATA, timestamp, payload)
+        if self.variants:
+            self._append_to_variants(CSID_DATA, _DATA, timestamp, payload, joins=False)
         if self.flvlog is not None:
             self.flvlog.append(_DATA, timestamp, payload, _METADATA if payload.startswith(_ON_METADATA) else _OTHER)
         if self.fanout.active:
@@ -298,7 +384,8 @@ class Stream:
         self.vitals.sweep(now_s, self.bytes_in, self.video_messages - self.video_others)
         if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()
-        self.fanout.sweep(now_s, write_timeout_s)
+        for fanout in self.fanouts:
+            fanout.sweep(now_s, write_timeout_s)
 
     def reload(self, options: ApplicationConfig) -> None:
         """Go on under other options."""
@@ -307,10 +394,20 @@ class Stream:
         self.wirelog.cache_limit_bytes = options.limits.gop_cache_limit_bytes
         self._gop_cache = options.live.gop_cache
         if not options.live.gop_cache:
-            self.wirelog.forget_join_point()
+            self._forget_join_points()
+        for variant in self.variants.values():
+            variant.reload(options)
+        self.revise()
+
+    def flush(self, limit_s: float) -> None:
+        """Wait until players have had what the logs hold, those that keep up, at most *limit_s*."""
+        deadline = time.monotonic() + limit_s
+        for fanout in self.fanouts:
+            fanout.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Let go of everything."""
-        self.wirelog.forget_join_point()
-        self.fanout.close()
+        self._forget_join_points()
+        for fanout in self.fanouts:
+            fanout.close()
         self.vitals.close()

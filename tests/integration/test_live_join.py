@@ -141,8 +141,9 @@ def test_data_messages_arrive_in_order_among_the_media(shared, publisher, player
     assert late[0] == Item(DATA, 0, metadata(update))
 
 
-def test_multitrack_and_mod_ex_messages_pass_untouched(shared, publisher, player, name):
-    watcher = player(shared, name)
+def test_multitrack_and_mod_ex_messages_pass_untouched_to_those_who_take_them(shared, publisher, player, name):
+    capable = {"connect_properties": {"capsEx": 2 | 4}}
+    watcher = player(shared, name, **capable)
     encoder = publisher(shared, name)
     # Two tracks of one codec in one message, then ModEx with a nanosecond offset before coded frames, and an audio track.
     start = b"\x96\x10avc1" + b"\x00" + (5).to_bytes(3, "big") + b"first" + b"\x01" + (6).to_bytes(3, "big") + b"second"
@@ -152,7 +153,7 @@ def test_multitrack_and_mod_ex_messages_pass_untouched(shared, publisher, player
     sent = [Item(VIDEO, 0, start), Item(VIDEO, 0, frames), Item(VIDEO, 40, mod_ex), Item(AUDIO, 40, audio)]
     send(encoder, sent)
     assert played(watcher, audio) == sent
-    assert played(player(shared, name), audio) == sent
+    assert played(player(shared, name, **capable), audio) == sent
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,13 @@ def encoder(shared, raw, name):
     return raw(shared).publish(name)
 
 
+MULTITRACK_AND_MOD_EX = 2 | 4
+
+
 @pytest.fixture
 def watch(shared, player, name):
     """Return a function that adds a player."""
-    return lambda: player(shared, name)
+    return lambda: player(shared, name, connect_properties={"capsEx": MULTITRACK_AND_MOD_EX})
 
 
 # The chunk layer, live

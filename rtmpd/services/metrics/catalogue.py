@@ -81,6 +81,7 @@ FAILURES: Final = {
     "relay_loops": "a relay led back to where its stream came from",
     "relays_refused": "relay_limit was reached",
     "retention_errors": "old recordings could not be looked through or deleted",
+    "unsupported_codecs": "a player said that it does not take the codec of the video",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
 

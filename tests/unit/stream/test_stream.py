@@ -56,9 +56,16 @@ def stream(open_stream):
 def join(stream, message_stream_id=1):
     transport = FakeTransport()
     subscriber = Subscriber(transport, message_stream_id)
-    stream.players.add(subscriber)
+    stream.players.add(Watcher())
     stream.fanout.join(subscriber)
     return subscriber, transport
+
+
+class Watcher:
+    """A player that takes everything as it is published."""
+
+    def revise(self):
+        pass
 
 
 def data_message(*values, type_id=MessageType.DATA_AMF0, timestamp=0, prefix=b""):

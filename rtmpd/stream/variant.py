@@ -1,0 +1,129 @@
+"""Variants: a stream as players get it who can't take it as it is published.
+
+Each is a wire log of its own, with every message rewritten once, and a fan-out of its own; it exists only while such players do.
+Knows no session. Imports the fan-out (and so gevent).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rtmpd.protocol.message import CSID_AUDIO, CSID_VIDEO, MessageType
+from rtmpd.stream.fanout import Fanout
+from rtmpd.stream.headers import Headers
+from rtmpd.stream.subscriber import State, Subscriber
+from rtmpd.stream.wirelog import WireLog
+
+if TYPE_CHECKING:
+    from rtmpd.config.model import ApplicationConfig
+    from rtmpd.media.rewrite import Rewrite
+    from rtmpd.stream.pages import Page
+
+__all__ = ["Variant", "transfer"]
+
+_AUDIO, _VIDEO, _DATA = int(MessageType.AUDIO), int(MessageType.VIDEO), int(MessageType.DATA_AMF0)
+_REST_LIMIT_BYTES = 256 << 10
+"""A player that is further behind than this is not brought up to date before it goes over: it waits for a keyframe."""
+
+
+class Variant:
+    """One way to rewrite one stream.
+
+    Args:
+        name: The stream's key, for the log.
+        rewrite: What becomes of its messages.
+        options: The application's options.
+        published: The stream's log as it is published. What it keeps for late joiners, the variant has from the beginning.
+    """
+
+    def __init__(self, name: str, rewrite: Rewrite, options: ApplicationConfig, published: WireLog) -> None:
+        self.rewrite = rewrite
+        self.wirelog = WireLog(published.chunk_size, options.limits.gop_cache_limit_bytes)
+        self.fanout = Fanout(self.wirelog, options, name)
+        self._gop_cache = options.live.gop_cache
+        self._replay(published)
+
+    def _replay(self, published: WireLog) -> None:
+        """Take what the published log holds from its join point on."""
+        page, offset = published.join_page, published.join_offset
+        if page is not None:
+            self.set_headers(published.join_headers)
+            joins = True
+            while True:
+                message = published.read(page, offset)
+                if message is None:
+                    break
+                page, offset = message.page, message.offset
+                if message.type_id in (_AUDIO, _VIDEO, _DATA):
+                    self.append(message.csid, message.type_id, message.timestamp, message.payload, joins)
+                    joins = False
+        self.set_headers(published.headers)
+
+    def _rewritten(self, type_id: int, payload: bytes) -> bytes | None:
+        if type_id == _VIDEO:
+            return self.rewrite.video(payload)
+        return self.rewrite.audio(payload) if type_id == _AUDIO else payload
+
+    def set_headers(self, headers: Headers) -> None:
+        """Say what the headers of the published stream are from now on."""
+        rewritten = ((csid, type_id, self._rewritten(type_id, payload)) for csid, type_id, payload in headers.items)
+        items = dict.fromkeys((csid, type_id, payload) for csid, type_id, payload in rewritten if payload is not None)
+        self.wirelog.headers = Headers(tuple(items), headers.version)
+
+    def append(self, csid: int, type_id: int, timestamp: int, payload: bytes, joins: bool = False) -> None:
+        """Append a message of the stream, rewritten.
+
+        Args:
+            joins: Players may start here.
+        """
+        own = self._rewritten(type_id, payload)
+        if own is not None:
+            self.wirelog.append(csid, type_id, timestamp, own, joins and (self._gop_cache or self.fanout.anyone_waits))
+            if self.fanout.active:
+                self.fanout.wake()
+
+    def reload(self, options: ApplicationConfig) -> None:
+        """Go on under other options."""
+        self._gop_cache = options.live.gop_cache
+        self.fanout.reload(options)
+        self.wirelog.cache_limit_bytes = options.limits.gop_cache_limit_bytes
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.wirelog.forget_join_point()
+        self.fanout.close()
+
+
+def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
+    """Let a player go over to another fan-out of the same stream; return what stands for it there.
+
+    One that is nearly level gets the rest of the old log and goes on at the end of the new one, without a gap. Any other waits for
+    the next keyframe: what the new log holds before may be what it has had.
+    """
+    paused = subscriber.state is State.PAUSED
+    page, offset = old.place_of(subscriber)
+    rest = b""
+    level = page is not None and not subscriber.walks and old.wirelog.position - page.base - offset <= _REST_LIMIT_BYTES
+    if level:
+        assert page is not None
+        rest = _from(page, offset)
+        subscriber.leave_at(old.wirelog.tail, old.wirelog.tail.end)
+    owed = old.leave(subscriber)
+    successor = subscriber.successor()
+    successor.pending += owed + rest
+    if level:
+        new.join_at_end(successor)
+    else:
+        new.join(successor, new.wirelog.position)
+    if paused:
+        new.pause(successor)
+    return successor
+
+
+def _from(page: Page | None, offset: int) -> bytes:
+    """Return all bytes of a log from a cursor on."""
+    pieces = []
+    while page is not None:
+        pieces.append(page.view[offset : page.end])
+        page, offset = page.next, 0
+    return b"".join(pieces)
