@@ -5,8 +5,10 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rtmpd.media.rewrite import HEVC_FORMS, Rewrite, features
 from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
+from rtmpd.protocol.enhanced import parse_capabilities
 
 MEDIA = settings(deadline=None, max_examples=300)
 
@@ -169,3 +171,120 @@ def test_a_clock_that_jumps_runs_at_its_own_rate_from_jump_to_jump(runs):
                 assert out == last
             last = out
         previous = start + 40 * (count - 1)
+
+
+# Rewriting for players ----------------------------------------------------------------------------------------------------
+
+rewrites = st.builds(
+    Rewrite,
+    default_track=st.booleans(),
+    hevc=st.sampled_from(HEVC_FORMS),
+    mod_ex=st.booleans(),
+    video_track=st.sampled_from([0, 0, 0, 1, 255]),
+    audio_track=st.sampled_from([0, 0, 0, 1, 255]),
+)
+
+
+@MEDIA
+@given(payloads, rewrites)
+def test_any_payload_can_be_rewritten_and_then_needs_no_more_of_it(payload, rewrite):
+    for rewrites_it, info in ((rewrite.video, video_info), (rewrite.audio, audio_info)):
+        made = rewrites_it(payload)
+        if made is None:
+            continue
+        if made == payload:
+            assert made is payload
+        found = info(made)
+        if rewrite.identity:
+            assert made is payload
+        if not rewrite.mod_ex:
+            assert not found.mod_ex
+        if rewrite.default_track:
+            assert not found.multitrack
+        assert found.kind in (info(payload).kind, Kind.KEYFRAME, Kind.OTHER)
+
+
+@MEDIA
+@given(payloads, rewrites)
+def test_a_rewrite_that_does_not_matter_changes_nothing(payload, rewrite):
+    if not rewrite.matters(features(video_info(payload))):
+        assert rewrite.video(payload) is payload
+    if not rewrite.matters(features(audio_info(payload))):
+        assert rewrite.audio(payload) is payload
+
+
+frame_types = st.integers(0, 4) | st.integers(6, 7)
+offsets = st.sampled_from([b"\0\0\1", b"\x7f\xff\xff", b"\x80\0\0", b"\xff\xff\xff"])
+hvc1_messages = st.one_of(
+    st.builds(lambda kind, data: bytes((0x80 | kind << 4,)) + b"hvc1" + data, frame_types, st.binary(max_size=50)),
+    st.builds(
+        lambda kind, offset, data: bytes((0x81 | kind << 4,)) + b"hvc1" + offset + data,
+        frame_types,
+        offsets,
+        st.binary(max_size=50),
+    ),
+    st.builds(lambda kind, data: bytes((0x83 | kind << 4,)) + b"hvc1" + data, frame_types, st.binary(max_size=50)),
+    st.builds(lambda kind: bytes((0x82 | kind << 4,)) + b"hvc1", frame_types),
+)
+
+
+@MEDIA
+@given(hvc1_messages)
+def test_hevc_comes_back_from_codec_id_12_as_it_was(payload):
+    legacy = Rewrite(hevc="codec12").video(payload)
+    assert legacy is not None
+    assert legacy[0] & 0x8F == 12
+    assert video_kind(legacy) == video_kind(payload)
+    assert Rewrite(hevc="hvc1").video(legacy) == payload
+
+
+@MEDIA
+@given(st.data())
+def test_a_track_of_a_multitrack_message_becomes_the_message_that_it_would_have_been(data):
+    track_ids = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=6, unique=True))
+    track = data.draw(st.sampled_from(track_ids))
+    video = data.draw(st.booleans())
+    packet = data.draw(st.sampled_from([0, 1, 2, 3, 4, 5] if video else [0, 1, 2, 4]))
+    layout = data.draw(st.sampled_from([0, 1, 2]))
+    four_cc = data.draw(four_ccs)
+    first = 0x80 | data.draw(frame_types) << 4 if video else 0x90
+    bodies = {number: data.draw(st.binary(max_size=30)) for number in track_ids}
+    codes = {number: data.draw(four_ccs) if layout == 2 else four_cc for number in track_ids}
+    if layout == 0:
+        tracks = bytes((track,)) + bodies[track]
+    else:
+        tracks = b"".join(
+            (codes[number] if layout == 2 else b"") + bytes((number,)) + len(bodies[number]).to_bytes(3, "big") + bodies[number]
+            for number in track_ids
+        )
+    head = bytes((first | (6 if video else 5), layout << 4 | packet)) + (b"" if layout == 2 else four_cc)
+    rewrite = Rewrite(default_track=True, video_track=track, audio_track=track)
+    made = (rewrite.video if video else rewrite.audio)(head + tracks)
+    assert made == bytes((first | packet,)) + codes[track] + bodies[track]
+
+
+# What clients declare -----------------------------------------------------------------------------------------------------
+
+names = st.text(max_size=5) | st.sampled_from(["hvc1", "Opus", "*"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | names | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=10,
+)
+properties = st.dictionaries(
+    st.sampled_from(
+        ["fourCcList", "videoFourCcInfoMap", "audioFourCcInfoMap", "capsEx", "objectEncoding", "videoCodecs", "videoFunction"]
+    ),
+    values,
+)
+
+
+@MEDIA
+@given(properties, names)
+def test_whatever_a_client_declares_is_read(declared, four_cc):
+    found = parse_capabilities(declared)
+    assert found.object_encoding in (0, 3)
+    assert found.caps_ex >= 0
+    assert all(len(name) == 4 or name == "*" for name in (*found.four_ccs, *found.video, *found.audio))
+    assert found.takes_video(four_cc) in (True, False, None)
+    assert found.declared or (found.takes_video(four_cc) is None and found.takes_audio(four_cc) is None)
