@@ -25,6 +25,7 @@ from rtmpd.net.proxied import is_from, read_proxy_header
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.session.connection import Connection
+from rtmpd.session.reconnect import ask_to_reconnect, wait_until_gone
 from rtmpd.stream.stream import Stream
 
 if TYPE_CHECKING:
@@ -251,7 +252,8 @@ class Hub:
         """Let *publisher* publish *key*.
 
         Raises:
-            Refused: The name is being published by somebody else, belongs to no application, or the stream was here before.
+            Refused: The name is being published by somebody else, belongs to no application, the stream was here before, or
+                there are too many.
         """
         options = self._options(key, status.PUBLISH_DENIED)
         via = publisher.connection.via
@@ -264,7 +266,7 @@ class Hub:
             # It is gone if nobody was watching.
             stream = self.streams.get(key)
         if stream is None:
-            stream = self._open(key, options)
+            stream = self._open(key, options, status.STREAM_FAILED)
         stream.begin(publisher)
         stream.via = via
         self.counters["publishes"] += 1
@@ -299,7 +301,7 @@ class Hub:
         """Return the stream *key* for a player.
 
         Raises:
-            Refused: Nobody publishes it and players may not wait, or it belongs to no application.
+            Refused: Nobody publishes it and players may not wait, it belongs to no application, or there are too many.
         """
         options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
@@ -307,7 +309,12 @@ class Hub:
             if not options.live.wait_for_publisher:
                 raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
             if stream is None:
-                stream = self._open(key, options)
+                stream = self._open(key, options, status.PLAY_FAILED)
+        most = options.limits.players_per_stream_limit
+        if most and len(stream.players) >= most:
+            self.counters["players_refused"] += 1
+            reason = f"players_per_stream_limit is {most}"
+            raise Refused(status.PLAY_FAILED, f"{key} has too many players.", reason)
         stream.players.add(player)
         self.counters["plays"] += 1
         player.number = self.counters["plays"]
@@ -321,7 +328,12 @@ class Hub:
             self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         self._drop_if_idle(stream)
 
-    def _open(self, key: str, options: ApplicationConfig) -> Stream:
+    def _open(self, key: str, options: ApplicationConfig, code: str) -> Stream:
+        """Make a stream; raises `Refused` with *code*, which says that it may be had later, if there are too many."""
+        most = self.config.limits.stream_limit
+        if most and len(self.streams) >= most:
+            self.counters["streams_refused"] += 1
+            raise Refused(code, "The server has too many streams.", f"stream_limit is {most}")
         stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes, self._say_codec)
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
@@ -370,11 +382,41 @@ class Hub:
                     give_way()
             for stream in list(self.streams.values()):
                 stream.sweep(now, write_timeout_s)
+                publisher: Publisher | None = stream.publisher  # type: ignore[assignment]
+                if publisher is not None:
+                    publisher.sweep(now)
                 self._drop_if_idle(stream)
 
-    def stop(self) -> None:
-        """End every stream and close every connection: players are told, sessions end by themselves."""
+    def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:
+        """Ask clients to connect again; those that do not know how to are not asked.
+
+        Args:
+            tc_url: Where to; empty: where they are.
+            description: For people.
+            among: Of these connections; None: of all.
+
+        Returns:
+            How many were asked.
+        """
+        asked = ask_to_reconnect(self.connections if among is None else among, tc_url, description)
+        self.counters["reconnect_requests"] += len(asked)
+        return len(asked)
+
+    def _send_away(self, limit_s: float) -> None:
+        """Ask clients to reconnect; where there is another server, let them go there before their streams end."""
+        tc_url = self.config.server.drain_reconnect_url
+        asked = [connection for connection in self.connections if connection.capabilities.reconnect]
+        if asked and self.request_reconnect(tc_url, "The server is stopping.", asked) and tc_url:
+            wait_until_gone(asked, self.connections, limit_s)
+
+    def stop(self, limit_s: float = 0.0) -> None:
+        """End every stream and close every connection: players are told, sessions end by themselves.
+
+        Args:
+            limit_s: How long those may take who are asked to go to another server.
+        """
         self.stopping = True
+        self._send_away(limit_s)
         for stream in list(self.streams.values()):
             publisher: Publisher | None = stream.publisher  # type: ignore[assignment]
             stream.publisher = None
@@ -384,7 +426,7 @@ class Hub:
             stream.end()
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):
-            stream.fanout.flush(max(0.0, deadline - time.monotonic()))
+            stream.flush(max(0.0, deadline - time.monotonic()))
             # Those with players end with the last of these.
             self._drop_if_idle(stream)
         for connection in list(self.connections):

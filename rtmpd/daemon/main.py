@@ -183,8 +183,9 @@ class Daemon:
         self.on_stop(limit_s + _SERVICES_STOP_S + _END_S)
         log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
         self.ports.close()
-        self.hub.stop()
-        self.ports.wait(limit_s)
+        deadline = time.monotonic() + limit_s
+        self.hub.stop(limit_s)
+        self.ports.wait(max(0.0, deadline - time.monotonic()))
         self.ports.kill()
         stopping: list[Any] = [gevent.spawn(self._stop_services), self._at_once]
         gevent.wait(stopping, count=1)

@@ -31,6 +31,7 @@ __all__ = [
     "PUBLISH_START",
     "SEEK_FAILED",
     "SEEK_NOTIFY",
+    "STREAM_FAILED",
     "UNPAUSE_NOTIFY",
     "UNPUBLISH_SUCCESS",
     "info",
@@ -47,6 +48,9 @@ PUBLISH_START: Final = "NetStream.Publish.Start"
 PUBLISH_BAD_NAME: Final = "NetStream.Publish.BadName"
 PUBLISH_DENIED: Final = "NetStream.Publish.Denied"
 PUBLISH_REJECTED: Final = "NetStream.Publish.Rejected"
+STREAM_FAILED: Final = "NetStream.Failed"
+"""For what no other code says, and what may pass by itself: encoders try again."""
+
 UNPUBLISH_SUCCESS: Final = "NetStream.Unpublish.Success"
 
 PLAY_RESET: Final = "NetStream.Play.Reset"

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rtmpd.errors import (
     DeadlineExceeded,
@@ -27,7 +27,7 @@ from rtmpd.net.transport import deadline
 from rtmpd.protocol import status
 from rtmpd.protocol.command import decode_command
 from rtmpd.protocol.endpoint import Endpoint
-from rtmpd.protocol.enhanced import NOTHING_DECLARED
+from rtmpd.protocol.enhanced import NOTHING_DECLARED, reconnect_request
 from rtmpd.protocol.handshake import ServerHandshake
 from rtmpd.protocol.message import (
     COMMAND_TYPES,
@@ -42,17 +42,17 @@ from rtmpd.session.commands import COMMANDS, answer_unknown
 from rtmpd.session.log import ConnectionLog
 
 if TYPE_CHECKING:
-    from rtmpd.access import Authorizer
-    from rtmpd.config.model import Config, LimitsConfig, LiveConfig, ServerConfig
-    from rtmpd.events import EventBus, Scalar
+    from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
+    from rtmpd.events import Scalar
     from rtmpd.net.transport import Transport
     from rtmpd.protocol.chunk import RawMessage
+    from rtmpd.session.contract import ConnectionHub
     from rtmpd.session.outlet import SharedOutlet
     from rtmpd.session.player import Player
     from rtmpd.session.publisher import Publisher
     from rtmpd.stream.stream import Stream
 
-__all__ = ["Connection", "ConnectionHub", "MessageStream"]
+__all__ = ["Connection", "MessageStream"]
 
 log = logging.getLogger(__name__)
 
@@ -62,44 +62,6 @@ _LINGER_S = 1.5
 
 CLOSED = "connection closed"
 """Why a publish or play ended, when it was with its connection."""
-
-
-class ConnectionHub(Protocol):
-    """What a connection asks of the hub. Policy is there, not here."""
-
-    @property
-    def config(self) -> Config:
-        """The configuration in force."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the server is about to end."""
-
-    @property
-    def bus(self) -> EventBus:
-        """Where to say what happens."""
-
-    @property
-    def authorizer(self) -> Authorizer:
-        """Decides who may come in."""
-
-    def admit(self, app: str) -> LiveConfig:
-        """Let a client connect to an app and return what holds for it so far; raises `Refused`."""
-
-    def publish(self, key: str, publisher: Publisher) -> Stream:
-        """Let *publisher* publish *key*; raises `Refused`."""
-
-    def unpublish(self, stream: Stream, publisher: Publisher) -> None:
-        """Take leave of a publisher."""
-
-    def play(self, key: str, player: Player) -> Stream:
-        """Return the stream for a player; raises `Refused`."""
-
-    def unplay(self, stream: Stream, player: Player) -> None:
-        """Take leave of a player."""
-
-    def count(self, name: str) -> None:
-        """Count a failure."""
 
 
 class MessageStream:
@@ -460,16 +422,33 @@ class Connection:
         if self.transport.sending:
             return
         self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
+        self._send_now()
+
+    def ask_to_reconnect(self, tc_url: str, description: str) -> bool:
+        """Ask the client to connect again, if it said that it would; return whether it was asked. Does not wait."""
+        if not self.capabilities.reconnect or not self.connected or self.transport.sending or self.transport.close_reason:
+            return False
+        self.log.info("asked to reconnect%s", f" to {tc_url}" if tc_url else "")
+        # As all that is about the connection: on message stream 0, of which players know no media either.
+        self.send_status(0, reconnect_request(tc_url, description))
+        return self._send_now()
+
+    def _send_now(self) -> bool:
+        """Send what is queued without waiting; return whether it has gone out, or is bound to."""
         player = self.any_player()
         data = self.endpoint.take_outgoing()
         if player is not None:
             player.write(data)
-            return
-        # The sweep must not wait, and a publisher's socket has room for 18 bytes or is beyond help.
+            return True
+        # A publisher's socket has room for so little, or is beyond help.
         try:
-            self.transport.try_send(data)
+            sent = self.transport.try_send(data)
         except OSError as error:
-            self.log.debug("= ping not sent: %s", error)
+            self.log.debug("= not sent: %s", error)
+            return False
+        if sent < len(data):
+            self.cut_off("it takes nothing")
+        return sent == len(data)
 
     def cut_off(self, reason: str) -> None:
         """Close the connection for a reason that has been logged and counted."""

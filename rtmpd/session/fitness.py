@@ -22,8 +22,8 @@ _HVC1 = "hvc1"
 def wanted(capabilities: Capabilities, options: LiveConfig) -> Rewrite:
     """Return what is to be rewritten for a player, whatever is published now.
 
-    Who declares nothing gets plain tracks: those clients are older than multitrack and ModEx. HEVC they may know in either form,
-    which is for the operator to say.
+    Who declares nothing gets plain tracks: those clients are older than multitrack and ModEx. HEVC they may know in either
+    form, which is for the operator to say.
     """
     takes_hvc1 = capabilities.takes_video(_HVC1)
     return Rewrite(

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import gevent
+
 from rtmpd.events import EventType
+from rtmpd.protocol import status
+from rtmpd.stream.bitrate import BitrateWatch
 
 if TYPE_CHECKING:
     from rtmpd.session.connection import Connection, MessageStream
     from rtmpd.stream.stream import Stream
 
 __all__ = ["Publisher"]
+
+_LINGER_S = 1.5
+_WARN, _DISCONNECT = "warn", "disconnect"
+_OUTCOMES = {_WARN: "it may go on", _DISCONNECT: "it is disconnected"}
 
 
 class Publisher:
@@ -32,6 +41,7 @@ class Publisher:
         self.started_at = 0.0
         self._bytes_before = 0
         self._drops_before = 0
+        self._bitrate_watch = BitrateWatch()
 
     @property
     def key(self) -> str:
@@ -85,3 +95,41 @@ class Publisher:
     def evict(self, reason: str) -> None:
         """End the connection that publishes."""
         self.connection.transport.close(reason)
+
+    def sweep(self, now_s: float) -> None:
+        """Deal with a publisher that sends more than it may. Called by the hub, once a second."""
+        stream = self.stream
+        if stream is None:
+            return
+        limits, bitrate = stream.options.limits, stream.vitals.bitrate
+        limit, grace_s, action = limits.publish_bitrate_limit, limits.publish_bitrate_grace_s, limits.publish_bitrate_action
+        if not self._bitrate_watch.is_due(now_s, bitrate, limit=limit, grace_s=grace_s, action=action):
+            return
+        connection = self.connection
+        connection.hub.count("publish_bitrate_exceeded")
+        told = f"it has sent {bitrate / 1000:.0f} kbit/s, and more than {limit / 1000:g} kbit/s for {grace_s:g} s"
+        connection.log.warning("%s: %s (publish_bitrate_limit): %s", stream.key, told, _OUTCOMES[action])
+        if action == _DISCONNECT:
+            # An encoder that only tried again would send as much again.
+            text = f"The bitrate is too high: {bitrate / 1000:.0f} kbit/s, and {limit / 1000:g} kbit/s are allowed."
+            self._expel(status.PUBLISH_REJECTED, text, "publish_bitrate_limit")
+
+    def _expel(self, code: str, description: str, reason: str) -> None:
+        """End the publish, and tell the client why; its connection is closed when it has had the time to read that.
+
+        Never waits. What the client sends meanwhile is read and thrown away: unread, it would make the kernel reset the
+        connection, and the client would not learn why.
+        """
+        connection = self.connection
+        connection.leave(self.message_stream, reason)
+        connection.send_status(self.message_stream.id, status.info(code, description))
+        if not connection.transport.sending:
+            data = connection.endpoint.take_outgoing()
+            player = connection.any_player()
+            if player is not None:
+                player.write(data)
+            else:
+                # A socket that has no room for so little, or has failed, is beyond help.
+                with suppress(OSError):
+                    connection.transport.try_send(data)
+        gevent.spawn_later(_LINGER_S, connection.cut_off, reason)

@@ -59,6 +59,7 @@ COUNTERS: Final = {
     "player_skips": Total("rtmpd_player_skips", "Times that a player was too far behind and moved to a keyframe."),
     "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
     "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
+    "reconnect_requests": Total("rtmpd_reconnect_requests", "Clients that were asked to connect again."),
     "takeovers": Total("rtmpd_takeovers", "Publishers that were silent and made way for another."),
 }
 """Counters of the hub, by name, that have a family of their own."""
@@ -74,13 +75,16 @@ FAILURES: Final = {
     "http_deadlines": "a request to the HTTP listener took too long",
     "internal_errors": "a bug; the log has a traceback",
     "limits_exceeded": "a client asked for more than a limit allows",
+    "players_refused": "players_per_stream_limit was reached",
     "protocol_errors": "a client broke the protocol",
     "proxy_errors": "a load balancer sent no PROXY header, or a wrong one",
+    "publish_bitrate_exceeded": "a publisher sent more than publish_bitrate_limit for too long",
     "refused": "a connect, publish or play was refused",
     "relay_failures": "a relay did not come up, or lost its connection",
     "relay_loops": "a relay led back to where its stream came from",
     "relays_refused": "relay_limit was reached",
     "retention_errors": "old recordings could not be looked through or deleted",
+    "streams_refused": "stream_limit was reached",
     "unsupported_codecs": "a player said that it does not take the codec of the video",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
