@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(problem, file=sys.stderr)
         return 1
     if arguments.check_config:
-        return _print(f"{arguments.config or _DEFAULTS_NAME}: ok\n")
+        return _check(config, arguments)
     if arguments.print_config:
         from rtmpd.config.loader import origins
         from rtmpd.config.render import render_config
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rtmpd", description="An RTMP server.", allow_abbrev=False)
     parser.add_argument("-c", "--config", metavar="FILE", help="the configuration file; without it, the defaults")
     actions = parser.add_mutually_exclusive_group()
-    actions.add_argument("--check-config", action="store_true", help="say whether the configuration is right, and exit")
+    actions.add_argument("--check-config", action="store_true", help="say whether the configuration would work here, and exit")
     actions.add_argument("--print-config", action="store_true", help="print the whole effective configuration, and exit")
     actions.add_argument("--sign-publish", metavar="URL", help="print this URL with a signature to publish, and exit")
     actions.add_argument("--sign-play", metavar="URL", help="print this URL with a signature to play, and exit")
@@ -144,6 +144,19 @@ def _seconds(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**10:
         raise argparse.ArgumentTypeError("expected a whole number of seconds")
     return int(text)
+
+
+def _check(config: Config, arguments: argparse.Namespace) -> int:
+    """Check a configuration, whose values are right, against this machine; say what is wrong."""
+    from rtmpd.config.loader import origins
+    from rtmpd.daemon.preflight import preflight
+
+    name = arguments.config or _DEFAULTS_NAME
+    places = origins(arguments.config, _overrides(arguments))
+    found = preflight(config, name, places, is_file=arguments.config is not None)
+    for line in found.notes + found.problems:
+        print(line, file=sys.stderr)
+    return 1 if found.problems else _print(f"{name}: ok\n")
 
 
 def _sign(config: Config, arguments: argparse.Namespace) -> int:

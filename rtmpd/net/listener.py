@@ -21,7 +21,7 @@ from rtmpd.net.transport import Transport, format_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Listener", "bind", "inherit", "places"]
+__all__ = ["Listener", "bind", "inherit", "numeric", "places", "reserve", "why_not"]
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +37,33 @@ def bind(address: ListenAddress) -> socket:
         RtmpdError: The address can't be listened on; the message says why and what to do.
     """
     try:
-        return _bind(address)
+        sock = reserve(address)
+        try:
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
     except OSError as error:
-        hint = ""
-        if error.errno == errno.EADDRINUSE:
-            hint = ": another server (or another rtmpd) has it"
-        elif error.errno == errno.EACCES:
-            hint = ": ports below 1024 need CAP_NET_BIND_SERVICE"
-        raise RtmpdError(f"can't listen on {address}: {error.strerror or error}{hint}") from None
+        raise RtmpdError(f"can't listen on {address}: {why_not(error)}") from None
+    return sock
 
 
-def _bind(address: ListenAddress) -> socket:
+def why_not(error: OSError) -> str:
+    """Say why an address can't be listened on, and what to do."""
+    hint = {
+        errno.EADDRINUSE: ": another server (or another rtmpd) has it",
+        errno.EACCES: ": ports below 1024 need CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: ": no interface of this host has it",
+    }.get(error.errno or 0, "")
+    return f"{error.strerror or error}{hint}"
+
+
+def reserve(address: ListenAddress) -> socket:
+    """Make a socket for an address, bound as `bind` does, that does not listen.
+
+    Raises:
+        OSError: It can't be bound, or nobody knows the host.
+    """
     host = address.host
     if not host:
         if stdlib_socket.has_dualstack_ipv6():
@@ -63,7 +79,6 @@ def _bind(address: ListenAddress) -> socket:
         if family == stdlib_socket.AF_INET6:
             sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1 if address.host else 0)
         sock.bind(target)
-        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
@@ -89,10 +104,10 @@ def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> l
     sockets = {sock: ListenAddress(*_bound(sock)) for sock in inherited}
     others: list[ListenAddress] = []
     for address in addresses:
-        holder = next((has for has in sockets.values() if has.overlaps(_numeric(address))), None)
+        holder = next((has for has in sockets.values() if has.overlaps(numeric(address))), None)
         if holder is None:
             others.append(address)
-        elif holder != _numeric(address):
+        elif holder != numeric(address):
             log.warning("not listening on %s by itself: the socket %s, which was handed over, has it", address, holder)
     return [*sockets, *others]
 
@@ -103,7 +118,7 @@ def _bound(sock: socket) -> tuple[str, int]:
     return ("", addresses[0][1]) if len(addresses) > 1 else addresses[0]
 
 
-def _numeric(address: ListenAddress) -> ListenAddress:
+def numeric(address: ListenAddress) -> ListenAddress:
     """Return an address without a name in it; as it is, if nobody knows the name: to bind it fails in time, and says so."""
     try:
         return ListenAddress(str(_resolve(address)[1][0]), address.port) if address.host else address

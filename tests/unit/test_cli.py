@@ -31,7 +31,7 @@ def daemon(monkeypatch):
 @pytest.fixture
 def ini(tmp_path):
     path = tmp_path / "rtmpd.ini"
-    path.write_text("[server]\nlisten = :1\n[log]\nlevel = error\n[applications]\n[[ü]]\n")
+    path.write_text("[server]\nlisten = :0\n[log]\nlevel = error\n[applications]\n[[ü]]\n")
     return str(path)
 
 
@@ -84,8 +84,18 @@ def test_a_right_file_is_called_ok(daemon, ini, capsys):
 
 
 def test_the_defaults_are_ok(capsys):
-    assert cli.main(["--check-config"]) == 0
+    assert cli.main(["--check-config", "--listen", "127.0.0.1:0"]) == 0
     assert capsys.readouterr().out == "the built-in configuration: ok\n"
+
+
+def test_a_right_file_that_does_not_fit_this_machine_is_not(tmp_path, capsys):
+    path = tmp_path / "rtmpd.ini"
+    path.write_text("[server]\nlisten = 192.0.2.1:1\n[record]\nrecord_all = yes\nrecord_directory = /no/where\n")
+    assert cli.main(["-c", str(path), "--check-config", "--record-dir", "/nor/here"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = [line for line in output.err.splitlines() if ": note: " not in line]
+    assert [line.partition(": ")[0] for line in lines] == ["--record-dir", f"{path}:2"]
 
 
 @pytest.mark.parametrize("flag", ["--check-config", "--print-config"])
@@ -100,7 +110,7 @@ def test_the_effective_configuration_is_printed(ini, capsys):
     assert cli.main(["-c", ini, "--log-level", "debug", "--print-config"]) == 0
     printed = load_text(capsys.readouterr().out)
     assert printed.log.level == "debug"
-    assert [str(address) for address in printed.server.listen] == [":1"]
+    assert [str(address) for address in printed.server.listen] == [":0"]
     assert list(printed.applications) == ["ü"]
 
 
@@ -164,7 +174,7 @@ def test_the_locale_does_not_matter(tmp_path, ini):
     Path(os.fsdecode(odd)).touch()
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     assert "[[ü]]".encode() in command("-c", ini, "--print-config", env=environment).stdout
-    assert command("-c", odd, "--check-config", env=environment).stdout == odd + b": ok\n"
+    assert command("-c", odd, "--listen", ":0", "--check-config", env=environment).stdout == odd + b": ok\n"
 
 
 def test_print_config_says_where_each_option_was_set(capsys, tmp_path):

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -25,7 +24,8 @@ from rtmpd.protocol import adobe_auth, status
 from rtmpd.services.auth.bans import Bans
 from rtmpd.services.auth.callback import Call, CallbackFailed, name_of, place_of
 from rtmpd.services.auth.rules import Denied, Rules
-from rtmpd.services.auth.table import FILE_LIMIT_BYTES, Table, TableError, parse_table
+from rtmpd.services.auth.table import Table, TableError
+from rtmpd.services.auth.table_file import read_table
 from rtmpd.services.threads import Threads
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Auth:
         config = self._hub.config
         for path in _paths(config):
             try:
-                self._files[path] = _read(path)
+                self._files[path] = read_table(path)
             except TableError as error:
                 raise RtmpdError(f"auth_file {path}: {error}") from None
         self._make_rules(config)
@@ -121,7 +121,7 @@ class Auth:
         files: dict[str, Table] = {}
         for path in _paths(config):
             try:
-                files[path] = self._reader.call(_read, path)
+                files[path] = self._reader.call(read_table, path)
             except TableError as error:
                 self._hub.count("auth_file_errors")
                 log.error("auth_file %s: %s; what was read before stays in force", path, error)
@@ -305,16 +305,3 @@ def _parts(config: Config) -> Iterator[tuple[str, AuthConfig]]:
 def _paths(config: Config) -> list[str]:
     """Every file that is to be read."""
     return sorted({auth.auth_file for _, auth in _parts(config) if auth.auth_file})
-
-
-def _read(path: str) -> Table:
-    """Read a file.
-
-    Raises:
-        TableError: It can't be read, or is wrong.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return parse_table(file.read(FILE_LIMIT_BYTES + 1))
-    except OSError as error:
-        raise TableError(f"can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None

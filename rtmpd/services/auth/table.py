@@ -14,6 +14,7 @@ Pure. What is wrong with a file is said without any secret.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from dataclasses import dataclass, field
@@ -108,7 +109,8 @@ def parse_table(data: bytes) -> Table:
     if len(data) > FILE_LIMIT_BYTES:
         raise TableError(f"it is larger than {FILE_LIMIT_BYTES} bytes")
     try:
-        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        # Not by "utf-8-sig": that would be loaded now, maybe as a user who may not read where Python is.
+        found = json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError:
         raise TableError("it is not UTF-8 text") from None
     except json.JSONDecodeError as error:

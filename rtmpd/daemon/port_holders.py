@@ -1,0 +1,131 @@
+"""Who listens on a port of this machine, as /proc tells it. Imports the configuration's address type.
+
+What a process of another user has open is only shown to root, so there may be a socket and nobody who has it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rtmpd.config.model import ListenAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Holder", "ListeningSocket", "holders_of", "listening_sockets"]
+
+_PROC: Final = Path("/proc")
+_LISTEN = "0A"
+_PROGRAM_ARGUMENTS = 4
+"""So far from the front of a command line the program's name may be: ``python3 -P -m rtmpd``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningSocket:
+    """A TCP socket that listens.
+
+    Attributes:
+        address: Where. ``::`` may mean IPv4, too: /proc does not say.
+        user_id: Who made it.
+        inode: Its number, by which processes name it.
+    """
+
+    address: ListenAddress
+    user_id: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has a socket open.
+
+    Attributes:
+        pid: Its number.
+        name: What the kernel calls it.
+        arguments: Its command line.
+        directory: Its working directory; empty: it may not be seen.
+    """
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+    directory: str
+
+    @property
+    def is_rtmpd(self) -> bool:
+        """Whether it is an rtmpd, by its command line."""
+        return any(Path(each).name == "rtmpd" for each in self.arguments[:_PROGRAM_ARGUMENTS])
+
+    @property
+    def config_file(self) -> str:
+        """The configuration file that an rtmpd was started with, absolute; empty: none."""
+        found = ""
+        for index, each in enumerate(self.arguments):
+            if each in ("-c", "--config"):
+                found = self.arguments[index + 1] if index + 1 < len(self.arguments) else ""
+            elif each.startswith("--config="):
+                found = each.partition("=")[2]
+            elif each.startswith("-c") and not each.startswith("--"):
+                found = each[2:]
+        return str(Path(self.directory, found)) if found else ""
+
+
+def listening_sockets(address: ListenAddress, proc: Path = _PROC) -> list[ListeningSocket]:
+    """Return the sockets because of which an address, without a name in it, can't be listened on."""
+    found = [each for table in ("tcp", "tcp6") for each in _of_table(proc / "net" / table) if each.address.port == address.port]
+    # If none of them has it clearly, it is one whose "::" means IPv4 as well.
+    return [each for each in found if each.address.overlaps(address)] or found
+
+
+def _of_table(path: Path) -> Iterator[ListeningSocket]:
+    try:
+        lines = path.read_text().splitlines()[1:]
+    except OSError:
+        # A kernel without IPv6.
+        return
+    for line in lines:
+        fields = line.split()
+        if fields[3] == _LISTEN:
+            host, _, port = fields[1].partition(":")
+            yield ListeningSocket(ListenAddress(_host(host), int(port, 16)), int(fields[7]), int(fields[9]))
+
+
+def _host(digits: str) -> str:
+    """Read an address: words of 32 bits, each in the byte order of the machine."""
+    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    return str(ipaddress.ip_address(struct.pack(f"={len(words)}I", *words)))
+
+
+def holders_of(sockets: list[ListeningSocket], proc: Path = _PROC) -> list[Holder]:
+    """Return the processes that have one of the sockets open, as far as this one may see that."""
+    wanted = {f"socket:[{each.inode}]" for each in sockets}
+    found = []
+    for process in proc.iterdir():
+        if process.name.isdigit() and _has_open(process, wanted):
+            try:
+                arguments = tuple(os.fsdecode(each) for each in (process / "cmdline").read_bytes().split(b"\0")[:-1])
+                name = (process / "comm").read_text(errors="backslashreplace").strip()
+            except OSError:
+                continue
+            found.append(Holder(int(process.name), name, arguments, _link(process / "cwd")))
+    return sorted(found, key=lambda each: each.pid)
+
+
+def _has_open(process: Path, wanted: set[str]) -> bool:
+    try:
+        return any(_link(each) in wanted for each in (process / "fd").iterdir())
+    except OSError:
+        # It has ended, or belongs to somebody else.
+        return False
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""

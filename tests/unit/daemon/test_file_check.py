@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.daemon.file_check import check_files
+
+
+def found(ini, config_file=""):
+    return [(".".join(each.path), each.text) for each in check_files(load_text(ini), config_file) if not each.is_note]
+
+
+def notes(ini, config_file=""):
+    return [(".".join(each.path), each.text) for each in check_files(load_text(ini), config_file) if each.is_note]
+
+
+@pytest.fixture
+def unprivileged(monkeypatch):
+    """Rights as somebody has them who is not root: nothing may be written to, or run, that says ``no`` in its name."""
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and (mode == os.F_OK or "no" not in str(path)))
+
+
+def record(path):
+    return f"[record]\nrecord_all = yes\nrecord_directory = {path}\n"
+
+
+def test_the_defaults_name_no_file():
+    assert found("") == []
+
+
+def test_a_directory_of_recordings_is_there_or_is_made_and_the_check_does_not_make_it(tmp_path):
+    assert found(record(tmp_path)) == []
+    assert found(record(tmp_path / "new")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_last_directory_of_a_path_is_made(tmp_path):
+    ((option, text),) = found(record(tmp_path / "a" / "b"))
+    assert option == "record.record_directory"
+    assert text.startswith(f"{tmp_path}/a/b can't be made: there is no directory {tmp_path}/a, ")
+
+
+def test_a_file_where_a_directory_is_expected(tmp_path):
+    (tmp_path / "file").touch()
+    assert found(record(tmp_path / "file")) == [
+        ("record.record_directory", f"{tmp_path}/file is no directory, one is expected")
+    ]
+    ((_, text),) = found(record(tmp_path / "file" / "x"))
+    assert text == f"{tmp_path}/file/x can't be looked at by the user {_me()}: Not a directory"
+
+
+def _me():
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def test_a_directory_that_may_not_be_written_to(tmp_path, unprivileged):
+    (tmp_path / "no").mkdir()
+    for path in ("no", "no/new"):
+        ((_, text),) = found(record(tmp_path / path))
+        assert f"may not write to the directory {tmp_path}/no: chown or chmod it" in text
+
+
+def test_a_file_system_that_is_read_only(monkeypatch, tmp_path):
+    class ReadOnly:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly)
+    ((_, text),) = found(record(tmp_path))
+    assert text == f"{tmp_path} is on a file system that is read-only here"
+
+
+def test_without_recordings_their_directory_does_not_matter():
+    assert found("[record]\nrecord_directory = /nowhere/at/all\n") == []
+    assert found("[record]\nrecord_streams = live/*\nrecord_directory = /nowhere/at/all\n") != []
+
+
+@pytest.mark.parametrize("option", ["log_file", "access_log_file"])
+def test_log_files(option, tmp_path, unprivileged):
+    def problem(path):
+        results = found(f"[log]\n{option} = {path}\n")
+        assert all(name == f"log.{option}" for name, _ in results)
+        return "".join(text for _, text in results)
+
+    (tmp_path / "there").touch()
+    (tmp_path / "denied-no").touch()
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "file")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "socket"))
+        assert "is a socket or a disk, a file or a named pipe is expected" in problem(tmp_path / "socket")
+    # Nobody reads the pipe: to open it would wait, or fail.
+    for good in ("there", "new", "pipe"):
+        assert problem(tmp_path / good) == ""
+    assert "may not write to" in problem(tmp_path / "denied-no")
+    assert problem(tmp_path / "directory") == f"{tmp_path}/directory is a directory, a file is expected"
+    assert f"can't be made: there is no directory {tmp_path}/missing" in problem(tmp_path / "missing" / "log")
+    assert f"can't be made: there is no directory {tmp_path}/missing" in problem(tmp_path / "dangling")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_journal_that_is_not_there(monkeypatch, tmp_path):
+    from rtmpd.daemon import file_check
+
+    sink = file_check.JournalSink
+    monkeypatch.setattr(file_check, "JournalSink", lambda: sink(str(tmp_path / "none")))
+    ((option, text),) = found("[log]\nlog_target = journal\n")
+    assert (option, "log_file, works without" in text) == ("log.log_target", True)
+    assert found(f"[log]\nlog_target = journal\nlog_file = {tmp_path}/log\n") == []
+
+
+def test_tables_of_tokens_are_read_once_and_named_where_they_are_set(tmp_path):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text('\ufeff{"live/a": "token"}')
+    bad.write_text('{"live/a": 3}')
+    ini = "[auth]\nauth_mode = file\nauth_file = {}\n[applications]\n[[live]]\n[[studio]]\nauth_file = {}\n"
+    assert found(ini.format(good, good)) == []
+    ((option, text),) = found(ini.format(good, bad))
+    assert option == "applications.studio.auth_file"
+    assert text.startswith(f"{bad}: ")
+    assert [option for option, _ in found(ini.format(bad, good))] == ["auth.auth_file"]
+    ((_, text),) = found(ini.format(tmp_path / "none", good))
+    assert text == f"{tmp_path}/none: can't be read: No such file or directory"
+
+
+def test_programs_of_hooks(tmp_path, unprivileged):
+    def problem(path):
+        return "".join(text for _, text in found(f"[hooks]\nhook_scripts = publish_start={path} -x, publish_stop={path}\n"))
+
+    def script(name, first, mode=0o755):
+        path = tmp_path / name
+        path.write_text(first + "\nexit 0\n")
+        path.chmod(mode)
+        return path
+
+    assert problem(script("good", "#!/bin/sh -e")) == ""
+    assert problem("/bin/sh") == ""
+    assert "may not run" in problem(script("plain", "#!/bin/sh", 0o644))
+    assert "is no program: a script begins with" in problem(script("bare", "echo hello"))
+    assert 'begins with "#!/bin/dash5", which' in problem(script("wrong", "#!/bin/dash5"))
+    assert problem(tmp_path).endswith("is no file, a program is expected")
+    assert problem(tmp_path / "missing").endswith("No such file or directory")
+
+
+def test_what_a_reload_may_not_read_is_a_note(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("abc")
+    ini = f"[auth]\nauth_callback = file:{tmp_path}/secret\n[hooks]\nhook_secret = file:{tmp_path}/secret\n"
+    (tmp_path / "secret").write_text("http://localhost/ask")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert [option for option, _ in notes(ini, "/etc/rtmpd.ini")] == [
+        "server.user",
+        "auth.auth_callback",
+        "hooks.hook_secret",
+    ]

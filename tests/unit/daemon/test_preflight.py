@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from rtmpd.config.loader import load_file, load_text, origins
+from rtmpd.daemon import preflight as module
+from rtmpd.daemon.findings import Finding
+from rtmpd.daemon.preflight import preflight
+
+
+def check(tmp_path, ini, overrides=None):
+    path = tmp_path / "rtmpd.ini"
+    path.write_text(ini)
+    config = load_file(path, overrides or {})
+    return preflight(config, str(path), origins(path, overrides or {}), is_file=True)
+
+
+def test_problems_name_the_line_the_flag_or_only_the_file(tmp_path):
+    ini = (
+        "[server]\nlisten = 127.0.0.1:0\n[metrics]\nmetrics_listen = media.invalid:1\n"
+        "[auth]\nauth_mode = file\nauth_file = /nope\n[applications]\n[[live]]\nauth_file = /none\n[record]\nrecord_all = yes\n"
+    )
+    overrides = {("record", "record_directory"): "/no/where", ("log", "log_file"): "/"}
+    found = check(tmp_path, ini, overrides)
+    places = [line.partition(" ")[0] for line in found.problems]
+    path = tmp_path / "rtmpd.ini"
+    assert places == ["--record-dir:", "--log-file:", f"{path}:7:", f"{path}:10:", f"{path}:4:"]
+    assert found.problems[1] == "--log-file: [log] log_file: / is a directory, a file is expected"
+    assert found.problems[3].startswith(f"{path}:10: [applications] [[live]] auth_file: /none: can't be read")
+
+
+def test_what_nobody_has_set_names_the_file(monkeypatch):
+    config = load_text("", "the file", {("server", "listen"): ["127.0.0.1:0"]})
+    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (20, 20))
+    (problem,) = preflight(config, "the file", {}, is_file=False).problems
+    assert problem.startswith("the file: [limits] connection_limit: a server of only ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_looks_as_the_user_that_the_server_becomes(tmp_path):
+    (tmp_path / "log").touch(0o600)
+    ini = f"[server]\nlisten = 127.0.0.1:0\nuser = nobody\n[log]\nlog_file = {tmp_path}/log\n"
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    (problem,) = check(tmp_path, ini).problems
+    text = f"the user nobody may not write to {tmp_path}/log: chown or chmod it, or name another"
+    assert problem == f"{tmp_path}/rtmpd.ini:5: [log] log_file: {text}"
+    # And is root as before.
+    assert os.geteuid() == 0
+    os.chown(tmp_path / "log", 65534, 65534)
+    assert check(tmp_path, ini).problems == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a note for root")
+def test_root_without_a_user_is_told_what_that_says(tmp_path):
+    found = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\n")
+    assert found.problems == []
+    assert [line.partition("] ")[2][:32] for line in found.notes] == ["user: note: files were looked at"]
+
+
+def test_a_user_that_there_is_not(tmp_path):
+    (problem,) = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\nuser = never-made\n").problems
+    assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [server] user: there is no user never-made: ")
+    (problem,) = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\ngroup = never-made\n").problems
+    assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [server] group: there is no group never-made")
+
+
+def test_disks_have_a_deadline():
+    begun = time.monotonic()
+    (finding,) = module._in_child(signal.pause, 0.2)
+    assert time.monotonic() - begun < 10
+    assert finding.text == "the files could not be looked at within 0.2 s: is a disk away?"
+
+
+def test_what_is_found_comes_over_whole():
+    findings = [
+        Finding(("applications", "ü", "auth_file"), "\udcff\n" * 100_000),
+        Finding(("log", "log_file"), "", is_note=True),
+    ]
+    assert module._in_child(lambda: findings, 10) == findings
+
+
+def test_a_bug_in_the_check_is_no_silence(capfd):
+    with pytest.raises(RuntimeError, match="the check of files failed"):
+        module._in_child(lambda: [1 / 0], 10)
+    assert "ZeroDivisionError" in capfd.readouterr().err
