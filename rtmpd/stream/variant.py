@@ -97,8 +97,8 @@ class Variant:
 def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     """Let a player go over to another fan-out of the same stream; return what stands for it there.
 
-    One that is nearly level gets the rest of the old log and goes on at the end of the new one, without a gap. Any other waits for
-    the next keyframe: what the new log holds before may be what it has had.
+    One that has had nothing yet begins as any other. One that is nearly level gets the rest of the old log and goes on at the end
+    of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before may be what it has had.
     """
     paused = subscriber.state is State.PAUSED
     page, offset = old.place_of(subscriber)
@@ -114,7 +114,8 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     if level:
         new.join_at_end(successor)
     else:
-        new.join(successor, new.wirelog.position)
+        fresh = not subscriber.messages and subscriber.left_at is None
+        new.join(successor, 0 if fresh else new.wirelog.position)
     if paused:
         new.pause(successor)
     return successor
