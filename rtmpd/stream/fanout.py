@@ -1,27 +1,27 @@
 """Fan-out: hands the bytes of one wire log to all of a stream's players.
 
 Players that are level share one cursor, the group's (rtmpd.stream.group), and get new bytes in passes. Who can't take all
-leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again. Between
-passes delivery rests in proportion to its work, to keep to its share of the core: with few players every message goes out at
-once, with thousands they batch by themselves. A player that falls too far behind is moved to the newest keyframe, or waits for
-the next. Replies enter a player's bytes only at a message boundary. May import gevent; makes no sockets and knows no session.
+leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again.
+rtmpd.stream.pump says when there is a pass, rtmpd.stream.backpressure what becomes of players that fall too far behind. Replies
+enter a player's bytes only at a message boundary. May import gevent; makes no sockets and knows no session.
 """
 
 from __future__ import annotations
 
-import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import gevent
-from gevent.event import Event
 
 from rtmpd.loop import give_way
+from rtmpd.stream.backpressure import Backpressure
 from rtmpd.stream.group import SLICE_S, Group
+from rtmpd.stream.pump import Pump
 from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Set
 
     from rtmpd.config.model import ApplicationConfig
     from rtmpd.stream.pages import Page
@@ -29,14 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PENDING_LIMIT_BYTES", "Fanout"]
 
-log = logging.getLogger(__name__)
-
 PENDING_LIMIT_BYTES = 256 << 10
 """Replies that wait for a player who does not read. One who asks for more than this is cut off."""
 
-_SHORTEST_REST_S = 0.0005
-_AVERAGED = 8  # passes
-_AFTER_BUG_S = 0.01
 _FLUSH_STEP_S = 0.005
 
 
@@ -49,29 +44,34 @@ class Fanout:
     Attributes:
         bytes_sent: Handed to players' sockets, all together.
         skips: Players moved to a newer keyframe because they were too far behind.
+        dropped: Messages that players were not sent for being slow: those skipped, and disposable frames.
+        disposed: The disposable frames among these.
+        disconnects: Players disconnected by ``backpressure_policy``.
         stalled: Players cut off because they took nothing.
+        wake: Says that the log has grown. Cheap, and only needed while ``active``.
+        active: Whether there is anyone to wake the fan-out for.
     """
 
     def __init__(self, wirelog: WireLog, options: ApplicationConfig, name: str) -> None:
         self.wirelog = wirelog
-        self.reload(options)
+        self.options = options.live
+        self.backpressure = Backpressure(wirelog, options.backpressure)
         self.name = name
-        self.bytes_sent = self.skips = self.stalled = 0
+        self.bytes_sent = self.skips = self.dropped = self.disposed = self.disconnects = self.stalled = 0
         self._group = Group()
         self._alone: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()
         self._paused: set[Subscriber] = set()
         self._joins_handled = 0  # the join point at which those who waited were last let in
         self._at_rest: list[Callable[[], None]] = []
-        self._idle, self._wakeup = True, Event()
-        self._greenlet: gevent.Greenlet[[], None] | None = None
-        self._swept_position = 0
-        self._spent_s = 0.0  # what a pass takes, averaged
-        self.active = False  # whether there is anyone to wake the fan-out for
+        self._pump = Pump(name, options.live, self._at_end, self._pass, self._rest)
+        self.wake = self._pump.wake
+        self.active = False
 
     def reload(self, options: ApplicationConfig) -> None:
         """Go on under other options."""
-        self.options, self.backpressure = options.live, options.backpressure
+        self.options = self._pump.options = options.live
+        self.backpressure.reload(options.backpressure)
 
     # Players come and go -----------------------------------------------------------------------------------------------
 
@@ -80,8 +80,13 @@ class Fanout:
 
     @property
     def anyone_waits(self) -> bool:
-        """Whether a subscriber waits for a join point."""
-        return bool(self._waiting)
+        """Whether a subscriber waits for a join point, or should be moved to one."""
+        return bool(self._waiting) or self.backpressure.wants_keyframe
+
+    @property
+    def alone(self) -> Set[Subscriber]:
+        """Those with a cursor of their own."""
+        return self._alone
 
     @property
     def has_cursors(self) -> bool:
@@ -90,13 +95,21 @@ class Fanout:
 
     def join(self, subscriber: Subscriber, not_before: int = 0) -> None:
         """Let a subscriber in: from the join point, if there is one at that position or behind; else it waits for the next."""
-        if self._greenlet is None:
-            self._greenlet = gevent.spawn(self._run)
+        self._welcome(subscriber)
+        self._start(subscriber, not_before)
+
+    def join_at_end(self, subscriber: Subscriber) -> None:
+        """Let a subscriber in that has had, from another log of the stream, all that this one holds."""
+        self._welcome(subscriber)
+        self._start_at_end(subscriber)
+        self._serve(subscriber)
+
+    def _welcome(self, subscriber: Subscriber) -> None:
+        self._pump.start()
         subscriber.progress_at = time.monotonic()
         if not self.active:
             self._group.move_to_end(self.wirelog)
             self.active = True
-        self._start(subscriber, not_before)
 
     def _start(self, subscriber: Subscriber, not_before: int = 0) -> None:
         wirelog = self.wirelog
@@ -118,7 +131,8 @@ class Fanout:
         wirelog = self.wirelog
         subscriber.queue_headers(wirelog.join_headers, wirelog.join_timestamp, wirelog.chunk_size)
         assert wirelog.join_page is not None
-        subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
+        self.dropped += subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
+        self.backpressure.begins(subscriber)
         self._set_alone(subscriber, wirelog.join_page, wirelog.join_offset)
         # The group may not have come as far yet: it is due a pass.
         self.wake()
@@ -165,9 +179,7 @@ class Fanout:
 
     def close(self) -> None:
         """Stop delivering; the stream is gone."""
-        if self._greenlet is not None:
-            self._greenlet.kill(block=False)
-            self._greenlet = None
+        self._pump.close()
         self._group.page = None
         self.active = False
 
@@ -188,7 +200,7 @@ class Fanout:
             return
         if state is State.ALONE:
             subscriber.finish_message()
-        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.backpressure.lag_limit_bytes:
+        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.backpressure.options.lag_limit_bytes:
             self._fail(subscriber, "it does not read the replies that it asks for")
             return
         subscriber.pending += data
@@ -206,6 +218,8 @@ class Fanout:
         if subscriber.state is State.GROUP:
             subscriber.progress_at = time.monotonic()
         owed = self._detach(subscriber)
+        # What goes by meanwhile is not dropped.
+        subscriber.left_at = None
         subscriber.state = State.PAUSED
         self._paused.add(subscriber)
         self._compact()
@@ -279,35 +293,6 @@ class Fanout:
             return True
         return False
 
-    def wake(self) -> None:
-        """Say that the log has grown. Cheap, and only needed while `active`."""
-        if self._idle:
-            self._idle = False
-            self._wakeup.set()
-
-    def _run(self) -> None:
-        while True:
-            # No local may hold a page here: it would keep all of the log behind it for as long as nobody watches.
-            if self._at_end():
-                self._idle = True
-                self._wakeup.clear()
-                self._wakeup.wait()
-                continue
-            try:
-                spent_s = self._pass()
-            except Exception:
-                # A bug must not end delivery for everyone who watches.
-                log.exception("%s: the fan-out failed", self.name)
-                self._rest()
-                gevent.sleep(_AFTER_BUG_S)
-                continue
-            options = self.options
-            # By the average: the rest after a pass with a keyframe, which takes long, would make the frames behind it late.
-            self._spent_s += (spent_s - self._spent_s) / _AVERAGED if self._spent_s else spent_s
-            rest_s = min(self._spent_s * (1 / options.pacing_share - 1), options.pacing_limit_ms / 1000)
-            if options.pacing and rest_s >= _SHORTEST_REST_S:
-                gevent.sleep(rest_s)
-
     def _at_end(self) -> bool:
         """Whether there is nothing to deliver."""
         if self._group.page is None:
@@ -319,7 +304,7 @@ class Fanout:
     def _pass(self) -> float:
         """Give everyone what the log holds; return the seconds of work that it took."""
         wirelog, group = self.wirelog, self._group
-        if wirelog.position - self._swept_position > self.backpressure.lag_limit_bytes // 4:
+        if self.backpressure.due:
             self.sweep(time.monotonic())
         spent = 0.0
         if len(group) and not group.is_at(wirelog.tail, wirelog.tail.end):
@@ -334,8 +319,9 @@ class Fanout:
                 if subscriber.joins_seen != wirelog.joins:
                     self._waiting.discard(subscriber)
                     self._move_to_join_point(subscriber)
-            if not self.options.gop_cache:
-                wirelog.forget_join_point()
+        if not self.options.gop_cache:
+            # Whoever it was marked for is there.
+            wirelog.forget_join_point()
         begun = time.thread_time()
         for subscriber in list(self._alone):
             if not subscriber.blocked and subscriber.state is State.ALONE:
@@ -404,7 +390,7 @@ class Fanout:
         """
         if subscriber.blocked:
             return
-        before = subscriber.sent
+        before, disposed = subscriber.sent, subscriber.disposed
         page, offset = self._group.page, self._group.offset
         if subscriber.page is not None and subscriber.page.base + subscriber.offset >= self._group.position:
             page, offset = self.wirelog.tail, self.wirelog.tail.end
@@ -417,10 +403,15 @@ class Fanout:
             self.bytes_sent += subscriber.sent - before
         if subscriber.sent != before:
             subscriber.progress_at = time.monotonic()
+        if subscriber.disposed != disposed:
+            self.disposed += subscriber.disposed - disposed
+            self.dropped += subscriber.disposed - disposed
+            self.backpressure.thinned(subscriber, time.monotonic())
         if progress is Progress.BLOCKED:
             self._block(subscriber)
         elif progress is Progress.LEVEL and self._group.is_at(page, offset):
             self._alone.discard(subscriber)
+            self.backpressure.caught_up(subscriber)
             self._group.enter(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
@@ -436,15 +427,13 @@ class Fanout:
     # Back-pressure -----------------------------------------------------------------------------------------------------
 
     def sweep(self, now_s: float, write_timeout_s: float = 0.0) -> None:
-        """Look after those who lag, stall or wait: called every second or so, and by a pass when the log grows fast.
+        """Look after those who lag, stall or wait: called every second or so, and by a pass when the log grows.
 
         Args:
             now_s: The monotonic clock.
             write_timeout_s: Who has taken nothing for this long is cut off; 0 leaves that to a later sweep.
         """
-        self._swept_position = self.wirelog.position
-        for subscriber in list(self._alone):
-            self._check_lag(subscriber, now_s)
+        self.backpressure.look(self, now_s)
         if write_timeout_s:
             for subscriber in [*self._alone, *self._waiting, *self._paused]:
                 limit_s = subscriber.write_timeout_s or write_timeout_s
@@ -455,26 +444,29 @@ class Fanout:
             for subscriber in list(self._waiting):
                 self._check_waiting(subscriber, now_s)
 
-    def _check_lag(self, subscriber: Subscriber, now_s: float) -> None:
-        wirelog, page = self.wirelog, subscriber.page
-        if page is None:
-            return
-        position = page.base + subscriber.offset
-        lag_bytes = wirelog.position - position
-        if wirelog.join_page is None:
-            if lag_bytes > self.backpressure.lag_limit_bytes:
-                # Nothing to move it to: it gives up its place, and with it the pages that only it holds.
-                self._skip(subscriber)
-                self._alone.discard(subscriber)
-                self._set_waiting(subscriber, now_s)
-            return
-        if position >= wirelog.join_position:
-            return
-        limit_ms = self.backpressure.lag_limit_s * 1000
-        if lag_bytes > self.backpressure.lag_limit_bytes or wirelog.lag_ms(page, subscriber.offset) > limit_ms:
-            self._skip(subscriber)
-            self._move_to_join_point(subscriber)
-            self._serve(subscriber)
+    def skip(self, subscriber: Subscriber) -> None:
+        """Move a subscriber to the join point."""
+        self._skip(subscriber)
+        self._move_to_join_point(subscriber)
+        self._serve(subscriber)
+
+    def skip_and_wait(self, subscriber: Subscriber, now_s: float) -> None:
+        """Take a subscriber's place away, until the next join point."""
+        self._skip(subscriber)
+        self._alone.discard(subscriber)
+        self._set_waiting(subscriber, now_s)
+
+    def turn_away(self, subscriber: Subscriber, farewell: bytes, reason: str) -> None:
+        """Send a subscriber its last message, if its socket takes it now, and close its connection."""
+        self.disconnects += 1
+        last = self._detach(subscriber) + farewell
+        # What does not fit is lost: nobody waits for a player that is too slow.
+        with suppress(OSError):
+            sent = subscriber.transport.try_send(last)
+            subscriber.sent += sent
+            self.bytes_sent += sent
+        self._forget(subscriber)
+        subscriber.transport.close(reason)
 
     def lag_ms(self) -> int:
         """Return how far the last of the players is behind the newest frame. Looks at all that are alone: not for hot paths."""
@@ -484,6 +476,7 @@ class Fanout:
 
     def _skip(self, subscriber: Subscriber) -> None:
         subscriber.leave_at(*self.place_of(subscriber))
+        subscriber.skipped = True
         subscriber.skips += 1
         self.skips += 1
 
@@ -493,8 +486,12 @@ class Fanout:
         early = now_s - subscriber.waiting_since < self.options.keyframe_wait_s
         if early or wirelog.newest_timestamp < 0 or subscriber.blocked:
             return
-        subscriber.queue_headers(wirelog.headers, wirelog.newest_timestamp, wirelog.chunk_size)
         self._waiting.discard(subscriber)
-        subscriber.begin_at(wirelog.tail, wirelog.tail.end)
-        self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)
+        self._start_at_end(subscriber)
         self.wake()
+
+    def _start_at_end(self, subscriber: Subscriber) -> None:
+        wirelog = self.wirelog
+        subscriber.queue_headers(wirelog.headers, max(wirelog.newest_timestamp, 0), wirelog.chunk_size)
+        self.dropped += subscriber.begin_at(wirelog.tail, wirelog.tail.end)
+        self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)

@@ -31,9 +31,10 @@ class Page:
         next: The page behind it, or None.
         number: How many messages the log has had before the page's first.
         starts: Offsets at which messages start, ascending.
+        disposable: Those of them at which disposable frames start, as far as somebody has asked for that.
     """
 
-    __slots__ = ("base", "buffer", "end", "next", "number", "size", "starts", "view")
+    __slots__ = ("base", "buffer", "disposable", "end", "next", "number", "size", "starts", "view")
 
     def __init__(self, size: int, base: int, number: int = 0) -> None:
         self.buffer = bytearray(size)
@@ -44,11 +45,18 @@ class Page:
         self.next: Page | None = None
         self.number = number
         self.starts: list[int] = []
+        self.disposable: list[int] = []
 
     def boundary(self, offset: int) -> int:
         """Return the first message boundary at or behind *offset*."""
         index = bisect_right(self.starts, offset - 1)
         return self.starts[index] if index < len(self.starts) else self.end
+
+    def is_disposable(self, end: int) -> bool:
+        """Return whether the message that ends at *end* is a disposable frame."""
+        index = bisect_left(self.starts, end) - 1
+        at = bisect_left(self.disposable, self.starts[index])
+        return at < len(self.disposable) and self.disposable[at] == self.starts[index]
 
     def messages_before(self, offset: int) -> int:
         """Return how many messages of the log begin before *offset*."""

@@ -6,6 +6,8 @@ Knows how to go on alone; when, and with whom, is for `rtmpd.stream.fanout`. Imp
 from __future__ import annotations
 
 import enum
+import math
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
 from rtmpd.media.tags import Kind, video_kind
@@ -15,6 +17,7 @@ from rtmpd.protocol.message import MessageType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rtmpd.stream.backpressure import Slow
     from rtmpd.stream.headers import Headers
     from rtmpd.stream.pages import Page
     from rtmpd.stream.wirelog import LoggedMessage, WireLog
@@ -85,14 +88,25 @@ class Subscriber:
         video_gate: Video is held back until the next keyframe, after receiveVideo(true).
         skips: How often it fell too far behind and was moved to a keyframe.
         messages: How many messages of the log it has had, up to where it last left the log.
-        dropped: How many messages it was made to skip.
+        dropped: How many messages it was not sent: those that it was made to skip or was not there for, and disposable frames.
+        disposed: The disposable frames among these.
+        thin: It gets no disposable frames.
+        skips_only: Whatever ``backpressure_policy`` says, it is only moved to keyframes: it is another server, not a player.
+        skipped: It was moved, and has no new place yet.
+        slow: It has lost something since it was last level.
+        on_slow: Called when it begins to lose something; it must not wait.
+        told_at: When that was last called (monotonic, seconds).
+        begun_behind_ms, begun_behind_bytes: How far behind it began, until it has caught up.
         left_at: Where it last left the log: how many messages of the log begin before; None: it has not left.
         write_timeout_s: It is cut off when it has taken nothing for this long; 0: the server's option says.
     """
 
     __slots__ = (
         "_begun_at",
+        "begun_behind_bytes",
+        "begun_behind_ms",
         "blocked",
+        "disposed",
         "dropped",
         "headers_version",
         "joins_seen",
@@ -101,6 +115,7 @@ class Subscriber:
         "message_stream_id",
         "messages",
         "offset",
+        "on_slow",
         "page",
         "pending",
         "progress_at",
@@ -108,8 +123,13 @@ class Subscriber:
         "receive_video",
         "send",
         "sent",
+        "skipped",
         "skips",
+        "skips_only",
+        "slow",
         "state",
+        "thin",
+        "told_at",
         "transport",
         "video_gate",
         "waiting_since",
@@ -136,6 +156,15 @@ class Subscriber:
         self.skips = 0
         self.messages = 0
         self.dropped = 0
+        self.disposed = 0
+        self.thin = False
+        self.skips_only = False
+        self.skipped = False
+        self.slow = False
+        self.on_slow: Callable[[Slow], None] | None = None
+        self.told_at = -math.inf
+        self.begun_behind_ms = 0
+        self.begun_behind_bytes = 0
         self.write_timeout_s = 0.0
         self._begun_at: int | None = None
         self.left_at: int | None = None
@@ -151,14 +180,26 @@ class Subscriber:
         self.state = State.GONE
         self.send = _gone
 
-    def begin_at(self, page: Page, offset: int) -> None:
-        """Give it a place in the log, which it did not have."""
+    def successor(self) -> Subscriber:
+        """Make what goes on for it in another log of the same stream. It must have left this one."""
+        made = Subscriber(self.transport, self.message_stream_id)
+        made.receive_audio, made.receive_video = self.receive_audio, self.receive_video
+        made.video_gate = self.video_gate
+        made.skips, made.messages, made.dropped, made.sent = self.skips, self.messages, self.dropped, self.sent
+        made.disposed, made.on_slow, made.told_at, made.slow = self.disposed, self.on_slow, self.told_at, self.slow
+        made.write_timeout_s = self.write_timeout_s
+        return made
+
+    def begin_at(self, page: Page, offset: int) -> int:
+        """Give it a place in the log, which it did not have; return how many messages a skip has cost it."""
         number = page.messages_before(offset)
-        if self.left_at is not None:
-            # It may begin before where it left: then it gets some for the second time.
-            self.dropped += max(0, number - self.left_at)
+        # It may begin before where it left: then it gets some for the second time.
+        missed = max(0, number - self.left_at) if self.left_at is not None else 0
+        self.dropped += missed
+        skipped, self.skipped = self.skipped, False
         self._begun_at = number
         self.page, self.offset = page, offset
+        return missed if skipped else 0
 
     def leave_at(self, page: Page | None, offset: int) -> None:
         """Take note of where it leaves the log, or its place in it; harmless if it had none."""
@@ -213,6 +254,11 @@ class Subscriber:
                         return Progress.IDLE
                     self.page, self.offset = page.next, 0
                     continue
+                if self.thin:
+                    end = self._next_disposable(page, offset, end)
+                    if end == offset:
+                        self._dispose(page.boundary(offset + 1))
+                        continue
                 sent = self.send(page.view[offset:end])
                 self.sent += sent
                 self.offset = offset + sent
@@ -220,6 +266,20 @@ class Subscriber:
                     return Progress.BLOCKED
         except BlockingIOError:
             return Progress.BLOCKED
+
+    @staticmethod
+    def _next_disposable(page: Page, offset: int, end: int) -> int:
+        """Return where the next disposable frame begins, from a cursor on; *end* if that is farther."""
+        index = bisect_left(page.disposable, offset)
+        return min(end, page.disposable[index]) if index < len(page.disposable) else end
+
+    def _dispose(self, offset: int) -> None:
+        """Step over a disposable frame."""
+        self.offset = offset
+        self.disposed += 1
+        self.dropped += 1
+        # It is counted with those between where it began and where it leaves.
+        self.messages -= 1
 
     def finish_message(self) -> None:
         """Move the cursor to a message boundary; the rest of a half-sent message becomes pending."""
@@ -261,7 +321,9 @@ class Subscriber:
             if message is None:
                 break
             page, offset = message.page, message.offset
-            if self._wants(message):
+            if self.thin and page.is_disposable(message.offset):
+                self._dispose(offset)
+            elif self._wants(message):
                 pending += self.frame(message.csid, message.type_id, message.timestamp, message.payload, wirelog.chunk_size)
         self.page, self.offset = page, offset
         return bool(pending)

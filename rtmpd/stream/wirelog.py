@@ -1,20 +1,28 @@
 """The wire log: a live stream as the bytes that every player gets, framed once.
 
 Every message starts with a type 0 chunk header, so that a cursor may start, or be moved, at any message. Besides the pages it
-keeps the join point, where late joiners start. Pure data structure: no event loop, no clock. Imports the chunk writer.
+keeps the join point, where late joiners start. Pure data structure: no event loop, no clock. Imports the chunk writer and the
+search for disposable frames.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from rtmpd.media.disposable import is_disposable, read_formats
 from rtmpd.protocol.chunk import EXTENDED_TIMESTAMP, frame_into, framed_size, pack_header
 from rtmpd.stream.headers import NO_HEADERS
 from rtmpd.stream.pages import Page, PageLog
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rtmpd.media.disposable import FrameFormat
+
 __all__ = ["LoggedMessage", "WireLog"]
 
 _MEDIA = (8, 9)  # audio, video
+_VIDEO = 9
 
 
 class LoggedMessage(NamedTuple):
@@ -44,6 +52,9 @@ class WireLog(PageLog):
     """
 
     __slots__ = (
+        "_finds_disposable",
+        "_formats",
+        "_formats_of",
         "cache_limit_bytes",
         "chunk_size",
         "headers",
@@ -68,6 +79,19 @@ class WireLog(PageLog):
         self.newest_timestamp = -1
         self.headers = NO_HEADERS
         self.join_headers = NO_HEADERS
+        self._finds_disposable = False
+        self._formats_of = NO_HEADERS
+        self._formats: Mapping[int, FrameFormat] = {}
+
+    def find_disposable(self, *, wanted: bool) -> None:
+        """Say whether disposable frames are to be noted in the pages, from now on: it costs a look into each frame."""
+        self._finds_disposable = wanted
+
+    def _is_disposable(self, payload: bytes) -> bool:
+        if self._formats_of is not self.headers:
+            self._formats_of = self.headers
+            self._formats = read_formats(header for _, type_id, header in self.headers.items if type_id == _VIDEO)
+        return is_disposable(payload, self._formats)
 
     def append(
         self, csid: int, type_id: int, timestamp: int, payload: bytes, join_point: bool = False, message_stream_id: int = 1
@@ -101,6 +125,8 @@ class WireLog(PageLog):
         if type_id in _MEDIA:
             self.newest_timestamp = timestamp
         page.starts.append(start)
+        if self._finds_disposable and type_id == _VIDEO and self._is_disposable(payload):
+            page.disposable.append(start)
         if short:
             end = start + size
             page.buffer[start + 12 : end] = payload

@@ -91,7 +91,7 @@ def test_messages_are_counted_that_were_sent_and_that_were_dropped(scene):
         scene.video(frame(str(number), 1000))
     scene.video(keyframe("b"))
     settle()
-    scene.fanout.sweep(scene.fanout.backpressure.lag_limit_s)
+    scene.fanout.sweep(scene.options.backpressure.lag_limit_s)
     transport.take()
     settle()
     assert texts(transport) == [keyframe("a"), frame("half sent", 1000), keyframe("b")]
