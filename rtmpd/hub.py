@@ -382,9 +382,8 @@ class Hub:
                     give_way()
             for stream in list(self.streams.values()):
                 stream.sweep(now, write_timeout_s)
-                publisher: Publisher | None = stream.publisher  # type: ignore[assignment]
-                if publisher is not None:
-                    publisher.sweep(now)
+                if stream.publisher is not None:
+                    stream.publisher.sweep(now)  # type: ignore[attr-defined]
                 self._drop_if_idle(stream)
 
     def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:

@@ -52,11 +52,15 @@ class FakePublisher:
         self.hub = hub
         self.connection = SimpleNamespace(transport=FakeTransport(), via=())
         self.stopped = ""
+        self.swept = []
         self.stream = hub.publish(key, self)
 
     def stop(self, reason):
         self.stopped = reason
         self.hub.unpublish(self.stream, self)
+
+    def sweep(self, now_s):
+        self.swept.append(now_s)
 
 
 class FakeConnection:

@@ -60,6 +60,7 @@ COUNTERS: Final = {
     "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
     "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
     "reconnect_requests": Total("rtmpd_reconnect_requests", "Clients that were asked to connect again."),
+    "publish_bitrate_exceeded": Total("rtmpd_publish_bitrate_exceeded", "Publishers that sent more than they may for too long."),
     "takeovers": Total("rtmpd_takeovers", "Publishers that were silent and made way for another."),
 }
 """Counters of the hub, by name, that have a family of their own."""
@@ -78,7 +79,6 @@ FAILURES: Final = {
     "players_refused": "players_per_stream_limit was reached",
     "protocol_errors": "a client broke the protocol",
     "proxy_errors": "a load balancer sent no PROXY header, or a wrong one",
-    "publish_bitrate_exceeded": "a publisher sent more than publish_bitrate_limit for too long",
     "refused": "a connect, publish or play was refused",
     "relay_failures": "a relay did not come up, or lost its connection",
     "relay_loops": "a relay led back to where its stream came from",

@@ -1,0 +1,107 @@
+"""How many streams and players the hub lets in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.errors import Refused
+from rtmpd.hub import Hub
+
+
+@pytest.fixture
+def make_hub():
+    made = []
+
+    def make(ini=""):
+        made.append(Hub(load_text(ini)))
+        return made[-1]
+
+    yield make
+    for hub in made:
+        for stream in hub.streams.values():
+            stream.close()
+
+
+def publish(hub, key):
+    publisher = SimpleNamespace(connection=SimpleNamespace(via=()), number=0, stop=lambda reason: None)
+    publisher.stream = hub.publish(key, publisher)
+    return publisher
+
+
+class Player:
+    number = 0
+
+    def revise(self):
+        pass
+
+
+def play(hub, key):
+    player = Player()
+    player.stream = hub.play(key, player)
+    return player
+
+
+def refusal(action, *args):
+    with pytest.raises(Refused) as caught:
+        action(*args)
+    return caught.value.code, caught.value.reason
+
+
+def test_one_stream_too_many_is_refused_so_that_encoders_try_again(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 2\n[live]\npublisher_grace_s = 0\n")
+    first = publish(hub, "live/a")
+    publish(hub, "live/b")
+    assert refusal(publish, hub, "live/c") == ("NetStream.Failed", "stream_limit is 2")
+    assert refusal(play, hub, "live/c") == ("NetStream.Play.Failed", "stream_limit is 2")
+    assert (sorted(hub.streams), hub.counters["streams_refused"], hub.counters["publishes"]) == (["live/a", "live/b"], 2, 2)
+    hub.unpublish(first.stream, first)
+    publish(hub, "live/c")
+
+
+def test_a_stream_that_is_there_can_be_played_and_published(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 2\n")
+    publish(hub, "live/a")
+    # Who waits for a stream makes one.
+    play(hub, "live/b")
+    play(hub, "live/a")
+    play(hub, "live/b")
+    publish(hub, "live/b")
+    assert refusal(play, hub, "live/c")[0] == "NetStream.Play.Failed"
+
+
+def test_one_player_too_many_is_refused(make_hub):
+    hub = make_hub("[limits]\nplayers_per_stream_limit = 2\n")
+    publish(hub, "live/a")
+    first = play(hub, "live/a")
+    play(hub, "live/a")
+    assert refusal(play, hub, "live/a") == ("NetStream.Play.Failed", "players_per_stream_limit is 2")
+    assert (hub.counters["players_refused"], hub.counters["plays"]) == (1, 2)
+    play(hub, "live/b")
+    hub.unplay(first.stream, first)
+    play(hub, "live/a")
+
+
+def test_an_application_has_a_limit_of_players_of_its_own(make_hub):
+    hub = make_hub("[limits]\nplayers_per_stream_limit = 3\n[applications]\n[[a]]\nplayers_per_stream_limit = 1\n[[b]]\n")
+    play(hub, "a/x")
+    assert refusal(play, hub, "a/x")[1] == "players_per_stream_limit is 1"
+    for _ in range(3):
+        play(hub, "b/x")
+    assert refusal(play, hub, "b/x")[1] == "players_per_stream_limit is 3"
+
+
+def test_other_limits_hold_at_once_for_whoever_comes(make_hub):
+    hub = make_hub()
+    publish(hub, "live/a")
+    publish(hub, "live/b")
+    players = [play(hub, "live/a") for _ in range(3)]
+    hub.reload(load_text("[limits]\nstream_limit = 1\nplayers_per_stream_limit = 2\n"))
+    assert len(players[0].stream.players) == 3
+    assert refusal(publish, hub, "live/c")[1] == "stream_limit is 1"
+    assert refusal(play, hub, "live/a")[1] == "players_per_stream_limit is 2"
+    hub.reload(load_text(""))
+    publish(hub, "live/c")
+    play(hub, "live/a")
