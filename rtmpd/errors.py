@@ -11,6 +11,7 @@ The tree::
     │   │   └── LimitExceeded
     │   └── LocalProtocolError   our own code asked for something the protocol can't say
     ├── TransportClosed          the connection is gone
+    │   └── TlsError             TLS failed: in the handshake, or later
     ├── DeadlineExceeded         a phase took longer than it may
     └── Refused                  a connect, publish or play that policy does not allow
         └── LoginRequired        a connect that is a step of a login
@@ -32,6 +33,7 @@ __all__ = [
     "Refused",
     "RemoteProtocolError",
     "RtmpdError",
+    "TlsError",
     "TransportClosed",
 ]
 
@@ -90,6 +92,10 @@ class LocalProtocolError(ProtocolError):
 
 class TransportClosed(RtmpdError):
     """The connection is gone; the message says why and who closed it."""
+
+
+class TlsError(TransportClosed):
+    """TLS failed, and the connection with it; the message says what was expected and what came, without a secret."""
 
 
 class DeadlineExceeded(RtmpdError):

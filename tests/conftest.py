@@ -15,6 +15,8 @@ from typing import IO
 
 import pytest
 
+from tests.certificates import Authority
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -137,6 +139,12 @@ def tmpfs(tmp_path):
     yield mount
     for path in mounted:
         subprocess.run(["umount", "-l", path], check=True, timeout=20)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory) -> Authority:
+    """Signs certificates for TLS."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")

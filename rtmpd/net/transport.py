@@ -56,6 +56,7 @@ class Transport:
         peer: The peer's address as text.
 
     Attributes:
+        scheme: ``rtmp``; ``rtmps`` with TLS.
         try_send: ``send(data) -> int`` without waiting; raises BlockingIOError when nothing fits, OSError when it is gone. The
             socket's own method, since the fan-out calls it for every player.
         close_reason: Why it was closed from our side; empty if it was not.
@@ -78,6 +79,8 @@ class Transport:
         "sock",
         "try_send",
     )
+
+    scheme = "rtmp"
 
     def __init__(self, sock: socket, peer: str) -> None:
         self.sock = sock
