@@ -112,6 +112,9 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     successor = subscriber.successor()
     successor.pending += owed + rest
     if level:
+        if old.wirelog.headers.items == new.wirelog.headers.items:
+            # It has had them; a decoder might start afresh.
+            successor.headers_version = new.wirelog.headers.version
         new.join_at_end(successor)
     else:
         fresh = not subscriber.messages and subscriber.left_at is None

@@ -84,6 +84,7 @@ CLIPS = {
     "aac_only": Clip(6, f"{TONE} -c:a aac"),
     "mp3_only": Clip(6, f"{TONE} -c:a libmp3lame"),
     "flac_only": Clip(6, f"{TONE} -c:a flac", "fLaC"),
+    "h264_ac3": Clip(6, f"{PICTURE} {TONE} {X264} -g 25 -c:a ac3", "ac-3"),
     "h264_only": Clip(6, f"{PICTURE} {X264} -g 25"),
     "two_audio_tracks": Clip(
         6,

@@ -23,6 +23,7 @@ NAMES = (
     "aac_only",
     "mp3_only",
     "flac_only",
+    "h264_ac3",
     "h264_only",
     "two_audio_tracks",
     "two_tracks_of_each",
@@ -46,7 +47,8 @@ def broadcasts(ffmpeg, clips, tmp_path_factory) -> Iterator[dict[str, Broadcast]
     # FFmpeg would look at 5 s of audio before it gives any of it out.
     options = ("-analyzeduration", 1_000_000)
     try:
-        with serving(AT_ONCE, directory) as server:
+        # FFmpeg reads several tracks, but does not say so.
+        with serving(AT_ONCE + "multitrack_fallback = all\n", directory) as server:
             players = {name: programs.play(server.url(name), *options, name=f"play_{name}") for name in NAMES}
             for name in NAMES:
                 wait_for_plays(server, f"live/{name}")

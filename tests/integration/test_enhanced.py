@@ -1,0 +1,232 @@
+"""Enhanced RTMP, live: what the server says of itself, what each player gets, and the request to reconnect."""
+
+from __future__ import annotations
+
+import signal
+
+import gevent
+import pytest
+
+from rtmpd.client import Client
+from rtmpd.errors import Refused, TransportClosed
+from tests.integration.wire import AUDIO, AVC_HEADER, VIDEO, Item, begin, code_of, gop, key, played, received, send, status
+
+INI = """
+[live]
+publisher_grace_s = 0
+[applications]
+[[live]]
+[[old]]
+hevc_fallback = codec12
+[[all]]
+multitrack_fallback = all
+unsupported_codec = send
+"""
+RECORD = b"\x01" + bytes(range(22))
+HVC1 = [Item(VIDEO, 0, b"\x90hvc1" + RECORD), Item(VIDEO, 0, b"\x93hvc1key"), Item(VIDEO, 40, b"\xa1hvc1\0\0\x28inter")]
+CODEC12 = [
+    Item(VIDEO, 0, b"\x1c\0\0\0\0" + RECORD),
+    Item(VIDEO, 0, b"\x1c\1\0\0\0key"),
+    Item(VIDEO, 40, b"\x2c\1\0\0\x28inter"),
+]
+FIRST_TRACK = [Item(VIDEO, 0, AVC_HEADER), Item(VIDEO, 0, key(1)), Item(VIDEO, 80, key(2))]
+SECOND_TRACK = [Item(VIDEO, 0, b"\x96\x00avc1\x01" + RECORD), Item(VIDEO, 0, b"\x96\x01avc1\x01\0\0\0one")]
+TRACKS = [FIRST_TRACK[0], SECOND_TRACK[0], FIRST_TRACK[1], SECOND_TRACK[1], FIRST_TRACK[2]]
+AV1 = [Item(VIDEO, 0, b"\x90av01\x81\x00\x0c\x00"), Item(VIDEO, 0, b"\x91av01key")]
+HEVC_ONLY = {"fourCcList": ["hvc1"]}
+RECONNECT = {"capsEx": 1}
+REQUEST = "NetConnection.Connect.ReconnectRequest"
+
+
+def said(properties):
+    return {"connect_properties": properties}
+
+
+def test_the_answer_to_connect_says_what_the_server_forwards(shared, opened, name):
+    client = opened.enter_context(Client(shared.url(name), **said({"objectEncoding": 3, **HEVC_ONLY})))
+    client.connect()
+    properties, info = client.connect_result
+    assert properties["fourCcList"] == ["*"]
+    assert properties["videoFourCcInfoMap"] == properties["audioFourCcInfoMap"] == {"*": 4}
+    assert properties["capsEx"] == 15
+    assert (info["code"], info["objectEncoding"]) == ("NetConnection.Connect.Success", 3)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {"fourCcList": "hvc1", "capsEx": "yes", "videoFourCcInfoMap": ["av01"]},
+        {"fourCcList": [None, 5.0, "toolong", {}], "capsEx": float("nan"), "audioFourCcInfoMap": {"": -1.0}},
+        {"fourCcList": ["hvc1"] * 3000, "objectEncoding": "3"},
+    ],
+)
+def test_garbage_in_the_connect_command_is_no_reason_to_refuse(shared, player, publisher, name, garbage):
+    watcher = player(shared, name, **said(garbage))
+    begin(publisher(shared, name), watcher)
+
+
+def test_who_does_not_take_several_tracks_gets_the_first(shared, player, publisher, name):
+    simple, capable = player(shared, name), player(shared, name, **said({"capsEx": 2}))
+    encoder = publisher(shared, name)
+    send(encoder, TRACKS[:-1])
+    assert played(capable, TRACKS[-2]) == TRACKS[:-1]
+    assert played(simple, FIRST_TRACK[1]) == FIRST_TRACK[:2]
+    late = [player(shared, name), player(shared, name, **said({"capsEx": 2}))]
+    send(encoder, TRACKS[-1:])
+    assert played(late[0], TRACKS[-1]) == FIRST_TRACK
+    assert played(late[1], TRACKS[-1]) == TRACKS
+    assert played(capable, TRACKS[-1]) == TRACKS[-1:]
+    assert played(simple, TRACKS[-1]) == FIRST_TRACK[-1:]
+
+
+def test_all_tracks_can_be_for_everybody(shared, player, publisher, name):
+    watcher = player(shared, name, app="all")
+    send(publisher(shared, name, app="all"), TRACKS[:-1])
+    assert played(watcher, TRACKS[-2]) == TRACKS[:-1]
+
+
+def test_mod_ex_is_taken_off_for_those_who_do_not_take_it(shared, player, publisher, name):
+    simple, capable = player(shared, name), player(shared, name, **said({"capsEx": 4}))
+    nano = Item(VIDEO, 40, b"\xa7\x02\0\x12\x34\x01avc1\0\0\0inter")
+    sent = [Item(VIDEO, 0, AVC_HEADER), Item(VIDEO, 0, key(1)), nano]
+    send(publisher(shared, name), sent)
+    assert played(capable, nano) == sent
+    assert played(simple, b"\xa1avc1\0\0\0inter") == [*sent[:2], Item(VIDEO, 40, b"\xa1avc1\0\0\0inter")]
+
+
+@pytest.mark.parametrize(
+    ("app", "sent", "properties", "expected"),
+    [
+        ("live", HVC1, {}, HVC1),
+        ("live", CODEC12, {}, CODEC12),
+        ("live", CODEC12, HEVC_ONLY, HVC1),
+        ("live", HVC1, HEVC_ONLY, HVC1),
+        ("old", HVC1, {}, CODEC12),
+        ("old", HVC1, HEVC_ONLY, HVC1),
+        ("old", CODEC12, {}, CODEC12),
+        ("old", HVC1, {"fourCcList": ["av01"]}, CODEC12),
+    ],
+)
+def test_hevc_comes_in_the_form_that_a_player_takes(shared, player, publisher, name, app, sent, properties, expected):
+    waiting = player(shared, name, app=app, **said(properties))
+    send(publisher(shared, name, app=app), sent)
+    assert played(waiting, expected[-1]) == expected
+    assert played(player(shared, name, app=app, **said(properties)), expected[-1]) == expected
+
+
+def test_a_player_is_refused_what_it_said_it_does_not_take(shared, player, publisher, name):
+    send(publisher(shared, name), AV1)
+    assert played(player(shared, name), AV1[-1]) == AV1
+    with pytest.raises(Refused) as raised:
+        player(shared, name, **said(HEVC_ONLY))
+    assert raised.value.code == "NetStream.Play.NoSupportedTrackFound"
+    assert raised.value.description == "The video is av01, and the player has said that it takes only hvc1."
+    shared.wait_for_line(r"WARNING .* play refused: NetStream.Play.NoSupportedTrackFound: The video is av01")
+
+
+def test_a_player_that_waits_is_told_when_the_stream_is_nothing_for_it(shared, player, publisher, name):
+    waiting, other = player(shared, name, **said(HEVC_ONLY)), player(shared, name)
+    encoder = publisher(shared, name)
+    send(encoder, AV1)
+    got = status(waiting, "NetStream.Play.NoSupportedTrackFound")
+    assert not [one for one in got if isinstance(one, Item)]
+    with pytest.raises(TransportClosed):
+        list(waiting.messages())
+    assert played(other, AV1[-1]) == AV1
+    assert [line for line in shared.log() if f"stopped playing live/{name}: " in line and "refused: " in line] == []
+
+
+def test_what_is_not_supported_can_be_sent_all_the_same(shared, player, publisher, name):
+    send(publisher(shared, name, app="all"), AV1)
+    assert played(player(shared, name, app="all", **said(HEVC_ONLY)), AV1[-1]) == AV1
+
+
+def test_a_change_of_codec_moves_players_to_what_they_take(shared, player, publisher, name):
+    """A player that gets HEVC rewritten goes on with H.264 as it is, on the same timeline."""
+    watcher = player(shared, name, **said(HEVC_ONLY))
+    first = publisher(shared, name)
+    send(first, CODEC12)
+    assert played(watcher, HVC1[-1]) == HVC1
+    first.unpublish()
+    status(watcher, "NetStream.Play.UnpublishNotify")
+    second = publisher(shared, name)
+    send(second, [Item(VIDEO, 0, AVC_HEADER), *gop(0)])
+    got = played(watcher, gop(0)[-1])
+    assert [one.payload for one in got] == [AVC_HEADER, *(item.payload for item in gop(0))]
+    assert [one.timestamp for one in got] == sorted(one.timestamp for one in got)
+
+
+def test_a_reload_changes_what_live_players_get(server, player, publisher, tmp_path):
+    ini = "[live]\nhevc_fallback = {}\n"
+    running = server(ini.format("published"))
+    watcher, encoder = player(running, "a"), publisher(running, "a")
+    send(encoder, HVC1)
+    assert played(watcher, HVC1[-1]) == HVC1
+    (tmp_path / "rtmpd.ini").write_text(ini.format("codec12"))
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for_line(r"configuration reloaded: \[live\] hevc_fallback = codec12")
+    more = Item(VIDEO, 80, b"\xa1hvc1\0\0\x28more")
+    send(encoder, [more])
+    got = played(watcher, b"\x2c\1\0\0\x28more")
+    assert [one.payload for one in got] == [CODEC12[0].payload, b"\x2c\1\0\0\x28more"]
+
+
+def test_audio_of_several_tracks_is_brought_down_to_the_first(shared, player, publisher, name):
+    simple = player(shared, name)
+    first, second = b"\x90OpusOpusHead", b"\x95\x00Opus\x01OpusHead"
+    sent = [Item(AUDIO, 0, first), Item(AUDIO, 0, second), Item(AUDIO, 0, b"\x91Opusa"), Item(AUDIO, 0, b"\x95\x01Opus\x01b")]
+    last = Item(AUDIO, 20, b"\x91Opusc")
+    send(publisher(shared, name), [*sent, last])
+    assert played(simple, last) == [sent[0], sent[2], last]
+
+
+# ReconnectRequest -------------------------------------------------------------------------------------------------------
+
+
+def request_of(client):
+    """Return the request that a client gets."""
+    got = received(client, lambda one: code_of(one) == REQUEST)
+    return got[-1].argument(0)
+
+
+def test_a_stop_asks_those_to_reconnect_who_can(server, player, publisher, opened):
+    running = server()
+    encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
+    encoder.publish(drain=False)
+    able, unable = player(running, "a", **said(RECONNECT)), player(running, "a")
+    begin(encoder, able, unable)
+    running.process.send_signal(signal.SIGTERM)
+    assert request_of(able) == {"level": "status", "code": REQUEST, "description": "The server is stopping."}
+    assert request_of(encoder)["code"] == REQUEST
+    got = status(unable, "NetStream.Play.UnpublishNotify")
+    assert REQUEST not in [code_of(one) for one in got]
+    running.wait_for_line(r"stopped; counted: .*reconnect_requests 2\b")
+
+
+def test_with_another_server_to_go_to_the_stream_goes_on_until_they_have_gone(server, player, opened):
+    running = server("[server]\ndrain_reconnect_url = rtmp://other.example/live\ndrain_timeout_s = 20\n")
+    encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
+    encoder.publish(drain=False)
+    able, unable = player(running, "a", **said(RECONNECT)), player(running, "a")
+    begin(encoder, able, unable)
+    running.process.send_signal(signal.SIGTERM)
+    for client in (able, encoder):
+        assert request_of(client)["tcUrl"] == "rtmp://other.example/live"
+    # Both find the other server, then leave this one.
+    send(encoder, gop(1))
+    assert played(unable, gop(1)[-1]) == gop(1)
+    assert played(able, gop(1)[-1]) == gop(1)
+    with gevent.Timeout(5):
+        able.close()
+        encoder.close()
+        status(unable, "NetStream.Play.UnpublishNotify")
+    running.wait_for_line(r"stopped; counted", 5)
+
+
+def test_who_was_asked_and_stays_does_not_hold_up_the_stop(server, opened):
+    running = server("[server]\ndrain_reconnect_url = rtmp://other.example/live\ndrain_timeout_s = 0.5\n")
+    encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
+    encoder.publish(drain=False)
+    running.process.send_signal(signal.SIGTERM)
+    request_of(encoder)
+    running.wait_for_line(r"stopped; counted", 5)
