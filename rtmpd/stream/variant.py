@@ -1,14 +1,14 @@
 """Variants: a stream as players get it who can't take it as it is published.
 
-Each is a wire log of its own, with every message rewritten once, and a fan-out of its own; it exists only while such players do.
-Knows no session. Imports the fan-out (and so gevent).
+Each is a wire log of its own, with every message rewritten once, and a fan-out of its own; it exists only while such players
+do. Knows no session. Imports the fan-out (and so gevent).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtmpd.protocol.message import CSID_AUDIO, CSID_VIDEO, MessageType
+from rtmpd.protocol.message import MessageType
 from rtmpd.stream.fanout import Fanout
 from rtmpd.stream.headers import Headers
 from rtmpd.stream.subscriber import State, Subscriber
@@ -97,8 +97,8 @@ class Variant:
 def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     """Let a player go over to another fan-out of the same stream; return what stands for it there.
 
-    One that has had nothing yet begins as any other. One that is nearly level gets the rest of the old log and goes on at the end
-    of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before may be what it has had.
+    One that has had nothing yet begins as any other. One that is nearly level gets the rest of the old log and goes on at the
+    end of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before may be what it has had.
     """
     paused = subscriber.state is State.PAUSED
     page, offset = old.place_of(subscriber)
