@@ -9,17 +9,30 @@ The names of profiles are FFmpeg's. Nothing raises: encoders send records that a
 is left at 0 or empty. The work is bounded by the first `MAX_RECORD_BYTES` of a message. Of multitrack messages, the first
 track counts.
 
-The readers are in video_codecs, nal_codecs and audio_codecs. Imports these, tags and track_config; must not import flv.
+The readers are in video_codecs, nal_codecs, audio_codecs and color_info. Imports these, tags and track_config; must not import
+flv.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rtmpd.media.audio_codecs import AUDIO_FRAMES, AUDIO_RECORDS, from_tag_header
+from rtmpd.media.color_info import read_channels, read_color_info
 from rtmpd.media.tags import AudioPacket, Kind, TagInfo, VideoPacket, audio_info, video_info
 from rtmpd.media.track_config import AudioConfig, VideoConfig
 from rtmpd.media.video_codecs import VIDEO_KEYFRAMES, VIDEO_RECORDS
 
-__all__ = ["MAX_RECORD_BYTES", "AudioConfig", "VideoConfig", "audio_config", "refine_video", "video_config"]
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "AudioConfig",
+    "VideoConfig",
+    "audio_config",
+    "refine_audio",
+    "refine_video",
+    "video_color",
+    "video_config",
+]
 
 MAX_RECORD_BYTES = 1 << 14
 """What is read of a message. x265 puts 2 KiB of its options into a record; the parameter sets have some hundred bytes."""
@@ -37,9 +50,12 @@ def video_config(payload: bytes) -> VideoConfig | None:
         What could be read; at least the codec for every sequence header. None for messages that say nothing.
     """
     info = video_info(payload)
-    if not info.codec:
-        return None
-    body = _body(payload, info, VideoPacket.MULTITRACK)
+    found = _video_config(payload, info) if info.codec else None
+    return replace(found, codec_id=_codec_id(payload[0] & 15, info)) if found else None
+
+
+def _video_config(payload: bytes, info: TagInfo) -> VideoConfig | None:
+    body = _body(payload, info)
     if info.kind == Kind.HEADER:
         if info.packet_type == VideoPacket.MPEG2TS_SEQUENCE_START:
             return VideoConfig(info.codec)
@@ -66,15 +82,26 @@ def refine_video(config: VideoConfig | None, payload: bytes) -> VideoConfig | No
     found = video_config(payload)
     if config is None or found is None or found.codec != config.codec:
         return config or found
-    return VideoConfig(
-        config.codec,
-        config.profile or found.profile,
-        config.level or found.level,
-        found.width,
-        found.height,
-        config.bit_depth or found.bit_depth,
-        config.chroma or found.chroma,
+    return replace(
+        config,
+        profile=config.profile or found.profile,
+        level=config.level or found.level,
+        width=found.width,
+        height=found.height,
+        bit_depth=config.bit_depth or found.bit_depth,
+        chroma=config.chroma or found.chroma,
     )
+
+
+def video_color(payload: bytes) -> str | None:
+    """Read a metadata packet of a video track.
+
+    Returns:
+        What its colorInfo says, as `ColorInfo` describes it: empty if it resets the colours. None if there is none.
+    """
+    info = video_info(payload)
+    color = read_color_info(_body(payload, info)) if info.kind == Kind.METADATA else None
+    return None if color is None else str(color)
 
 
 def audio_config(payload: bytes) -> AudioConfig | None:
@@ -87,9 +114,12 @@ def audio_config(payload: bytes) -> AudioConfig | None:
         What could be read. None for messages that say nothing.
     """
     info = audio_info(payload)
-    if not info.codec:
-        return None
-    body = _body(payload, info, AudioPacket.MULTITRACK)
+    found = _audio_config(payload, info) if info.codec else None
+    return replace(found, codec_id=_codec_id(payload[0] >> 4, info)) if found else None
+
+
+def _audio_config(payload: bytes, info: TagInfo) -> AudioConfig | None:
+    body = _body(payload, info)
     if info.kind == Kind.HEADER:
         if info.packet_type == AudioPacket.MULTICHANNEL_CONFIG:
             return None
@@ -107,16 +137,38 @@ def audio_config(payload: bytes) -> AudioConfig | None:
     return None
 
 
-def _body(payload: bytes, info: TagInfo, multitrack_packet: int) -> bytes:
+def refine_audio(config: AudioConfig | None, payload: bytes) -> AudioConfig | None:
+    """Read a sequence header or a multichannel configuration, which adds to what is known.
+
+    Args:
+        config: What is known so far.
+        payload: The payload of an audio message, of any kind.
+    """
+    info = audio_info(payload)
+    if info.packet_type != AudioPacket.MULTICHANNEL_CONFIG or not info.four_cc:
+        return audio_config(payload) or config
+    channels = read_channels(_body(payload, info))
+    if channels is None or (config is not None and config.codec != info.codec):
+        return config
+    # FFmpeg sends one for mono and stereo as well, which says no more than the number.
+    layout = channels.layout if channels.count > 2 else ""
+    if config is None and info.codec in AUDIO_FRAMES:
+        return None  # its frames say more
+    if config is None:
+        return AudioConfig(info.codec, channels=channels.count, codec_id=_codec_id(0, info), layout=layout)
+    return replace(config, channels=config.channels or channels.count, layout=layout)
+
+
+def _codec_id(legacy: int, info: TagInfo) -> int:
+    """Return what onMetaData calls the codec."""
+    return int.from_bytes(info.four_cc, "big") if info.four_cc else legacy
+
+
+def _body(payload: bytes, info: TagInfo) -> bytes:
     """Return the codec's data, of the first track."""
     body = payload[info.body_offset : info.body_offset + MAX_RECORD_BYTES]
-    if not info.multitrack:
+    if not info.multitrack or info.layout == 0:
         return body
-    if payload[0] & 15 != multitrack_packet:
-        return b""  # behind a ModEx packet, which nobody puts on headers
-    layout = payload[1] >> 4
-    if layout == 0:
-        return body
-    if layout == 2:
+    if info.layout == 2:
         body = body[4:]
     return body[4 : 4 + int.from_bytes(body[1:4], "big")]

@@ -154,7 +154,7 @@ _VIDEO_IDS = {
     "vp6a": 5,
     "screen2": 6,
     "h264": 7,
-    # Enhanced RTMP: the FourCC as a number.
+    # Enhanced RTMP: the FourCC as a number. All of these are only for tracks whose messages have not been seen.
     "hevc": int.from_bytes(b"hvc1", "big"),
     "vvc": int.from_bytes(b"vvc1", "big"),
     "av1": int.from_bytes(b"av01", "big"),
@@ -423,11 +423,9 @@ def _own_members(
     if has_video and video:
         if video.width:
             values |= {"width": video.width, "height": video.height}
-        if video.codec in _VIDEO_IDS:
-            values["videocodecid"] = _VIDEO_IDS[video.codec]
+        values["videocodecid"] = _VIDEO_IDS.get(video.codec) if video.codec_id is None else video.codec_id
     if has_audio and audio:
-        if audio.codec in _AUDIO_IDS:
-            values["audiocodecid"] = _AUDIO_IDS[audio.codec]
+        values["audiocodecid"] = _AUDIO_IDS.get(audio.codec) if audio.codec_id is None else audio.codec_id
         if audio.sample_rate_hz:
             values |= {"audiosamplerate": audio.sample_rate_hz, "audiosamplesize": 16}
         if audio.channels:

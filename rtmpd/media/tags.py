@@ -114,6 +114,8 @@ class TagInfo(NamedTuple):
         frame_type: The video frame type; 0 for audio.
         four_cc: The FourCC of the first track; empty with a legacy header, or if it can't be read.
         mod_ex: Whether ModEx packets come before the packet.
+        layout: How a multitrack header is laid out (AvMultitrackType): 0 OneTrack, 1 ManyTracks, 2 ManyTracksManyCodecs; None
+            without one.
         nano_offset_ns: What a ModEx packet adds to the timestamp, 0 to 999999 nanoseconds; None without one.
     """
 
@@ -127,6 +129,7 @@ class TagInfo(NamedTuple):
     four_cc: bytes = b""
     mod_ex: bool = False
     nano_offset_ns: int | None = None
+    layout: int | None = None
 
 
 def video_kind(payload: bytes) -> int:
@@ -184,10 +187,13 @@ def video_info(payload: bytes) -> TagInfo:
         return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type, b"", mod_ex)
     if packet != VideoPacket.METADATA and frame_type == _FRAME_TYPE_COMMAND:
         return TagInfo(Kind.OTHER, "", packet, (0,), False, position, frame_type, b"", mod_ex, nano_offset_ns)
+    layout = payload[position] >> 4 if packet == VideoPacket.MULTITRACK and position < len(payload) else None
     packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, VideoPacket.MULTITRACK)
     codec = _codec_name(four_cc)
     if packet < 0:
-        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns)
+        return TagInfo(
+            Kind.OTHER, codec, None, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns, layout
+        )
     if packet in (VideoPacket.SEQUENCE_START, VideoPacket.MPEG2TS_SEQUENCE_START):
         kind = Kind.HEADER
     elif packet == VideoPacket.METADATA:
@@ -199,7 +205,7 @@ def video_info(payload: bytes) -> TagInfo:
         kind = key if frame_type == _FRAME_TYPE_KEY else Kind.FRAME
     else:
         kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns)
+    return TagInfo(kind, codec, packet, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns, layout)
 
 
 def audio_info(payload: bytes) -> TagInfo:
@@ -216,10 +222,11 @@ def audio_info(payload: bytes) -> TagInfo:
     mod_ex = payload[0] & 15 == AudioPacket.MOD_EX
     if packet < 0:
         return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), 0, b"", mod_ex)
+    layout = payload[position] >> 4 if packet == AudioPacket.MULTITRACK and position < len(payload) else None
     packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, AudioPacket.MULTITRACK)
     codec = _codec_name(four_cc)
     if packet < 0:
-        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns)
+        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns, layout)
     if packet in (AudioPacket.SEQUENCE_START, AudioPacket.MULTICHANNEL_CONFIG):
         kind = Kind.HEADER
     elif packet == AudioPacket.SEQUENCE_END:
@@ -228,7 +235,7 @@ def audio_info(payload: bytes) -> TagInfo:
         kind = Kind.FRAME
     else:
         kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns)
+    return TagInfo(kind, codec, packet, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns, layout)
 
 
 def _skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, int | None]:

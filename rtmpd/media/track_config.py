@@ -5,7 +5,7 @@ Imports nothing; must not import the readers, which import it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["AudioConfig", "VideoConfig", "picture_size"]
 
@@ -24,6 +24,9 @@ class VideoConfig:
         height: The same.
         bit_depth: Bits per sample of luma.
         chroma: ``4:2:0``, ``4:2:2``, ``4:4:4``, ``4:4:0``, or ``4:0:0`` for grey.
+        codec_id: How messages name the codec, and ``videocodecid`` of onMetaData: the id of a legacy header, or the FourCC as a
+            big-endian number. Not compared: it says how the same track is carried.
+        color: What colorInfo says, as `ColorInfo` describes it. Not compared: it comes in messages of its own.
     """
 
     codec: str
@@ -33,6 +36,8 @@ class VideoConfig:
     height: int = 0
     bit_depth: int = 0
     chroma: str = ""
+    codec_id: int | None = field(default=None, compare=False)
+    color: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,16 @@ class AudioConfig:
         profile: As FFmpeg prints it, such as ``LC`` or ``HE-AACv2``; only AAC has any.
         sample_rate_hz: Of what is heard: with SBR, the doubled rate.
         channels: Of what is heard: with parametric stereo, 2. 0 also if a program config element lists them.
+        codec_id: As for video, and ``audiocodecid``. Not compared.
+        layout: Where the channels are, such as ``5.1``, if a multichannel configuration says so. Not compared.
     """
 
     codec: str
     profile: str = ""
     sample_rate_hz: int = 0
     channels: int = 0
+    codec_id: int | None = field(default=None, compare=False)
+    layout: str = field(default="", compare=False)
 
 
 def picture_size(width: int, height: int) -> tuple[int, int]:

@@ -31,23 +31,25 @@ _OTHER_TRACK_S = 1.5
 
 
 def describe_video(config: VideoConfig) -> str:
-    """Describe a video track: ``h264 High 3.1 1280x720 4:2:0 8 bit``. What is not known is left out."""
+    """Describe a video track: ``hevc Main 10 4.1 1280x720 4:2:0 10 bit bt2020nc/bt2020/smpte2084``, as far as it is known."""
     words = [config.codec, config.profile, config.level]
     if config.width:
         words.append(f"{config.width}x{config.height}")
     words.append(config.chroma)
     if config.bit_depth:
         words.append(f"{config.bit_depth} bit")
+    words.append(config.color)
     return " ".join(word for word in words if word)
 
 
 def describe_audio(config: AudioConfig) -> str:
-    """Describe an audio track: ``aac LC 48000 Hz 2 channels``."""
+    """Describe an audio track: ``aac LC 48000 Hz 2 channels``, ``flac 48000 Hz 6 channels 5.1``."""
     words = [config.codec, config.profile]
     if config.sample_rate_hz:
         words.append(f"{config.sample_rate_hz} Hz")
     if config.channels:
         words.append("1 channel" if config.channels == 1 else f"{config.channels} channels")
+    words.append(config.layout)
     return " ".join(word for word in words if word)
 
 
@@ -66,7 +68,7 @@ class _Entry:
         self.bytes_in = stream.bytes_in
         self.frames = stream.video_messages - stream.video_others
         self.keyframes = stream.vitals.keyframes
-        self.drops = stream.fanout.skips + stream.fanout.stalled
+        self.drops = stream.fanout.tally.drops
 
 
 class MediaLog:
@@ -148,7 +150,7 @@ class MediaLog:
             (stream.video_messages - stream.video_others - entry.frames) / elapsed_s,
             f"a keyframe every {elapsed_s / keyframes:.1f} s" if keyframes else "no keyframes",
             len(stream.players),
-            stream.fanout.skips + stream.fanout.stalled - entry.drops,
+            stream.fanout.tally.drops - entry.drops,
             extra={"stream": stream.key},
         )
         entry.restart(stream, now_s)

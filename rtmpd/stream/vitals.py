@@ -7,9 +7,11 @@ don't say enough, from keyframes; rates are counted by the sweep. Imports media;
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rtmpd.media.codecs import AudioConfig, VideoConfig, audio_config, refine_video, video_config
+from rtmpd.media.codecs import AudioConfig, VideoConfig, audio_config, refine_audio, refine_video, video_color, video_config
+from rtmpd.media.tags import Kind, audio_info, video_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,9 @@ __all__ = ["Vitals"]
 
 _WINDOW = 6
 """Sweeps that a rate is counted over, one more than the seconds."""
+
+_NO_TRACK = 256
+"""Ids have 8 bits."""
 
 _AUDIO_TRIES = 50
 """Audio frames that are asked what they are, where no header says it."""
@@ -34,7 +39,7 @@ class Vitals:
         tell: Called with each configuration that is news: the first, and each that differs from the one before.
 
     Attributes:
-        video, audio: What the first track of each is encoded with; None while that is not known.
+        video, audio: What the lowest track of each is encoded with; None while that is not known.
         asks_audio: Whether `audio_frame` is to be called: no header says what the audio is.
         keyframes: How many there were.
         keyframe_at: When the last one came (monotonic, seconds); 0 before the first.
@@ -44,11 +49,14 @@ class Vitals:
     """
 
     __slots__ = (
+        "_audio_track",
+        "_color",
         "_keyframe_timestamp",
         "_samples",
         "_tell",
         "_tries",
         "_video_told",
+        "_video_track",
         "asks_audio",
         "audio",
         "bitrate",
@@ -80,13 +88,25 @@ class Vitals:
         self._video_told: VideoConfig | None = None
         self._keyframe_timestamp = 0
         self._tries = 0
+        self._video_track = self._audio_track = _NO_TRACK
+        self._color = ""
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)
 
     def video_header(self, payload: bytes) -> None:
-        """Read a video sequence header."""
-        found = video_config(payload)
-        if found is None:
+        """Read a video sequence header, or a metadata packet with colorInfo."""
+        info = video_info(payload)
+        if info.kind == Kind.METADATA:
+            # FFmpeg leaves out of which track it is, but says the codec.
+            color = video_color(payload)
+            if color is not None and (self.video is None or self.video.codec == info.codec):
+                self._color = color
+                self.video = self.video and replace(self.video, color=color)
             return
+        found = video_config(payload)
+        if found is None or info.tracks[0] > self._video_track:
+            return
+        self._video_track = info.tracks[0]
+        found = replace(found, color=self._color)
         known = self.video
         if known is not None and known.codec == found.codec and not found.width:
             # The record says less than keyframes did.
@@ -115,8 +135,11 @@ class Vitals:
             self._tell(found)
 
     def audio_header(self, payload: bytes) -> None:
-        """Read an audio sequence header."""
-        self._set_audio(audio_config(payload))
+        """Read an audio sequence header, or a multichannel configuration."""
+        track = audio_info(payload).tracks[0]
+        if track <= self._audio_track:
+            self._audio_track = track
+            self._set_audio(refine_audio(self.audio, payload))
 
     def audio_frame(self, payload: bytes) -> None:
         """Read an audio frame of a codec without headers. Only while ``asks_audio``."""
@@ -128,8 +151,9 @@ class Vitals:
     def _set_audio(self, found: AudioConfig | None) -> None:
         if found is not None:
             self.asks_audio = False
-            if found != self.audio:
-                self.audio = found
+            news = found != self.audio
+            self.audio = found
+            if news:
                 self._tell(found)
 
     def sweep(self, now_s: float, bytes_in: int, frames: int) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from rtmpd.media.bits import BitReader, unescape
-from rtmpd.media.codecs import MAX_RECORD_BYTES, AudioConfig, VideoConfig, audio_config, refine_video, video_config
+from rtmpd.media.codecs import (
+    MAX_RECORD_BYTES,
+    AudioConfig,
+    VideoConfig,
+    audio_config,
+    refine_audio,
+    refine_video,
+    video_color,
+    video_config,
+)
+from rtmpd.media.flv_metadata import read_metadata
 from rtmpd.protocol.chunk import ChunkReader
 
 WIRE = Path(__file__).parents[2] / "golden" / "wire"
@@ -135,7 +146,8 @@ def head(text: str) -> tuple[str, str]:
 def test_what_ffmpeg_encodes_is_read_as_ffmpeg_prints_it(name, ffmpeg, tmp_path):
     clip = CLIPS[name]
     path = tmp_path / "clip.flv"
-    video, audio = configs(make(ffmpeg, path, clip.arguments))
+    data = make(ffmpeg, path, clip.arguments)
+    video, audio = configs(data)
     line = next(line for line in printed(ffmpeg, path).splitlines() if "Stream #0:0" in line)
     found = re.search(r"Video: ([^,]+), (\w+)[^,]*(?:,[^,]*\))?, (\d+)x(\d+)", line)
     if found:
@@ -153,10 +165,15 @@ def test_what_ffmpeg_encodes_is_read_as_ffmpeg_prints_it(name, ffmpeg, tmp_path)
         assert (FFMPEG_NAMES.get(audio.codec, audio.codec), *astuple(audio)[1:]) == (
             *(codec, profile, int(found[2]), CHANNELS[found[3]]),
         )
+    metadata = read_metadata(payloads(data, 18)[0])
+    # FFmpeg's metadata do not tell the three Nellymosers apart.
+    ids = [6 if config.codec == "nellymoser" else config.codec_id for config in (video, audio) if config]
+    assert ids == [metadata["audiocodecid" if audio else "videocodecid"]]
 
 
 def astuple(config: VideoConfig | AudioConfig) -> tuple[object, ...]:
-    return tuple(getattr(config, name) for name in config.__slots__)
+    """All that configurations are compared by."""
+    return tuple(getattr(config, field.name) for field in fields(config) if field.compare)
 
 
 # Recordings ---------------------------------------------------------------------------------------------------------------
@@ -475,9 +492,83 @@ def test_the_first_track_of_a_multitrack_header_counts(payload):
     assert video_config(payload) == MAIN
 
 
-def test_a_multitrack_header_behind_a_mod_ex_packet_is_only_known_by_its_codec():
-    assert video_config(b"\x97\x02\0\0\0\x06\x10avc1\x05\0\0\4" + RECORD) == VideoConfig("h264")
-    assert audio_config(b"\x97\x02\0\0\0\x05\x10mp4a\x05\0\0\2\x12\x10") == AudioConfig("aac")
+def test_a_multitrack_header_behind_a_mod_ex_packet_is_read_too():
+    assert video_config(b"\x97\x02\0\0\0\x06\x10avc1\x05\0\0\4" + RECORD) == MAIN
+    assert audio_config(b"\x97\x02\0\0\0\x05\x10mp4a\x05\0\0\2\x12\x10") == AudioConfig("aac", "LC", 44100, 2)
+
+
+def codec_id(config: VideoConfig | AudioConfig | None) -> int | None:
+    return config and config.codec_id
+
+
+def test_the_id_of_a_codec_is_that_of_its_header():
+    for legacy in (7, 12):
+        assert codec_id(video_config(bytes((0x10 | legacy,)) + bytes(4) + RECORD)) == legacy
+    for four_cc in (b"avc1", b"hvc1", b"vvc1", b"av01", b"vp08", b"vp09", b"zzzz"):
+        assert codec_id(video_config(b"\x90" + four_cc)) == int.from_bytes(four_cc, "big")
+        assert codec_id(video_config(b"\x96\x00" + four_cc + b"\1")) == int.from_bytes(four_cc, "big")
+    assert codec_id(audio_config(b"\xaf\0\x12\x10")) == 10
+    for four_cc in (b"Opus", b"fLaC", b"mp4a"):
+        assert codec_id(audio_config(b"\x90" + four_cc)) == int.from_bytes(four_cc, "big")
+    assert codec_id(audio_config(b"\x91.mp3\xff\xfb\x94\x44")) == int.from_bytes(b".mp3", "big")
+    assert [codec_id(audio_config(bytes((number << 4, 1)))) for number in (4, 5, 6, 14)] == [4, 5, 6, 14]
+
+
+SURROUND = "01 06 0000003f"  # in native order: the six of 5.1
+
+
+def test_a_multichannel_configuration_adds_to_what_is_known():
+    known = AudioConfig("flac", "", 48000, 6)
+    found = refine_audio(known, b"\x94fLaC" + bytes.fromhex(SURROUND))
+    assert found == known
+    assert found is not None
+    assert found.layout == "5.1"
+    found = refine_audio(AudioConfig("opus", "", 48000), b"\x95\x04Opus\0" + bytes.fromhex(SURROUND))
+    assert found is not None
+    assert (found.channels, found.layout) == (6, "5.1")
+
+
+def test_a_multichannel_configuration_alone_says_the_channels():
+    found = refine_audio(None, b"\x94Opus" + bytes.fromhex(SURROUND))
+    assert found == AudioConfig("opus", channels=6)
+    assert codec_id(found) == 0x4F707573
+    # The frames of these say all of it, and come next.
+    assert refine_audio(None, b"\x94ac-3" + bytes.fromhex(SURROUND)) is None
+
+
+@pytest.mark.parametrize("body", ["", "01", "01 06 000000", "05 06 0000003f", "02 06 0001", "01 00 00000000"])
+def test_a_multichannel_configuration_that_is_wrong_changes_nothing(body):
+    known = AudioConfig("opus", "", 48000, 2)
+    assert refine_audio(known, b"\x94Opus" + bytes.fromhex(body)) is known
+    assert refine_audio(None, b"\x94Opus" + bytes.fromhex(body)) is None
+
+
+def test_a_multichannel_configuration_of_another_codec_changes_nothing():
+    known = AudioConfig("aac", "LC", 48000, 2)
+    assert refine_audio(known, b"\x94Opus" + bytes.fromhex(SURROUND)) is known
+
+
+def test_a_header_replaces_what_was_known_and_other_messages_do_not():
+    known = AudioConfig("opus", "", 48000, 2)
+    assert refine_audio(known, b"\xaf\0\x12\x10") == AudioConfig("aac", "LC", 44100, 2)
+    assert refine_audio(known, b"\x91Opus\xfc") is known
+
+
+def test_colors_are_those_that_ffmpeg_was_told(ffmpeg, tmp_path):
+    options = "-vf setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc"
+    data = make(ffmpeg, tmp_path / "clip.flv", f"{X265} -pix_fmt yuv420p10le {options}")
+    assert [video_color(payload) for payload in payloads(data, 9) if payload[0] == 0xD4] == ["bt2020nc/bt2020/smpte2084"]
+    assert {video_color(payload) for payload in payloads(data, 9) if payload[0] != 0xD4} == {None}
+
+
+def test_the_layout_is_the_one_that_ffmpeg_encodes(ffmpeg, tmp_path):
+    data = make(ffmpeg, tmp_path / "clip.flv", f"{TONE} -af aformat=channel_layouts=5.1(side) -c:a flac")
+    config = None
+    for payload in payloads(data, 8)[:2]:
+        config = refine_audio(config, payload)
+    assert config == AudioConfig("flac", "", 44100, 6)
+    assert config is not None
+    assert config.layout == "5.1(side)"
 
 
 def test_what_is_known_of_a_track_is_refined_by_its_keyframe_only():

@@ -355,6 +355,12 @@ def test_video_codecs_are_written_as_flvenc_does(codec, number):
     assert rendered(flv_metadata.MetadataBlock(video=VideoConfig(codec)))["videocodecid"] == number
 
 
+def test_codecs_have_the_id_that_their_messages_have():
+    block = flv_metadata.MetadataBlock(video=VideoConfig("hevc", codec_id=12), audio=AudioConfig("aac", codec_id=0x6D703461))
+    assert (rendered(block)["videocodecid"], rendered(block)["audiocodecid"]) == (12, 0x6D703461)
+    assert rendered(flv_metadata.MetadataBlock(audio=AudioConfig("pcm", codec_id=0)))["audiocodecid"] == 0
+
+
 @pytest.mark.parametrize(
     ("codec", "number"),
     [("opus", 0x4F707573), ("flac", 0x664C6143), ("ac3", 0x61632D33), ("mp3", 2), ("speex", 11), ("g711u", 8), ("pcm", 0)],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.protocol import amf0
 from rtmpd.stream.vitals import Vitals
 
 # x264's record of a picture of 160x120, High profile, level 1.1; AAC-LC at 44100 Hz, mono.
@@ -97,3 +98,59 @@ def test_another_publisher_begins_with_nothing(vitals, told):
     assert vitals.asks_audio
     vitals.video_header(AVC)
     assert len(told) == 3
+
+
+# Enhanced RTMP ------------------------------------------------------------------------------------------------------------
+
+HVC1 = b"\x90hvc1" + bytes.fromhex("0102200000009000000000003cf000fcfdfafa")
+COLOR = b"\xd4hvc1" + amf0.encode("colorInfo") + amf0.encode({"colorConfig": {"transferCharacteristics": 16}})
+RESET = b"\xd4hvc1" + amf0.encode("colorInfo") + amf0.encode({})
+
+
+@pytest.mark.parametrize("messages", [(HVC1, COLOR), (COLOR, HVC1), (COLOR, HVC1, HVC1)])
+def test_colors_are_known_whether_they_come_before_the_header_or_after_it(vitals, messages):
+    for message in messages:
+        vitals.video_header(message)
+    assert vitals.video.color == "unknown/unknown/smpte2084"
+    vitals.video_header(RESET)
+    assert vitals.video.color == ""
+
+
+def test_colors_alone_are_no_news(vitals, told):
+    vitals.video_header(AVC)
+    vitals.video_header(COLOR.replace(b"hvc1", b"avc1"))
+    assert vitals.video.color
+    assert len(told) == 1
+
+
+def test_colors_of_another_codec_are_of_another_track(vitals):
+    vitals.video_header(AVC)
+    vitals.video_header(COLOR)
+    assert vitals.video.color == ""
+
+
+def test_the_lowest_track_counts(vitals, told):
+    vitals.video_header(b"\x96\0hvc1\2" + HVC1[5:])
+    vitals.video_header(AVC)
+    vitals.video_header(b"\x96\0hvc1\1" + HVC1[5:])
+    vitals.audio_header(AAC)
+    vitals.audio_header(b"\x95\0Opus\1OpusHead\1\2")
+    vitals.audio_header(b"\x95\4Opus\1\1\6\0\0\0\x3f")
+    assert (vitals.video.codec, vitals.audio) == ("h264", AudioConfig("aac", "LC", 44100, 1))
+    assert vitals.audio.layout == ""
+    vitals.reset()
+    vitals.video_header(b"\x96\0hvc1\1" + HVC1[5:])
+    assert vitals.video.codec == "hevc"
+
+
+def test_where_the_channels_are_is_no_news(vitals, told):
+    vitals.audio_header(b"\x90OpusOpusHead\1\6")
+    vitals.audio_header(b"\x94Opus\1\6\0\0\0\x3f")
+    assert vitals.audio.layout == "5.1"
+    assert told == [AudioConfig("opus", "", 48000, 6)]
+
+
+def test_a_multichannel_configuration_leaves_the_rest_to_frames_that_say_it(vitals):
+    vitals.audio_header(b"\x90ac-3")
+    vitals.audio_header(b"\x94ac-3\1\6\0\0\0\x3f")
+    assert vitals.asks_audio
