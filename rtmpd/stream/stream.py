@@ -263,8 +263,7 @@ class Stream:
                 self._has_video = True
                 self.headers.add_video(payload)
                 self._set_headers()
-                if kind == _HEADER:
-                    self.vitals.video_header(payload)
+                self.vitals.video_header(payload)
         self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, joins and (self._gop_cache or self.fanout.anyone_waits))
         if self.variants:
             self._append_to_variants(CSID_VIDEO, _VIDEO, timestamp, payload, joins)
