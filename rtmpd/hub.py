@@ -26,6 +26,7 @@ from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.session.connection import Connection
 from rtmpd.session.reconnect import ask_to_reconnect, wait_until_gone
+from rtmpd.stream.shedding import MemoryGuard
 from rtmpd.stream.stream import Stream
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Hub:
         relays: Gives the figures of every relay there is; the service that relays puts its own function here.
         id: A random name of this server, by which it knows its own streams again.
         listening: Host and port of every address that is listened on; kept by the daemon.
+        memory: Keeps the memory of streams below its limit.
         connection_limits: Counts connections, and says when there are too many; the daemon gives its capacity.
     """
 
@@ -136,12 +138,15 @@ class Hub:
         self.listening: tuple[tuple[str, int], ...] = ()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
+        self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
+        self.gauges["wire_log_bytes"] = self.memory.total_bytes
         self._refusal_logged_at = 0.0
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
         """Begin to look after streams and connections."""
         self._greenlet = gevent.spawn(self._run)
+        self.memory.start()
 
     @property
     def greenlet(self) -> gevent.Greenlet[[], None] | None:
@@ -152,6 +157,7 @@ class Hub:
         """Take another configuration; live streams and connections go on under it."""
         self.config = config
         self.connection_limits.limits = config.limits
+        self.memory.reload(config.limits.memory_limit_bytes)
         for connection in self.connections:
             connection.config = config.server
             connection.limits = config.limits
@@ -260,6 +266,10 @@ class Hub:
         if is_loop(via, self.id):
             self.counters["relay_loops"] += 1
             raise Refused(status.PUBLISH_REJECTED, LOOP)
+        lack = self.memory.refusal(time.monotonic())
+        if lack:
+            self.counters["memory_refusals"] += 1
+            raise Refused(status.STREAM_FAILED, "The server has too little memory.", lack)
         stream = self.streams.get(key)
         if stream is not None and stream.publisher is not None:
             self._make_way(stream)
@@ -430,5 +440,6 @@ class Hub:
             self._drop_if_idle(stream)
         for connection in list(self.connections):
             connection.transport.close("the server is stopping")
+        self.memory.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

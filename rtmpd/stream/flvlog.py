@@ -12,7 +12,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rtmpd.media.flv import TAG_OVERHEAD, tag_into
-from rtmpd.stream.pages import Page, PageLog
+from rtmpd.stream.pages import ALL_PAGES, Page, PageAccount, PageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,8 @@ class FlvPage(Page):
 
     __slots__ = ("kinds",)
 
-    def __init__(self, size: int, base: int, number: int = 0) -> None:
-        super().__init__(size, base, number)
+    def __init__(self, size: int, base: int, number: int = 0, account: PageAccount = ALL_PAGES) -> None:
+        super().__init__(size, base, number, account)
         self.kinds: list[int] = []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused
 from rtmpd.hub import Hub
+from tests.unit.stream.fakes import keyframe
 
 
 @pytest.fixture
@@ -105,3 +107,29 @@ def test_other_limits_hold_at_once_for_whoever_comes(make_hub):
     hub.reload(load_text(""))
     publish(hub, "live/c")
     play(hub, "live/a")
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_else_may_publish_above_the_limit_of_memory(make_hub, monkeypatch):
+    hub = make_hub("[limits]\nmemory_limit_bytes = 16M\n")
+    monkeypatch.setattr(hub.memory, "total_bytes", lambda: 16 << 20)
+    publish(hub, "live/a")
+    monkeypatch.setattr(hub.memory, "total_bytes", lambda: (16 << 20) + 1)
+    code, reason = refusal(publish, hub, "live/b")
+    assert code == "NetStream.Failed"
+    assert reason == "memory_limit_bytes is 16777216, and the logs of streams take 16777217"
+    assert (list(hub.streams), hub.counters["memory_refusals"]) == (["live/a"], 1)
+    play(hub, "live/a")
+    hub.reload(load_text("[limits]\nmemory_limit_bytes = 17M\n"))
+    publish(hub, "live/b")
+
+
+def test_the_memory_of_streams_is_a_figure(make_hub):
+    hub = make_hub()
+    gc.collect()
+    before = hub.gauges["wire_log_bytes"]()
+    stream = publish(hub, "live/a").stream
+    stream.video(0, keyframe("", 1_000_000))
+    assert hub.gauges["wire_log_bytes"]() - before == stream.wirelog.account.bytes > 1_000_000

@@ -60,6 +60,7 @@ COUNTERS: Final = {
     "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
     "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
     "reconnect_requests": Total("rtmpd_reconnect_requests", "Clients that were asked to connect again."),
+    "memory_sheds": Total("rtmpd_memory_sheds", "Times that a stream gave something up because memory_limit_bytes was reached."),
     "publish_bitrate_exceeded": Total("rtmpd_publish_bitrate_exceeded", "Publishers that sent more than they may for too long."),
     "takeovers": Total("rtmpd_takeovers", "Publishers that were silent and made way for another."),
 }
@@ -76,6 +77,7 @@ FAILURES: Final = {
     "http_deadlines": "a request to the HTTP listener took too long",
     "internal_errors": "a bug; the log has a traceback",
     "limits_exceeded": "a client asked for more than a limit allows",
+    "memory_refusals": "memory_limit_bytes was reached, and nobody else could publish",
     "players_refused": "players_per_stream_limit was reached",
     "protocol_errors": "a client broke the protocol",
     "proxy_errors": "a load balancer sent no PROXY header, or a wrong one",
@@ -95,6 +97,7 @@ What is in neither table is exported there, too: no counter is ever lost.
 GAUGES: Final = {
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
+    "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory that the logs of streams take.", counter=False),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever takes them paused or failed."),
     "access_lines_dropped": Total("rtmpd_access_log_lines_dropped", "Lines of the access log that were dropped."),
