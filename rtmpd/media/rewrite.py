@@ -4,7 +4,7 @@ A `Rewrite` describes the difference between what is published and what a player
 one share what it makes. Its methods look at the headers of a message and copy the codec's data as it is; nothing is decoded,
 and nothing raises.
 
-`VIDEO_FEATURES`, `AUDIO_FEATURES` and `features` tell at low cost which rewriting a stream could need at all.
+`VIDEO_FEATURES` and `AUDIO_FEATURES` tell at low cost which rewriting a stream could need at all.
 
 Imports tags; must not import the readers of codecs.
 """
@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rtmpd.media.tags import AudioPacket, VideoPacket
 
-if TYPE_CHECKING:
-    from rtmpd.media.tags import TagInfo
-
-__all__ = ["AS_PUBLISHED", "AUDIO_FEATURES", "HEVC_FORMS", "VIDEO_FEATURES", "Feature", "Rewrite", "features"]
+__all__ = ["AS_PUBLISHED", "AUDIO_FEATURES", "VIDEO_FEATURES", "Feature", "Rewrite"]
 
 
 class Feature(enum.IntFlag):
@@ -30,15 +27,12 @@ class Feature(enum.IntFlag):
     MOD_EX = 2
     HEVC_CODEC12 = 4
     """HEVC with the legacy header and CodecID 12, as Chinese CDNs and encoders have it."""
-    HEVC_HVC1 = 8
-    """HEVC with the Enhanced header."""
 
-
-HEVC_FORMS: Final = ("published", "hvc1", "codec12")
-"""What `Rewrite.hevc` may be."""
 
 _HVC1 = b"hvc1"
-_CODEC12 = 12
+_CODEC7, _CODEC12 = 7, 12
+_OLD_AAC = 0xAF
+_OLD_MP3 = 0x2F
 _FRAME_TYPE_COMMAND = 5
 _FOUR_CC_SIZE = 4
 _ONE_TRACK, _MANY_CODECS = 0, 2  # all others are read as ManyTracks, as tags and FFmpeg do
@@ -57,6 +51,9 @@ class Rewrite:
         mod_ex: Whether ModEx packets stay; otherwise they are taken off, and with them what they say (nanoseconds).
         video_track: The track that `default_track` leaves: the lowest id that the stream has.
         audio_track: Likewise.
+        old_video: H.264 of FourCC avc1 comes with the legacy header and CodecID 7, which every player reads.
+        old_audio: Likewise AAC of FourCC mp4a and MP3 of FourCC .mp3.
+        mute: No audio at all.
     """
 
     default_track: bool = False
@@ -64,24 +61,15 @@ class Rewrite:
     mod_ex: bool = True
     video_track: int = 0
     audio_track: int = 0
+    old_video: bool = False
+    old_audio: bool = False
+    mute: bool = False
 
     @property
     def identity(self) -> bool:
         """Whether nothing is ever changed."""
-        return not self.default_track and self.mod_ex and self.hevc == "published"
-
-    def matters(self, found: int) -> bool:
-        """Whether a stream with these features would be changed by this.
-
-        Args:
-            found: Bits of `Feature`. A ModEx packet may hide a multitrack header.
-        """
-        return bool(
-            (self.default_track and (found & (Feature.MULTITRACK | Feature.MOD_EX) or self.video_track or self.audio_track))
-            or (not self.mod_ex and found & Feature.MOD_EX)
-            or (self.hevc == "hvc1" and found & Feature.HEVC_CODEC12)
-            or (self.hevc == "codec12" and found & Feature.HEVC_HVC1)
-        )
+        changes = self.default_track or self.old_video or self.old_audio or self.mute or self.hevc != "published"
+        return self.mod_ex and not changes
 
     def video(self, payload: bytes) -> bytes | None:
         """Return what the player gets of a video message.
@@ -100,7 +88,9 @@ class Rewrite:
             return _to_hvc1(payload) if first & 15 == _CODEC12 and self.hevc == "hvc1" else payload
         made = self._plain(payload, VideoPacket.MOD_EX, VideoPacket.MULTITRACK, self.video_track)
         if made is not None and self.hevc == "codec12":
-            return _to_codec12(made)
+            made = _to_legacy(made, _HVC1, _CODEC12)
+        if made is not None and self.old_video:
+            made = _to_legacy(made, b"avc1", _CODEC7)
         return made
 
     def audio(self, payload: bytes) -> bytes | None:
@@ -111,9 +101,12 @@ class Rewrite:
         """
         if not payload:
             return payload  # silence
+        if self.mute:
+            return None
         if payload[0] >> 4 != 9:
             return None if self.default_track and self.audio_track else payload
-        return self._plain(payload, AudioPacket.MOD_EX, AudioPacket.MULTITRACK, self.audio_track)
+        made = self._plain(payload, AudioPacket.MOD_EX, AudioPacket.MULTITRACK, self.audio_track)
+        return _to_legacy_audio(made) if made is not None and self.old_audio else made
 
     def _plain(self, payload: bytes, mod_ex: int, multitrack: int, track: int) -> bytes | None:
         """Take off what the player can't read of a message with an Enhanced header."""
@@ -148,14 +141,6 @@ AS_PUBLISHED: Final = Rewrite()
 """Nothing is changed."""
 
 
-def features(info: TagInfo) -> int:
-    """Return the `Feature` bits that a message's whole header shows."""
-    found = Feature.MULTITRACK * info.multitrack | Feature.MOD_EX * info.mod_ex
-    if info.codec == "hevc":
-        found |= Feature.HEVC_HVC1 if info.four_cc else Feature.HEVC_CODEC12
-    return int(found)
-
-
 def _video_features(first: int) -> int:
     if first < 0x80:
         return int(Feature.HEVC_CODEC12) if first & 15 == _CODEC12 and first >> 4 != _FRAME_TYPE_COMMAND else 0
@@ -173,7 +158,7 @@ def _audio_features(first: int) -> int:
 
 
 VIDEO_FEATURES: Final = bytes(map(_video_features, range(256)))
-"""By the first byte of a video message: `Feature` bits that it shows. `Feature.HEVC_HVC1` takes the FourCC: see `features`."""
+"""By the first byte of a video message: `Feature` bits that it shows."""
 
 AUDIO_FEATURES: Final = bytes(map(_audio_features, range(256)))
 """By the first byte of an audio message, likewise."""
@@ -256,8 +241,8 @@ def _to_hvc1(payload: bytes) -> bytes:
     return payload
 
 
-def _to_codec12(payload: bytes) -> bytes | None:
-    """Turn a message of FourCC hvc1 into one of CodecID 12; other codecs stay, and so does what is cut short.
+def _to_legacy(payload: bytes, four_cc: bytes, codec_id: int) -> bytes | None:
+    """Turn a message of a FourCC into one of a legacy codec id; other codecs stay, and so does what is cut short.
 
     Metadata and other packets that the legacy header has no place for are left out, and ModEx packets are taken off.
     """
@@ -268,9 +253,9 @@ def _to_codec12(payload: bytes) -> bytes | None:
             return payload
     body = packet_at + 1 + _FOUR_CC_SIZE
     frame_type = payload[0] >> 4 & 7
-    if payload[packet_at + 1 : body] != _HVC1:
+    if payload[0] < 0x80 or payload[packet_at + 1 : body] != four_cc:
         return payload
-    packet, first = payload[packet_at] & 15, frame_type << 4 | _CODEC12
+    packet, first = payload[packet_at] & 15, frame_type << 4 | codec_id
     if frame_type == _FRAME_TYPE_COMMAND and packet != VideoPacket.METADATA:
         return payload
     if packet == VideoPacket.MULTITRACK:
@@ -283,4 +268,27 @@ def _to_codec12(payload: bytes) -> bytes | None:
         return b"%c\1%b%b" % (first, _NO_OFFSET, payload[body:])
     if packet == VideoPacket.SEQUENCE_END:
         return b"%c\2%b" % (first, _NO_OFFSET)
+    return None
+
+
+def _to_legacy_audio(payload: bytes) -> bytes | None:
+    """Turn a message of FourCC mp4a or .mp3 into one with the legacy header; other codecs stay, and what is cut short.
+
+    What there is no legacy form of, such as a multichannel configuration, is left out.
+    """
+    if payload[0] >> 4 != 9:
+        return payload
+    packet_at = 0
+    if payload[0] & 15 == AudioPacket.MOD_EX:
+        packet_at = _behind_mod_ex(payload, AudioPacket.MOD_EX)
+        if packet_at < 0:
+            return payload
+    packet, body = payload[packet_at] & 15, packet_at + 1 + _FOUR_CC_SIZE
+    four_cc = payload[packet_at + 1 : body]
+    if packet == AudioPacket.MULTITRACK or four_cc not in (b"mp4a", b".mp3"):
+        return payload
+    if four_cc == b".mp3":
+        return b"%c%b" % (_OLD_MP3, payload[body:]) if packet == AudioPacket.CODED_FRAMES else None
+    if packet in (AudioPacket.SEQUENCE_START, AudioPacket.CODED_FRAMES):
+        return b"%c%c%b" % (_OLD_AAC, packet, payload[body:])
     return None

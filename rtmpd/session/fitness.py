@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rtmpd.media.rewrite import Rewrite
+from rtmpd.stream.content import OLD_AUDIO
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LiveConfig
@@ -19,17 +20,28 @@ __all__ = ["unsupported", "wanted"]
 _HVC1 = "hvc1"
 
 
-def wanted(capabilities: Capabilities, options: LiveConfig) -> Rewrite:
-    """Return what is to be rewritten for a player, whatever is published now.
+def wanted(capabilities: Capabilities, options: LiveConfig, content: Content) -> Rewrite:
+    """Return what is to be rewritten for a player, at the most.
+
+    What comes under a FourCC that it does not name, but has an old header too, gets that. Audio that it does not take is left
+    out: video alone is more than nothing.
 
     Who declares nothing gets plain tracks: those clients are older than multitrack and ModEx. HEVC they may know in either
     form, which is for the operator to say.
     """
     takes_hvc1 = capabilities.takes_video(_HVC1)
+    audio = content.audio_four_cc
+    old_audio = audio in OLD_AUDIO and not capabilities.takes_audio(audio)
     return Rewrite(
         default_track=not capabilities.multitrack and options.multitrack_fallback == "default",
         hevc=_HVC1 if takes_hvc1 else options.hevc_fallback,
         mod_ex=capabilities.mod_ex,
+        old_video=not capabilities.takes_video("avc1"),
+        old_audio=old_audio,
+        mute=bool(audio)
+        and not old_audio
+        and options.unsupported_codec == "refuse"
+        and capabilities.takes_audio(audio) is False,
     )
 
 
@@ -41,7 +53,7 @@ def unsupported(capabilities: Capabilities, options: LiveConfig, content: Conten
     four_cc = content.video_four_cc
     if not four_cc or options.unsupported_codec != "refuse" or capabilities.takes_video(four_cc) is not False:
         return ""
-    if four_cc == _HVC1 and options.hevc_fallback == "codec12":
+    if four_cc == "avc1" or (four_cc == _HVC1 and options.hevc_fallback == "codec12"):
         return ""
     listed = ", ".join(sorted(capabilities.video or capabilities.four_ccs))
     return f"The video is {four_cc}, and the player has said that it takes only {listed}."

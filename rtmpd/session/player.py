@@ -17,12 +17,15 @@ from rtmpd.stream.variant import transfer
 if TYPE_CHECKING:
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.session.connection import Connection, MessageStream
+    from rtmpd.stream.backpressure import Slow
     from rtmpd.stream.fanout import Fanout
     from rtmpd.stream.stream import Stream
 
 __all__ = ["Player"]
 
 _COMMAND = int(MessageType.COMMAND_AMF0)
+_FAREWELL_BYTES = 1 << 30
+"""What a socket may hold unsent that is about to be closed: whatever its buffer has room for."""
 
 
 class Player:
@@ -63,7 +66,7 @@ class Player:
         return self.subscriber
 
     def _wanted(self, stream: Stream) -> Rewrite:
-        return wanted(self.connection.capabilities, stream.options.live)
+        return wanted(self.connection.capabilities, stream.options.live, stream.content)
 
     def unsupported(self, stream: Stream) -> str:
         """Return why it is not to get a stream: the codec is none that it takes; empty if it is."""
@@ -76,6 +79,7 @@ class Player:
         self.started_at = time.monotonic()
         self.message_stream.player = self
         self.subscriber = Subscriber(self._writer(), self.message_stream.id)
+        self.subscriber.on_slow = self._slow
         connection.transport.limit_unsent(connection.config.unsent_limit_bytes)
         connection.phase = "play"
         connection.log.stream = stream.key
@@ -116,6 +120,39 @@ class Player:
                 connection.outlet.owe(other.fanout.rehome(other.active, connection.outlet))
         return connection.outlet or connection.transport
 
+    def _slow(self, slow: Slow) -> None:
+        """Tell those who want to know that it begins to lose something. Must not wait."""
+        connection, stream, subscriber = self.connection, self.stream, self.subscriber
+        if stream is None or subscriber is None:
+            return
+        if slow.action == "disconnect":
+            connection.expect_close()
+            # Else its socket takes no word of why.
+            connection.transport.limit_unsent(_FAREWELL_BYTES)
+        connection.log.warning(
+            "%s: too slow (%s): %.1f s and %d bytes behind, %d skips, %d messages dropped",
+            stream.key,
+            slow.action,
+            slow.lag_ms / 1000,
+            slow.lag_bytes,
+            subscriber.skips,
+            subscriber.dropped,
+            extra={"stream": stream.key},
+        )
+        user = {"user": connection.user} if connection.user else {}
+        connection.emit(
+            EventType.PLAYER_SLOW,
+            stream,
+            id=self.number,
+            **user,
+            action=slow.action,
+            policy=slow.policy,
+            lag_ms=slow.lag_ms,
+            lag_bytes=slow.lag_bytes,
+            skips=subscriber.skips,
+            dropped=subscriber.dropped,
+        )
+
     def write(self, data: bytes) -> None:
         """Send a reply, between two messages of the media."""
         self.fanout.write(self.active, data)
@@ -146,12 +183,13 @@ class Player:
         connection.bytes_played += sent
         duration_s = time.monotonic() - self.started_at
         connection.log.info(
-            "stopped playing %s: %s; %.1f s, %d bytes, %d skips",
+            "stopped playing %s: %s; %.1f s, %d bytes, %d skips, %d messages dropped",
             stream.key,
             reason,
             duration_s,
             sent,
             subscriber.skips,
+            subscriber.dropped,
             extra={"stream": stream.key},
         )
         connection.emit_end(
@@ -161,7 +199,8 @@ class Player:
             reason=reason,
             duration_s=round(duration_s, 3),
             bytes=sent,
-            drops=subscriber.skips,
+            skips=subscriber.skips,
+            dropped=subscriber.dropped,
         )
         connection.hub.unplay(stream, self)
         return owed

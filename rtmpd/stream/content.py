@@ -14,11 +14,13 @@ from rtmpd.media.tags import Kind, audio_info, video_info
 if TYPE_CHECKING:
     from rtmpd.media.tags import TagInfo
 
-__all__ = ["Content"]
+__all__ = ["OLD_AUDIO", "Content"]
 
 _ENHANCED_VIDEO = 0x80
 _ENHANCED_AUDIO = 0x90
 _LEGACY_HEVC = 12
+OLD_AUDIO = ("mp4a", ".mp3")
+"""FourCCs of audio that has a header without FourCCs too."""
 _DESCRIBING = (Kind.HEADER, Kind.FRAME, Kind.KEYFRAME, Kind.TRACK_KEYFRAME)
 
 
@@ -90,4 +92,7 @@ class Content:
             audio_track=audio_track if one else 0,
             hevc="published" if same_hevc else wanted.hevc,
             mod_ex=wanted.mod_ex or not self.mod_ex,
+            old_video=wanted.old_video and self.video_four_cc == "avc1",
+            old_audio=wanted.old_audio and self.audio_four_cc in OLD_AUDIO,
+            mute=wanted.mute and bool(self.audio_four_cc),
         )

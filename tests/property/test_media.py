@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from rtmpd.media.rewrite import Rewrite
 from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.protocol.enhanced import parse_capabilities
+from rtmpd.stream.content import Content
 
 MEDIA = settings(deadline=None, max_examples=300)
 
@@ -182,6 +185,8 @@ rewrites = st.builds(
     mod_ex=st.booleans(),
     video_track=st.sampled_from([0, 0, 0, 1, 255]),
     audio_track=st.sampled_from([0, 0, 0, 1, 255]),
+    old_video=st.booleans(),
+    old_audio=st.booleans(),
 )
 
 
@@ -202,6 +207,21 @@ def test_any_payload_can_be_rewritten_and_then_needs_no_more_of_it(payload, rewr
         if rewrite.default_track:
             assert not found.multitrack
         assert found.kind in (info(payload).kind, Kind.KEYFRAME, Kind.OTHER)
+
+
+@MEDIA
+@given(payloads, rewrites)
+def test_what_is_narrowed_to_the_content_does_the_same(payload, rewrite):
+    content = Content()
+    if payload and video_info(payload).kind in (Kind.HEADER, Kind.FRAME, Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
+        content.look_at_video(payload)
+        whole = replace(rewrite, video_track=content.video_track, audio_track=0)
+        assert content.narrow(whole).video(payload) == whole.video(payload)
+    content = Content()
+    if payload and audio_info(payload).kind in (Kind.HEADER, Kind.FRAME):
+        content.look_at_audio(payload)
+        whole = replace(rewrite, video_track=0, audio_track=content.audio_track)
+        assert content.narrow(whole).audio(payload) == whole.audio(payload)
 
 
 frame_types = st.integers(0, 4) | st.integers(6, 7)

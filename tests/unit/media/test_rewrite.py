@@ -6,13 +6,14 @@ import subprocess
 
 import pytest
 
-from rtmpd.media.rewrite import AS_PUBLISHED, AUDIO_FEATURES, HEVC_FORMS, VIDEO_FEATURES, Feature, Rewrite, features
-from rtmpd.media.tags import Kind, audio_info, video_info
+from rtmpd.media.rewrite import AS_PUBLISHED, AUDIO_FEATURES, VIDEO_FEATURES, Feature, Rewrite
+from rtmpd.media.tags import Kind, video_info
 
 FLAT = Rewrite(default_track=True)
 BARE = Rewrite(mod_ex=False)
 TO_HVC1 = Rewrite(hevc="hvc1")
 TO_CODEC12 = Rewrite(hevc="codec12")
+OLD = Rewrite(old_video=True, old_audio=True)
 EVERYTHING = Rewrite(default_track=True, hevc="codec12", mod_ex=False)
 
 NANO = "02 000001 0"  # before it 7 as the packet type, and behind it the packet type
@@ -71,8 +72,8 @@ def test_what_every_player_reads_stays_the_same_object():
 
 def test_a_rewrite_is_a_key():
     assert {FLAT: 1, Rewrite(default_track=True): 2} == {FLAT: 2}
-    assert HEVC_FORMS == ("published", "hvc1", "codec12")
-    assert not any(Rewrite(hevc=form).identity for form in HEVC_FORMS[1:])
+    assert not any(Rewrite(hevc=form).identity for form in ("hvc1", "codec12"))
+    assert not any(rewrite.identity for rewrite in (OLD, Rewrite(old_video=True), Rewrite(mute=True)))
 
 
 # One track --------------------------------------------------------------------------------------------------------------
@@ -288,27 +289,6 @@ def test_a_command_before_the_multitrack_header_is_a_command():
 # What a stream has --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("payload", "found"),
-    [
-        (data("17 00 000000"), 0),
-        (data("1c 00 000000"), Feature.HEVC_CODEC12),
-        (data("90", b"hvc1"), Feature.HEVC_HVC1),
-        (data("96 00", b"hvc1", "00"), Feature.MULTITRACK | Feature.HEVC_HVC1),
-        (data("97", f"{NANO}6 00", b"av01", "00"), Feature.MULTITRACK | Feature.MOD_EX),
-        (data("97"), Feature.MOD_EX),
-    ],
-)
-def test_features_of_video(payload, found):
-    assert features(video_info(payload)) == found
-
-
-def test_features_of_audio():
-    assert features(audio_info(data("af 00"))) == 0
-    assert features(audio_info(data("95 00", b"Opus", "01"))) == Feature.MULTITRACK
-    assert features(audio_info(data("97", f"{NANO}1", b"Opus"))) == Feature.MOD_EX
-
-
 def test_features_by_the_first_byte():
     assert [i for i in range(256) if VIDEO_FEATURES[i] == Feature.MULTITRACK] == [*range(0x86, 256, 16)]
     assert [i for i in range(256) if VIDEO_FEATURES[i] == Feature.MOD_EX] == [*range(0x87, 256, 16)]
@@ -317,28 +297,58 @@ def test_features_by_the_first_byte():
     assert (AUDIO_FEATURES[0x95], AUDIO_FEATURES[0x97]) == (Feature.MULTITRACK, Feature.MOD_EX)
 
 
+# The old headers ----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("rewrite", "found"),
+    ("enhanced", "old"),
     [
-        (AS_PUBLISHED, 0),
-        (FLAT, Feature.MULTITRACK | Feature.MOD_EX),
-        (BARE, Feature.MOD_EX),
-        (TO_HVC1, Feature.HEVC_CODEC12),
-        (TO_CODEC12, Feature.HEVC_HVC1),
+        (b"\x90avc1record", b"\x17\0\0\0\0record"),
+        (b"\x91avc1\0\0\x28data", b"\x17\1\0\0\x28data"),
+        (b"\xa1avc1\xff\xff\xd8data", b"\x27\1\xff\xff\xd8data"),
+        (b"\xa3avc1data", b"\x27\1\0\0\0data"),
+        (b"\x92avc1", b"\x17\2\0\0\0"),
+        (b"\xd4avc1colorInfo", None),
+        (b"\x91hvc1\0\0\x28data", b"\x91hvc1\0\0\x28data"),
+        (b"\x91avc1\0", b"\x91avc1\0"),
+        (b"\x17\1\0\0\0data", b"\x17\1\0\0\0data"),
+        (b"\x96\x01avc1\x01\0\0\0data", b"\x96\x01avc1\x01\0\0\0data"),
     ],
 )
-def test_what_a_rewrite_is_needed_for(rewrite, found):
-    for feature in Feature:
-        assert rewrite.matters(feature) is bool(feature & found)
-    assert not rewrite.matters(0)
+def test_h264_under_the_old_header(enhanced, old):
+    assert OLD.video(enhanced) == old
 
 
-def test_another_track_than_0_always_matters():
-    assert Rewrite(default_track=True, audio_track=1).matters(0)
-    assert not Rewrite(audio_track=1).matters(0)
+@pytest.mark.parametrize(
+    ("enhanced", "old"),
+    [
+        (b"\x90mp4aconfig", b"\xaf\0config"),
+        (b"\x91mp4adata", b"\xaf\1data"),
+        (b"\x92mp4a", None),
+        (b"\x94mp4a\x01\x02", None),
+        (b"\x91.mp3data", b"\x2fdata"),
+        (b"\x90.mp3", None),
+        (b"\x91Opusdata", b"\x91Opusdata"),
+        (b"\x91mp4", b"\x91mp4"),
+        (b"\xaf\1data", b"\xaf\1data"),
+        (b"\x95\x01mp4a\x01data", b"\x95\x01mp4a\x01data"),
+    ],
+)
+def test_aac_and_mp3_under_the_old_header(enhanced, old):
+    assert OLD.audio(enhanced) == old
 
 
-# What ffmpeg muxes --------------------------------------------------------------------------------------------------------
+def test_the_first_track_of_several_under_the_old_header():
+    rewrite = Rewrite(default_track=True, mod_ex=False, old_video=True, old_audio=True)
+    assert rewrite.video(b"\x96\x01avc1\x00\0\0\x28data") == b"\x17\1\0\0\x28data"
+    assert rewrite.audio(b"\x95\x01mp4a\x00data") == b"\xaf\1data"
+
+
+def test_no_audio_at_all():
+    assert [payload for payload in PLAIN_AUDIO if Rewrite(mute=True).audio(payload)] == []
+
+
+# What ffmpeg muxes ------------------------------------------------------------------------------------------------------
 
 
 def mux(ffmpeg, path, arguments):
