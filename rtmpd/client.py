@@ -7,6 +7,7 @@ that is not written for gevent may use it too, one client per thread. docs/clien
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,8 @@ from gevent.lock import BoundedSemaphore
 from gevent.socket import create_connection
 
 from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClosed
+from rtmpd.net.tls import client_context
+from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import Transport, deadline, format_address
 from rtmpd.protocol import amf0
 from rtmpd.protocol.adobe_auth import Login
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "RtmpUrl"]
 
 DEFAULT_PORT = 1935
+TLS_PORT = 443
 
 _ENCODER = "FMLE/3.0 (compatible; rtmpd)"
 _PLAYER = "LNX 9,0,124,2"
@@ -54,7 +58,7 @@ _MEDIA_CSIDS = {
 
 @dataclass(frozen=True, slots=True)
 class RtmpUrl:
-    """An RTMP URL, taken apart: ``rtmp://[user:password@]host[:port]/app/name``.
+    """An RTMP URL, taken apart: ``rtmp://[user:password@]host[:port]/app/name``, or with ``rtmps://``.
 
     Everything but the last part of the path is the application; the query belongs to the name.
     """
@@ -65,6 +69,7 @@ class RtmpUrl:
     name: str
     user: str = ""
     password: str = field(default="", repr=False)
+    scheme: str = "rtmp"
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -79,8 +84,8 @@ class RtmpUrl:
         except ValueError:
             # A bracket or a port that is none.
             host = None
-        if not host or parts.scheme != "rtmp":
-            raise ValueError(f"expected rtmp://host[:port]/app/name, got {_without_secrets(url)!r}")
+        if not host or parts.scheme not in ("rtmp", "rtmps"):
+            raise ValueError(f"expected rtmp[s]://host[:port]/app/name, got {_without_secrets(url)!r}")
         app, _, name = parts.path.strip("/").rpartition("/")
         if not app:
             app, name = name, ""
@@ -89,13 +94,14 @@ class RtmpUrl:
         if parts.fragment:
             # RTMP knows no fragments: it is part of the name.
             name += "#" + parts.fragment
-        return cls(host, port or DEFAULT_PORT, app, name, unquote(parts.username or ""), unquote(parts.password or ""))
+        port = port or (TLS_PORT if parts.scheme == "rtmps" else DEFAULT_PORT)
+        return cls(host, port, app, name, unquote(parts.username or ""), unquote(parts.password or ""), parts.scheme)
 
     @property
     def tc_url(self) -> str:
         """The URL of the application, as the connect command carries it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"rtmp://{host}:{self.port}/{self.app}"
+        return f"{self.scheme}://{host}:{self.port}/{self.app}"
 
 
 def _without_secrets(url: str) -> str:
@@ -111,13 +117,15 @@ class Client:
     Use it as a context manager, or call `close`. One greenlet uses it at a time.
 
     Args:
-        url: ``rtmp://[user:password@]host[:port]/app/name``, or one taken apart. With a user, it logs in when it is asked to.
+        url: ``rtmp[s]://[user:password@]host[:port]/app/name``, or one taken apart. With a user, it logs in when asked to.
         timeout_s: For connecting, for each answer, and for the server to take what is sent.
         handshake: ``digest`` (a server that only speaks plain answers plain, and gets it) or ``plain``.
         chunk_size: Outbound chunk size, bytes.
         window_ack_size: How often the server is to acknowledge what it got, bytes.
         connect_properties: More members for the connect command's object, or other values for its own.
         vet: Called with the address that the connection has come to, before anything is sent; what it raises, `connect` does.
+        tls: For rtmps://. A context, or a file with the certificates (PEM) of authorities that the server's must be signed by.
+            True: the system's authorities. False: any certificate will do, and anybody can be the server.
 
     Attributes:
         endpoint: The protocol's state: ``bytes_received``, ``bytes_acknowledged`` and so on.
@@ -136,6 +144,7 @@ class Client:
         window_ack_size: int = DEFAULT_WINDOW_BYTES,
         connect_properties: dict[str, Any] | None = None,
         vet: Callable[[tuple[Any, ...]], None] | None = None,
+        tls: ssl.SSLContext | str | bool = True,
     ) -> None:
         self.url = RtmpUrl.parse(url) if isinstance(url, str) else url
         self.timeout_s = timeout_s
@@ -149,6 +158,7 @@ class Client:
         self._properties = connect_properties or {}
         self._plays = False
         self._vet = vet
+        self._tls = tls
         self._transport: Transport | None = None
         self._transaction_id = 0
         self._inbox: list[RawMessage] = []
@@ -171,6 +181,7 @@ class Client:
 
         Raises:
             TransportClosed: No connection, or the server closed it. DeadlineExceeded: It took longer than ``timeout_s``.
+            TlsError: Its certificate is not good, or TLS fails otherwise. OSError: The file of ``tls`` can't be used.
             RemoteProtocolError: The server does not speak RTMP. Refused: It does not take the application, or the login.
         """
         login = Login(self.url.user, self.url.password) if self.url.user else None
@@ -202,9 +213,12 @@ class Client:
         except OSError as error:
             where = format_address((self.url.host, self.url.port))
             raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
-        self._transport = Transport(sock, format_address(address))
+        secure = self.url.scheme == "rtmps"
+        self._transport = (TlsTransport if secure else Transport)(sock, format_address(address))
         if self._vet is not None:
             self._vet(address)
+        if isinstance(self._transport, TlsTransport):
+            self._transport.secure(self._tls_context(), self.timeout_s, host=self.url.host)
         self._handshake()
         self.endpoint.send_chunk_size(self._chunk_size)
         self.endpoint.send_window_ack_size(self._window_ack_size)
@@ -221,6 +235,12 @@ class Client:
             properties |= {name: f"{properties[name]}?{query}" for name in ("app", "tcUrl")}
         answer = self._call("connect", properties)
         self.connect_result = (answer.command_object, answer.argument(0))
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if not isinstance(self._tls, ssl.SSLContext):
+            ca = self._tls if isinstance(self._tls, str) else ""
+            self._tls = client_context(ca, verify=bool(self._tls))
+        return self._tls
 
     def _handshake(self) -> None:
         transport = self._connected()

@@ -22,6 +22,7 @@ from rtmpd.events import EventBus, EventType
 from rtmpd.loop import give_way
 from rtmpd.media.track_config import VideoConfig
 from rtmpd.net.proxied import is_from, read_proxy_header
+from rtmpd.net.tls import Tls
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.session.connection import Connection
@@ -127,6 +128,7 @@ class Hub:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        tls: What is in force for RTMPS; kept by the daemon.
         self.streams: dict[str, Stream] = {}
         self.connections: set[Connection] = set()
         self.bus = EventBus()
@@ -142,6 +144,7 @@ class Hub:
         self.gauges["wire_log_bytes"] = self.memory.total_bytes
         self._refusal_logged_at = 0.0
         self._greenlet: gevent.Greenlet[[], None] | None = None
+        self.tls = Tls()
 
     def start(self) -> None:
         """Begin to look after streams and connections."""

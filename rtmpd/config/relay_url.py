@@ -15,7 +15,7 @@ from rtmpd.config.secret import MASK, Secret
 
 __all__ = ["RelayUrl", "labels"]
 
-_PORT: Final = 1935
+_PORTS: Final = {"rtmp": 1935, "rtmps": 443}
 _LENGTH = 2048
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
 _HOST = re.compile(r"(?!-)[\w{}-]{1,63}(?:\.[\w-]{1,63})*\.?", re.ASCII)
@@ -24,7 +24,7 @@ _FIELDS = ("{app}", "{name}")
 
 @dataclass(frozen=True, slots=True)
 class RelayUrl:
-    """A destination: ``rtmp://[user:password@]host[:port]/app/name``, with ``{app}`` and ``{name}`` in app and name.
+    """A destination: ``rtmp[s]://[user:password@]host[:port]/app/name``, with ``{app}`` and ``{name}`` in app and name.
 
     The name is the last part of the path, with the query. It is the stream's own where the path has one part only.
 
@@ -34,6 +34,7 @@ class RelayUrl:
         app, name: With fields.
         user_info: ``user:password`` as the URL has it, or empty.
         source: ``file:PATH`` or ``env:NAME``, if the URL came from there.
+        scheme: ``rtmp``, or ``rtmps`` with TLS.
     """
 
     host: str
@@ -42,6 +43,7 @@ class RelayUrl:
     name: str = field(repr=False)
     user_info: str = field(default="", repr=False)
     source: str = ""
+    scheme: str = "rtmp"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -53,10 +55,9 @@ class RelayUrl:
         secret = Secret.parse(text)
         url = secret.reveal()
         scheme, separator, _ = url.partition("://")
-        if separator and scheme.lower() == "rtmps":
-            raise ValueError("rtmps:// is not supported yet, only rtmp://")
-        if not separator or scheme.lower() != "rtmp":
-            raise ValueError("it does not begin with rtmp://")
+        scheme = scheme.lower()
+        if not separator or scheme not in _PORTS:
+            raise ValueError("it does not begin with rtmp:// or rtmps://")
         if len(url) > _LENGTH:
             raise ValueError(f"it is longer than {_LENGTH} characters")
         if not url.isprintable() or " " in url:
@@ -73,12 +74,12 @@ class RelayUrl:
         if not parts:
             raise ValueError("it names no application")
         name = parts.pop() if len(parts) > 1 else "{name}"
-        return cls(host, port, "/".join(parts), name + query, user_info, secret.source)
+        return cls(host, port or _PORTS[scheme], "/".join(parts), name + query, user_info, secret.source, scheme)
 
     def expand(self, app: str, name: str) -> str:
         """Return the URL for a stream."""
         user = f"{self.user_info}@" if self.user_info else ""
-        return f"rtmp://{user}{self._address}/{_filled(self.app, app, name)}/{_filled(self.name, app, name)}"
+        return f"{self.scheme}://{user}{self._address}/{_filled(self.app, app, name)}/{_filled(self.name, app, name)}"
 
     def hide(self, text: str, app: str, name: str) -> str:
         """Return a text without what a stream is called there, and without the query, if these may be secret."""
@@ -97,10 +98,11 @@ class RelayUrl:
         """What may be shown: address and application; the name only where it is nothing but fields."""
         name, _, query = self.name.partition("?")
         shown = name if re.fullmatch(r"[-_.]*", _BRACES.sub("", name)) else MASK
-        return f"rtmp://{self._address}/{self.app}/{shown}{'?' + MASK if query else ''}"
+        return f"{self.scheme}://{self._address}/{self.app}/{shown}{'?' + MASK if query else ''}"
 
     def __str__(self) -> str:
-        return self.source or ("rtmp://" + f"{MASK}@" * bool(self.user_info) + self.label.removeprefix("rtmp://"))
+        scheme = f"{self.scheme}://"
+        return self.source or (scheme + f"{MASK}@" * bool(self.user_info) + self.label.removeprefix(scheme))
 
 
 def _filled(text: str, app: str, name: str) -> str:
@@ -108,7 +110,7 @@ def _filled(text: str, app: str, name: str) -> str:
 
 
 def _split(url: str) -> tuple[str, int, str, str, str]:
-    """Take a URL apart: host, port, user info, path, and the query with what it begins with."""
+    """Take a URL apart: host, port (0: none is named), user info, path, and the query with what it begins with."""
     problem = "its host or port is wrong"
     try:
         parts = urlsplit(url)
@@ -126,7 +128,7 @@ def _split(url: str) -> tuple[str, int, str, str, str]:
         raise ValueError(problem)
     # RTMP knows no fragments: one is part of the name.
     query = ("?" + parts.query if parts.query else "") + ("#" + parts.fragment if parts.fragment else "")
-    return host, port or _PORT, parts.netloc.rpartition("@")[0], parts.path, query
+    return host, port or 0, parts.netloc.rpartition("@")[0], parts.path, query
 
 
 def labels(urls: tuple[RelayUrl, ...]) -> dict[RelayUrl, str]:

@@ -71,7 +71,8 @@ class Dump:
     def lines(self) -> Iterator[str]:
         """Give the lines, the event loop having its turn in between."""
         hub = self._hub
-        yield f"state: {len(hub.streams)} streams, {len(hub.connections)} connections"
+        secure = sum(each.transport.scheme == "rtmps" for each in hub.connections)
+        yield f"state: {len(hub.streams)} streams, {len(hub.connections)} connections, {secure} of them RTMPS"
         counters = ", ".join(f"{name} {count}" for name, count in sorted(hub.totals().items()) if count)
         yield f"counted: {counters or 'nothing'}"
         yield from self._greenlets()

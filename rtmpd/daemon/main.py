@@ -32,6 +32,7 @@ from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
 from rtmpd.net.listener import inherit, places
+from rtmpd.net.tls import ClientTls, ServerTls
 from rtmpd.services.accesslog import AccessLog
 from rtmpd.services.auth.service import Auth
 from rtmpd.services.hooks.service import Hooks
@@ -100,7 +101,9 @@ class Daemon:
             pages,
             metrics,
         ]
-        self.ports = Ports(self.hub.serve, self._sockets["rtmp"])
+        self.ports = Ports(self.hub.serve, self._sockets["rtmp"], self._sockets["rtmps"])
+        tls = self.hub.tls
+        self.hub.gauges["tls_certificate_expiry"] = lambda: tls.server.not_after if tls.server is not None else 0.0
         self.on_stop: Callable[[float], None] = lambda limit_s: None
         self._failed = False
         self._descriptors_logged_at = 0.0
@@ -117,10 +120,12 @@ class Daemon:
         self.hub.connection_limits.capacity = provide_descriptors(self.config)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
-            self.ports.open(self.config.server.listen)
+            self.ports.open(self.config.server.listen, self.config.tls.tls_listen)
             self._pages.bind()
             # Before a service looks at a directory or runs a program, and before anybody is listened to.
             drop_privileges(self.config.server)
+            # By the user who reads them again when they are renewed.
+            self.hub.tls.server, self.hub.tls.client = self._load_tls(self.config)
             self.hub.listening = self.ports.addresses
             for service in self.services:
                 service.start()
@@ -132,6 +137,14 @@ class Daemon:
         assert self.hub.greenlet is not None
         self.hub.greenlet.link_exception(self._hub_died)
         self.ports.start()
+
+    def _load_tls(self, config: Config) -> tuple[ServerTls | None, ClientTls]:
+        """Read the certificates; raises RtmpdError if there is no serving with them."""
+        wanted = config.tls.tls_listen or self._sockets["rtmps"]
+        server, client = ServerTls(config.tls) if wanted else None, ClientTls(config.tls)
+        for warning in server.warnings(time.time()) if server is not None else ():
+            log.warning("%s: clients that look at it will not connect", warning)
+        return server, client
 
     def request_stop(self) -> None:
         """Ask for the end; safe in a signal handler's greenlet. A second time means at once."""
@@ -152,11 +165,13 @@ class Daemon:
             return error.problems[0]
         try:
             capacity = provide_descriptors(keep_fixed(self.config, config))
-            self.ports.change(config.server.listen)
+            tls = self._load_tls(config)
+            self.ports.change(config.server.listen, config.tls.tls_listen)
         except RtmpdError as error:
             log.error("reload failed: %s; the old configuration stays in force", error)
             return str(error)
         self.hub.listening = self.ports.addresses
+        self.hub.tls.server, self.hub.tls.client = tls
         for option in restart_needed(self.config, config):
             log.warning("reload: %s only changes when rtmpd is started again", option)
         config = keep_fixed(self.config, config)
@@ -227,10 +242,11 @@ class Daemon:
 
 def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
     """Return the sockets that were handed over, by what they are for: those without a name are for RTMP."""
-    found: dict[str, list[socket]] = {"rtmp": [], "metrics": []}
+    found: dict[str, list[socket]] = {"rtmp": [], "rtmps": [], "metrics": []}
     for one in inherited:
         if (one.name or "rtmp") not in found:
-            raise RtmpdError(f"a socket that was handed over is called {one.name!r}: FileDescriptorName= is rtmp or metrics")
+            known = "rtmp, rtmps or metrics"
+            raise RtmpdError(f"a socket that was handed over is called {one.name!r}: FileDescriptorName= is {known}")
         found[one.name or "rtmp"].append(inherit(one.descriptor))
     return found
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
-from rtmpd.net.listener import Listener, places
+from rtmpd.net.listener import Listener, numeric, places
+from rtmpd.net.tls_transport import TlsTransport
+from rtmpd.net.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from gevent.socket import socket
-
-    from rtmpd.net.transport import Transport
 
 __all__ = ["Ports"]
 
@@ -31,14 +31,18 @@ class Ports:
     Args:
         serve: Called with each connection, in its greenlet.
         inherited: Sockets that were handed over.
+        tls_inherited: Those among them that are for RTMPS.
 
     Attributes:
         listeners: Those that accept connections.
     """
 
-    def __init__(self, serve: Callable[[Transport], None], inherited: Sequence[socket] = ()) -> None:
+    def __init__(
+        self, serve: Callable[[Transport], None], inherited: Sequence[socket] = (), tls_inherited: Sequence[socket] = ()
+    ) -> None:
         self._serve = serve
         self._inherited = inherited
+        self._tls_inherited = tls_inherited
         self.listeners: list[Listener] = []
         # They accept no more, but have connections.
         self._retired: list[Listener] = []
@@ -48,15 +52,27 @@ class Ports:
         """Host and port of every address that is listened on."""
         return tuple(each for listener in self.listeners for each in listener.addresses)
 
-    def open(self, addresses: Iterable[ListenAddress]) -> None:
-        """Bind all addresses.
+    def _wanted(
+        self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress]
+    ) -> list[tuple[ListenAddress | socket, type[Transport]]]:
+        """Return where to listen, and for what; raises RtmpdError if that is for both somewhere."""
+        addresses, tls_addresses = list(addresses), list(tls_addresses)
+        for one in tls_addresses:
+            other = next((each for each in addresses if numeric(each).overlaps(numeric(one))), None)
+            if other is not None:
+                raise RtmpdError(f"can't listen on {one} for RTMPS: [server] listen has {other}")
+        plain = [(place, Transport) for place in places(addresses, self._inherited)]
+        return plain + [(place, TlsTransport) for place in places(tls_addresses, self._tls_inherited)]
+
+    def open(self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress] = ()) -> None:
+        """Bind all addresses: those for RTMP, and those for RTMPS.
 
         Raises:
             RtmpdError: One can't be bound. Nothing is left open then.
         """
         try:
-            for place in places(addresses, self._inherited):
-                self.listeners.append(Listener(place, self._serve))
+            for place, kind in self._wanted(addresses, tls_addresses):
+                self.listeners.append(Listener(place, self._serve, kind))
         except RtmpdError:
             self.close()
             raise
@@ -69,32 +85,32 @@ class Ports:
     @staticmethod
     def _start(listener: Listener) -> None:
         listener.start()
-        log.info("listening on %s", listener.bound)
+        log.info("listening on %s%s", listener.bound, " for RTMPS" if listener.kind is TlsTransport else "")
 
-    def change(self, addresses: Iterable[ListenAddress]) -> None:
+    def change(self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress] = ()) -> None:
         """Listen on these addresses and on no others from now on. Connections go on, whatever they came in by.
 
         Raises:
             RtmpdError: One can't be bound. Everything is as it was then.
         """
-        wanted = places(addresses, self._inherited)
+        wanted = self._wanted(addresses, tls_addresses)
         stay, go = [], []
         for listener in self.listeners:
-            if listener.place in wanted:
-                wanted.remove(listener.place)
+            if (listener.place, listener.kind) in wanted:
+                wanted.remove((listener.place, listener.kind))
                 stay.append(listener)
             else:
                 go.append(listener)
         made: list[Listener] = []
         closed: list[Listener] = []
         try:
-            for place in wanted:
+            for place, kind in wanted:
                 # The kernel does not give an address that another listener has a part of, though that is about to go.
                 for listener in go:
                     if listener not in closed and _overlap(place, listener.place):
                         listener.close()
                         closed.append(listener)
-                made.append(Listener(place, self._serve))
+                made.append(Listener(place, self._serve, kind))
         except RtmpdError:
             for listener in made:
                 listener.close()
@@ -112,7 +128,7 @@ class Ports:
         for listener in closed:
             self.listeners.remove(listener)
             try:
-                again = Listener(listener.place, self._serve)
+                again = Listener(listener.place, self._serve, listener.kind)
             except RtmpdError as error:
                 log.error("%s any more", error)
             else:

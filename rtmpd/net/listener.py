@@ -139,9 +139,10 @@ class Listener:
     Args:
         address: Where to listen; or a socket that listens already.
         serve: Called in the connection's greenlet; the connection is closed when it returns.
+        kind: What connections are made of: with TLS or without.
 
     Attributes:
-        place: What it was made with.
+        place, kind: What it was made with.
         bound: Where it listens, as text.
         port: The port.
         addresses: Host and port of each address that it accepts connections on; the host may mean any.
@@ -150,8 +151,11 @@ class Listener:
         RtmpdError: The address can't be listened on; the message says why and what to do.
     """
 
-    def __init__(self, address: ListenAddress | socket, serve: Callable[[Transport], None]) -> None:
+    def __init__(
+        self, address: ListenAddress | socket, serve: Callable[[Transport], None], kind: type[Transport] = Transport
+    ) -> None:
         self.place = address
+        self.kind = kind
         sock = address if isinstance(address, socket) else bind(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
@@ -172,7 +176,7 @@ class Listener:
 
     def _handle(self, sock: socket, address: tuple[object, ...]) -> None:
         try:
-            transport = Transport(sock, format_address(address))
+            transport = self.kind(sock, format_address(address))
         except OSError as error:
             log.debug("%s: gone before it was served: %s", format_address(address), error)
             return

@@ -15,7 +15,7 @@ import os
 import re
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from gevent import get_hub
 
 from rtmpd.errors import RtmpdError, TlsError
+from rtmpd.net.tls_turns import HandshakeTurns
 from rtmpd.net.tls_words import words
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import TlsConfig
 
-__all__ = ["Certificate", "ClientTls", "ServerTls", "client_context", "tls_problems"]
+__all__ = ["Certificate", "ClientTls", "ServerTls", "Tls", "client_context", "tls_problems"]
 
 _FILE_BYTES = 1 << 20
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -162,6 +163,21 @@ class ClientTls:
         if paths.cafile:
             return paths.cafile
         return paths.capath if paths.capath and any(os.scandir(paths.capath)) else True
+
+
+@dataclass
+class Tls:
+    """What is in force for new connections; a reload puts others in place.
+
+    Attributes:
+        server: For those that come in; None: RTMPS is not served.
+        client: For those that are made.
+        turns: When handshakes of those that come in compute.
+    """
+
+    server: ServerTls | None = None
+    client: ClientTls = field(default_factory=ClientTls)
+    turns: HandshakeTurns = field(default_factory=HandshakeTurns)
 
 
 def client_context(ca: str = "", *, verify: bool = True) -> ssl.SSLContext:

@@ -13,16 +13,15 @@ from __future__ import annotations
 import contextlib
 import socket as stdlib_socket
 import ssl
-import time
 from typing import TYPE_CHECKING
 
 import gevent
 from gevent import get_hub
-from gevent.lock import BoundedSemaphore
 from gevent.socket import wait
 
 from rtmpd.errors import TlsError, TransportClosed
 from rtmpd.loop import give_way
+from rtmpd.net.tls_records import RecordCounter
 from rtmpd.net.tls_words import not_tls, words
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 
@@ -31,12 +30,13 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-__all__ = ["KEPT_LIMIT_BYTES", "HandshakeTurns", "RecordCounter", "TlsTransport"]
+    from rtmpd.net.tls_turns import HandshakeTurns
+
+__all__ = ["KEPT_LIMIT_BYTES", "TlsTransport"]
 
 _WRITE = 2
 _RECORD_BYTES = 16 << 10
 _RECORD_OVERHEAD_BYTES = 256
-_HEADER_BYTES = 5
 _OWN_LIMIT_BYTES = 64 << 10
 """What TLS itself may have to say (answers to key updates, alerts) to a peer that does not read."""
 
@@ -44,54 +44,6 @@ KEPT_LIMIT_BYTES = _RECORD_BYTES + _RECORD_OVERHEAD_BYTES + _OWN_LIMIT_BYTES
 """The most that a transport keeps: the rest of one record, and what TLS itself has to say."""
 
 _NOTHING = ssl.MemoryBIO()
-
-
-class HandshakeTurns:
-    """Lets one TLS handshake compute at a time, and all of them half of the time at the most.
-
-    A step of a handshake takes 1 to 2 ms (a signature by RSA), and can't be cut short. Fifty clients that come at once would
-    otherwise hold the event loop for as long as all of theirs together, since it hands out in one go what is ready.
-    """
-
-    def __init__(self) -> None:
-        self._turn = BoundedSemaphore(1)
-
-    def run(self, step: Callable[[], None]) -> None:
-        """Do one step of a handshake, when it is its turn."""
-        with self._turn:
-            begun = time.thread_time()
-            try:
-                step()
-            finally:
-                # Also after one that fails: a flood of nonsense costs as much.
-                gevent.sleep(max(time.thread_time() - begun, 1e-6))
-
-
-class RecordCounter:
-    """Follows the records (RFC 8446 section 5.1) of what is received, to know whether the end cuts one in two. Pure.
-
-    Attributes:
-        missing: Bytes of the record under way that have not come; 0: the last one is whole. With a header that is cut itself,
-            what is missing of that.
-    """
-
-    __slots__ = ("_header", "missing")
-
-    def __init__(self) -> None:
-        self.missing = 0
-        self._header = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take what has come."""
-        position = self.missing
-        if self._header:
-            data = self._header + data
-            position = 0
-        size = len(data)
-        while position + _HEADER_BYTES <= size:
-            position += _HEADER_BYTES + (data[position + 3] << 8 | data[position + 4])
-        self._header = data[position:] if position < size else b""
-        self.missing = _HEADER_BYTES - len(self._header) if self._header else position - size
 
 
 class TlsTransport(Transport):

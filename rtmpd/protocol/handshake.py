@@ -92,6 +92,8 @@ def _signed_reply(filler: bytes, key: bytes, peer_digest: bytes) -> bytes:
 
 
 class _Handshake:
+    _peer = "client"
+
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
         self._received = bytearray()
@@ -117,7 +119,7 @@ class _Handshake:
             start = bytes(self._received[: len(_LONGEST_METHOD)])
             guess = ""
             if version == _TLS_HANDSHAKE:
-                guess = ", it looks like TLS (rtmps on the port for rtmp?)"
+                guess = f"; the {self._peer} speaks TLS: rtmps:// has a port of its own"
             elif any(method.startswith(start) or start.startswith(method) for method in _HTTP_METHODS):
                 guess = ", it looks like HTTP"
             raise HandshakeError(f"{name} is {version}, expected {RTMP_VERSION}: this is not RTMP{guess}")
@@ -178,6 +180,8 @@ class ClientHandshake(_Handshake):
         random_bytes: Gives that many random bytes.
         scheme: None speaks plain; 0 or 1 puts a digest into C1 in that scheme. A server that answers plain gets plain.
     """
+
+    _peer = "server"
 
     def __init__(self, random_bytes: Callable[[int], bytes], scheme: int | None = None) -> None:
         super().__init__(random_bytes)

@@ -20,6 +20,7 @@ from rtmpd.errors import (
     LoginRequired,
     Refused,
     RemoteProtocolError,
+    TlsError,
     TransportClosed,
 )
 from rtmpd.events import EventType
@@ -40,6 +41,8 @@ from rtmpd.protocol.message import (
 )
 from rtmpd.session.commands import COMMANDS, answer_unknown
 from rtmpd.session.log import ConnectionLog
+from rtmpd.session.security import secure
+from rtmpd.session.wish import Wish
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
@@ -84,7 +87,7 @@ class Connection:
         number: Counts up; names the connection in the log.
 
     Attributes:
-        phase: What the connection is at: handshake, connect, command, publish, play. For the log.
+        phase: What the connection is at: TLS handshake, handshake, connect, command, publish, play. For the log.
         app, tc_url: From the connect command.
         agent: What the client calls itself, from the same; fit to be shown.
         capabilities: What it said at connect that it takes.
@@ -142,10 +145,12 @@ class Connection:
         """
         reason = "failed"
         try:
-            self._handshake(first)
+            self._handshake(secure(self, first))
             self._serve()
         except TransportClosed as error:
             reason = str(error)
+        except TlsError as error:
+            reason = self._broken("tls_failures", error)
             if self.transport.close_reason:
                 if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
                     # The fan-out did: a player that stalled. One whose socket failed has merely gone.
@@ -160,8 +165,11 @@ class Connection:
         except RemoteProtocolError as error:
             reason = self._broken("protocol_errors", error)
         except DeadlineExceeded as error:
-            name = "handshake_failures" if self.phase == "handshake" else "deadlines_exceeded"
-            reason = self._broken(name, error)
+            if self.phase == "TLS handshake":
+                reason = self._broken("tls_failures", error)
+            else:
+                name = "handshake_failures" if self.phase == "handshake" else "deadlines_exceeded"
+                reason = self._broken(name, error)
         except Refused as error:
             reason = f"refused: {error}"
         finally:
@@ -402,7 +410,7 @@ class Connection:
         if self.authorizing:
             # Its silence is ours. How long it may wait is bounded by those who decide.
             self._messages_at = self._bytes_at = self._busy_at = now_s
-        if self.phase == "handshake":
+        if self.phase.endswith("handshake"):
             return
         if self.live:
             if now_s - self._messages_at > config.read_timeout_s:

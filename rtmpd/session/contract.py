@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rtmpd.access import Authorizer
     from rtmpd.config.model import Config, LiveConfig
     from rtmpd.events import EventBus
+    from rtmpd.net.tls import Tls
     from rtmpd.session.player import Player
     from rtmpd.session.publisher import Publisher
     from rtmpd.stream.stream import Stream
@@ -24,6 +25,10 @@ class ConnectionHub(Protocol):
     @property
     def config(self) -> Config:
         """The configuration in force."""
+
+    @property
+    def tls(self) -> Tls:
+        """What is in force for RTMPS."""
 
     @property
     def stopping(self) -> bool:

@@ -137,12 +137,14 @@ class Call:
         url: Whom to ask.
         question: What is sent, as JSON.
         limit_s: The most that connecting, and each single read, may take.
+        ca: The authorities that sign the certificate of an https:// server, as ``requests`` has them.
     """
 
-    def __init__(self, url: Secret, question: Mapping[str, str], limit_s: float) -> None:
+    def __init__(self, url: Secret, question: Mapping[str, str], limit_s: float, ca: str | bool = True) -> None:
         self._url = url
         self._question = question
         self._limit_s = limit_s
+        self._ca = ca
         self._sock: socket.socket | None = None
         self._cut = False
 
@@ -191,7 +193,7 @@ class Call:
 
     def _ask(self) -> Answer:
         with requests.Session() as session:
-            # No proxies, no .netrc, no certificates that only the environment of the process knows.
+            # No proxies, no .netrc, no certificates that only the environment of the process knows: tls_ca says which.
             session.trust_env = False
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _Adapter())
@@ -207,6 +209,7 @@ class Call:
                 timeout=self._limit_s,
                 allow_redirects=False,
                 stream=True,
+                verify=self._ca,
             )
             with response:
                 if response.status_code >= _SERVER_ERROR:

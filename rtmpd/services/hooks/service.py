@@ -151,7 +151,7 @@ class Hooks:
     def _carrier(self, target: ScriptHook | WebhookHook) -> Carrier:
         if isinstance(target, ScriptHook):
             return Script(target, self._starters, self._share)
-        return Webhook(target, self._posters, self._share)
+        return Webhook(target, self._posters, self._share, lambda: self._hub.tls.client.ca)
 
     def _follow_stdio(self, form: str) -> None:
         if form == "off":

@@ -34,7 +34,7 @@ from rtmpd.services.hooks.notice import json_body
 from rtmpd.services.hooks.share import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rtmpd.config.hook_targets import WebhookHook
     from rtmpd.config.model import HooksConfig
@@ -150,8 +150,9 @@ class _Exchange:
         cpu_s: What it has cost, once it is over.
     """
 
-    def __init__(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> None:
+    def __init__(self, url: str, body: bytes, headers: dict[str, str], timeout_s: float, ca: str | bool) -> None:
         self._url = url
+        self._ca = ca
         self._body = body
         self._headers = headers
         self._timeout_s = timeout_s
@@ -174,6 +175,7 @@ class _Exchange:
                 timeout=(min(_CONNECT_S, self._timeout_s), self._timeout_s),
                 allow_redirects=False,
                 stream=True,
+                verify=self._ca,
             ) as answer:
                 self.outcome = _judge(answer)
                 if _read_out(answer) or self.outcome.problem:
@@ -278,10 +280,14 @@ class Webhook:
         target: Where to.
         threads: Make the requests.
         share: Says when.
+        ca: Gives the authorities that sign the certificate of an https:// server, as ``requests`` has them.
     """
 
-    def __init__(self, target: WebhookHook, threads: Threads, share: CpuShare) -> None:
+    def __init__(
+        self, target: WebhookHook, threads: Threads, share: CpuShare, ca: Callable[[], str | bool] = lambda: True
+    ) -> None:
         self.label = target.label
+        self._ca = ca
         self._share = share
         self._cost = Cost()
         self._url = target.url
@@ -300,7 +306,7 @@ class Webhook:
             headers["X-Rtmpd-Signature"] = signature(config.hook_secret, body)
         timeout_s = config.hook_timeout_s
         self._share.wait(self._cost)
-        exchange = _Exchange(self._url, body, headers, timeout_s)
+        exchange = _Exchange(self._url, body, headers, timeout_s, self._ca())
         job = None
         try:
             with gevent.Timeout(timeout_s, False):  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ COUNTERS: Final = {
     "hook_timeouts": Total("rtmpd_hook_timeouts", "Tries to tell a hook that took too long."),
     "hook_retries": Total("rtmpd_hook_retries", "Tries to tell a hook after the first."),
     "hook_drops": Total("rtmpd_hook_drops", "Events that were not told since too many waited, or since the server stopped."),
+    "tls_handshakes": Total("rtmpd_tls_handshakes", "TLS handshakes of clients that were done."),
     "zombie_connections": Total("rtmp_zombie_connections", "Connections whose peer had gone without a word."),
     "relay_messages_sent": Total("rtmp_relay_messages_sent", "Messages sent to relay destinations."),
     "relay_messages_dropped": Total("rtmp_relay_messages_dropped", "Messages that relay destinations did not get."),
@@ -88,6 +89,7 @@ FAILURES: Final = {
     "retention_errors": "old recordings could not be looked through or deleted",
     "streams_refused": "stream_limit was reached",
     "unsupported_codecs": "a player said that it does not take the codec of the video",
+    "tls_failures": "a TLS handshake came to nothing, or what came later was not TLS",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
 
@@ -98,6 +100,9 @@ GAUGES: Final = {
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
     "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory that the logs of streams take.", counter=False),
+    "tls_certificate_expiry": Total(
+        "rtmpd_tls_certificate_expiry_seconds", "When the first TLS certificate expires, Unix time; 0 without any.", counter=False
+    ),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever takes them paused or failed."),
     "access_lines_dropped": Total("rtmpd_access_log_lines_dropped", "Lines of the access log that were dropped."),

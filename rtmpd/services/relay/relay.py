@@ -203,6 +203,7 @@ class Relay:
                 window_ack_size=_WINDOW_BYTES,
                 connect_properties={via.MEMBER: via.format_via(ids)},
                 vet=self._vet,
+                tls=hub.tls.client.context if self.url.scheme == "rtmps" else True,
             )
             client.publish(drain=False)
             self._go_live(client)

@@ -24,6 +24,8 @@ from rtmpd.errors import ConfigError
         ("rtmp://[2001:db8::1]:1/live/a", "rtmp://[2001:db8::1]:1/live/a"),
         ("rtmp://user:p%40ss@host/live/a", "rtmp://user:p%40ss@host:1935/live/a"),
         ("RTMP://Host/Live/A", "rtmp://host:1935/Live/A"),
+        ("rtmps://host/live/a", "rtmps://host:443/live/a"),
+        ("RTMPS://user:x@host:1936/live", "rtmps://user:x@host:1936/live/cam"),
         ("rtmp://192.0.2.1/live/a", "rtmp://192.0.2.1:1935/live/a"),
     ],
 )
@@ -39,10 +41,10 @@ def test_names_of_streams_go_in_as_they_are(name):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "it does not begin with rtmp://"),
-        ("host/live/a", "it does not begin with rtmp://"),
-        ("http://host/live/sEcret", "it does not begin with rtmp://"),
-        ("rtmps://host/live/sEcret", "rtmps:// is not supported yet, only rtmp://"),
+        ("", "it does not begin with rtmp:// or rtmps://"),
+        ("host/live/a", "it does not begin with rtmp:// or rtmps://"),
+        ("http://host/live/sEcret", "it does not begin with rtmp:// or rtmps://"),
+        ("rtmpt://host/live/sEcret", "it does not begin with rtmp:// or rtmps://"),
         ("rtmp://", "its host or port is wrong"),
         ("rtmp:///live/sEcret", "its host or port is wrong"),
         ("rtmp://host:0/live/sEcret", "its host or port is wrong"),
@@ -132,8 +134,8 @@ def test_several_destinations_and_one_application_with_its_own():
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("rtmps://a/b/c", "rtmps:// is not supported yet, only rtmp://"),
-        ("rtmp://a/b/c, x", "it does not begin with rtmp://"),
+        ("rtmpt://a/b/c", "it does not begin with rtmp:// or rtmps://"),
+        ("rtmp://a/b/c, x", "it does not begin with rtmp:// or rtmps://"),
     ],
 )
 def test_a_wrong_url_is_an_error_at_start(line, problem):
@@ -145,3 +147,9 @@ def test_a_wrong_url_is_an_error_at_start(line, problem):
 def test_the_same_destination_twice_is_an_error():
     with pytest.raises(ConfigError, match="given twice"):
         load_text("[relay]\nrelay_to = rtmp://a/b/c, rtmp://A:1935/b//c\n")
+
+
+def test_rtmps_is_shown_as_such():
+    url = RelayUrl.parse("rtmps://user:sEcret@host/live/key?token=sEcret")
+    assert str(url) == f"rtmps://{MASK}@host:443/live/{MASK}?{MASK}"
+    assert url.label == f"rtmps://host:443/live/{MASK}?{MASK}"

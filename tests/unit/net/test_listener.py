@@ -186,9 +186,10 @@ def test_who_is_gone_before_being_served_does_no_harm(listen, connect, monkeypat
     def vanish(sock, peer):
         raise OSError(22, "Invalid argument")
 
-    port = listen(lambda transport: served.set()).port
+    listener = listen(lambda transport: served.set())
+    port = listener.port
     with monkeypatch.context() as patch:
-        patch.setattr("rtmpd.net.listener.Transport", vanish)
+        patch.setattr(listener, "kind", vanish)
         assert connect(port).recv(10) == b""
     assert not served.is_set()
     assert connect(port).recv(10) == b""

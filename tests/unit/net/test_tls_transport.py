@@ -12,7 +12,9 @@ from gevent import socket
 from gevent.event import Event
 
 from rtmpd.errors import DeadlineExceeded, TlsError, TransportClosed
-from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, HandshakeTurns, RecordCounter, TlsTransport
+from rtmpd.net.tls_records import RecordCounter
+from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, TlsTransport
+from rtmpd.net.tls_turns import HandshakeTurns
 from rtmpd.net.transport import RECEIVE_BYTES, format_address
 from tests.unit.net.tls_peer import Peer
 
