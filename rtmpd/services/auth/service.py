@@ -256,7 +256,8 @@ class Auth:
             "remote_addr": request.peer,
         }
         try:
-            answer = self._answer(Call(config.auth_callback, question, config.auth_callback_timeout_s), config)
+            ca = self._hub.tls.client.ca
+            answer = self._answer(Call(config.auth_callback, question, config.auth_callback_timeout_s, ca), config)
             given = name_of(answer) if answer.allowed and request.action is Action.PUBLISH else ""
         except CallbackFailed as error:
             self._say_callback_failed(config, error)
