@@ -42,7 +42,6 @@ from rtmpd.protocol.message import (
 from rtmpd.session.commands import COMMANDS, answer_unknown
 from rtmpd.session.log import ConnectionLog
 from rtmpd.session.security import secure
-from rtmpd.session.wish import Wish
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
