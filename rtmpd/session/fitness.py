@@ -31,18 +31,23 @@ def wanted(capabilities: Capabilities, options: LiveConfig, content: Content) ->
     """
     takes_hvc1 = capabilities.takes_video(_HVC1)
     audio = content.audio_four_cc
-    old_audio = audio in OLD_AUDIO and not capabilities.takes_audio(audio)
+    old_audio = audio in OLD_AUDIO and _needs_old_header(capabilities, capabilities.takes_audio(audio))
     return Rewrite(
         default_track=not capabilities.multitrack and options.multitrack_fallback == "default",
         hevc=_HVC1 if takes_hvc1 else options.hevc_fallback,
         mod_ex=capabilities.mod_ex,
-        old_video=not capabilities.takes_video("avc1"),
+        old_video=_needs_old_header(capabilities, capabilities.takes_video("avc1")),
         old_audio=old_audio,
         mute=bool(audio)
         and not old_audio
         and options.unsupported_codec == "refuse"
         and capabilities.takes_audio(audio) is False,
     )
+
+
+def _needs_old_header(capabilities: Capabilities, takes: bool | None) -> bool:
+    """Whether what has an old header, too, is to get that; a client with other new abilities knows the new ones."""
+    return takes is False or (takes is None and not capabilities.caps_ex)
 
 
 def unsupported(capabilities: Capabilities, options: LiveConfig, content: Content) -> str:

@@ -9,7 +9,21 @@ import pytest
 
 from rtmpd.client import Client
 from rtmpd.errors import Refused, TransportClosed
-from tests.integration.wire import AUDIO, AVC_HEADER, VIDEO, Item, begin, code_of, gop, key, played, received, send, status
+from tests.integration.wire import (
+    AUDIO,
+    AVC_HEADER,
+    VIDEO,
+    Item,
+    begin,
+    code_of,
+    gop,
+    inter,
+    key,
+    played,
+    received,
+    send,
+    status,
+)
 
 INI = """
 [live]
@@ -91,7 +105,8 @@ def test_mod_ex_is_taken_off_for_those_who_do_not_take_it(shared, player, publis
     sent = [Item(VIDEO, 0, AVC_HEADER), Item(VIDEO, 0, key(1)), nano]
     send(publisher(shared, name), sent)
     assert played(capable, nano) == sent
-    assert played(simple, b"\xa1avc1\0\0\0inter") == [*sent[:2], Item(VIDEO, 40, b"\xa1avc1\0\0\0inter")]
+    plain = Item(VIDEO, 40, b"\x27\1\0\0\0inter")
+    assert played(simple, plain) == [*sent[:2], plain]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,39 @@ def test_hevc_comes_in_the_form_that_a_player_takes(shared, player, publisher, n
     send(publisher(shared, name, app=app), sent)
     assert played(waiting, expected[-1]) == expected
     assert played(player(shared, name, app=app, **said(properties)), expected[-1]) == expected
+
+
+def test_h264_and_aac_under_a_four_cc_come_with_the_old_headers_for_those_who_say_nothing(shared, player, publisher, name):
+    enhanced = [
+        Item(VIDEO, 0, b"\x90avc1" + RECORD),
+        Item(AUDIO, 0, b"\x90mp4a\x12\x10"),
+        Item(VIDEO, 0, b"\x91avc1\0\0\x28key"),
+        Item(AUDIO, 0, b"\x91mp4asound"),
+    ]
+    old = [
+        Item(VIDEO, 0, b"\x17\0\0\0\0" + RECORD),
+        Item(AUDIO, 0, b"\xaf\0\x12\x10"),
+        Item(VIDEO, 0, b"\x17\1\0\0\x28key"),
+        Item(AUDIO, 0, b"\xaf\1sound"),
+    ]
+    simple, capable = player(shared, name), player(shared, name, **said({"fourCcList": ["avc1", "mp4a"]}))
+    send(publisher(shared, name), enhanced)
+    assert played(capable, enhanced[-1]) == enhanced
+    assert played(simple, old[-1]) == old
+    assert played(player(shared, name), old[-1]) == old
+
+
+def test_audio_that_a_player_does_not_take_is_left_out(shared, player, publisher, name):
+    video_only = player(shared, name, **said({"audioFourCcInfoMap": {"fLaC": 1}}))
+    sent = [
+        Item(VIDEO, 0, AVC_HEADER),
+        Item(AUDIO, 0, b"\x90OpusOpusHead"),
+        Item(VIDEO, 0, key(1)),
+        Item(AUDIO, 0, b"\x91Opusa"),
+    ]
+    last = Item(VIDEO, 40, inter(2))
+    send(publisher(shared, name), [*sent, last])
+    assert played(video_only, last) == [sent[0], sent[2], last]
 
 
 def test_a_player_is_refused_what_it_said_it_does_not_take(shared, player, publisher, name):

@@ -70,6 +70,8 @@ def test_what_has_an_old_header_gets_it_unless_the_new_one_is_named():
     capable = parse_capabilities({"fourCcList": ["avc1", "mp4a"]})
     assert not wanted(capable, LIVE, enhanced).old_video
     assert not wanted(capable, LIVE, enhanced).old_audio
+    assert not wanted(parse_capabilities({"capsEx": 2}), LIVE, enhanced).old_audio
+    assert wanted(FFMPEG, LIVE, enhanced).old_video
     assert unsupported(FFMPEG, LIVE, enhanced) == ""
 
 
