@@ -57,6 +57,9 @@ _STREAM_COUNTERS = (
     "bytes_ingested",
     "bytes_egress",
     "player_skips",
+    "player_messages_dropped",
+    "player_frames_disposed",
+    "players_disconnected",
     "players_stalled",
     "timestamp_jumps",
 )
@@ -64,15 +67,18 @@ _STREAM_COUNTERS = (
 
 def _counted(stream: Stream) -> tuple[int, ...]:
     """Return what a stream has counted, in the order of `_STREAM_COUNTERS`."""
-    fanout = stream.fanout
+    tally = stream.fanout.tally
     return (
         stream.audio_messages,
         stream.video_messages,
         stream.data_messages,
         stream.bytes_in,
-        fanout.bytes_sent,
-        fanout.skips,
-        fanout.stalled,
+        tally.bytes_sent,
+        tally.skips,
+        tally.dropped,
+        tally.disposed,
+        tally.disconnects,
+        tally.stalled,
         stream.timeline.jumps,
     )
 
@@ -366,7 +372,7 @@ class Hub:
                 {
                     "duration_s": round(time.monotonic() - stream.created_at, 3),
                     "bytes_in": stream.bytes_in,
-                    "bytes_out": stream.fanout.bytes_sent,
+                    "bytes_out": stream.fanout.tally.bytes_sent,
                 },
                 stream=stream,
             )

@@ -24,6 +24,7 @@ EVENT_NAMES: Final = (
     "publish_stop",
     "play_start",
     "play_stop",
+    "player_slow",
     "codec_detected",
     "subscriber_count",
     "auth_failed",

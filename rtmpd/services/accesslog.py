@@ -69,6 +69,7 @@ def entry_of(event: Event) -> dict[str, Scalar]:
         "start": event.time_s - duration_s,
         "duration_s": duration_s,
         "bytes": data.get("bytes", 0),
-        "drops": data.get("drops", 0),
+        "skips": data.get("skips", 0),
+        "dropped": data.get("dropped", 0),
         "reason": data.get("close_reason") or data.get("reason", ""),
     }

@@ -459,12 +459,16 @@ class Connection:
 
     def cut_off(self, reason: str) -> None:
         """Close the connection for a reason that has been logged and counted."""
-        self._given_up = True
+        self.expect_close()
         self.transport.close(reason)
 
     def _give_up(self, reason: str, *, zombie: bool = False) -> None:
         """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
         self.hub.count("deadlines_exceeded")
+    def expect_close(self) -> None:
+        """Say that somebody is about to close the connection, for a reason that has been logged and counted."""
+        self._given_up = True
+
         if zombie:
             self.hub.count("zombie_connections")
         self.log.warning("%s: %s", self.phase, reason)

@@ -40,7 +40,7 @@ class Publisher:
         self.number = 0
         self.started_at = 0.0
         self._bytes_before = 0
-        self._drops_before = 0
+        self._skips_before = self._dropped_before = 0
         self._bitrate_watch = BitrateWatch()
 
     @property
@@ -53,7 +53,8 @@ class Publisher:
         self.stream = stream
         self.started_at = time.monotonic()
         self._bytes_before = stream.bytes_in
-        self._drops_before = stream.fanout.skips + stream.fanout.stalled
+        tally = stream.fanout.tally
+        self._skips_before, self._dropped_before = tally.skips, tally.dropped
         self.message_stream.publisher = self
         self.connection.live[self.message_stream.id] = stream
         self.connection.phase = "publish"
@@ -88,7 +89,8 @@ class Publisher:
             reason=reason,
             duration_s=round(duration_s, 3),
             bytes=byte_count,
-            drops=stream.fanout.skips + stream.fanout.stalled - self._drops_before,
+            skips=stream.fanout.tally.skips - self._skips_before,
+            dropped=stream.fanout.tally.dropped - self._dropped_before,
         )
         self.connection.hub.unpublish(stream, self)
 

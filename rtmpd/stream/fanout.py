@@ -19,6 +19,7 @@ from rtmpd.stream.backpressure import Backpressure
 from rtmpd.stream.group import SLICE_S, Group
 from rtmpd.stream.pump import Pump
 from rtmpd.stream.subscriber import Progress, State, Subscriber, SubscriberTransport
+from rtmpd.stream.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -42,12 +43,7 @@ class Fanout:
         options, name: The application's options, and the stream's key for the log.
 
     Attributes:
-        bytes_sent: Handed to players' sockets, all together.
-        skips: Players moved to a newer keyframe because they were too far behind.
-        dropped: Messages that players were not sent for being slow: those skipped, and disposable frames.
-        disposed: The disposable frames among these.
-        disconnects: Players disconnected by ``backpressure_policy``.
-        stalled: Players cut off because they took nothing.
+        tally: Counts. The fan-outs of one stream share it.
         wake: Says that the log has grown. Cheap, and only needed while ``active``.
         active: Whether there is anyone to wake the fan-out for.
     """
@@ -57,7 +53,7 @@ class Fanout:
         self.options = options.live
         self.backpressure = Backpressure(wirelog, options.backpressure)
         self.name = name
-        self.bytes_sent = self.skips = self.dropped = self.disposed = self.disconnects = self.stalled = 0
+        self.tally = Tally()
         self._group = Group()
         self._alone: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()
@@ -131,7 +127,7 @@ class Fanout:
         wirelog = self.wirelog
         subscriber.queue_headers(wirelog.join_headers, wirelog.join_timestamp, wirelog.chunk_size)
         assert wirelog.join_page is not None
-        self.dropped += subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
+        self.tally.dropped += subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
         self.backpressure.begins(subscriber)
         self._set_alone(subscriber, wirelog.join_page, wirelog.join_offset)
         # The group may not have come as far yet: it is due a pass.
@@ -309,7 +305,7 @@ class Fanout:
         spent = 0.0
         if len(group) and not group.is_at(wirelog.tail, wirelog.tail.end):
             sent, spent = group.deliver(wirelog, self._fall_behind, self._fail)
-            self.bytes_sent += sent
+            self.tally.bytes_sent += sent
             self._rest()
         elif group.page is not None:
             group.move_to_end(wirelog)
@@ -400,12 +396,12 @@ class Fanout:
             self._fail(subscriber, f"send failed: {error.strerror or error}")
             return
         finally:
-            self.bytes_sent += subscriber.sent - before
+            self.tally.bytes_sent += subscriber.sent - before
         if subscriber.sent != before:
             subscriber.progress_at = time.monotonic()
         if subscriber.disposed != disposed:
-            self.disposed += subscriber.disposed - disposed
-            self.dropped += subscriber.disposed - disposed
+            self.tally.disposed += subscriber.disposed - disposed
+            self.tally.dropped += subscriber.disposed - disposed
             self.backpressure.thinned(subscriber, time.monotonic())
         if progress is Progress.BLOCKED:
             self._block(subscriber)
@@ -438,7 +434,7 @@ class Fanout:
             for subscriber in [*self._alone, *self._waiting, *self._paused]:
                 limit_s = subscriber.write_timeout_s or write_timeout_s
                 if subscriber.blocked and now_s - subscriber.progress_at > limit_s:
-                    self.stalled += 1
+                    self.tally.stalled += 1
                     self._fail(subscriber, f"it took nothing for {limit_s:g} s")
         if self._waiting and self._group.page is not None and self.wirelog.join_page is None:
             for subscriber in list(self._waiting):
@@ -458,13 +454,13 @@ class Fanout:
 
     def turn_away(self, subscriber: Subscriber, farewell: bytes, reason: str) -> None:
         """Send a subscriber its last message, if its socket takes it now, and close its connection."""
-        self.disconnects += 1
+        self.tally.disconnects += 1
         last = self._detach(subscriber) + farewell
         # What does not fit is lost: nobody waits for a player that is too slow.
         with suppress(OSError):
             sent = subscriber.transport.try_send(last)
             subscriber.sent += sent
-            self.bytes_sent += sent
+            self.tally.bytes_sent += sent
         self._forget(subscriber)
         subscriber.transport.close(reason)
 
@@ -478,7 +474,7 @@ class Fanout:
         subscriber.leave_at(*self.place_of(subscriber))
         subscriber.skipped = True
         subscriber.skips += 1
-        self.skips += 1
+        self.tally.skips += 1
 
     def _check_waiting(self, subscriber: Subscriber, now_s: float) -> None:
         """Let a player that has waited long enough for a keyframe start without one: some encoders send none."""
@@ -493,5 +489,5 @@ class Fanout:
     def _start_at_end(self, subscriber: Subscriber) -> None:
         wirelog = self.wirelog
         subscriber.queue_headers(wirelog.headers, max(wirelog.newest_timestamp, 0), wirelog.chunk_size)
-        self.dropped += subscriber.begin_at(wirelog.tail, wirelog.tail.end)
+        self.tally.dropped += subscriber.begin_at(wirelog.tail, wirelog.tail.end)
         self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)

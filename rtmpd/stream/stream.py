@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rtmpd.protocol.chunk import RawMessage
     from rtmpd.stream.flvlog import FlvReader
 
-__all__ = ["Stream", "StreamPlayer", "stream_status"]
+__all__ = ["Decisions", "Stream", "StreamPlayer", "stream_status"]
 
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
 _TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
@@ -51,11 +51,19 @@ def stream_status(code: str, description: str) -> bytes:
     return encode_command("onStatus", 0, None, status.info(code, description))
 
 
+Decisions = dict[int, tuple[str, Fanout]]
+"""By the id of what players said they take: why such a player is refused, if it is, or who delivers to it."""
+
+
 class StreamPlayer(Protocol):
     """What a stream asks of those who play it."""
 
-    def revise(self) -> None:
-        """Look again which variant it is to get: there is news of what is published, or of the options."""
+    def revise(self, decisions: Decisions) -> None:
+        """Look again which variant it is to get: there is news of what is published, or of the options. Must not wait.
+
+        Args:
+            decisions: What has been decided for others in this go.
+        """
 
 
 class Stream:
@@ -200,6 +208,7 @@ class Stream:
         variant = self.variants.get(rewrite)
         if variant is None:
             variant = self.variants[rewrite] = Variant(self.key, rewrite, self.options, self.wirelog)
+            variant.fanout.tally = self.fanout.tally
         return variant.fanout
 
     def drop_unused(self) -> None:
@@ -210,9 +219,11 @@ class Stream:
                 variant.close()
 
     def revise(self) -> None:
-        """Let every player look again what it is to get."""
+        """Let every player look again what it is to get. They may be thousands: what holds for one holds for all like it."""
+        decisions: Decisions = {}
         for player in list(self.players):
-            player.revise()
+            player.revise(decisions)
+        self.drop_unused()
 
     def _set_headers(self) -> None:
         """Take the headers that are kept now for those of the logs."""
@@ -281,11 +292,17 @@ class Stream:
         return track == self._join_track
 
     def _look_at_video(self, payload: bytes) -> None:
+        ordinary = self.content.ordinary
         if self.content.look_at_video(payload):
-            self.revise()
+            self._content_changed(ordinary)
 
     def _look_at_audio(self, payload: bytes) -> None:
+        ordinary = self.content.ordinary
         if self.content.look_at_audio(payload):
+            self._content_changed(ordinary)
+
+    def _content_changed(self, was_ordinary: bool) -> None:
+        if self.variants or not (was_ordinary and self.content.ordinary):
             self.revise()
 
     def audio(self, timestamp: int, payload: bytes) -> None:
@@ -388,6 +405,7 @@ class Stream:
 
     def reload(self, options: ApplicationConfig) -> None:
         """Go on under other options."""
+        news = options.live != self.options.live
         self.options = options
         self.fanout.reload(options)
         self.wirelog.cache_limit_bytes = options.limits.gop_cache_limit_bytes
@@ -396,7 +414,8 @@ class Stream:
             self._forget_join_points()
         for variant in self.variants.values():
             variant.reload(options)
-        self.revise()
+        if news:
+            self.revise()
 
     def flush(self, limit_s: float) -> None:
         """Wait until players have had what the logs hold, those that keep up, at most *limit_s*."""

@@ -295,10 +295,11 @@ def test_each_publish_and_each_play_has_a_line_at_its_end(server, raw, tmp_path,
     wait_until(lambda: len(entries(path, form)) == 2, "the line of the play")
     publish, play = entries(path, form)
     who = ["action", "connection", "peer", "agent", "user", "app", "stream"]
-    names = ["time", *who, "start", "duration_s", "bytes", "drops", "reason"]
+    names = ["time", *who, "start", "duration_s", "bytes", "skips", "dropped", "reason"]
     for entry in (publish, play):
         assert list(entry) == names
-        assert (entry["app"], entry["stream"], entry["user"], entry["drops"]) == ("live", f"live/{name}", "", "0")
+        assert (entry["app"], entry["stream"], entry["user"]) == ("live", f"live/{name}", "")
+        assert (entry["skips"], entry["dropped"]) == ("0", "0")
         lasted_s = (datetime.fromisoformat(entry["time"]) - datetime.fromisoformat(entry["start"])).total_seconds()
         assert abs(lasted_s - float(entry["duration_s"])) < 0.1
         assert int(entry["bytes"]) > 300

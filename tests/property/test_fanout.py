@@ -356,8 +356,8 @@ class Script:
         taken = {id(player): player.socket_bytes for player in self.players}
         for player in self.players:
             assert self.fanout.sent_bytes(player.subscriber) == taken[id(player)]
-        assert self.fanout.bytes_sent == sum(taken.values())
-        assert self.fanout.skips == sum(player.subscriber.skips for player in self.players)
+        assert self.fanout.tally.bytes_sent == sum(taken.values())
+        assert self.fanout.tally.skips == sum(player.subscriber.skips for player in self.players)
         there = sum(not player.failed for player in self.present())
         assert len(self.fanout) == there
         assert self.fanout.active == bool(there)

@@ -64,6 +64,6 @@ def test_who_unsubscribes_hears_no_more():
 def test_the_public_names_are_the_ones_that_scripts_know():
     assert [str(each) for each in EventType] == [
         *("connection_accept", "connection_close", "handshake_complete", "stream_create", "stream_delete"),
-        *("publish_start", "publish_stop", "play_start", "play_stop", "codec_detected", "subscriber_count"),
-        *("auth_failed", "record_done", "relay_up", "relay_down"),
+        *("publish_start", "publish_stop", "play_start", "play_stop", "player_slow"),
+        *("codec_detected", "subscriber_count", "auth_failed", "record_done", "relay_up", "relay_down"),
     ]

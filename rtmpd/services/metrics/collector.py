@@ -43,13 +43,13 @@ class Overview:
 
     Attributes:
         totals: The hub's counters, with those of live streams, and with those of the event bus.
-        drops: Skips of players, and players that were cut off.
+        drops: Skips of players, and players that were disconnected or cut off for being too slow.
     """
 
     def __init__(self, hub: Hub, since_s: float) -> None:
         self.totals: Counter[str] = hub.totals()
         self.totals["internal_errors"] += hub.bus.failures
-        self.drops = self.totals["player_skips"] + self.totals["players_stalled"]
+        self.drops = sum(self.totals[name] for name in ("player_skips", "players_disconnected", "players_stalled"))
         self.connections = len(hub.connections)
         self.streams = len(hub.streams)
         self.publishers = sum(stream.publisher is not None for stream in hub.streams.values())
@@ -103,7 +103,7 @@ class HubCollector(Collector):
             yield kind(gauge.family, gauge.help, now.gauges[name])
         for name, counter in COUNTERS.items():
             yield CounterMetricFamily(counter.family, counter.help, now.totals[name])
-        drops = "Skips of players, and players that were cut off, for being too slow."
+        drops = "Skips of players, and players that were disconnected or cut off, for being too slow."
         yield CounterMetricFamily("rtmp_subscriber_drops", drops, now.drops)
         failures = CounterMetricFamily("rtmpd_failures", "Failures, by what went wrong.", labels=("reason",))
         for reason in sorted(FAILURES.keys() | (now.totals.keys() - COUNTERS.keys())):

@@ -58,6 +58,10 @@ class StreamSeries:
     keyframe_interval_s: float | None = None
     lag_s: float = 0.0
     drops: int | None = None
+    skips: int | None = None
+    messages_dropped: int | None = None
+    frames_disposed: int | None = None
+    disconnects: int | None = None
     bytes_in: int | None = None
     bytes_out: int | None = None
 
@@ -78,7 +82,7 @@ class RelaySeries:
 
 
 def _series(stream: Stream, name: str, now_s: float) -> StreamSeries:
-    vitals, fanout = stream.vitals, stream.fanout
+    vitals, tally = stream.vitals, stream.fanout.tally
     published = stream.publisher is not None
     return StreamSeries(
         label=name,
@@ -88,10 +92,14 @@ def _series(stream: Stream, name: str, now_s: float) -> StreamSeries:
         fps=vitals.fps,
         keyframe_age_s=now_s - vitals.keyframe_at if published and vitals.keyframes else None,
         keyframe_interval_s=vitals.keyframe_interval_ms / 1000 if published and vitals.keyframe_interval_ms else None,
-        lag_s=fanout.lag_ms() / 1000,
-        drops=fanout.skips + fanout.stalled,
+        lag_s=max(fanout.lag_ms() for fanout in stream.fanouts) / 1000,
+        drops=tally.drops,
+        skips=tally.skips,
+        messages_dropped=tally.dropped,
+        frames_disposed=tally.disposed,
+        disconnects=tally.disconnects,
         bytes_in=stream.bytes_in,
-        bytes_out=fanout.bytes_sent,
+        bytes_out=tally.bytes_sent,
     )
 
 

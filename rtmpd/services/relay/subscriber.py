@@ -34,6 +34,8 @@ class RelaySubscriber(Subscriber):
     def __init__(self, transport: SubscriberTransport, message_stream_id: int) -> None:
         super().__init__(transport, message_stream_id)
         self._metadata: bytes | None = None
+        # What is thinned out here would be missing for all players there; and one that is cut off comes back, with more lost.
+        self.skips_only = True
 
     def queue_headers(self, headers: Headers, timestamp: int, chunk_size: int) -> None:
         """Make headers pending, as `Subscriber.queue_headers` does."""

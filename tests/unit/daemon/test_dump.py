@@ -92,9 +92,10 @@ def test_streams_and_players_are_shown_the_last_one_first(hub):
     lines = [line for line in Dump(hub).lines() if line.startswith("live/a: ")]
     assert re.match(r"live/a: published by 192\.0\.2\.1:1000, 2 players, 0 s, log at \d+, join point \d+ bytes back$", lines[0])
     assert re.match(
-        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, its socket is full$", lines[1]
+        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, 0 messages dropped, its socket is full$",
+        lines[1],
     )
-    assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips"
+    assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips, 0 messages dropped"
     # To look changes nothing.
     assert before == (bytes(slow.subscriber.pending), slow.subscriber.offset)
 

@@ -184,7 +184,8 @@ ENTRY = {
     "start": TIME_S - 2.5,
     "duration_s": 2.5,
     "bytes": 7120231,
-    "drops": 0,
+    "skips": 0,
+    "dropped": 0,
     "reason": "closed by the peer",
 }
 
@@ -206,7 +207,7 @@ def test_an_entry_as_text():
     assert line == (
         f"time={time_text(TIME_S)} action=play connection=2 peer=[2001:db8::1]:40318 "
         'agent="LNX \\"9,0\\" \\\\ token=***" user="" app=live stream=live/ä '
-        f'start={time_text(TIME_S - 2.5)} duration_s=2.5 bytes=7120231 drops=0 reason="closed by the peer"\n'
+        f'start={time_text(TIME_S - 2.5)} duration_s=2.5 bytes=7120231 skips=0 dropped=0 reason="closed by the peer"\n'
     )
 
 

@@ -62,7 +62,7 @@ def test_a_player_too_many_bytes_behind_skips_to_the_newest_keyframe(stage, cloc
     transport.take()
     settle()
     assert texts(transport) == [AVC_HEADER, keyframe("a"), frame("half sent", 1000), keyframe("b"), frame("1")]
-    assert (slow.skips, scene.fanout.skips) == (1, 1)
+    assert (slow.skips, scene.fanout.tally.skips) == (1, 1)
 
 
 def test_a_player_too_long_behind_skips_to_the_newest_keyframe(stage, clock):
@@ -181,7 +181,7 @@ def test_a_player_may_skip_again_and_again(stage, clock):
         scene.video(keyframe(str(number)))
         settle()
         scene.fanout.sweep(clock.now_s)
-    assert slow.skips == scene.fanout.skips == 10
+    assert slow.skips == scene.fanout.tally.skips == 10
     transport.take()
     assert texts(transport) == [keyframe(), keyframe("9")]
 
@@ -256,7 +256,7 @@ def test_a_player_that_takes_nothing_is_cut_off(stage, clock):
     clock.now_s += 0.1
     scene.fanout.sweep(clock.now_s, 30)
     assert stalled.close_reason == "it took nothing for 30 s"
-    assert scene.fanout.stalled == 1
+    assert scene.fanout.tally.stalled == 1
     assert not healthy.close_reason
     assert not stalled.watched
     assert len(scene.fanout) == 1
@@ -272,7 +272,7 @@ def test_a_player_that_takes_a_little_now_and_then_stays(stage, clock):
         scene.fanout.sweep(clock.now_s, 30)
         transport.take(3)
     assert not transport.close_reason
-    assert scene.fanout.stalled == 0
+    assert scene.fanout.tally.stalled == 0
 
 
 def test_a_player_with_nothing_to_take_stays(stage, clock):

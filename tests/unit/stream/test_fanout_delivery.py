@@ -629,7 +629,7 @@ def test_bytes_are_counted_per_player_and_together(scene):
     for subscriber, transport in pairs:
         assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
     assert len(slow_transport.data) == 1200
-    assert scene.fanout.bytes_sent == sum(len(transport.data) for _, transport in pairs)
+    assert scene.fanout.tally.bytes_sent == sum(len(transport.data) for _, transport in pairs)
     for subscriber, transport in pairs:
         scene.fanout.leave(subscriber)
         assert scene.fanout.sent_bytes(subscriber) == len(transport.data)

@@ -72,7 +72,7 @@ def test_who_leaves_before_its_turn_gets_nothing_more(scene, slow_passes):
         parse(taken)
     settle()
     assert len(scene.fanout) == CROWD - 4
-    assert scene.fanout.bytes_sent == sum(len(transport.data) for _, transport in players)
+    assert scene.fanout.tally.bytes_sent == sum(len(transport.data) for _, transport in players)
 
 
 def test_who_joins_in_the_middle_of_a_pass_gets_everything_once(scene, slow_passes):
@@ -95,7 +95,7 @@ def test_who_joins_and_leaves_in_the_middle_of_a_pass_is_counted_right(scene, sl
     assert scene.fanout.leave(subscriber) == b""
     assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
     settle()
-    assert scene.fanout.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
+    assert scene.fanout.tally.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
 
 
 def test_who_falls_behind_and_catches_up_within_one_pass_is_there_once(scene, slow_passes):
@@ -244,7 +244,7 @@ def test_flush_hands_everyone_what_the_log_holds(scene):
 def test_flush_with_nobody_there_does_nothing(scene):
     scene.video(keyframe())
     scene.fanout.flush()
-    assert scene.fanout.bytes_sent == 0
+    assert scene.fanout.tally.bytes_sent == 0
 
 
 def test_flush_gives_way_to_a_stream_that_goes_on(scene, slow_passes):
@@ -316,7 +316,7 @@ def test_two_thousand_players_with_sockets_of_all_kinds(slow_passes):
     first = bytes(players[0][1].data)
     assert texts(players[0][1]) == expected
     assert all(transport.data == first for _, transport in players)
-    assert scene.fanout.bytes_sent == 2000 * len(first)
+    assert scene.fanout.tally.bytes_sent == 2000 * len(first)
     assert len(scene.fanout) == 2000
     scene.close()
 

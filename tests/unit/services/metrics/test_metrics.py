@@ -114,7 +114,7 @@ def test_totals_are_of_streams_that_live_and_of_those_that_are_gone(stage):
     assert found["rtmp_streams_active"][()] == 1
     assert found["rtmp_subscribers_total"][()] == found["rtmp_subscribers_active"][()] == 1
     assert found["rtmp_bytes_ingested_total"][()] == first.stream.bytes_in + second.stream.bytes_in > 400
-    assert found["rtmp_bytes_egress_total"][()] == second.stream.fanout.bytes_sent > 100
+    assert found["rtmp_bytes_egress_total"][()] == second.stream.fanout.tally.bytes_sent > 100
 
 
 def test_counters_never_fall_while_streams_end_in_the_middle_of_a_scrape(stage, monkeypatch):
@@ -243,7 +243,7 @@ def test_a_stream_has_its_figures(stage):
     assert found["rtmp_stream_lag_seconds"][mine] == 2
     assert found["rtmp_stream_drops_total"][mine] == 0
     assert found["rtmp_stream_bytes_ingested_total"][mine] == stream.bytes_in
-    assert found["rtmp_stream_bytes_egress_total"][mine] == stream.fanout.bytes_sent
+    assert found["rtmp_stream_bytes_egress_total"][mine] == stream.fanout.tally.bytes_sent
 
 
 def test_what_is_not_known_of_a_stream_has_no_sample(stage):
