@@ -126,8 +126,9 @@ def _stream_lines(stream: Stream) -> Iterator[str]:
         subscriber = player.subscriber
         if subscriber is not None and player.stream is stream:
             page, offset = subscriber.page, subscriber.offset
+            wirelog = player.fanout.wirelog
             if subscriber.state is State.GROUP:
-                page, offset = stream.fanout.place_of(subscriber)
+                page, offset = player.fanout.place_of(subscriber)
             behind = wirelog.position - page.base - offset if page is not None else 0
             lag_ms = wirelog.lag_ms(page, offset) if page is not None else 0
             places.append((behind, lag_ms, player.connection.transport.peer, subscriber))

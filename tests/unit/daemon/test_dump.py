@@ -38,7 +38,7 @@ class Peer:
 def play(hub, stream, address, **options):
     """Let somebody play who takes what `FakeTransport` is told to take."""
     player = Peer(address)
-    player.stream = stream
+    player.stream, player.fanout = stream, stream.fanout
     player.subscriber = Subscriber(FakeTransport(**options))
     hub.play(stream.key, player)
     stream.fanout.join(player.subscriber)
