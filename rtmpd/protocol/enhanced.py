@@ -11,6 +11,7 @@ All of it is optional, and what clients send is sometimes wrong: nothing here ra
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -162,8 +163,9 @@ def parse_capabilities(properties: Mapping[str, Any]) -> Capabilities:
     """Read the command object of a connect command.
 
     What has a wrong type or makes no sense counts as not sent, entry by entry; of a list or map, the first 64 entries count.
+    Those of a connection are mostly those of many others: then it is the same object.
     """
-    return Capabilities(
+    found = Capabilities(
         four_ccs=_four_ccs(properties.get("fourCcList")),
         video=_info_map(properties.get("videoFourCcInfoMap")),
         audio=_info_map(properties.get("audioFourCcInfoMap")),
@@ -173,6 +175,15 @@ def parse_capabilities(properties: Mapping[str, Any]) -> Capabilities:
         audio_codecs=_flags(properties.get("audioCodecs")),
         video_function=_flags(properties.get("videoFunction")) or 0,
     )
+    for known in (NOTHING_DECLARED, *_known):
+        if known == found:
+            return known
+    _known.append(found)
+    return found
+
+
+_known: deque[Capabilities] = deque(maxlen=16)
+"""What clients said lately. Few kinds of clients exist."""
 
 
 def server_answer() -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rtmpd.session.connection import Connection, MessageStream
     from rtmpd.stream.backpressure import Slow
     from rtmpd.stream.fanout import Fanout
-    from rtmpd.stream.stream import Stream
+    from rtmpd.stream.stream import Decisions, Stream
 
 __all__ = ["Player"]
 
@@ -88,26 +88,34 @@ class Player:
         self._fanout = stream.fanout_for(self._wanted(stream))
         self._fanout.join(self.subscriber)
 
-    def revise(self) -> None:
-        """Look again what it is to get: there is news of what is published, or of the options. Must not wait."""
-        stream, subscriber = self.stream, self.subscriber
+    def revise(self, decisions: Decisions) -> None:
+        """Look again what it is to get: there is news of what is published, or of the options. Must not wait.
+
+        Args:
+            decisions: What has been decided for others in this go; and for this one, afterwards.
+        """
+        stream, subscriber, capabilities = self.stream, self.subscriber, self.connection.capabilities
         if stream is None or subscriber is None or subscriber.state is State.GONE:
             return
-        problem = self.unsupported(stream)
+        found = decisions.get(id(capabilities))
+        if found is None:
+            problem = self.unsupported(stream)
+            fanout = self.fanout if problem else stream.fanout_for(self._wanted(stream))
+            found = decisions[id(capabilities)] = problem, fanout
+        problem, fanout = found
         if problem:
-            self.connection.hub.count("unsupported_codecs")
-            self.connection.log.warning("play refused: %s", problem)
-            self.write(
-                subscriber.frame(
-                    CSID_STATUS, _COMMAND, 0, stream_status(status.PLAY_NO_TRACK, problem), stream.wirelog.chunk_size
-                )
-            )
-            self.connection.cut_off(f"refused: {problem}")
-            return
-        fanout = stream.fanout_for(self._wanted(stream))
-        if fanout is not self.fanout:
+            self._refuse(stream, subscriber, problem)
+        elif fanout is not self.fanout:
             self.subscriber = transfer(subscriber, self.fanout, fanout)
             self._fanout = fanout
+
+    def _refuse(self, stream: Stream, subscriber: Subscriber, problem: str) -> None:
+        connection = self.connection
+        connection.hub.count("unsupported_codecs")
+        connection.log.warning("play refused: %s", problem)
+        payload = stream_status(status.PLAY_NO_TRACK, problem)
+        self.write(subscriber.frame(CSID_STATUS, _COMMAND, 0, payload, stream.wirelog.chunk_size))
+        connection.cut_off(f"refused: {problem}")
 
     def _writer(self) -> SubscriberTransport:
         """Return what to write through: the socket itself, or the connection's outlet once a second stream plays on it."""

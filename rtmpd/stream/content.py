@@ -46,6 +46,12 @@ class Content:
     audio_four_cc: str = ""
     known: int = 0
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether there is nothing that anybody could have trouble with."""
+        others = self.multitrack or self.mod_ex or self.video_track > 0 or self.audio_track > 0
+        return not (others or self.hevc or self.video_four_cc or self.audio_four_cc)
+
     def look_at_video(self, payload: bytes) -> bool:
         """Take note of a video message; return whether it brought news."""
         info = video_info(payload)

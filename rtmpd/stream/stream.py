@@ -1,7 +1,8 @@
 """A live stream: one name, at most one publisher at a time, any number of players.
 
 Takes the publisher's messages, recognises what they are, puts them on one timeline and appends them to the wire log, which the
-fan-out delivers; and to the logs of variants, for players that can't take them as they are. Imports the fan-out (and so gevent) and everything below; knows no session.
+fan-out delivers; and to the logs of variants, for players that can't take them as they are. Imports the fan-out (and so gevent)
+and everything below; knows no session.
 """
 
 from __future__ import annotations

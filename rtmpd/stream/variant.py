@@ -98,7 +98,7 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     """Let a player go over to another fan-out of the same stream; return what stands for it there.
 
     One that has had nothing yet begins as any other. One that is nearly level gets the rest of the old log and goes on at the
-    end of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before may be what it has had.
+    end of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before it may have had.
     """
     paused = subscriber.state is State.PAUSED
     page, offset = old.place_of(subscriber)

@@ -36,7 +36,7 @@ def publish(hub, key):
 class Player:
     number = 0
 
-    def revise(self):
+    def revise(self, decisions):
         pass
 
 

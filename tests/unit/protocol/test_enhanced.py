@@ -252,3 +252,11 @@ def test_a_request_to_reconnect():
 def test_the_codes_are_those_of_the_specification():
     assert {"avc1", "hvc1", "vvc1", "av01", "vp08", "vp09"} == enhanced.VIDEO_FOUR_CCS
     assert {"ac-3", "ec-3", "Opus", ".mp3", "fLaC", "mp4a"} == enhanced.AUDIO_FOUR_CCS
+
+
+def test_clients_that_say_the_same_share_what_they_said():
+    assert parse_capabilities({}) is NOTHING_DECLARED
+    assert parse_capabilities({"capsEx": 6.0}) is parse_capabilities({"capsEx": 6})
+    for number in range(100):
+        assert parse_capabilities({"capsEx": number}).caps_ex == number
+    assert parse_capabilities({"capsEx": 99}) is parse_capabilities({"capsEx": 99})

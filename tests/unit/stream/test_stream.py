@@ -64,7 +64,7 @@ def join(stream, message_stream_id=1):
 class Watcher:
     """A player that takes everything as it is published."""
 
-    def revise(self):
+    def revise(self, decisions):
         pass
 
 

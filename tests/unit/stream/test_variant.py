@@ -35,7 +35,7 @@ class Watcher:
         self.fanout = stream.fanout_for(wanted)
         self.fanout.join(self.subscriber)
 
-    def revise(self):
+    def revise(self, decisions):
         fanout = self.stream.fanout_for(self.wanted)
         if fanout is not self.fanout:
             self.subscriber = transfer(self.subscriber, self.fanout, fanout)
