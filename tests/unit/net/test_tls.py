@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from rtmpd.config.loader import load_text
+from rtmpd.errors import RtmpdError
+from rtmpd.net.tls import ClientTls, ServerTls, client_context, tls_problems
+from tests.certificates import FAR_OFF, encrypt_key
+
+NOW_S = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
+
+
+def options(text: str):
+    return load_text(f"[tls]\n{text}", "test").tls
+
+
+def shake(server: ssl.SSLContext, client: ssl.SSLContext, host: str | None) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """Shake hands in memory; return both ends, the client first."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up, server_hostname=host), server.wrap_bio(up, down, server_side=True)
+    for end in ends * 3:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    return ends
+
+
+def trusting(authority, *, name_matters: bool = True) -> ssl.SSLContext:
+    context = authority.client_context()
+    context.check_hostname = name_matters
+    return context
+
+
+# What is wrong ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_what_is_right(authority):
+    pair, other = authority.issue("a.example"), authority.issue("b.example")
+    assert tls_problems(options("")) == []
+    assert tls_problems(options(f"tls_listen = :1936\n{pair.ini}")) == []
+    assert tls_problems(options(f"tls_cert = {pair.both}, {other.both}")) == []
+    assert tls_problems(options(f"{pair.ini}tls_client_auth = required\ntls_client_ca = {authority.path}")) == []
+    assert tls_problems(options(f"tls_ca = {authority.path}")) == []
+
+
+@pytest.fixture
+def files(authority, tmp_path):
+    """Files with all kinds of mistakes, by name."""
+    pair, other, locked = authority.issue("a.example"), authority.issue("b.example"), authority.issue("c.example")
+    encrypt_key(locked.key)
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (tmp_path / "empty.pem").write_text("")
+    return {
+        "cert": pair.cert,
+        "key": pair.key,
+        "other_key": other.key,
+        "locked_cert": locked.cert,
+        "locked_key": locked.key,
+        "garbage": garbage,
+        "empty": tmp_path / "empty.pem",
+        "none": tmp_path / "none.pem",
+        "directory": tmp_path,
+        "ca": authority.path,
+        "expired": authority.expired("a.example").both,
+        "early": authority.issue("a.example", not_before=datetime(2998, 1, 1, tzinfo=UTC), not_after=FAR_OFF).both,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "problem"),
+    [
+        ("tls_listen = :1936", "tls_cert", "it is not set, but tls_listen is"),
+        ("tls_cert = {none}", "tls_cert", "{none}: No such file or directory"),
+        ("tls_cert = {directory}", "tls_cert", "{directory}: Is a directory"),
+        ("tls_cert = {empty}", "tls_cert", "{empty}: there is no certificate (PEM) in it"),
+        ("tls_cert = {key}", "tls_cert", "{key}: there is no certificate (PEM) in it"),
+        ("tls_cert = {garbage}\ntls_key = {key}", "tls_cert", "{garbage} with {key}: "),
+        ("tls_cert = {cert}", "tls_key", "{cert}: there is no private key (PEM) in it; tls_key says where the key is"),
+        ("tls_cert = {cert}\ntls_key = {none}", "tls_key", "{none}: No such file or directory"),
+        ("tls_cert = {cert}\ntls_key = {empty}", "tls_key", "{empty}: there is no private key (PEM) in it"),
+        (
+            "tls_cert = {cert}\ntls_key = {other_key}",
+            "tls_key",
+            "{other_key}: the key is not that of the certificate in {cert}",
+        ),
+        ("tls_cert = {cert}, {cert}\ntls_key = {key}", "tls_key", "it has 1 files, and tls_cert has 2"),
+        ("tls_cert = {cert}\ntls_key = {key}, {key}", "tls_key", "it has 2 files, and tls_cert has 1"),
+        ("tls_cert = {locked_cert}\ntls_key = {locked_key}", "tls_key", "{locked_key}: the key is encrypted"),
+        ("tls_cert = {expired}", "tls_cert", "{expired}: the certificate expired on 2021-01-01 00:00:00 UTC"),
+        ("tls_cert = {early}", "tls_cert", "{early}: the certificate is not valid before 2998-01-01 00:00:00 UTC"),
+        (
+            "tls_cert = {cert}\ntls_key = {key}\ntls_client_auth = optional",
+            "tls_client_ca",
+            "it is not set, but tls_client_auth",
+        ),
+        ("tls_cert = {cert}\ntls_key = {key}\ntls_client_ca = {empty}", "tls_client_ca", "{empty}: there is no certificate"),
+        ("tls_ca = {none}", "tls_ca", "{none}: No such file or directory"),
+        ("tls_ca = {garbage}", "tls_ca", "{garbage}: "),
+    ],
+)
+def test_what_is_wrong_is_told(files, text, option, problem):
+    found = tls_problems(options(text.format(**files)), NOW_S)
+    assert [name for name, _ in found] == [option]
+    assert found[0][1].startswith(problem.format(**files))
+
+
+def test_everything_that_is_wrong_is_told_at_once(files):
+    text = "tls_cert = {none}, {expired}, {empty}\ntls_client_auth = required\ntls_ca = {none}".format(**files)
+    assert [name for name, _ in tls_problems(options(text), NOW_S)] == [
+        "tls_client_ca",
+        "tls_cert",
+        "tls_cert",
+        "tls_ca",
+        "tls_cert",
+    ]
+
+
+def test_an_encrypted_key_asks_nobody(files):
+    # With a terminal, OpenSSL would ask there, and wait.
+    master, slave = os.openpty()
+    script = (
+        "from rtmpd.config.loader import load_text; from rtmpd.net.tls import tls_problems;"
+        f"tls = load_text('[tls]\\ntls_cert = {files['locked_cert']}\\ntls_key = {files['locked_key']}\\n', 'x').tls;"
+        "assert 'encrypted' in tls_problems(tls)[0][1]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdin=slave, timeout=30, start_new_session=True)
+    os.close(master)
+    os.close(slave)
+    assert done.returncode == 0
+
+
+def test_a_certificate_that_is_not_for_servers_is_of_no_use(tmp_path):
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=a"]
+    subprocess.run([*make, "-addext", "extendedKeyUsage=clientAuth"], check=True, capture_output=True)
+    found = tls_problems(options(f"tls_cert = {cert}\ntls_key = {key}"))
+    assert [option for option, _ in found] == ["tls_cert"]
+    assert found[0][1].startswith(f"{cert}: no client would take it: the server's certificate is not good: unsu")
+
+
+# Servers ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_with_what_is_wrong_does_not_come_up_and_says_all(files):
+    with pytest.raises(RtmpdError, match=r"\[tls\] tls_client_ca: .*; \[tls\] tls_cert: .*No such file"):
+        ServerTls(options("tls_cert = {none}\ntls_client_auth = required".format(**files)))
+    with pytest.raises(RtmpdError, match=r"\[tls\] tls_cert: it is not set"):
+        ServerTls(options(""))
+
+
+def test_a_server_with_an_expired_certificate_comes_up_and_warns(authority):
+    pair, good = authority.expired("a.example"), authority.issue("b.example")
+    server = ServerTls(options(f"tls_cert = {good.both}, {pair.both}"))
+    assert server.warnings(NOW_S) == [f"{pair.both}: the certificate expired on 2021-01-01 00:00:00 UTC"]
+    assert server.not_after == datetime(2021, 1, 1, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        ("a.example", 0),
+        ("b.example", 1),
+        ("B.Example", 1),
+        ("b.example.", 1),
+        ("x.wild.example", 2),
+        ("X.WILD.example", 2),
+        ("x.y.wild.example", 0),
+        ("wild.example", 0),
+        ("exact.wild.example", 3),
+        ("unknown.example", 0),
+        (None, 0),
+    ],
+)
+def test_a_client_gets_the_certificate_with_the_name_that_it_asks_for(authority, asked, index):
+    pairs = [authority.issue(name) for name in ("a.example", "b.example", "*.wild.example", "exact.wild.example")]
+    server = ServerTls(options(f"tls_cert = {', '.join(str(pair.both) for pair in pairs)}"))
+    client, ours = shake(server.context, trusting(authority, name_matters=False), asked)
+    assert client.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(pairs[index].cert.read_text())
+    assert getattr(ours, "asked_for", None) == (asked or "")
+
+
+def test_the_name_of_the_subject_counts_only_without_others(authority, tmp_path):
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=Cn.example"]
+    subprocess.run(make, check=True, capture_output=True)
+    both = authority.issue("san.example", common_name="hidden.example")
+    server = ServerTls(options(f"tls_cert = {cert}, {both.cert}\ntls_key = {key}, {both.key}"))
+    assert [each.names for each in server.certificates] == [("cn.example",), ("san.example",)]
+
+
+@pytest.mark.parametrize(("version", "works"), [("1.2", {"TLSv1_2", "TLSv1_3"}), ("1.3", {"TLSv1_3"})])
+def test_versions(authority, version, works):
+    pair = authority.issue("a.example")
+    server = ServerTls(options(f"{pair.ini}tls_version = {version}"))
+    for name in ("TLSv1_2", "TLSv1_3"):
+        client = trusting(authority)
+        client.minimum_version = client.maximum_version = ssl.TLSVersion[name]
+        if name in works:
+            assert shake(server.context, client, "a.example")[0].version() == name.replace("_", ".")
+        else:
+            with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+                shake(server.context, client, "a.example")
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_clients_have_to_show_a_certificate_whichever_of_ours_they_get(authority, tmp_path, second):
+    pairs = [authority.issue("a.example"), authority.issue("b.example")]
+    host = "b.example" if second else "a.example"
+    ini = f"tls_cert = {pairs[0].both}, {pairs[1].both}\ntls_client_ca = {authority.path}\ntls_client_auth = "
+    known = authority.client_context(authority.issue("client.example", common_name="me"))
+    for kind in ("optional", "required"):
+        ours = shake(ServerTls(options(ini + kind)).context, known, host)[1]
+        assert (("commonName", "me"),) in ours.getpeercert()["subject"]
+    assert shake(ServerTls(options(ini + "optional")).context, trusting(authority), host)[1].getpeercert() is None
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        shake(ServerTls(options(ini + "required")).context, trusting(authority), host)
+
+
+def test_a_certificate_of_a_stranger_is_no_good(authority, tmp_path):
+    from tests.certificates import Authority
+
+    stranger = Authority(tmp_path / "stranger")
+    pair = authority.issue("a.example")
+    server = ServerTls(options(f"{pair.ini}tls_client_auth = optional\ntls_client_ca = {authority.path}"))
+    client = trusting(authority)
+    client.load_cert_chain(stranger.issue("x.example").both)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(server.context, client, "a.example")
+
+
+# Clients ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_checks_by_default_and_with_a_file(authority):
+    pair = authority.issue("a.example")
+    server = ServerTls(options(pair.ini)).context
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        shake(server, ClientTls().context, "a.example")
+    checked = ClientTls(options(f"tls_ca = {authority.path}"))
+    assert shake(server, checked.context, "a.example")[0].getpeercert()
+    assert checked.ca == str(authority.path)
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake(server, checked.context, "b.example")
+
+
+def test_a_client_that_does_not_check_takes_anybody(authority):
+    server = ServerTls(options(authority.expired("a.example").ini)).context
+    client = ClientTls(options("tls_verify = no"))
+    assert shake(server, client.context, "whoever")[0].version() == "TLSv1.3"
+    # Of https:// servers it says nothing.
+    assert client.ca is not False
+
+
+def test_the_systems_authorities_are_those_of_openssl():
+    paths = ssl.get_default_verify_paths()
+    assert ClientTls().ca in (paths.cafile, paths.capath, True)
+
+
+def test_a_file_that_can_not_be_used_is_known_at_once_and_later(authority, tmp_path):
+    with pytest.raises(RtmpdError, match=r"\[tls\] tls_ca: /none: No such file"):
+        ClientTls(options("tls_ca = /none"))
+    path = tmp_path / "ca.pem"
+    path.write_bytes(Path(authority.path).read_bytes())
+    client = ClientTls(options(f"tls_ca = {path}"))
+    path.unlink()
+    with pytest.raises(RtmpdError, match="tls_ca can't be read any more: No such file"):
+        client.context  # noqa: B018
+    with pytest.raises(OSError, match="No such file"):
+        client_context(str(path))
