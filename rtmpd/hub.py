@@ -237,6 +237,8 @@ class Hub:
                 duration_s=round(time.monotonic() - connection.opened_at, 3),
                 bytes_in=connection.endpoint.bytes_received,
                 bytes_out=connection.bytes_out,
+                **connection.who(),
+                **connection.wish.told(),
             )
 
     # Policy ------------------------------------------------------------------------------------------------------------

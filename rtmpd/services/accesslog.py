@@ -1,16 +1,21 @@
-"""The access log: one line at the end of each publish and each play, for programs that make statistics of them.
+"""The access log: one line at the end of each publish and each play, and of each connection that came to neither.
 
-The lines are records of the logger ``rtmpd.access``, with the fields in ``entry``; the daemon writes them to a file.
+Of the last there may be any number: somebody who tries names or tokens, or a client that never gives up. They get lines at a
+bounded rate, and a line says how many had none. The lines are records of the logger ``rtmpd.access``, with the fields in
+``entry``; the daemon writes them to a file.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from rtmpd.events import EventType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from rtmpd.config.model import Config
     from rtmpd.events import Event, Scalar
     from rtmpd.hub import Hub
@@ -19,15 +24,27 @@ __all__ = ["AccessLog"]
 
 log = logging.getLogger("rtmpd.access")
 
-_ACTIONS = {EventType.PUBLISH_STOP: "publish", EventType.PLAY_STOP: "play"}
+_ACTIONS = {EventType.PUBLISH_STOP: "publish", EventType.PLAY_STOP: "play", EventType.CONNECTION_CLOSE: "connect"}
+_RATE = 10.0
+"""Lines of connections that came to nothing, per second in the long run: what a person or a disk can still take."""
+_BURST = 100.0
 
 
 class AccessLog:
-    """The service. It follows the streams only while there is a file to write to."""
+    """The service. It follows the streams only while there is a file to write to.
 
-    def __init__(self, hub: Hub) -> None:
+    Args:
+        hub: The hub.
+        clock: The time in seconds, from any beginning.
+    """
+
+    def __init__(self, hub: Hub, clock: Callable[[], float] = time.monotonic) -> None:
         self._hub = hub
+        self._clock = clock
         self._following = False
+        self._tokens = _BURST
+        self._counted_at = clock()
+        self._unlisted = 0
 
     def start(self) -> None:
         """Begin."""
@@ -47,10 +64,29 @@ class AccessLog:
         self._hub.bus.unsubscribe(self._handle)
         self._following = False
 
-    @staticmethod
-    def _handle(event: Event) -> None:
+    def _handle(self, event: Event) -> None:
+        if event.type is EventType.CONNECTION_CLOSE:
+            # Who has said nothing looks whether somebody is there.
+            if event.data.get("served") or not event.data.get("bytes_in"):
+                return
+            if not self._take_token():
+                self._unlisted += 1
+                return
         entry = entry_of(event)
-        log.info("%s of %s ended", entry["action"], event.stream_key, extra={"entry": entry})
+        if event.type is EventType.CONNECTION_CLOSE:
+            entry["unlisted"] = self._unlisted
+            self._unlisted = 0
+        log.info("%s of %s ended", entry["action"], entry["stream"] or entry["app"], extra={"entry": entry})
+
+    def _take_token(self) -> bool:
+        """Return whether one more line may be written about nothing."""
+        now = self._clock()
+        self._tokens = min(_BURST, self._tokens + (now - self._counted_at) * _RATE)
+        self._counted_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
 
 
 def entry_of(event: Event) -> dict[str, Scalar]:
@@ -58,7 +94,7 @@ def entry_of(event: Event) -> dict[str, Scalar]:
     data = event.data
     duration_s = data.get("duration_s", 0.0)
     assert isinstance(duration_s, (int, float))
-    return {
+    entry: dict[str, Scalar] = {
         "action": _ACTIONS[event.type],
         "connection": int(event.connection_id),
         "peer": data.get("remote_addr", ""),
@@ -72,4 +108,15 @@ def entry_of(event: Event) -> dict[str, Scalar]:
         "skips": data.get("skips", 0),
         "dropped": data.get("dropped", 0),
         "reason": data.get("close_reason") or data.get("reason", ""),
+    }
+    return entry | _of_connection(data) if event.type is EventType.CONNECTION_CLOSE else entry
+
+
+def _of_connection(data: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return what is different in the line of a connection."""
+    return {
+        "app": data.get("app", ""),
+        "stream": data.get("wanted_stream", ""),
+        "bytes": data.get("bytes_in", 0),
+        "wanted": data.get("wanted", ""),
     }

@@ -44,6 +44,7 @@ def log_in(connection: Connection, found: StreamName, properties: dict[str, Any]
     try:
         return connection.hub.authorizer.login(connect)
     except LoginRequired:
+        connection.wish.settled = True
         raise
     except Refused as refused:
         connection.emit(EventType.AUTH_FAILED, action=str(Action.CONNECT), reason=refused.reason)
@@ -79,6 +80,7 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
         raise
     finally:
         waited, connection.authorizing = connection.authorizing, False
+    connection.wish.stream_key = key
     if waited:
         connection.transport.ensure_open()
     return key

@@ -62,6 +62,7 @@ def _connect(connection: Connection, command: Command) -> None:
     connection.via = parse_via(properties.get(MEMBER))
     found = resolve(connection.app, connection.tc_url, "", "")
     path = found.key
+    connection.wish.connect(path)
     if not is_printable(path):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
     connection.options = connection.hub.admit(path)
@@ -160,6 +161,7 @@ def _publish(connection: Connection, command: Command) -> None:
         name = ""
     if message_stream.player is not None:
         _stop_playing(connection, message_stream, "publish")
+    connection.wish.ask(Action.PUBLISH)
     found = _resolve(connection, name, status.PUBLISH_BAD_NAME)
     # Media is never answered, so there is no acknowledgement worth hurrying from here on.
     connection.transport.interactive = False
@@ -167,6 +169,7 @@ def _publish(connection: Connection, command: Command) -> None:
     publisher = Publisher(connection, message_stream, name)
     stream = connection.hub.publish(authorize(connection, Action.PUBLISH, found), publisher)
     publisher.start(stream)
+    connection.wish.settled = True
     _say_publish_start(connection, message_stream)
 
 
@@ -214,6 +217,7 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
     if message_stream.publisher is not None:
         _stop_publishing(connection, message_stream, "play")
     _stop_playing(connection, message_stream, "play of another name", silent=True)
+    connection.wish.ask(Action.PLAY)
     found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
     player = Player(connection, message_stream, name)
     key = authorize(connection, Action.PLAY, found)
@@ -236,6 +240,7 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
         connection.hub.unplay(stream, player)
         raise
     player.start(stream)
+    connection.wish.settled = True
 
 
 def _stop_playing(connection: Connection, message_stream: MessageStream, reason: str, *, silent: bool = False) -> None:

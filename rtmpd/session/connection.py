@@ -42,6 +42,7 @@ from rtmpd.protocol.message import (
 from rtmpd.session.commands import COMMANDS, answer_unknown
 from rtmpd.session.log import ConnectionLog
 from rtmpd.session.security import secure
+from rtmpd.session.wish import Wish
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
@@ -97,6 +98,7 @@ class Connection:
         live: The streams being published, by message stream id: the hot path's shortcut.
         outlet: How players of a connection with more than one write.
         end_reason: Why it ended, once it has.
+        wish: What it has asked for.
     """
 
     def __init__(self, transport: Transport, hub: ConnectionHub, number: int) -> None:
@@ -124,6 +126,7 @@ class Connection:
         self.messages = 0
         self.bytes_played = 0
         self.end_reason = "failed"
+        self.wish = Wish()
         self._given_up = False
         self._command_times: deque[float] = deque(maxlen=self.limits.command_limit)
         # What the sweep saw last, and when it changed.
@@ -190,13 +193,13 @@ class Connection:
 
     def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
         """Tell services that a publish or play has ended, and whose it was."""
-        if self.user:
-            data["user"] = self.user
-        if self.agent:
-            data["agent"] = self.agent
         if reason == CLOSED:
             data["close_reason"] = self.end_reason
-        self.emit(event_type, stream, reason=reason, **data)
+        self.emit(event_type, stream, reason=reason, **self.who(), **data)
+
+    def who(self) -> dict[str, Scalar]:
+        """Return its user and agent as data of an event, as far as they are known."""
+        return {name: value for name, value in (("user", self.user), ("agent", self.agent)) if value}
 
     def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
         """Tell services of something that happens on this connection."""

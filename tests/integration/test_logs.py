@@ -313,6 +313,101 @@ def test_each_publish_and_each_play_has_a_line_at_its_end(server, raw, tmp_path,
     assert "hunter2" not in path.read_text()
 
 
+def refused(client, ask) -> str:
+    """Have a client ask for something that it is refused; return the code."""
+    with client:
+        try:
+            client.connect()
+            ask(client)
+        except Refused as error:
+            return error.code
+    return ""
+
+
+REFUSING = """
+[log]
+log_format = {}
+access_log_file = {}
+[live]
+wait_for_publisher = no
+[auth]
+auth_mode = token
+auth_play = no
+auth_tokens = live/mine=right
+auth_users = ann=password
+[applications]
+[[live]]
+auth_users =
+[[studio]]
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_each_connection_that_came_to_nothing_has_a_line_that_says_what_it_wanted(server, raw, tmp_path, form):
+    path = tmp_path / "access"
+    running = server(REFUSING.format(form, path))
+    publish, play = Client.publish, Client.play
+
+    def url(name, app="live"):
+        return f"rtmp://127.0.0.1:{running.port}/{app}/{name}"
+
+    with Client(url("mine?token=right")) as encoder:
+        encoder.publish()
+        # Denied, where the name may be a key; a name that is taken; no such stream; no such application.
+        assert refused(Client(url("hunter2-key?token=hunter2")), publish) == "NetStream.Publish.Denied"
+        assert refused(Client(url("mine?token=right")), publish) == "NetStream.Publish.BadName"
+        assert refused(Client(url("nothing")), play) == "NetStream.Play.StreamNotFound"
+        assert refused(Client(url("x", "nowhere")), publish) == "NetConnection.Connect.InvalidApp"
+        # A name that can't be shown, one who never asks, one that breaks the protocol, and two who say nothing.
+        bad = raw(running)
+        bad.connect()
+        bad.command("publish", "a\nb", "live", msid=bad.create_stream())
+        bad.rest()
+        idle = raw(running)
+        idle.connect(flashVer="idle one")
+        idle.close()
+        broken = raw(running).handshake()
+        broken.command("play", "a")
+        broken.rest()
+        raw(running).close()
+        raw(running).handshake().close()
+        wait_until(lambda: len(entries(path, form)) == 7, "a line for each")
+        # Steps of a login are none; with a wrong password, the last is.
+        assert refused(Client("rtmp://ann:wrong@" + url("x", "studio").removeprefix("rtmp://")), publish)
+        wait_until(lambda: len(entries(path, form)) == 8, "the login")
+    wait_until(lambda: len(entries(path, form)) == 9, "the publish")
+    found = entries(path, form)
+    assert {(*list(entry)[:8], *list(entry)[-3:]) for entry in found[:8]} == {
+        ("time", "action", "connection", "peer", "agent", "user", "app", "stream", "reason", "wanted", "unlisted")
+    }
+    # They may come in another order than they were asked.
+    told = sorted((entry["app"], entry["wanted"], entry["stream"], entry["reason"].partition(":")[0]) for entry in found[:8])
+    assert told == sorted(
+        [
+            ("live", "publish", "", "refused"),
+            ("live", "publish", "live/mine", "refused"),
+            ("live", "play", "live/nothing", "refused"),
+            ("nowhere", "connect", "", "refused"),
+            ("live", "publish", "", "refused"),
+            ("live", "connect", "", "closed by the peer"),
+            ("", "", "", "RemoteProtocolError in connect"),
+            ("studio", "connect", "", "refused"),
+        ]
+    )
+    assert {entry["action"] for entry in found[:8]} == {"connect"}
+    assert found[8]["action"] == "publish"
+    (quiet,) = [entry for entry in found if entry["agent"] == "idle one"]
+    assert (quiet["peer"], quiet["unlisted"]) == (idle.address, "0")
+    assert 50 < int(quiet["bytes"]) < 1000
+    reasons = " ".join(entry["reason"] for entry in found)
+    for text in ("Publish.Denied: wrong token", "live/mine is already being published.", "has control characters"):
+        assert text in reasons
+    # What may be secret is nowhere in it, at no level of the log either.
+    for text in (path.read_text(), "\n".join(running.log())):
+        assert "hunter2" not in text
+        assert "wrong@" not in text
+
+
 def test_the_access_log_is_rotated_and_switched_by_reloads(process, raw, tmp_path):
     running = process(f"access_log_file = {tmp_path}/access\n")
     access = tmp_path / "access"

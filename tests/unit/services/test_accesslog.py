@@ -11,7 +11,15 @@ from rtmpd.services.accesslog import AccessLog, entry_of
 
 ON = load_text("[log]\naccess_log_file = access\n")
 OFF = load_text("")
-STOP = {"id": 3, "remote_addr": "192.0.2.5:50512", "reason": "deleteStream", "duration_s": 1.5, "bytes": 99, "drops": 2}
+STOP = {
+    "id": 3,
+    "remote_addr": "192.0.2.5:50512",
+    "reason": "deleteStream",
+    "duration_s": 1.5,
+    "bytes": 99,
+    "skips": 2,
+    "dropped": 70,
+}
 
 
 @pytest.fixture
@@ -46,7 +54,8 @@ def test_the_end_of_a_play_is_an_entry(service, caplog):
         "stream": "live/sub/a",
         "duration_s": 1.5,
         "bytes": 99,
-        "drops": 2,
+        "skips": 2,
+        "dropped": 70,
         "reason": "deleteStream",
     }
     assert start > 1_700_000_000
@@ -73,3 +82,76 @@ def test_a_reload_begins_and_ends_it_and_without_a_file_no_event_is_made(service
     service.stop(0)
     stop(service)
     assert len(entries(caplog)) == 1
+
+
+# Connections that came to nothing
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+CLOSE = {"remote_addr": "192.0.2.5:50512", "reason": "refused: X", "duration_s": 0.25, "bytes_in": 412, "bytes_out": 3000}
+
+
+@pytest.fixture
+def clocked(caplog):
+    """The service with a clock of the test's; returns both."""
+    caplog.set_level(logging.INFO, "rtmpd")
+    clock = Clock()
+    made = AccessLog(Hub(ON), clock)
+    made.start()
+    return made, clock
+
+
+def close(service, **more):
+    service._hub.bus.emit(EventType.CONNECTION_CLOSE, {**CLOSE, "served": False, **more}, connection_id="9")
+
+
+def test_a_connection_that_came_to_nothing_is_an_entry(clocked, caplog):
+    close(clocked[0], app="live", wanted="publish", wanted_stream="live/a", user="bob", agent="OBS")
+    (entry,) = entries(caplog)
+    ignored = ("start", "drops", "skips", "dropped")
+    assert [item for item in entry.items() if item[0] not in ignored] == [
+        ("action", "connect"),
+        ("connection", 9),
+        ("peer", "192.0.2.5:50512"),
+        ("agent", "OBS"),
+        ("user", "bob"),
+        ("app", "live"),
+        ("stream", "live/a"),
+        ("duration_s", 0.25),
+        ("bytes", 412),
+        ("reason", "refused: X"),
+        ("wanted", "publish"),
+        ("unlisted", 0),
+    ]
+
+
+@pytest.mark.parametrize("more", [{"served": True}, {"bytes_in": 0}], ids=["it published or played", "it said nothing"])
+def test_others_are_none(clocked, caplog, more):
+    close(clocked[0], **more)
+    assert entries(caplog) == []
+
+
+def test_a_flood_has_a_hundred_lines_at_once_then_ten_a_second_and_the_rest_is_counted(clocked, caplog):
+    service, clock = clocked
+    for _ in range(1000):
+        close(service)
+    assert [entry["unlisted"] for entry in entries(caplog)] == [0] * 100
+    # Those of publishes and plays are not held back.
+    stop(service)
+    assert len(entries(caplog)) == 101
+    caplog.clear()
+    clock.now_s += 1.0
+    for _ in range(50):
+        close(service)
+    assert [entry["unlisted"] for entry in entries(caplog)] == [900] + [0] * 9
+    caplog.clear()
+    clock.now_s += 3600.0
+    for _ in range(101):
+        close(service)
+    assert [entry["unlisted"] for entry in entries(caplog)] == [40] + [0] * 99

@@ -8,6 +8,7 @@ from rtmpd.access import Action, AllowAll, Connect, Request
 from rtmpd.errors import LoginRequired, Refused, TransportClosed
 from rtmpd.protocol.naming import resolve
 from rtmpd.session.admission import authorize, log_in
+from rtmpd.session.wish import Wish
 
 
 class FakeConnection:
@@ -18,6 +19,7 @@ class FakeConnection:
         self.app, self.tc_url = "live?token=a", "'rtmp://host/live?b=c'"
         self.user = "ann"
         self.authorizing = False
+        self.wish = Wish()
         self.events = []
         self.flushed = 0
         self.transport = SimpleNamespace(peer="[2001:db8::1]:5000", ensure_open=lambda: None)
