@@ -9,10 +9,10 @@ What is relied on:
 * HEVC: every slice is of a sub-layer non-reference picture (ITU-T H.265 table 7-1: the even types up to 14) and of the highest
   temporal sub-layer. The type alone is not enough: it speaks for pictures of the same sub-layer only, and those of a higher one
   may refer to it (section 7.4.2.2). How many sub-layers there may be is sps_max_sub_layers_minus1, of the sets in the header.
-* VP8: the frame refreshes no buffer, and leaves no probabilities, segments or loop filter deltas behind (RFC 6386 section 9).
 
-Never disposable are frames of VP9, AV1 and VVC. VP9: one that refreshes no buffer still leaves its motion vectors, segmentation
-map and loop filter deltas to the next (section 7.2 of its specification). AV1: refresh_frame_flags come behind fields that only
+Never disposable are frames of VP8, VP9, AV1 and VVC. VP8 and VP9: one that refreshes no buffer still leaves probabilities, loop
+filter deltas and, in VP9, motion vectors to the next (RFC 6386 sections 9.6 and 9.11; section 7.2 of VP9's specification), and
+libvpx sets such deltas in every frame of a stream with temporal layers. AV1: refresh_frame_flags come behind fields that only
 the sequence header tells, and a temporal unit may hold several frames. VVC: it is in the picture header, behind parameter sets.
 
 A message with several tracks is disposable if each of its frames is. What is cut short, what can't be read, and what has more
@@ -36,7 +36,7 @@ _ENHANCED = 0x80
 _LEGACY_AVC, _LEGACY_HEVC = 7, 12
 _LEGACY_OTHERS = (2, 3, 4, 5, 6)  # H.263, screen video, VP6, VP6 with alpha, screen video 2
 _CODED_FRAMES, _CODED_FRAMES_X = int(VideoPacket.CODED_FRAMES), int(VideoPacket.CODED_FRAMES_X)
-_FOUR_CCS = {b"avc1": "h264", b"hvc1": "hevc", b"vp08": "vp8"}
+_FOUR_CCS = {b"avc1": "h264", b"hvc1": "hevc"}
 _COMPOSITION_TIME = 3
 _ONE_TRACK, _MANY_CODECS = 0, 2
 
@@ -176,8 +176,6 @@ def _frame(track: int, four_cc: bytes, data: bytes, *, timed: bool) -> _Frame:
 
 
 def _frame_is_disposable(frame: _Frame, formats: Mapping[int, FrameFormat]) -> bool:
-    if frame.codec == "vp8":
-        return _vp8_is_disposable(frame.data)
     known = formats.get(frame.track)
     if known is None or known.codec != frame.codec:
         return False
@@ -243,78 +241,3 @@ def _hevc_format(record: bytes) -> FrameFormat | None:
 
 
 _READERS: dict[str, Callable[[bytes], FrameFormat | None]] = {"h264": _avc_format, "hevc": _hevc_format}
-
-
-# VP8 --------------------------------------------------------------------------------------------------------------------
-
-
-class _BoolDecoder:
-    """Reads flags that are as likely as not (RFC 6386 section 7.3).
-
-    Raises:
-        EOFError: The data is over.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        if len(data) < 2:
-            raise EOFError
-        self._data = data
-        self._position = 2
-        self._value = data[0] << 8 | data[1]
-        self._range = 255
-        self._bits = 0
-
-    def flag(self) -> int:
-        split = 1 + ((self._range - 1) * 128 >> 8)
-        bit = int(self._value >= split << 8)
-        if bit:
-            self._range -= split
-            self._value -= split << 8
-        else:
-            self._range = split
-        while self._range < 128:
-            self._value <<= 1
-            self._range <<= 1
-            self._bits += 1
-            if self._bits == 8:
-                self._bits = 0
-                if self._position >= len(self._data):
-                    raise EOFError
-                self._value |= self._data[self._position]
-                self._position += 1
-        return bit
-
-    def bits(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self.flag()
-        return value
-
-
-def _vp8_is_disposable(data: bytes) -> bool:
-    """Read the frame header of an inter frame (RFC 6386 sections 9.1 to 9.11, 19.2)."""
-    if len(data) < 3 or not data[0] & 1:
-        return False
-    first_size = int.from_bytes(data[:3], "little") >> 5
-    if first_size > len(data) - 3:
-        return False
-    try:
-        reader = _BoolDecoder(data[3 : 3 + first_size])
-        if reader.flag() and reader.bits(2):
-            return False  # the map of segments, or what they mean, stays for the next frame
-        reader.bits(1 + 6 + 3)  # loop filter
-        if reader.flag() and reader.flag():
-            return False  # its deltas stay
-        reader.bits(2)  # partitions
-        reader.bits(7)  # quantizer, then deltas of it
-        for _ in range(5):
-            if reader.flag():
-                reader.bits(4 + 1)
-        refreshes = reader.bits(2)
-        # Copies between the golden and the alternate buffer, where they are not refreshed.
-        copies = reader.bits(4) if not refreshes else 0
-        reader.bits(2)  # sign biases, which each inter frame has
-        entropy, last = reader.flag(), reader.flag()
-    except EOFError:
-        return False
-    return not (refreshes or copies or entropy or last)
