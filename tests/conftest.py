@@ -33,8 +33,10 @@ class Server:
         directory: Path | None = None,
         level: str = "debug",
         stdout: int | IO[bytes] | None = None,
+        start: tuple[str, ...] = (),
     ) -> None:
-        command = [sys.executable, "-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level, *arguments]
+        # A start of the test's own has neither flag: what the file says holds.
+        command = [sys.executable, *(start or ("-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level)), *arguments]
         if ini:
             assert directory is not None
             path = directory / "rtmpd.ini"
