@@ -118,7 +118,10 @@ class Backpressure:
         position = page.base + subscriber.offset
         lag_bytes, lag_ms = wirelog.position - position, wirelog.lag_ms(page, subscriber.offset)
         if lag_bytes <= options.lag_limit_bytes / 4 and lag_ms <= self._thin_ms / 4:
-            self.caught_up(subscriber)
+            self._caught_up(subscriber)
+            if not lag_bytes and not subscriber.pending:
+                # One that walks never comes into the group.
+                subscriber.slow = False
             return
         policy = _KEYFRAME if subscriber.skips_only else options.backpressure_policy
         far = lag_bytes > options.lag_limit_bytes or lag_ms > self._limit_ms
@@ -153,9 +156,14 @@ class Backpressure:
         subscriber.begun_behind_bytes = wirelog.position - wirelog.join_position
         subscriber.begun_behind_ms = wirelog.lag_ms(wirelog.join_page, wirelog.join_offset)
 
-    def caught_up(self, subscriber: Subscriber) -> None:
-        """Say that a subscriber is as good as level: whatever befalls it next is news."""
-        subscriber.thin = subscriber.slow = False
+    def level(self, subscriber: Subscriber) -> None:
+        """Say that a subscriber is level: whatever befalls it next is news."""
+        self._caught_up(subscriber)
+        subscriber.slow = False
+
+    @staticmethod
+    def _caught_up(subscriber: Subscriber) -> None:
+        subscriber.thin = False
         subscriber.begun_behind_bytes = subscriber.begun_behind_ms = 0
 
     def thinned(self, subscriber: Subscriber, now_s: float) -> None:

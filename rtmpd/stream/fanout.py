@@ -407,7 +407,7 @@ class Fanout:
             self._block(subscriber)
         elif progress is Progress.LEVEL and self._group.is_at(page, offset):
             self._alone.discard(subscriber)
-            self.backpressure.caught_up(subscriber)
+            self.backpressure.level(subscriber)
             self._group.enter(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
