@@ -1,7 +1,7 @@
 """Checks a configuration against this machine: ``--check-config``, once the values are right by themselves.
 
 What a start would do as the server's user is looked at as that user, in a process that ends with the check: the rights of root
-say nothing. Nothing is changed. Imports the configuration and the daemon's single checks.
+say nothing. Nothing is changed. Imports the configuration, net and the daemon's single checks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rtmpd.daemon.findings import Finding
 from rtmpd.daemon.port_check import check_ports
 from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.errors import RtmpdError
+from rtmpd.net.tls import tls_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,7 +96,8 @@ def _as_server(config: Config, config_file: str) -> list[Finding]:
     elif os.geteuid() == 0:
         text = "files were looked at as root, who may do everything: if the service runs as another user, check as that one"
         notes = [Finding(option, text, is_note=True)]
-    return [*notes, *check_files(config, config_file)]
+    certificates = [Finding(("tls", name), text) for name, text in tls_problems(config.tls)]
+    return [*notes, *check_files(config, config_file), *certificates]
 
 
 def _in_child(check: Callable[[], Iterable[Finding]], limit_s: float) -> list[Finding]:

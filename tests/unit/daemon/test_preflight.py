@@ -10,6 +10,7 @@ from rtmpd.config.loader import load_file, load_text, origins
 from rtmpd.daemon import preflight as module
 from rtmpd.daemon.findings import Finding
 from rtmpd.daemon.preflight import preflight
+from tests.certificates import LONG_AGO, NOT_SO_LONG_AGO, Authority
 
 
 def check(tmp_path, ini, overrides=None):
@@ -89,3 +90,16 @@ def test_a_bug_in_the_check_is_no_silence(capfd):
     with pytest.raises(RuntimeError, match="the check of files failed"):
         module._in_child(lambda: [1 / 0], 10)
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_certificates_are_looked_at(tmp_path):
+    authority = Authority(tmp_path / "ca")
+    good, old = authority.issue("localhost"), authority.issue("localhost", not_before=LONG_AGO, not_after=NOT_SO_LONG_AGO)
+    ini = "[server]\nlisten = 127.0.0.1:0\n[tls]\ntls_listen = 127.0.0.1:0\n"
+    assert check(tmp_path, ini + good.ini).problems == []
+    (problem,) = check(tmp_path, ini + old.ini).problems
+    assert problem.startswith(f"{tmp_path}/rtmpd.ini:5: [tls] tls_cert: {old.cert}: the certificate expired on 2021-01-01")
+    (problem,) = check(tmp_path, ini + f"tls_cert = {good.cert}\ntls_key = {old.key}\n").problems
+    assert "] tls_" in problem
+    (problem,) = check(tmp_path, ini).problems
+    assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [tls] tls_cert: it is not set")
