@@ -397,11 +397,11 @@ class Fanout:
             return
         finally:
             self.tally.bytes_sent += subscriber.sent - before
+            self.tally.disposed += subscriber.disposed - disposed
+            self.tally.dropped += subscriber.disposed - disposed
         if subscriber.sent != before:
             subscriber.progress_at = time.monotonic()
         if subscriber.disposed != disposed:
-            self.tally.disposed += subscriber.disposed - disposed
-            self.tally.dropped += subscriber.disposed - disposed
             self.backpressure.thinned(subscriber, time.monotonic())
         if progress is Progress.BLOCKED:
             self._block(subscriber)

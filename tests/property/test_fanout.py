@@ -2,7 +2,8 @@
 
 A script of random steps runs against a fan-out with fake sockets. Then each player's bytes are taken apart and explained: from
 its join point on every message of the log, in order, no gap and no duplicate, the headers first; replies in between, each once;
-gaps only where the player paused, switched something off, or was moved to a keyframe and that was counted.
+gaps only where the player paused, switched something off, was moved to a keyframe and that was counted, or where disposable
+frames were left out, by a policy that says so, and each was counted. Who was disconnected has got nothing after the last word.
 
 The explanation knows nothing of the fan-out's state. Where the outcome depends on how far a socket had got (a pause in the
 middle of a pass, say), it follows all that may have happened, and fails when none of them fits.
@@ -39,6 +40,8 @@ from tests.unit.stream.fakes import FakeTime, FakeTransport, Scene, live_pages, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rtmpd.stream.tally import Tally
+
 CSIDS = {
     MessageType.AUDIO: CSID_AUDIO,
     MessageType.VIDEO: CSID_VIDEO,
@@ -46,10 +49,18 @@ CSIDS = {
     MessageType.COMMAND_AMF0: CSID_STATUS,
     MessageType.USER_CONTROL: CSID_CONTROL,
 }
-TAGS = {"key": b"\x17\x01", "frame": b"\x27\x01", "audio": b"\xaf\x01", "data": b"\x02D", "status": b"\x02S"}
+TAGS = {
+    "key": b"\x17\x01",
+    "frame": b"\x27\x01",
+    "needless": b"\x37\x01",
+    "audio": b"\xaf\x01",
+    "data": b"\x02D",
+    "status": b"\x02S",
+}
 HEADER = b"\x17\x00"
 TYPES = {"audio": MessageType.AUDIO, "data": MessageType.DATA_AMF0, "status": MessageType.COMMAND_AMF0}
 REPLY = b"\x02R"
+FAREWELL = b"\x02\0\x08onStatus"
 SOON = 1 << 60  # a position in the log that nothing reaches
 
 
@@ -66,7 +77,7 @@ class Logged(NamedTuple):
 
 
 class Got(NamedTuple):
-    """The player's socket has taken a message whole: of the log, a reply, or a header."""
+    """The player's socket has taken a message whole: of the log, a reply, a header, or the last word."""
 
     what: str
     number: int
@@ -136,7 +147,7 @@ class Script:
     """Runs steps, and keeps the books."""
 
     def __init__(self, **options: object) -> None:
-        self.scene = Scene(CHUNK_SIZE, lag_limit_s=1000, keyframe_wait_s=1000, **options)
+        self.scene = Scene(CHUNK_SIZE, **{"lag_limit_s": 1000, "keyframe_wait_s": 1000, **options})
         self.log, self.fanout = self.scene.log, self.scene.fanout
         self.time = FakeTime(step_s=0.005)
         self.logged: list[Logged] = []
@@ -184,6 +195,10 @@ class Script:
             assert message == (type_id, 0, 0, expected.payload[:2] + own.to_bytes(4, "big"))
             return Got("log", number)
         number = int.from_bytes(payload[2:6], "big")
+        if payload.startswith(FAREWELL):
+            assert (type_id, stream_id, timestamp) == (MessageType.COMMAND_AMF0, own, 0)
+            assert b"NetStream.Play.InsufficientBW" in payload
+            return Got("farewell", 0)
         if payload[:2] == REPLY:
             assert message == (MessageType.COMMAND_AMF0, 0, 0, reply_payload(number, len(payload)))
             return Got("reply", number)
@@ -357,7 +372,13 @@ class Script:
         for player in self.players:
             assert self.fanout.sent_bytes(player.subscriber) == taken[id(player)]
         assert self.fanout.tally.bytes_sent == sum(taken.values())
-        assert self.fanout.tally.skips == sum(player.subscriber.skips for player in self.players)
+        tally, policy = self.fanout.tally, self.scene.options.backpressure.backpressure_policy
+        assert tally.skips == sum(player.subscriber.skips for player in self.players)
+        assert tally.disposed == sum(player.subscriber.disposed for player in self.players)
+        assert tally.disposed == 0 or policy == "nonref"
+        disconnects = sum(player.transport.close_reason.startswith("it was too slow") for player in self.players)
+        assert tally.disconnects == disconnects
+        assert disconnects == 0 or policy == "disconnect"
         there = sum(not player.failed for player in self.present())
         assert len(self.fanout) == there
         assert self.fanout.active == bool(there)
@@ -417,6 +438,7 @@ class State(NamedTuple):
         version: Of the headers that it was last sent; -1 - n: it is to be sent those of version n or newer again.
         due: Headers that must come before anything of the log: (version, part, index of the message that follows), or None.
         skips: How often it was moved forward.
+        disposed: How many disposable frames it was not sent.
     """
 
     mode: str = "out"
@@ -428,6 +450,7 @@ class State(NamedTuple):
     version: int = -1
     due: tuple[int, int, int] | None = None
     skips: int = 0
+    disposed: int = 0
 
 
 class Explanation:
@@ -452,6 +475,10 @@ class Explanation:
                 after = self.settle(each)
             elif each.what == "reply":
                 after = self.states
+            elif each.what == "farewell":
+                assert self.player.failed
+                assert not any(isinstance(later, Got) for later in self.player.story[place + 1 :])
+                after = self.states
             elif each.what == "header":
                 after = self.take_header(each)
             else:
@@ -473,7 +500,8 @@ class Explanation:
                 return
             if state.mode == "waiting" and self.script.join is None:
                 return
-            if state.mode == "playing" and state.due is None and state.asked == len(self.asked) and state.next == end:
+            done = state.due is None and state.asked == len(self.asked) and state.next == end
+            if state.mode == "playing" and done and state.disposed == self.player.subscriber.disposed:
                 return
         raise AssertionError(f"the player is not up to date: {self.states}, the log has {end} messages")
 
@@ -504,7 +532,11 @@ class Explanation:
             found.append(ahead._replace(mode="waiting"))
             found += [self.start(ahead, *join) for join in self.script.joins if join[0] > state.next]
         if state.mode == "playing" and state.next < len(self.script.logged):
-            wanted, gate = self.wants(state, self.script.logged[state.next])
+            logged = self.script.logged[state.next]
+            wanted, gate = self.wants(state, logged)
+            disposable = logged.kind == "needless" and state.disposed < self.player.subscriber.disposed
+            if disposable and self.in_time(state, state.next):
+                found.append(state._replace(next=state.next + 1, disposed=state.disposed + 1))
             if not wanted and self.in_time(state, state.next):
                 found.append(state._replace(next=state.next + 1, gate=gate))
         if state.mode == "playing" and state.version < 0:
@@ -615,7 +647,10 @@ SIZES = st.sampled_from([0, 40, 299, 300, 301, 700, 2500])
 STREAM_IDS = st.sampled_from([1, 1, 1, 7])
 
 STEPS = {
-    "append": (8, st.tuples(st.sampled_from(["key", "frame", "frame", "frame", "audio", "data", "status", "notice"]), SIZES)),
+    "append": (
+        8,
+        st.tuples(st.sampled_from(["key", "frame", "frame", "needless", "audio", "data", "status", "notice"]), SIZES),
+    ),
     "headers": (1, st.tuples(st.lists(st.sampled_from([7, 40, 700]), max_size=3))),
     "join": (3, st.tuples(STREAM_IDS, CAPACITY)),
     "leave": (1, st.tuples(INDEX)),
@@ -630,7 +665,7 @@ STEPS = {
     "sweep": (1, st.tuples()),
     "patience": (1, st.tuples()),
     "yield": (4, st.tuples()),
-    "busy": (6, st.tuples(st.sampled_from(["key", "frame", "frame", "audio"]), SIZES)),
+    "busy": (6, st.tuples(st.sampled_from(["key", "frame", "needless", "audio"]), SIZES)),
     "settle": (2, st.tuples()),
     "flush": (1, st.tuples(st.lists(st.tuples(st.just("append"), st.sampled_from(["key", "frame"]), SIZES), max_size=2))),
 }
@@ -647,6 +682,9 @@ LIMITS = st.fixed_dictionaries(
         "lag_limit_bytes": st.sampled_from([1500, 6000, 1 << 20]),
         "gop_cache_limit_bytes": st.sampled_from([3000, 1 << 20]),
         "gop_cache": st.sampled_from([True, True, False]),
+        "backpressure_policy": st.sampled_from(["keyframe", "nonref", "disconnect"]),
+        "lag_limit_s": st.sampled_from([1000, 1000, 0.2]),
+        "max_latency_s": st.sampled_from([0, 0, 0.1, 0.3]),
     }
 )
 
@@ -662,6 +700,8 @@ def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]
     with ExitStack() as stack:
         for name, value in constants.items():
             stack.enter_context(mock.patch(f"rtmpd.stream.{name}", value))
+        # What is disposable is another test's business.
+        stack.enter_context(mock.patch("rtmpd.stream.wirelog.is_disposable", lambda data, _: data[:2] == TAGS["needless"]))
         # The script counts the greenlets' turns, not the event loop's.
         stack.enter_context(mock.patch("rtmpd.loop._MOMENT_S", 0))
         script = Script(**limits)
@@ -671,10 +711,11 @@ def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]
         yield script
 
 
-def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dict[str, int]) -> None:
+def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dict[str, int]) -> Tally:
     with stage(limits, constants) as script:
         script.run(steps)
         script.finish()
+        return script.fanout.tally
 
 
 @pytest.mark.parametrize(("constants", "crowd"), [(SMALL, 6), (PAGES, 150)])
@@ -709,8 +750,11 @@ def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
     def arguments(name: str) -> tuple[object, ...]:
         index = source.randrange(12)
         return {
-            "append": lambda: (source.choice(["key", "frame", "frame", "frame", "audio", "data", "status", "notice"]), size()),
-            "busy": lambda: (source.choice(["key", "frame", "frame", "audio"]), size()),
+            "append": lambda: (
+                source.choice(["key", "frame", "frame", "needless", "audio", "data", "status", "notice"]),
+                size(),
+            ),
+            "busy": lambda: (source.choice(["key", "frame", "needless", "audio"]), size()),
             "headers": lambda: ([source.choice([7, 40, 700]) for _ in range(source.randrange(3))],),
             "join": lambda: (source.choice([1, 1, 1, 7]), capacity()),
             "take": lambda: (index, capacity()),
@@ -727,10 +771,13 @@ def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
     return [(name, *arguments(name)) for name in source.choices(names, k=count)]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_long_script_is_explained_too(seed):
+@pytest.mark.parametrize("policy", ["keyframe", "nonref", "disconnect"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_long_script_is_explained_too(seed, policy):
     source = random.Random(seed)
     limits = {
+        "backpressure_policy": policy,
+        "max_latency_s": source.choice([0, 0.1, 0.3]),
         "lag_limit_bytes": source.choice([1500, 6000, 1 << 20]),
         "gop_cache_limit_bytes": source.choice([3000, 1 << 20]),
         "gop_cache": seed % 3 != 0,
@@ -738,6 +785,14 @@ def test_a_long_script_is_explained_too(seed):
     before = live_pages()
     play(limits, random_steps(source, 400), {**SMALL, "group._BLOCK": source.choice([1, 2, 3])})
     assert live_pages() == before
+
+
+@pytest.mark.parametrize(("policy", "counted"), [("keyframe", "skips"), ("nonref", "disposed"), ("disconnect", "disconnects")])
+def test_policies_do_come_to_act_in_scripts(policy, counted):
+    """Else the scripts would show little of them."""
+    limits = {"backpressure_policy": policy, "lag_limit_bytes": 6000}
+    tallies = [play(limits, random_steps(random.Random(seed), 400), SMALL) for seed in range(3)]
+    assert sum(getattr(tally, counted) for tally in tallies) > 3
 
 
 @pytest.mark.parametrize("seed", range(4))
