@@ -333,6 +333,34 @@ def test_a_reload_that_goes_well_and_one_that_does_not(machine, configure):
     assert machine.show("MainPID") == process
 
 
+def test_the_check_before_a_start_and_a_reload_takes_the_ports_that_systemd_and_the_service_have(machine, configure):
+    check = "/opt/rtmpd/bin/rtmpd -c /etc/rtmpd.ini --check-config"
+    machine.drop_in("rtmpd.socket", "[Socket]\nListenStream=443")
+    reload = f"ExecReload=\nExecReload={check}\nExecReload=/bin/kill -HUP $MAINPID"
+    machine.drop_in("rtmpd.service", f"[Service]\nType=notify\nExecStartPre={check}\n{reload}")
+    machine.run("systemctl", "stop", "rtmpd.service")
+    machine.run("systemctl", "restart", "rtmpd.socket")
+    ini = "[server]\nlisten = :1935, :443, 127.0.0.1:1936\n[record]\nrecord_all = yes\nrecord_directory = {}\n"
+    configure(ini.format("recordings"))
+    assert machine.show("ActiveState") == "active"
+    log = machine.log()
+    # Only systemd has it, whom the service may not look at.
+    assert "[server] listen: note: :443 is in use by a process of the user root that can't be looked at" in log
+    process = machine.show("MainPID")
+    machine.run("systemctl", "reload", "rtmpd.service")
+    machine.wait_for(lambda: "configuration reloaded: " in machine.log(), "the reload")
+    for address in (":1935", ":443", "127.0.0.1:1936"):
+        assert f"[server] listen: note: {address} is in use by rtmpd (pid {process})" in machine.log()
+    # The sandbox shows this directory as it is for the service.
+    machine.shell(f"cat > /etc/rtmpd.ini <<'END'\n{ini.format('/usr/recordings')}\nEND")
+    assert "failed" in machine.run("systemctl", "reload", "rtmpd.service", check=False)
+    what = (
+        "/etc/rtmpd.ini:5: [record] record_directory: /usr/recordings can't be made: /usr is on a file system that is read-only"
+    )
+    machine.wait_for(lambda: what in machine.log(), "what is wrong")
+    assert machine.show("MainPID") == process
+
+
 def test_a_process_that_hangs_is_ended_and_started_again(machine, configure):
     machine.drop_in("rtmpd.service", "[Service]\nWatchdogSec=1")
     configure()
