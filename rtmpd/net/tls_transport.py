@@ -130,6 +130,8 @@ class TlsTransport(Transport):
             self.try_send = self._try_send
             self._take(first)
             self._shake_hands(step, "client" if host is None else "server")
+            # What came with the last of the handshake has been read from the socket already.
+            self._more = True
         self.server_name = getattr(self._tls, "asked_for", "") if host is None else name or ""
 
     def _shake_hands(self, step: Callable[[Callable[[], None]], None], peer: str) -> None:

@@ -295,6 +295,8 @@ def test_answers_that_end_a_publish(fake, opened, answers, error, text):
         ("rtmp://host/live/name?k=v/w", RtmpUrl("host", 1935, "live", "name?k=v/w")),
         ("rtmp://host/live", RtmpUrl("host", 1935, "live", "")),
         ("rtmp://host", RtmpUrl("host", 1935, "", "")),
+        ("rtmps://host/live/x", RtmpUrl("host", 443, "live", "x", scheme="rtmps")),
+        ("rtmps://host:1936/live/x", RtmpUrl("host", 1936, "live", "x", scheme="rtmps")),
     ],
 )
 def test_urls(url, parts):
@@ -317,7 +319,7 @@ def test_urls(url, parts):
     ],
 )
 def test_urls_that_are_none_say_what_was_expected(url):
-    with pytest.raises(ValueError, match="expected rtmp://") as error:
+    with pytest.raises(ValueError, match=r"expected rtmp\[s\]://") as error:
         Client(url)
     assert "s3cret" not in str(error.value)
 

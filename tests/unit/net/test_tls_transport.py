@@ -155,6 +155,29 @@ def test_before_the_handshake_it_is_plain_and_what_was_read_too_far_belongs_to_t
     assert transport.recv() == b"hello"
 
 
+def test_what_comes_with_the_end_of_the_handshake_is_not_waited_for(make, contexts):
+    transport, sock = make()
+    peer = Peer(sock, contexts[1])
+
+    def shake_and_speak():
+        while True:
+            try:
+                peer.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(peer._out.read())
+                peer._fill()
+            else:
+                peer.tls.write(b"hello")
+                sock.sendall(peer._out.read())
+                return
+
+    shaking = gevent.spawn(shake_and_speak)
+    transport.secure(contexts[0], LIMIT_S)
+    shaking.get(timeout=LIMIT_S)
+    with gevent.Timeout(LIMIT_S):
+        assert transport.recv() == b"hello"
+
+
 def test_a_record_in_any_two_pieces_is_one(pair):
     transport, peer = pair()
     for split in range(1, 5 + 5 + 1 + 16):
@@ -328,6 +351,16 @@ def test_reading_goes_on_while_the_socket_takes_nothing(pair):
     transport.watch_writable(lambda: None)
     peer.send(b"still here")
     assert transport.recv() == b"still here"
+
+
+def test_who_asks_and_does_not_read_the_answers_is_cut_off(pair):
+    transport, _peer = pair(SMALL)
+    fill(transport)
+    for _ in range(4):
+        # What OpenSSL says to a peer that asks for new keys again and again.
+        transport._outgoing.write(bytes(20_000))
+        transport._send_own()
+    assert transport.close_reason == "it does not read the answers of TLS that it asks for"
 
 
 # The handshake ----------------------------------------------------------------------------------------------------------
