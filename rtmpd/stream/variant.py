@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rtmpd.media.rewritten_metadata import rewritten_metadata
 from rtmpd.protocol.message import MessageType
 from rtmpd.stream.fanout import Fanout
 from rtmpd.stream.headers import Headers
@@ -62,7 +63,7 @@ class Variant:
     def _rewritten(self, type_id: int, payload: bytes) -> bytes | None:
         if type_id == _VIDEO:
             return self.rewrite.video(payload)
-        return self.rewrite.audio(payload) if type_id == _AUDIO else payload
+        return self.rewrite.audio(payload) if type_id == _AUDIO else rewritten_metadata(payload, self.rewrite)
 
     def set_headers(self, headers: Headers) -> None:
         """Say what the headers of the published stream are from now on."""

@@ -8,8 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rtmpd.media.rewrite import Rewrite
+from rtmpd.media.rewritten_metadata import rewritten_metadata
 from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
+from rtmpd.protocol import amf0
 from rtmpd.protocol.enhanced import parse_capabilities
 from rtmpd.stream.content import Content
 
@@ -222,6 +224,17 @@ def test_what_is_narrowed_to_the_content_does_the_same(payload, rewrite):
         content.look_at_audio(payload)
         whole = replace(rewrite, video_track=0, audio_track=content.audio_track)
         assert content.narrow(whole).audio(payload) == whole.audio(payload)
+
+
+@MEDIA
+@given(st.binary(max_size=60), rewrites)
+def test_any_metadata_can_be_rewritten(data, rewrite):
+    for payload in (
+        data,
+        amf0.encode("onMetaData") + data,
+        amf0.encode("onMetaData") + b"\x08\0\0\0\1\0\x0cvideocodecid" + data,
+    ):
+        assert rewritten_metadata(payload, rewrite).startswith(payload[:10])
 
 
 frame_types = st.integers(0, 4) | st.integers(6, 7)
