@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path as FilePath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configobj import ConfigObj, ConfigObjError, flatten_errors
 from configobj.validate import ValidateError
@@ -36,6 +36,9 @@ from rtmpd.config.model import (
 from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
 
 __all__ = ["Overrides", "keep_fixed", "load_file", "load_text", "origins", "restart_needed"]
 
@@ -117,7 +120,11 @@ def origins(path: str | FilePath | None, overrides: Overrides = _NO_OVERRIDES) -
         path: The file, which has been loaded; None: there is none.
         overrides: As for `load_file`.
     """
-    lines = scan(_read(path)).where if path is not None else {}
+    try:
+        lines = scan(_read(path)).where if path is not None else {}
+    except ValueError:
+        # A pipe can be read but once: only flags are known then.
+        lines = {}
     found = {option: f"{printable(str(path))}:{line}" for option, line in lines.items()}
     return found | {option: _flags()[option] for option in overrides}
 
@@ -147,11 +154,15 @@ def keep_fixed(old: Config, new: Config) -> Config:
 def _read(path: str | FilePath) -> str:
     """Read a file, or raise ValueError with what is wrong with it."""
     try:
-        with FilePath(path).open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(_FILE_LIMIT_BYTES + 1)
+            is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(f"can't be read: {reason}") from None
+    if is_pipe and not data:
+        # A shell's <(...), say, that a start has read to its end. It does not mean that all options are left out.
+        raise ValueError("can't be read: it is a pipe that nobody writes to")
     if len(data) > _FILE_LIMIT_BYTES:
         raise ValueError(f"can't be read: it is larger than {_FILE_LIMIT_BYTES} bytes")
     try:
@@ -159,6 +170,13 @@ def _read(path: str | FilePath) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"can't be read: line {line} is not UTF-8 (byte 0x{data[error.start]:02x})") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to, too, without waiting until somebody does."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _overridden(overrides: Overrides) -> tuple[dict[tuple[str, str], object], list[str]]:

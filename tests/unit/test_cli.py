@@ -99,6 +99,17 @@ def test_a_right_file_that_does_not_fit_this_machine_is_not(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--check-config", "--print-config"])
+def test_a_file_may_be_a_pipe(flag):
+    reading, writing = os.pipe()
+    os.write(writing, b"[server]\nlisten = 127.0.0.1:0\n")
+    os.close(writing)
+    done = command("-c", f"/dev/fd/{reading}", flag, pass_fds=[reading])
+    os.close(reading)
+    assert done.returncode == 0
+    assert f"/dev/fd/{reading}: ok".encode() in done.stdout or b"listen = 127.0.0.1:0" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--check-config", "--print-config"])
 def test_a_wrong_file_is_not(flag, tmp_path, capsys):
     assert cli.main(["-c", str(tmp_path / "none.ini"), flag]) == 1
     output = capsys.readouterr()

@@ -1,6 +1,6 @@
 import dataclasses
 import errno
-import pathlib
+import os
 
 import pytest
 
@@ -385,8 +385,24 @@ class TestFiles:
         def refuse(*_arguments):
             raise PermissionError(errno.EACCES, "nothing to be seen")
 
-        monkeypatch.setattr(pathlib.Path, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
         assert self.failure(tmp_path / "x") == [f"{tmp_path}/x: can't be read: Permission denied"]
+
+    def test_a_pipe_is_read_and_one_that_nobody_writes_to_is_not_waited_for(self, tmp_path):
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+        assert self.failure(path) == [f"{path}: can't be read: it is a pipe that nobody writes to"]
+        reading, writing = os.pipe()
+        try:
+            os.write(writing, b"[log]\nlevel = error\n")
+            os.close(writing)
+            assert load_file(f"/dev/fd/{reading}").log.level == "error"
+            # A reload finds it at its end.
+            assert self.failure(f"/dev/fd/{reading}") == [
+                f"/dev/fd/{reading}: can't be read: it is a pipe that nobody writes to"
+            ]
+        finally:
+            os.close(reading)
 
     def test_a_name_that_no_file_can_have(self):
         assert self.failure("a\0b") == ["a\\x00b: embedded null byte"]
