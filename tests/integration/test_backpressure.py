@@ -109,7 +109,7 @@ def test_a_stuck_player_skips_to_a_keyframe_and_the_others_get_everything(shared
     # Headers that did not change are not sent again.
     assert [one.payload for one in got].count(AVC_HEADER) == 1
     slow.close()
-    shared.wait_for_line(rf"stopped playing live/{name}: .* [1-9]\d* skips$")
+    shared.wait_for_line(rf"stopped playing live/{name}: .* [1-9]\d* skips, [1-9]\d* messages dropped$")
 
 
 def test_headers_that_changed_meanwhile_come_before_the_keyframe_that_it_skips_to(shared, raw, name):
