@@ -127,6 +127,16 @@ def server(tmp_path):
 
 
 @pytest.fixture
+def public_path(tmp_path):
+    """A directory of the test's own that every user may get to; those of pytest are its user's alone."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o005 == 0o005:
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    return tmp_path
+
+
+@pytest.fixture
 def tmpfs(tmp_path):
     """Return a function that mounts a file system in memory, of a size such as ``3m``; it needs root."""
     mounted = []

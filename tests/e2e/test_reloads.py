@@ -30,7 +30,7 @@ CHANGES = {
     "record": [
         "record_streams = live/*\nrecord_directory = {tmp}/recordings",
         "record_streams = live/b*\nrecord_directory = {tmp}/recordings\nrecord_file_name = {{name}}-{n}",
-        "segment_duration_s = 1{n}",
+        "record_directory = {tmp}/recordings\nsegment_duration_s = 1{n}",
     ],
     "metrics": ["stream_series_limit = 1{n}"],
     "hooks": ["hook_scripts = publish_*=/bin/true {n}", "hook_scripts = *=/bin/false", "hook_timeout_s = 1{n}"],

@@ -99,15 +99,13 @@ def test_an_ordinary_user_who_may_not_look_at_a_server_of_root_is_told_so(server
 
 
 @root
-def test_what_a_server_may_not_do_as_its_user_is_found_before_it_starts(tmp_path):
+def test_what_a_server_may_not_do_as_its_user_is_found_before_it_starts(public_path):
+    tmp_path = public_path
     recordings, log = tmp_path / "recordings", tmp_path / "logs"
     recordings.mkdir(0o755)
     log.mkdir(0o755)
     (tmp_path / "program").write_text("#!/bin/sh\n")
     (tmp_path / "program").chmod(0o700)
-    # pytest's own directories are for root alone.
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
     ini = tmp_path / "rtmpd.ini"
     ini.write_text(
         f"[server]\nlisten = 127.0.0.1:0\nuser = nobody\n[record]\nrecord_all = yes\nrecord_directory = {recordings}\n"

@@ -42,12 +42,10 @@ def test_what_nobody_has_set_names_the_file(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_looks_as_the_user_that_the_server_becomes(tmp_path):
+def test_root_looks_as_the_user_that_the_server_becomes(public_path):
+    tmp_path = public_path
     (tmp_path / "log").touch(0o600)
     ini = f"[server]\nlisten = 127.0.0.1:0\nuser = nobody\n[log]\nlog_file = {tmp_path}/log\n"
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
     (problem,) = check(tmp_path, ini).problems
     text = f"the user nobody may not write to {tmp_path}/log: chown or chmod it, or name another"
     assert problem == f"{tmp_path}/rtmpd.ini:5: [log] log_file: {text}"
