@@ -257,6 +257,9 @@ def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], lis
         context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls_version == "1.3" else ssl.TLSVersion.TLSv1_2
         # To begin anew in the middle takes a lot of our time and little of the peer's.
         context.options |= ssl.OP_NO_RENEGOTIATION
+        # TLS 1.3 sends them behind the handshake, and librtmp with GnuTLS takes them for the end of the connection. A client
+        # that leaves them unread would close with a reset, too. RTMP connects seldom: there is little to resume.
+        context.num_tickets = 0
         context.sslobject_class = _ServerObject
         try:
             certificate = _load_certificate(context, path, key_path)

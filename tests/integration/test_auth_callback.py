@@ -162,6 +162,14 @@ def test_a_certificate_that_nobody_vouches_for_denies(serve, web, peer, tmp_path
         assert not encrypted.questions
 
 
+def test_a_certificate_that_the_configured_authority_signed_is_good(serve, web, publisher, authority, name):
+    pair = authority.issue("127.0.0.1")
+    with Web(pair.cert, pair.key) as encrypted:
+        running = serve(f"[tls]\ntls_ca = {authority.path}\n", url=encrypted.url)
+        publisher(running, name)
+        assert len(encrypted.questions) == 1
+
+
 def test_the_callback_names_the_stream(serve, web, raw):
     web.answers["s3cret-name"] = named("sub/cam")
     running = serve()

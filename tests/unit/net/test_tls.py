@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import subprocess
@@ -209,6 +210,19 @@ def test_versions(authority, version, works):
         else:
             with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
                 shake(server.context, client, "a.example")
+
+
+def test_nothing_is_sent_behind_the_handshake(authority):
+    """librtmp with GnuTLS takes a ticket of TLS 1.3 for the end."""
+    server = ServerTls(options(authority.issue("a.example").ini))
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting(authority).wrap_bio(down, up, server_hostname="a.example")
+    ours = server.context.wrap_bio(up, down, server_side=True)
+    for end in (client, ours, client, ours):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert ours.version() == "TLSv1.3"
+    assert down.read() == b""
 
 
 @pytest.mark.parametrize("second", [False, True])

@@ -344,6 +344,16 @@ def test_tls_that_never_comes_is_cut_short(serve):
     assert took_s < 2
 
 
+def test_a_certificate_that_the_configured_authority_signed(serve, authority):
+    pair = authority.issue("127.0.0.1")
+    server = serve(ok, secure=(pair.cert, pair.key))
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), THREADS, CpuShare(), lambda: str(authority.path))
+    assert hook.carry(notice(), 1, options("")).problem == ""
+    # And by no other.
+    hook = Webhook(WebhookHook.parse(f"*={server.url}"), THREADS, CpuShare())
+    assert hook.carry(notice(), 1, options("")).problem.startswith("its certificate is not good: ")
+
+
 def test_plain_http_behind_an_https_url(serve):
     outcome, _ = post(serve().url.replace("http:", "https:"))
     assert outcome.problem.startswith("TLS failed: ")
