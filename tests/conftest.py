@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Server:
     """An rtmpd process of its own on a port that the kernel chose.
 
-    ``lines`` collects its log; `wait_for_line` waits for one that matches, from the beginning.
+    ``lines`` collects its log; `wait_for_line` waits for one that matches, from the beginning. It is run by the command
+    *prefix*, if there is one.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Server:
         level: str = "debug",
         stdout: int | IO[bytes] | None = None,
         start: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
     ) -> None:
         # A start of the test's own has neither flag: what the file says holds.
-        command = [sys.executable, *(start or ("-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level)), *arguments]
+        own = start or ("-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level)
+        command = [*prefix, sys.executable, *own, *arguments]
         if ini:
             assert directory is not None
             path = directory / "rtmpd.ini"

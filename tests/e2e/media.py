@@ -73,6 +73,12 @@ CLIPS = {
     "h264_aac_long_gop": Clip(6, f"{PICTURE} {TONE} {X264} -g 250 -force_key_frames 0,1 -c:a aac"),
     # For what must not end before a test has done what it wants, however busy the machine is.
     "h264_aac_minute": Clip(60, f"{PICTURE} {TONE} {X264} -g 25 -c:a aac"),
+    # 1.3 Mbit/s, of which 0.9 are B-frames that no other frame needs.
+    "h264_b_frames": Clip(
+        20,
+        f"-f lavfi -i testsrc2=size=320x180:rate=25,noise=alls=20:allf=t {TONE} {X264} -g 25 -bf 3"
+        " -x264-params b-adapt=0:b-pyramid=none:qp=34:ipratio=1:pbratio=1:scenecut=0 -c:a aac -b:a 32k",
+    ),
     "h264_aac": Clip(3, f"{PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     "h264_aac_other": Clip(3, f"{OTHER_PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     "hevc_aac": Clip(
