@@ -115,3 +115,49 @@ def test_a_socket_that_was_handed_over_stays():
     assert len(ports.listeners) == 2
     ports.close()
     ports.kill()
+
+
+def test_an_address_may_become_one_for_rtmps_and_two_may_change_sides():
+    kinds = {}
+    ports = Ports(lambda transport: kinds.__setitem__(transport.peer, transport.scheme))
+    first, second = free_port(), free_port()
+    one, two = ListenAddress("127.0.0.1", first), ListenAddress("127.0.0.1", second)
+
+    def schemes():
+        found = []
+        for port in (first, second):
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+                assert client.recv(1) == b""
+                found.append(kinds[f"127.0.0.1:{client.getsockname()[1]}"])
+        return found
+
+    ports.open([one], [two])
+    ports.start()
+    assert schemes() == ["rtmp", "rtmps"]
+    ports.change([two], [one])
+    assert schemes() == ["rtmps", "rtmp"]
+    ports.change([], [one, two])
+    assert schemes() == ["rtmps", "rtmps"]
+    assert sorted(ports.addresses) == sorted([("127.0.0.1", first), ("127.0.0.1", second)])
+    before = list(ports.listeners)
+    with pytest.raises(RtmpdError, match=rf"can't listen on 127.0.0.1:{first} for RTMPS: \[server\] listen has :{first}"):
+        ports.change([ListenAddress("", first)], [one])
+    assert ports.listeners == before
+    ports.close()
+    ports.kill()
+
+
+def test_a_socket_that_was_handed_over_for_rtmps_is_for_that():
+    handed = socket.socket()
+    handed.bind(("127.0.0.1", 0))
+    handed.listen()
+    schemes = []
+    ports = Ports(lambda transport: schemes.append(transport.scheme), (), [handed])
+    ports.open([ListenAddress("127.0.0.1", 0)], [ListenAddress("127.0.0.1", handed.getsockname()[1])])
+    ports.start()
+    with socket.create_connection(handed.getsockname(), timeout=LIMIT_S) as client:
+        assert client.recv(1) == b""
+    assert schemes == ["rtmps"]
+    assert len(ports.listeners) == 2
+    ports.close()
+    ports.kill()
