@@ -167,6 +167,45 @@ class Drains:
         del self._receive[descriptor]
 
 
+class Trickle:
+    """Players that read, but less than comes: so many bytes per second each."""
+
+    TICK_S = 0.05
+
+    def __init__(self, loop, kbps):
+        self._bytes_per_s = kbps * 1000 / 8
+        self._last_s = time.monotonic()
+        self.players, self.closed = [], 0
+        self._scratch = bytearray(DISCARD_BYTES)
+        loop.tickers.append(self._tick)
+
+    def take(self, player):
+        player.loop.forget(player)
+        self.players.append(player)
+
+    def _tick(self):
+        now_s = time.monotonic()
+        if now_s - self._last_s < self.TICK_S:
+            return
+        share = min(DISCARD_BYTES, int(self._bytes_per_s * (now_s - self._last_s)))
+        self._last_s = now_s
+        left = []
+        for player in self.players:
+            try:
+                size = player.socket.recv_into(self._scratch, share, socket.MSG_TRUNC)
+            except BlockingIOError:
+                left.append(player)
+                continue
+            except OSError:
+                size = 0
+            if size:
+                left.append(player)
+            else:
+                self.closed += 1
+                player.close()
+        self.players = left
+
+
 class Run:
     """A set of players from the first connect to the last figure."""
 
@@ -174,21 +213,22 @@ class Run:
         self.options = options
         self.loop = rtmp.Loop()
         self.drains = Drains(self.loop)
-        self.players, self.sampled, self.stalled = [], [], []
+        self.players, self.sampled, self.stalled, self.slow = [], [], [], []
+        self.trickle = Trickle(self.loop, options.slow_kbps)
         self.ready = 0
         self.published = Published(options.stat)
 
     def _connect(self):
         """Connect at a rate that neither side's accept queue notices."""
         options = self.options
-        count, stall = options.players, options.stall
-        watching = count - stall
+        count, hampered = options.players, options.stall + options.slow
+        watching = count - hampered
         sample = min(options.sample, watching)
-        sampled_at = {stall + index * watching // sample for index in range(sample)}
+        sampled_at = {hampered + index * watching // sample for index in range(sample)}
         pause_s = max(2, count / 250) / count
         start_s = time.monotonic()
         for index in range(count):
-            if index < stall:
+            if index < hampered:
                 player = SampledPlayer(self, STALLED_BUFFER_BYTES)
                 self.stalled.append(player)
             elif index in sampled_at:
@@ -205,6 +245,9 @@ class Run:
             if player.alive:
                 self.loop.forget(player)
 
+        for player in self.slow:
+            if player.alive:
+                self.trickle.take(player)
     def _align(self):
         """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players."""
         self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
@@ -228,8 +271,9 @@ class Run:
         after = ServerSample.take(self.options.pid)
         load_percent = 100 * (self._load_cpu_s() - load_s) / (after.time_s - before.time_s)
         return {
-            "players": everyone - len(self.stalled),
-            "ready": sum(player.ready for player in self.players) - sum(player.ready for player in self.stalled),
+        hampered = [*self.stalled, *self.slow]
+            "players": everyone - len(hampered),
+            "ready": sum(player.ready for player in self.players) - sum(player.ready for player in hampered),
             **core_figures(before, after),
             "rss_start_mb": before.rss_mb,
             "rss_mb": after.rss_mb,
@@ -238,6 +282,7 @@ class Run:
             "errors": self.loop.errors,
             **({"stalled": len(self.stalled), "stalled_closed": self._closed_stalled()} if self.stalled else {}),
         }
+            **({"slow": len(self.slow), "slow_closed": self.trickle.closed} if self.slow else {}),
 
     def _window_figures(self, published, drained):
         sampled = self.sampled
@@ -303,6 +348,8 @@ def main():
     parser.add_argument("--sample", type=int, default=50, help="players that parse")
     parser.add_argument("--stall", type=int, default=0, help="players among them that stop reading")
     parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")
+    parser.add_argument("--slow", type=int, default=0, help="players among them that read less than comes")
+    parser.add_argument("--slow-kbps", type=float, default=600, help="what these read")
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
     parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")
     parser.add_argument("--stat", type=Path, required=True, help="file of the publisher's --stat")

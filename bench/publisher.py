@@ -33,6 +33,7 @@ CHUNK_HEADER_BYTES = 12
 # Main profile, level 3.1, 1280x720; then AAC-LC, 48 kHz, stereo.
 AVC_HEADER = bytes.fromhex("1700000000 014d401fffe10017674d401fda014016ec0440000003004000000f03c60ca8 01000468ef0fc8")
 AAC_HEADER = bytes.fromhex("af001190")
+KEY_SLICE, NEEDED_SLICE, DISPOSABLE_SLICE = b"\x65", b"\x41", b"\x01"
 
 
 class Published:
@@ -60,13 +61,14 @@ def inter_frame_bytes(kbps):
     return max(96, int(kbps * 1000 / 8 * GOP_S / (GOP_FRAMES - 1 + KEY_FRAME_TIMES)))
 
 
-def _video_payload(size, *, key):
+def _video_payload(size, slice_type):
     """An AVC tag with two NAL units: an SEI message that holds the stamp, and a slice of noise."""
+    key = slice_type == KEY_SLICE
     sei = b"\x06\x05" + bytes([len(CLOCK_MARK) + STAMP.size]) + CLOCK_MARK + bytes(STAMP.size) + b"\x80"
     start = bytes([0x17 if key else 0x27, 1, 0, 0, 0]) + len(sei).to_bytes(4, "big") + sei
     slice_bytes = size - len(start) - 4
     noise = bytes(value | 0x80 for value in os.urandom(slice_bytes - 1))  # never looks like a start code
-    return start + slice_bytes.to_bytes(4, "big") + (b"\x65" if key else b"\x41") + noise
+    return start + slice_bytes.to_bytes(4, "big") + slice_type + noise
 
 
 def _audio_payload():
@@ -93,8 +95,10 @@ class Load:
 
     def __init__(self, kbps, published):
         small = inter_frame_bytes(kbps)
-        self.key_frame = Template(6, wire.VIDEO, _video_payload(small * KEY_FRAME_TIMES, key=True))
-        self.inter_frame = Template(6, wire.VIDEO, _video_payload(small, key=False))
+        self.key_frame = Template(6, wire.VIDEO, _video_payload(small * KEY_FRAME_TIMES, KEY_SLICE))
+        self.inter_frames = [
+            Template(6, wire.VIDEO, _video_payload(small, slice_type)) for slice_type in (NEEDED_SLICE, DISPOSABLE_SLICE)
+        ]
         self.audio_frame = Template(4, wire.AUDIO, _audio_payload())
         self.kbps, self.published = kbps, published
         self.due = []  # a heap of (time in ns, index, publisher)
@@ -164,7 +168,7 @@ class Publisher(rtmp.Client):
         # An encoder drops frames too when the server does not take them.
         fits = len(self.pending) < PENDING_LIMIT_BYTES
         if video_ms <= audio_ms:
-            template = load.inter_frame if self.video % GOP_FRAMES else load.key_frame
+            template = load.inter_frames[self.video % 2] if self.video % GOP_FRAMES else load.key_frame
             timestamp_ms, number = video_ms, self.video
             self.video += 1
             load.video += fits

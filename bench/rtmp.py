@@ -25,6 +25,7 @@ class Loop:
         self.epoll = select.epoll()
         self.handlers = {}
         self.errors = {}
+        self.tickers = []  # functions that are called at each turn
 
     def watch(self, handler, events):
         self.handlers[handler.fileno()] = handler
@@ -47,6 +48,8 @@ class Loop:
             handler = self.handlers.get(descriptor)
             if handler:
                 handler.on_events(events)
+        for tick in self.tickers:
+            tick()
 
     def spin(self, seconds, done=lambda: False):
         """Turn until done() or until the time is over; return whether done() came first."""

@@ -17,6 +17,9 @@ LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever
 RAMP_PLAYERS_PER_S = 250
 GOP_CACHE_S = 2.7  # one GOP and a little: what a server caches is there before the first player
 STALL_PLAYERS, STALL_STALLED, STALL_SECONDS, STALL_KBPS = 60, 20, 15, 5000
+SLOW_PLAYERS, SLOW_SHARE, SLOW_READS = 1000, 0.3, 0.6  # of all players; of the bitrate
+SLOW_SETTLE_S = 8  # so that they are too far behind when the window begins
+SLOW_INI = "[backpressure]\nlag_limit_s = 2\nbackpressure_policy = {policy}\n"
 RELAYS, RELAY_KBPS = 10, 5000
 JOIN_GAP_S = 0.15  # mean time between two joins
 RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
@@ -126,11 +129,11 @@ def _live_stream(server, work, kbps):
         yield live, stat
 
 
-def _play(server, work, kbps, players, seconds, stall=0):
-    """Figures of players, and those of the publisher that fed them."""
+def _play(server, work, kbps, players, seconds, stall=0, more=()):
+    """Figures of players, and those of the publisher that fed them. *more* is for bench.players."""
     with _live_stream(server, work, kbps) as (live, stat):
         arguments = ["--port", server.port, "--players", players, "--seconds", seconds, "--stall", stall]
-        arguments += ["--pid", server.pid, "--publisher-pid", live.pid, "--stat", stat]
+        arguments += ["--pid", server.pid, "--publisher-pid", live.pid, "--stat", stat, *more]
         with Load("players", *arguments) as load:
             figures = load.figures(players / RAMP_PLAYERS_PER_S + seconds + 60)
         live.process.terminate()
@@ -252,6 +255,31 @@ def stall(bench):
 
 def record(bench):
     """50 publishers that are recorded, or not, beside 50 players of another stream: what recording costs."""
+def slow(bench):
+    """1000 players of which 300 read less than comes, by policy: the others beside a run in which nobody is slow."""
+    options = bench.options
+    kbps, players = options.kbps or 1000, min(SLOW_PLAYERS, max(options.players))
+    rows = {}
+    for policy in (None, "keyframe", "nonref", "disconnect"):
+        count = int(players * SLOW_SHARE) if policy else 0
+        more = ("--slow", count, "--slow-kbps", kbps * SLOW_READS, "--settle", SLOW_SETTLE_S)
+
+        def measure(server, work, more=more):
+            return _play(server, work, kbps, players, options.seconds, more=more)[0]
+
+        ini = SLOW_INI.format(policy=policy or "keyframe")
+        kind = servers.rtmpd_with(f"rtmpd-{policy or 'calm'}", ini, options.server_command)
+        rows[policy] = bench.measure("slow", kind, measure)
+    calm = rows.pop(None)
+    for policy, row in rows.items():
+        if calm and row and calm["p99_ms"] and row["p99_ms"]:
+            print(
+                f"slow  policy={policy}  p50_ratio={row['p50_ms'] / calm['p50_ms']:.2f}"
+                f"  p99_ratio={row['p99_ms'] / calm['p99_ms']:.2f}  cpu_ratio={row['cpu'] / max(0.1, calm['cpu']):.2f}",
+                flush=True,
+            )
+
+
     options = bench.options
     kinds = [servers.rtmpd(options.server_command), servers.rtmpd_with("rtmpd-record", RECORD_INI, options.server_command)]
     rows = []
@@ -349,3 +377,4 @@ def run(options):
     for name in options.scenarios:
         SCENARIOS[name](bench)
     return 1 if bench.failed else 0
+    "slow": slow,
