@@ -230,7 +230,7 @@ class Run:
         for index in range(count):
             if index < hampered:
                 player = SampledPlayer(self, STALLED_BUFFER_BYTES)
-                self.stalled.append(player)
+                (self.stalled if index < options.stall else self.slow).append(player)
             elif index in sampled_at:
                 player = SampledPlayer(self)
                 self.sampled.append(player)
