@@ -14,7 +14,7 @@ import struct
 import time
 from pathlib import Path
 
-from bench import rtmp, wire
+from bench import rtmp, tls, wire
 from bench.publisher import CLOCK_MARK, GOP_FRAMES, STAMP, Published
 from bench.servers import ServerSample, core_figures
 
@@ -66,7 +66,7 @@ class SampledPlayer(Player):
     first_key_ns = 0
 
     def __init__(self, run, *arguments):
-        super().__init__(run.loop, run.options.port, run.options.app, run.options.name, *arguments)
+        super().__init__(run.loop, run.port, run.options.app, run.options.name, *arguments)
         self._run = run
         self.last = {}
         self.begin()
@@ -101,7 +101,7 @@ class DrainPlayer(Player):
     ready = False
 
     def __init__(self, run):
-        super().__init__(run.loop, run.options.port, run.options.app, run.options.name)
+        super().__init__(run.loop, run.port, run.options.app, run.options.name)
         self._run = run
 
     def on_frame(self, kind, payload, now_ns):
@@ -131,7 +131,7 @@ class Drains:
     def take(self, player):
         descriptor = player.fileno()
         self._players[descriptor] = player
-        self._receive[descriptor] = player.socket.recv_into
+        self._receive[descriptor] = player.raw_socket.recv_into
         self.received[descriptor] = player.received_bytes
         self._acknowledge_at[descriptor] = self._next_acknowledgement(player)
         self._epoll.register(descriptor, select.EPOLLIN)
@@ -211,6 +211,7 @@ class Run:
 
     def __init__(self, options):
         self.options = options
+        self.port = options.play_port or options.port
         self.loop = rtmp.Loop()
         self.drains = Drains(self.loop)
         self.players, self.sampled, self.stalled, self.slow = [], [], [], []
@@ -353,7 +354,12 @@ def main():
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
     parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")
     parser.add_argument("--stat", type=Path, required=True, help="file of the publisher's --stat")
-    print(json.dumps(Run(parser.parse_args()).figures()), flush=True)
+    parser.add_argument("--play-port", type=int, default=0, help="play from this port")
+    parser.add_argument("--tls", action="store_true", help="play over RTMPS")
+    options = parser.parse_args()
+    if options.tls:
+        Player.TLS = tls.context()
+    print(json.dumps(Run(options).figures()), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 
-from bench import wire
+from bench import tls, wire
 
 HANDSHAKE_BYTES = 1536
 RECEIVE_BYTES = 256 * 1024
@@ -67,6 +67,7 @@ class Client:
 
     SENT_CHUNK_BYTES = wire.DEFAULT_CHUNK_BYTES
     FLASH_VERSION = "LNX 9,0,124,2"
+    TLS = None  # the context, for rtmps://
 
     def __init__(self, loop, port, app, name, receive_buffer_bytes=0):
         self.loop, self.port, self.app, self.name = loop, port, app, name
@@ -86,6 +87,9 @@ class Client:
         self._descriptor = self.socket.fileno()
         code = self.socket.connect_ex(("127.0.0.1", port))
         loop.watch(self, select.EPOLLIN | select.EPOLLOUT)
+        self.raw_socket = self.socket
+        if self.TLS:
+            self.socket = tls.TlsSocket(self.socket, self.TLS)
         self.pending += b"\x03" + bytes(8) + os.urandom(HANDSHAKE_BYTES - 8)
         if code not in {0, errno.EINPROGRESS}:
             self.fail(os.strerror(code))
@@ -193,7 +197,7 @@ class Client:
     def _connect(self):
         if self.SENT_CHUNK_BYTES != wire.DEFAULT_CHUNK_BYTES:
             self.send(wire.control(wire.SET_CHUNK_SIZE, self.SENT_CHUNK_BYTES))
-        url = f"rtmp://127.0.0.1:{self.port}/{self.app}"
+        url = f"rtmp{'s' if self.TLS else ''}://127.0.0.1:{self.port}/{self.app}"
         about = {"app": self.app, "flashVer": self.FLASH_VERSION, "tcUrl": url}
         self.command("connect", about, answer=lambda _: self.on_connected())
 

@@ -26,6 +26,8 @@ RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
 RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
 HOOK_PLAYERS, HOOK_EVENTS_PER_S, HOOK_SLOW_MS = 100, 1000, 200
 HOOKS_INI = "[limits]\ncommand_limit = 1000000\n"
+TLS_PLAYERS, HANDSHAKE_PLAYERS, HANDSHAKES_PER_S = 500, 200, 50
+TLS_INI = "[tls]\ntls_listen = 127.0.0.1:{port}\ntls_cert = {{work}}/tls.pem\n"
 FLOOR_TICKS_MS = (0, 30, 100)
 CHUNK_HEADER_BYTES = 12
 LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99
@@ -356,10 +358,62 @@ def hooks(bench):
             print(f"hooks  webhook={name}  p99_change_ms={change_ms:+.2f}", flush=True)
 
 
+def _tls_kind(bench, name):
+    """A server that listens for RTMPS, too; and where."""
+    port = servers.free_port()
+    return servers.rtmpd_with(name, TLS_INI.format(port=port), bench.options.server_command), port
+
+
+def tls_players(bench):
+    """Players over RTMPS beside as many without: what encryption costs, and whether all is delivered."""
+    options = bench.options
+    players = min(TLS_PLAYERS, max(options.players))
+    rows = {}
+    for name in ("rtmp", "rtmps"):
+        kind, port = _tls_kind(bench, f"rtmpd-{name}")
+        more = ("--play-port", port, "--tls") if name == "rtmps" else ()
+
+        def measure(server, work, more=more):
+            return _play(server, work, options.kbps or 1000, players, options.seconds, more=more)[0]
+
+        rows[name] = bench.measure("tls", kind, measure)
+    bench.ratio(f"tls  players={players}", rows["rtmps"], rows["rtmp"])
+    if all(rows.values()):
+        print(f"tls  delivered={rows['rtmps']['delivered']}  delivered_plain={rows['rtmp']['delivered']}", flush=True)
+
+
+def handshakes(bench):
+    """50 TLS handshakes a second beside plain players: what they change for these."""
+    options = bench.options
+    players = min(HANDSHAKE_PLAYERS, max(options.players))
+    rows = {}
+    for rate in (0, HANDSHAKES_PER_S):
+        kind, port = _tls_kind(bench, f"rtmpd-{rate}-handshakes")
+
+        def measure(server, work, rate=rate, port=port):
+            if not rate:
+                return _play(server, work, options.kbps or 1000, players, options.seconds)[0]
+            with Load("tls", "--port", port, "--rate", rate, "--seconds", LIVE_LIMIT_S) as load:
+                load.line()
+                figures = _play(server, work, options.kbps or 1000, players, options.seconds)[0]
+                load.process.terminate()
+                made = load.figures(30)
+            failed = made.pop("failed")
+            figures["errors"] |= {"handshakes": failed} if failed else {}
+            return {**figures, **made}
+
+        rows[rate] = bench.measure("handshakes", kind, measure)
+    calm, busy = rows.values()
+    if calm and busy:
+        change_ms, more = busy["p99_ms"] - calm["p99_ms"], busy["cpu"] - calm["cpu"]
+        print(f"handshakes  p99_change_ms={change_ms:+.2f}  cpu_more={more:.1f}", flush=True)
+
+
 SCENARIOS = {
     "fanout": fanout,
     "fanout-unpaced": fanout_unpaced,
     "floor": floor,
+    "handshakes": handshakes,
     "hooks": hooks,
     "ingest": ingest,
     "join": join,
@@ -367,6 +421,7 @@ SCENARIOS = {
     "stall": stall,
     "record": record,
 }
+    "tls": tls_players,
 
 
 def run(options):

@@ -149,10 +149,20 @@ def rtmpd_with(name, ini, command=RTMPD_COMMAND):
     def argv(work, port):
         path = Path(work, "rtmpd.ini")
         path.write_text(ini.replace("{work}", str(work)))
+        if "tls.pem" in ini:
+            _make_certificate(Path(work, "tls.pem"))
         extra = ("-c", str(path)) if ini else ()
         return [*(word.replace("{port}", str(port)) for word in command), *extra]
 
     return Kind(name, argv)
+
+
+def _make_certificate(path):
+    """A key and a certificate that nobody signed, as most have them: RSA with 2048 bits."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    with path.open("a") as file:
+        file.write(Path(f"{path}.crt").read_text())
 
 
 def nginx():
