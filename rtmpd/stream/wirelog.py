@@ -167,9 +167,9 @@ class WireLog(PageLog):
         return LoggedMessage(csid_byte & 63, type_id, timestamp, b"".join(pieces), page, offset + left)
 
     def lag_ms(self, page: Page, offset: int) -> int:
-        """Return how much older than the newest frame the first one at or behind a cursor is; 0 if there is none."""
+        """Return how much older than the newest frame the first one at or behind a cursor is; 0 if there is neither."""
         timestamp = self.timestamp_at(page, offset)
-        lag_ms = 0 if timestamp is None else (self.newest_timestamp - timestamp) & 0xFFFFFFFF
+        lag_ms = 0 if timestamp is None or self.newest_timestamp < 0 else (self.newest_timestamp - timestamp) & 0xFFFFFFFF
         # The first may be a little newer than the newest: audio and video come interleaved.
         return lag_ms if lag_ms < 0x80000000 else 0
 

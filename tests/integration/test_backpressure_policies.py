@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import signal
+import threading
 
 import pytest
 
 from tests.integration.beside import wait_until
+from tests.integration.target import Target
 from tests.integration.test_backpressure import FRAME_BYTES, GROUP, Flood, read_all
 from tests.integration.test_hooks import Events
 from tests.integration.test_metrics import metrics_port, scrape
@@ -216,3 +218,31 @@ def test_a_reload_brings_another_policy_to_players_that_are_there(server, events
     wait_until(lambda: bool(stream.send(1) or events.of("player_slow")), "it is disconnected")
     running.wait_for_line(rf"{slow.address} closed: it was too slow: .* lag_limit_bytes is 307200")
     stream.check()
+
+
+@pytest.mark.parametrize("policy", ["nonref", "disconnect"])
+def test_a_relay_only_skips(server, raw, name, opened, policy):
+    gate = threading.Event()
+    opened.callback(gate.set)
+    there = Target(on_publish=lambda _: gate.wait(30), receive_buffer=4096)
+    opened.callback(there.close)
+    running = server(
+        f"[server]\nunsent_limit_bytes = 16384\n[backpressure]\nbackpressure_policy = {policy}\nlag_limit_bytes = 400000\n"
+        f"[relay]\nrelay_to = {there.url()}\n"
+    )
+    stream = Stream(running, raw, "live", name)
+    there.wait(lambda: there.peers, "the relay")
+    running.wait_for_line(r"relay to \S+ is up")
+    stream.send(100)
+    gate.set()
+    peer = there.publishing()
+    # Behind the bounds it has skipped; from its last keyframe on it has everything, also what is disposable.
+    there.wait(lambda: peer.media and peer.media[-1].payload == stream.sent[-1].payload, "the newest")
+    stream.check()
+    got = [one.payload for one in peer.media if one.type_id == VIDEO and one.payload != AVC_HEADER]
+    sent = [one.payload for one in stream.sent if one.type_id == VIDEO]
+    places = [sent.index(payload) for payload in got]
+    jumps = [b for a, b in itertools.pairwise(places) if b != a + 1]
+    assert jumps
+    assert all(number % GROUP == 0 for number in jumps)
+    assert not [line for line in running.log() if "is down" in line or "too slow" in line]

@@ -74,3 +74,11 @@ def test_lag_is_the_time_from_the_next_frame_to_the_newest(timestamps, lag_ms):
     log, start = log_with(*timestamps)
     assert log.lag_ms(*start) == lag_ms
     assert log.lag_ms(log.tail, log.tail.end) == 0
+
+
+def test_when_the_stream_has_ended_nobody_is_behind_in_time():
+    """Its timestamps may have come far: the end is not weeks later."""
+    log, start = log_with(0xF0000000, 0xF0000028)
+    assert log.lag_ms(*start) == 0x28
+    log.newest_timestamp = -1
+    assert log.lag_ms(*start) == 0
