@@ -46,15 +46,15 @@ class EventType(enum.StrEnum):
     """A publish has begun: id, remote_addr."""
     PUBLISH_STOP = "publish_stop"
     """It has ended: id, remote_addr, user, agent, reason, close_reason (why the connection was closed, if that was the end of
-    it), duration_s, bytes, skips (how often players that were too slow were moved to a keyframe), dropped (messages that they did
-    not get)."""
+    it), duration_s, bytes, skips (how often players that were too slow were moved to a keyframe), dropped (messages that they
+    did not get)."""
     PLAY_START = "play_start"
     """A play has begun: id, remote_addr."""
     PLAY_STOP = "play_stop"
     """It has ended: likewise, with its own skips and dropped messages."""
     PLAYER_SLOW = "player_slow"
-    """A player begins to lose something, being too slow: id, remote_addr, user, action (skip, thin or disconnect), policy, lag_ms,
-    lag_bytes, skips, dropped. Once until it has caught up, and at most every ten seconds; a disconnect in any case."""
+    """A player begins to lose something, being too slow: id, remote_addr, user, action (skip, thin or disconnect), policy,
+    lag_ms, lag_bytes, skips, dropped. Once until it has caught up, and at most every ten seconds; a disconnect in any case."""
     CODEC_DETECTED = "codec_detected"
     """A track is known or has changed: kind (video or audio), codec, profile, and level, width, height, bit_depth, chroma, or
     sample_rate_hz, channels."""

@@ -32,6 +32,7 @@ class Peer:
         self.connection = SimpleNamespace(transport=SimpleNamespace(peer=address), via=())
         self.number = 0
         self.stream = None
+        self.fanout = None
         self.subscriber = None
 
 
@@ -92,7 +93,8 @@ def test_streams_and_players_are_shown_the_last_one_first(hub):
     lines = [line for line in Dump(hub).lines() if line.startswith("live/a: ")]
     assert re.match(r"live/a: published by 192\.0\.2\.1:1000, 2 players, 0 s, log at \d+, join point \d+ bytes back$", lines[0])
     assert re.match(
-        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, 0 messages dropped, its socket is full$",
+        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, 0 messages dropped, "
+        r"its socket is full$",
         lines[1],
     )
     assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips, 0 messages dropped"

@@ -18,6 +18,7 @@ def test_codes_are_those_of_flash_media_server():
         "CONNECT_SUCCESS": "NetConnection.Connect.Success",
         "PAUSE_NOTIFY": "NetStream.Pause.Notify",
         "PLAY_FAILED": "NetStream.Play.Failed",
+        "PLAY_INSUFFICIENT_BW": "NetStream.Play.InsufficientBW",
         "PLAY_PUBLISH_NOTIFY": "NetStream.Play.PublishNotify",
         "PLAY_RESET": "NetStream.Play.Reset",
         "PLAY_START": "NetStream.Play.Start",
