@@ -86,7 +86,7 @@ def which(text):
 
 
 def test_every_example_is_run_below():
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
 
 
 def test_serve_on_this_host_only(run):
@@ -127,6 +127,15 @@ def test_a_low_port_as_root(run):
     assert code == 0, log
     assert "became user nobody" in log
     assert "listening on [::]:443" in log
+
+
+def test_rtmp_over_tls(run, peer):
+    options = "-connect 127.0.0.1:1936 -CAfile /run/tls.crt -verify_return_error"
+    shake = f"{peer('openssl', 'openssl')} s_client {options} </dev/null"
+    code, log = finish(run(which("--tls-listen"), f"{ask(1935)} && {shake}"))
+    assert code == 0, log
+    assert re.search(r"listening on \[::\]:1936 for RTMPS$", log, re.MULTILINE)
+    assert "Verify return code: 0 (ok)" in log
 
 
 @pytest.mark.parametrize("example", examples(FILE), ids=lambda text: text.split("\n")[0])
