@@ -245,10 +245,10 @@ class Run:
         for player in self.stalled:
             if player.alive:
                 self.loop.forget(player)
-
         for player in self.slow:
             if player.alive:
                 self.trickle.take(player)
+
     def _align(self):
         """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players."""
         self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
@@ -271,8 +271,8 @@ class Run:
         drained = [total - drained.get(key, 0) for key, total in self.drains.received.items()]
         after = ServerSample.take(self.options.pid)
         load_percent = 100 * (self._load_cpu_s() - load_s) / (after.time_s - before.time_s)
-        return {
         hampered = [*self.stalled, *self.slow]
+        return {
             "players": everyone - len(hampered),
             "ready": sum(player.ready for player in self.players) - sum(player.ready for player in hampered),
             **core_figures(before, after),
@@ -282,8 +282,8 @@ class Run:
             "load_cpu": round(load_percent, 1),
             "errors": self.loop.errors,
             **({"stalled": len(self.stalled), "stalled_closed": self._closed_stalled()} if self.stalled else {}),
-        }
             **({"slow": len(self.slow), "slow_closed": self.trickle.closed} if self.slow else {}),
+        }
 
     def _window_figures(self, published, drained):
         sampled = self.sampled
@@ -348,9 +348,9 @@ def main():
     parser.add_argument("--players", type=int, default=100)
     parser.add_argument("--sample", type=int, default=50, help="players that parse")
     parser.add_argument("--stall", type=int, default=0, help="players among them that stop reading")
-    parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")
     parser.add_argument("--slow", type=int, default=0, help="players among them that read less than comes")
     parser.add_argument("--slow-kbps", type=float, default=600, help="what these read")
+    parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
     parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")
     parser.add_argument("--stat", type=Path, required=True, help="file of the publisher's --stat")

@@ -255,8 +255,6 @@ def stall(bench):
             )
 
 
-def record(bench):
-    """50 publishers that are recorded, or not, beside 50 players of another stream: what recording costs."""
 def slow(bench):
     """1000 players of which 300 read less than comes, by policy: the others beside a run in which nobody is slow."""
     options = bench.options
@@ -282,6 +280,8 @@ def slow(bench):
             )
 
 
+def record(bench):
+    """50 publishers that are recorded, or not, beside 50 players of another stream: what recording costs."""
     options = bench.options
     kinds = [servers.rtmpd(options.server_command), servers.rtmpd_with("rtmpd-record", RECORD_INI, options.server_command)]
     rows = []
@@ -418,10 +418,11 @@ SCENARIOS = {
     "ingest": ingest,
     "join": join,
     "relay": relay,
+    "slow": slow,
     "stall": stall,
     "record": record,
-}
     "tls": tls_players,
+}
 
 
 def run(options):
@@ -432,4 +433,3 @@ def run(options):
     for name in options.scenarios:
         SCENARIOS[name](bench)
     return 1 if bench.failed else 0
-    "slow": slow,

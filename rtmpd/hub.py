@@ -128,13 +128,13 @@ class Hub:
         relays: Gives the figures of every relay there is; the service that relays puts its own function here.
         id: A random name of this server, by which it knows its own streams again.
         listening: Host and port of every address that is listened on; kept by the daemon.
+        tls: What is in force for RTMPS; kept by the daemon.
         memory: Keeps the memory of streams below its limit.
         connection_limits: Counts connections, and says when there are too many; the daemon gives its capacity.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        tls: What is in force for RTMPS; kept by the daemon.
         self.streams: dict[str, Stream] = {}
         self.connections: set[Connection] = set()
         self.bus = EventBus()
@@ -144,13 +144,13 @@ class Hub:
         self.relays: Callable[[], Iterable[RelayFigures]] = _no_relays
         self.id = os.urandom(8).hex()
         self.listening: tuple[tuple[str, int], ...] = ()
+        self.tls = Tls()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
         self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
         self.gauges["wire_log_bytes"] = self.memory.total_bytes
         self._refusal_logged_at = 0.0
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        self.tls = Tls()
 
     def start(self) -> None:
         """Begin to look after streams and connections."""

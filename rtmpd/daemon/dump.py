@@ -136,8 +136,8 @@ def _stream_lines(stream: Stream) -> Iterator[str]:
             give_way()
     places.sort(key=lambda place: place[:3], reverse=True)
     for behind, lag_ms, peer, subscriber in places[:_PLAYERS]:
-        full = ", its socket is full" if subscriber.blocked else ""
         thin = ", no disposable frames" if subscriber.thin else ""
+        full = ", its socket is full" if subscriber.blocked else ""
         yield (
             f"{key}: player {peer} {subscriber.state.name.lower()}: {behind} bytes and {lag_ms} ms behind, "
             f"{subscriber.skips} skips, {subscriber.dropped} messages dropped{thin}{full}"

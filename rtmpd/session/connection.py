@@ -149,10 +149,10 @@ class Connection:
         try:
             self._handshake(secure(self, first))
             self._serve()
-        except TransportClosed as error:
-            reason = str(error)
         except TlsError as error:
             reason = self._broken("tls_failures", error)
+        except TransportClosed as error:
+            reason = str(error)
             if self.transport.close_reason:
                 if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
                     # The fan-out did: a player that stalled. One whose socket failed has merely gone.
@@ -465,13 +465,13 @@ class Connection:
         self.expect_close()
         self.transport.close(reason)
 
-    def _give_up(self, reason: str, *, zombie: bool = False) -> None:
-        """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
-        self.hub.count("deadlines_exceeded")
     def expect_close(self) -> None:
         """Say that somebody is about to close the connection, for a reason that has been logged and counted."""
         self._given_up = True
 
+    def _give_up(self, reason: str, *, zombie: bool = False) -> None:
+        """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
+        self.hub.count("deadlines_exceeded")
         if zombie:
             self.hub.count("zombie_connections")
         self.log.warning("%s: %s", self.phase, reason)

@@ -89,10 +89,10 @@ FAILURES: Final = {
     "relay_failures": "a relay did not come up, or lost its connection",
     "relay_loops": "a relay led back to where its stream came from",
     "relays_refused": "relay_limit was reached",
+    "tls_failures": "a TLS handshake came to nothing, or what came later was not TLS",
     "retention_errors": "old recordings could not be looked through or deleted",
     "streams_refused": "stream_limit was reached",
     "unsupported_codecs": "a player said that it does not take the codec of the video",
-    "tls_failures": "a TLS handshake came to nothing, or what came later was not TLS",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
 
@@ -100,12 +100,12 @@ What is in neither table is exported there, too: no counter is ever lost.
 """
 
 GAUGES: Final = {
-    "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
-    "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
-    "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory that the logs of streams take.", counter=False),
     "tls_certificate_expiry": Total(
         "rtmpd_tls_certificate_expiry_seconds", "When the first TLS certificate expires, Unix time; 0 without any.", counter=False
     ),
+    "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
+    "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
+    "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory that the logs of streams take.", counter=False),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events that wait for hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines that were dropped: whoever takes them paused or failed."),
     "access_lines_dropped": Total("rtmpd_access_log_lines_dropped", "Lines of the access log that were dropped."),
