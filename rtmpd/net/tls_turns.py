@@ -17,8 +17,8 @@ __all__ = ["HandshakeTurns"]
 class HandshakeTurns:
     """Lets one TLS handshake compute at a time, and all of them half of the time at the most.
 
-    A step of a handshake takes 0.4 ms (ECDSA) to 5 ms (RSA with 4096 bits), and can't be cut short. Fifty clients that come at once would
-    otherwise hold the event loop for as long as all of theirs together, since it hands out in one go what is ready.
+    A step of a handshake takes 0.4 ms (ECDSA) to 5 ms (RSA with 4096 bits), and can't be cut short. Fifty clients that come at
+    once would otherwise hold the event loop for as long as all of theirs together, since it hands out in one go what is ready.
     """
 
     def __init__(self) -> None:
