@@ -101,7 +101,7 @@ What is in neither table is exported there, too: no counter is ever lost.
 
 GAUGES: Final = {
     "tls_certificate_expiry": Total(
-        "rtmpd_tls_certificate_expiry_seconds", "When the first TLS certificate expires, Unix time; 0 without any.", counter=False
+        "rtmpd_tls_certificate_expiry_seconds", "When the first TLS certificate expires, Unix time; 0: none.", counter=False
     ),
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks that are under way or wait.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings under way.", counter=False),
