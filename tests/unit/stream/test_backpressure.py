@@ -439,7 +439,15 @@ def test_with_disconnect_it_is_disconnected_first_if_that_comes_first(stage):
     assert (scene.slow.skips, scene.transport.close_reason != "") == (0, True)
 
 
-@pytest.mark.parametrize(("max_latency_s", "within_ms"), [(0.4, 200), (1, 500), (3, 500)])
+def test_with_disconnect_it_is_disconnected_even_if_it_is_beyond_both_at_once(stage):
+    scene = stage("disconnect", max_latency_s=4, lag_limit_s=2)
+    scene.flow(1)
+    scene.send(keyframe("second", 1000), 5000)
+    scene.look()
+    assert (scene.slow.skips, scene.transport.close_reason != "") == (0, True)
+
+
+@pytest.mark.parametrize(("max_latency_s", "within_ms"), [(0.2, 100), (1, 500), (3, 500)])
 def test_passes_look_often_enough_by_themselves(stage, max_latency_s, within_ms):
     """No sweep of the hub is needed: media that comes does it."""
     scene = stage(max_latency_s=max_latency_s)
