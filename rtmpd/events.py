@@ -33,8 +33,8 @@ class EventType(enum.StrEnum):
     CONNECTION_ACCEPT = "connection_accept"
     """A connection was accepted: remote_addr."""
     CONNECTION_CLOSE = "connection_close"
-    """It has ended: remote_addr, user, agent, app, wanted (connect, publish or play: what it asked for last), wanted_stream (the
-    stream that it was let in for), served (whether it published or played, or was a step of a login), reason, duration_s,
+    """It has ended: remote_addr, user, agent, app, wanted (connect, publish or play: what it asked for last), wanted_stream
+    (the stream that it was let in for), served (whether it published or played, or was a step of a login), reason, duration_s,
     bytes_in, bytes_out. What is not known is left out."""
     HANDSHAKE_COMPLETE = "handshake_complete"
     """Its handshake is done: remote_addr, kind."""

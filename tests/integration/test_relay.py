@@ -475,3 +475,36 @@ def test_a_server_passes_on_where_a_stream_has_come_from(relaying, target, raw):
     first, second = there.peer().connect["rtmpdVia"].split(",")
     assert first == "0123456789abcdef"
     assert re.fullmatch(r"[0-9a-f]{16}", second)
+
+
+def test_a_destination_that_stops_is_left_for_the_server_that_it_names(server, relaying, publisher, player):
+    """Three servers: the first relays to the second, which sends its clients on to the third when it stops."""
+    third = server()
+    second = server(f"[server]\ndrain_timeout_s = 30\ndrain_reconnect_url = rtmp://127.0.0.1:{third.port}/live\n")
+    first = relaying(second.url("{name}"))
+    encoder, watcher = publisher(first, "cam"), player(third, "cam")
+    begin(encoder)
+    second.wait_for_line(r"publishes live/cam")
+    # Who asks again and again would be asked for its patience: only who was up for 2 s is moved at once.
+    gevent.sleep(2.1)
+    second.process.send_signal(signal.SIGTERM)
+    first.wait_for_line(r"INFO .*: relay to rtmp://.*: the destination asks to connect again elsewhere$")
+    third.wait_for_line(r"publishes live/cam", 5)
+    # At once: it does not wait for those who were told and stay.
+    second.wait_for_line(r"stopped; counted: ", 5)
+    send(encoder, gop(1))
+    assert played(watcher, gop(1)[-1])[-len(gop(1)) :] == gop(1)
+    assert metrics(first)["rtmpd_relay_moves_total"] == 1
+
+
+def test_one_that_asks_at_once_is_tried_again_as_one_that_failed(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    encoder = publisher(running, "cam")
+    begin(encoder)
+    peer = there.publishing()
+    peer.status("NetConnection.Connect.ReconnectRequest")
+    running.wait_for_line(r"WARNING live/cam: relay to .* is down: it asks to connect again; trying again in")
+    there.peer(1)
+    assert peer.connect["capsEx"] == 15
+    assert peer.connect["fourCcList"] == ["*"]

@@ -56,6 +56,7 @@ COUNTERS: Final = {
     "relay_messages_sent": Total("rtmp_relay_messages_sent", "Messages sent to relay destinations."),
     "relay_messages_dropped": Total("rtmp_relay_messages_dropped", "Messages that relay destinations did not get."),
     "relay_bytes_sent": Total("rtmp_relay_bytes_sent", "Bytes sent to relay destinations."),
+    "relay_moves": Total("rtmpd_relay_moves", "Relays that their destination asked to connect again, and that did at once."),
     "relay_reconnects": Total("rtmpd_relay_reconnects", "Relays that came up again after they had lost their connection."),
     "player_skips": Total("rtmpd_player_skips", "Times that a player was too far behind and moved to a keyframe."),
     "player_messages_dropped": Total("rtmpd_player_messages_dropped", "Messages that players were too slow to get."),
@@ -64,8 +65,8 @@ COUNTERS: Final = {
     "players_stalled": Total("rtmpd_players_stalled", "Players that were cut off because they took nothing."),
     "timestamp_jumps": Total("rtmpd_timestamp_jumps", "Jumps in the timestamps of publishers that were mended."),
     "reconnect_requests": Total("rtmpd_reconnect_requests", "Clients that were asked to connect again."),
-    "memory_sheds": Total("rtmpd_memory_sheds", "Times that a stream gave something up because memory_limit_bytes was reached."),
-    "publish_bitrate_exceeded": Total("rtmpd_publish_bitrate_exceeded", "Publishers that sent more than they may for too long."),
+    "memory_sheds": Total("rtmpd_memory_sheds", "Times that a stream gave something up for memory_limit_bytes."),
+    "publish_bitrate_exceeded": Total("rtmpd_publish_bitrate_exceeded", "Publishers that sent too much for too long."),
     "takeovers": Total("rtmpd_takeovers", "Publishers that were silent and made way for another."),
 }
 """Counters of the hub, by name, that have a family of their own."""

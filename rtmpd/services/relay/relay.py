@@ -23,9 +23,10 @@ from rtmpd.hub import RelayFigures
 from rtmpd.net.local import is_listened_on
 from rtmpd.net.transport import deadline
 from rtmpd.protocol import via
-from rtmpd.protocol.command import Command
+from rtmpd.protocol.enhanced import server_answer
 from rtmpd.services.relay.backoff import Backoff
 from rtmpd.services.relay.delivery import DeliveryWatch
+from rtmpd.services.relay.moving import Moved, check, moved_url
 from rtmpd.services.relay.subscriber import RelaySubscriber
 from rtmpd.stream.subscriber import State
 
@@ -48,6 +49,9 @@ _WINDOW_BYTES = 250_000
 
 _WELL_S = 30.0
 """Who was live for as long begins with short waits again."""
+
+_MOVE_S = 2.0
+"""Who was live for as long is moved without a wait, if the destination asks for it."""
 
 _FINISH_S = 5.0
 _LINGER_S = 1.0
@@ -82,12 +86,14 @@ class _Failure(NamedTuple):
         key: What it has in common with others of its kind: what a server says may be different each time.
         was_up: It was up before.
         loop: The destination is this server, or leads to it: it hardly changes soon.
+        moved: The destination asked for it, and not too soon.
     """
 
     reason: str
     key: str
     was_up: bool
     loop: bool = False
+    moved: bool = False
 
 
 class RelayOwner(Protocol):
@@ -144,6 +150,7 @@ class Relay:
         self._watch = DeliveryWatch(0.0)
         self._rest: _Rest | None = None
         self._end_reason = ""
+        self._next_url = ""
         # Of connections that are gone, and what of it all the hub's counters have.
         self._bytes = self._messages = self._dropped = 0
         self._bytes_before = 0  # when it came up
@@ -169,6 +176,10 @@ class Relay:
             while True:
                 failure = self._try()
                 options = self._options
+                if failure.moved:
+                    log.info("%s: the destination asks to connect again%s", self, " elsewhere" if self._next_url else "")
+                    self._owner.hub.count("relay_moves")
+                    continue
                 wait_s = self._backoff.next_s(options.relay_retry_s, options.relay_retry_limit_s, longest=failure.loop)
                 self._say_failure(failure, wait_s)
                 gevent.sleep(wait_s)
@@ -194,21 +205,27 @@ class Relay:
         self._tries += 1
         ids = (*self._stream.via, hub.id)
         client: Client | None = None
-        reason, key, loop = "", "", False
+        reason, key, loop, moved = "", "", False, False
+        # Where a destination has sent it, but once: if that does not work, the configuration counts.
+        url, self._next_url = self._next_url or self.url.expand(self._app, self._name), ""
         try:
             client = self._client = Client(
-                self.url.expand(self._app, self._name),
+                url,
                 timeout_s=options.relay_connect_timeout_s,
                 chunk_size=self._stream.wirelog.chunk_size,
                 window_ack_size=_WINDOW_BYTES,
-                connect_properties={via.MEMBER: via.format_via(ids)},
+                # As a server it takes whatever there is, and so it says as a client.
+                connect_properties={via.MEMBER: via.format_via(ids), **server_answer()},
                 vet=self._vet,
-                tls=hub.tls.client.context if self.url.scheme == "rtmps" else True,
+                tls=hub.tls.client.context if url.startswith("rtmps:") else True,
             )
             client.publish(drain=False)
             self._go_live(client)
             for item in client.messages():
-                _check(item)
+                check(item)
+        except Moved as error:
+            reason, moved = str(error), time.monotonic() - self._changed_at >= _MOVE_S
+            self._next_url = moved_url(url, error.tc_url)
         except _Loop as error:
             reason, loop = str(error), True
         except Refused as error:
@@ -228,7 +245,7 @@ class Relay:
             was_up = self._go_down(reason or self._end_reason or "the server is stopping")
             if client is not None:
                 client.close()
-        return _Failure(reason, key or reason, was_up, loop)
+        return _Failure(reason, key or reason, was_up, loop, was_up and moved)
 
     def _vet(self, address: tuple[Any, ...]) -> None:
         if is_listened_on(address, self._owner.hub.listening):
@@ -418,13 +435,3 @@ class Relay:
             lag_s = round(time.monotonic() - self._changed_at, 3)
         return RelayFigures(self._stream.key, self.label, self.state, *self._counted, self.reconnects, lag_s)
 
-
-def _check(item: object) -> None:
-    """Raise `Refused` if a server says that it takes the stream no longer."""
-    if isinstance(item, Command) and item.name == "onStatus":
-        info = item.argument(0)
-        if isinstance(info, dict) and info.get("level") == "error":
-            code, description = info.get("code"), info.get("description")
-            raise Refused(
-                code if isinstance(code, str) else "publish failed", description if isinstance(description, str) else ""
-            )
