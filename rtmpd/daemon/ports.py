@@ -55,14 +55,17 @@ class Ports:
     def _wanted(
         self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress]
     ) -> list[tuple[ListenAddress | socket, type[Transport]]]:
-        """Return where to listen, and for what; raises RtmpdError if that is for both somewhere."""
+        """Return where to listen, and for what; raises RtmpdError if that is nowhere, or for both somewhere."""
         addresses, tls_addresses = list(addresses), list(tls_addresses)
         for one in tls_addresses:
             other = next((each for each in addresses if numeric(each).overlaps(numeric(one))), None)
             if other is not None:
                 raise RtmpdError(f"can't listen on {one} for RTMPS: [server] listen has {other}")
-        plain = [(place, Transport) for place in places(addresses, self._inherited)]
-        return plain + [(place, TlsTransport) for place in places(tls_addresses, self._tls_inherited)]
+        wanted = [(place, Transport) for place in places(addresses, self._inherited)]
+        wanted += [(place, TlsTransport) for place in places(tls_addresses, self._tls_inherited)]
+        if not wanted:
+            raise RtmpdError("there is nothing to listen on: [server] listen and [tls] tls_listen are empty")
+        return wanted
 
     def open(self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress] = ()) -> None:
         """Bind all addresses: those for RTMP, and those for RTMPS.

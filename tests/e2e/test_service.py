@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.e2e.machine import ROOT, SOURCE, Machine, can_unshare, has_programs, 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 UNITS = "usr/local/lib/systemd/system"
+_TLS_PAGE = (ROOT / "docs/tls.rst").read_text("utf-8")
 INI = "[server]\nlisten = :1935\n"
 
 # Connects again and again; says how often, and how often in vain.
@@ -315,6 +317,36 @@ def test_port_443_takes_no_privilege(machine, configure):
     assert "listening on [::]:443" in machine.log()
     assert machine.run("/opt/rtmpd/bin/python", "-c", _CALLERS, "443", "0.2").split()[-1] == "0"
     assert "CapEff:\t0000000000000000" in machine.run("cat", f"/proc/{machine.show('MainPID')}/status")
+
+
+def test_rtmps_on_port_443_takes_no_privilege_and_a_reload_renews_the_certificate(machine, configure, peer):
+    unit = re.search(r"``/etc/systemd/system/rtmpd-tls\.socket``:\n\n.*?wrong\n\n(.*?)\n\n``systemctl", _TLS_PAGE, re.DOTALL)[1]
+    machine.shell(f"cat > /run/systemd/system/rtmpd-tls.socket <<'END'\n{textwrap.dedent(unit)}\nEND")
+    openssl = peer("openssl", "openssl")
+    # As root, for the group of the service, as the hook of certbot has it.
+    make = (
+        f"umask 077; cd /run; {openssl} req -x509 -newkey rsa:2048 -nodes -subj /CN=$0 -keyout tls.key -out tls.crt 2>/dev/null"
+        " && install -D -m 0644 tls.crt /run/tls/tls.crt && install -D -m 0640 -g rtmpd tls.key /run/tls/tls.key"
+    )
+    show = f"{openssl} s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null | {openssl} x509 -noout -subject"
+    machine.run("sh", "-c", make, "first.example")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "stop", "rtmpd.service")
+    machine.run("systemctl", "start", "rtmpd-tls.socket")
+    try:
+        configure(f"{INI}[tls]\ntls_cert = /run/tls/tls.crt\ntls_key = /run/tls/tls.key\n")
+        log = machine.log()
+        assert "listening on [::]:443 for RTMPS" in log
+        assert "listening on [::]:1935\n" in log
+        assert machine.shell(show) == "subject=CN = first.example\n"
+        machine.run("sh", "-c", make, "second.example")
+        machine.run("systemctl", "reload", "rtmpd.service")
+        assert machine.shell(show) == "subject=CN = second.example\n"
+        assert "CapEff:\t0000000000000000" in machine.run("cat", f"/proc/{machine.show('MainPID')}/status")
+    finally:
+        machine.run("systemctl", "stop", "rtmpd.service")
+        machine.run("systemctl", "stop", "rtmpd-tls.socket")
+        machine.run("rm", "/run/systemd/system/rtmpd-tls.socket")
 
 
 def test_a_reload_that_goes_well_and_one_that_does_not(machine, configure):

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 
@@ -431,6 +432,19 @@ def test_rtmps_comes_and_goes_by_a_reload(server, secure, raw, authority, tmp_pa
     with pytest.raises(ssl.SSLError):
         TlsWire(port, old)
     assert certificate_of(port, authority) == der(pair.cert)
+
+
+def test_a_server_may_listen_for_rtmps_only(tmp_path, pair, authority):
+    path = tmp_path / "rtmpd.ini"
+    path.write_text(f'[server]\nlisten = ""\n{LISTEN}{pair.ini}')
+    with subprocess.Popen([sys.executable, "-m", "rtmpd", "-c", path], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            port = next(found[1] for line in lines if (found := re.search(r"listening on .*:(\d+)", line)))
+            assert certificate_of(int(port), authority) == der(pair.cert)
+        finally:
+            process.terminate()
+        assert "listening" not in process.stderr.read()
 
 
 def test_an_address_can_not_be_for_both(tmp_path, pair):

@@ -161,3 +161,13 @@ def test_a_socket_that_was_handed_over_for_rtmps_is_for_that():
     assert len(ports.listeners) == 2
     ports.close()
     ports.kill()
+
+
+def test_to_listen_nowhere_is_refused(ports):
+    with pytest.raises(RtmpdError, match=r"nothing to listen on: \[server\] listen and \[tls\] tls_listen are empty"):
+        ports.open([], [])
+    ports.open([ListenAddress("127.0.0.1", 0)])
+    before = list(ports.listeners)
+    with pytest.raises(RtmpdError, match="nothing to listen on"):
+        ports.change([])
+    assert ports.listeners == before
