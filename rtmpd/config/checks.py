@@ -279,7 +279,7 @@ def _relay_urls(value: str | list[str]) -> tuple[object, ...]:
     return urls
 
 
-_RELAY_URL = "rtmp://HOST[:PORT]/APPLICATION/NAME"
+_RELAY_URL = "rtmp[s]://HOST[:PORT]/APPLICATION/NAME"
 
 
 def _secret(value: str | list[str]) -> Secret:

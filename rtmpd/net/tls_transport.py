@@ -37,7 +37,7 @@ __all__ = ["KEPT_LIMIT_BYTES", "TlsTransport"]
 _WRITE = 2
 _RECORD_BYTES = 16 << 10
 _RECORD_OVERHEAD_BYTES = 256
-_OWN_LIMIT_BYTES = 64 << 10
+_OWN_LIMIT_BYTES = 16 << 10
 """What TLS itself may have to say (answers to key updates, alerts) to a peer that does not read."""
 
 KEPT_LIMIT_BYTES = _RECORD_BYTES + _RECORD_OVERHEAD_BYTES + _OWN_LIMIT_BYTES
@@ -50,8 +50,8 @@ class TlsTransport(Transport):
     """A connected TCP socket with TLS on it. Until `secure` it is a plain one, for what stands before TLS: a PROXY header.
 
     Memory: OpenSSL gives its own buffers back when they are empty; the two in memory grow to the largest piece that they have
-    held (up to 32 KiB in, one record out) and stay so. With what is kept for the socket that makes less than 150 KiB, and 20 to
-    40 KiB for who merely plays.
+    held (up to 32 KiB in, one record out) and stay so. With what is kept for the socket that makes less than 200 KiB, and 20 to
+    45 KiB for who merely plays. In the handshake OpenSSL takes messages of up to 128 KiB.
 
     Attributes:
         try_send: As in `Transport`; returns how much of *data* was taken, as the fan-out counts: plain bytes, not encrypted.

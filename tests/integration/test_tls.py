@@ -13,6 +13,7 @@ import sys
 import threading
 from contextlib import ExitStack
 
+import gevent
 import pytest
 
 from rtmpd.client import Client
@@ -131,6 +132,32 @@ def test_a_player_that_takes_nothing_is_cut_off(server, secure, raw, name, pair)
     running.wait_for_line(rf"{slow.address} closed: it took nothing for 1 s")
     flood.send(5)
     flood.check()
+
+
+def test_a_player_that_reads_slowly_is_not_cut_off(server, secure, raw, name, pair):
+    running = server(f"[server]\nunsent_limit_bytes = 16384\nwrite_timeout_s = 2\n{LISTEN}{pair.ini}")
+    flood = Flood(running, raw, name)
+    slow = secure(running, receive_buffer=4096).play(name)
+    # 20 kB/s for longer than the timeout and two sweeps: a record of 16 KiB takes most of a second.
+    for _ in range(80):
+        flood.send(3)
+        slow.read_exactly(1000)
+        gevent.sleep(0.05)
+    assert not [line for line in running.log() if slow.address in line and "closed" in line]
+    flood.check()
+
+
+def test_a_client_can_not_begin_anew_in_the_middle(server, peer, pair):
+    running = server(f"{LISTEN}{pair.ini}")
+    command = [peer("openssl", "openssl"), "s_client", "-connect", f"127.0.0.1:{tls_port(running)}", "-tls1_2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        running.wait_for_line(r"TLS handshake done: TLSv1\.2")
+        process.stdin.write(b"R\n")
+        process.stdin.flush()
+        assert b"no renegotiation" in process.stderr.read()
+    running.wait_for_line("closed: ")
+    running.stop()
+    assert "tls_handshakes 1" in running.lines[-1]
 
 
 def test_several_plays_on_one_connection(rtmps, secure, raw, name):
