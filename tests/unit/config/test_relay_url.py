@@ -141,7 +141,7 @@ def test_several_destinations_and_one_application_with_its_own():
 def test_a_wrong_url_is_an_error_at_start(line, problem):
     with pytest.raises(ConfigError) as raised:
         load_text(f"[relay]\nrelay_to = {line}\n", "x.ini")
-    assert raised.value.problems == [f"x.ini:2: [relay] relay_to: expected rtmp://HOST[:PORT]/APPLICATION/NAME: {problem}"]
+    assert raised.value.problems == [f"x.ini:2: [relay] relay_to: expected rtmp[s]://HOST[:PORT]/APPLICATION/NAME: {problem}"]
 
 
 def test_the_same_destination_twice_is_an_error():
