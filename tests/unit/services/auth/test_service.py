@@ -44,11 +44,13 @@ class FakeCalls:
         self.cuts = 0
         self.answer = Answer(True, 200)
         self.limits = []
+        self.authorities = []
         calls = self
 
         class FakeCall:
-            def __init__(self, url, question, limit_s):
+            def __init__(self, url, question, limit_s, ca):
                 calls.limits.append(limit_s)
+                calls.authorities.append(ca)
                 self.question = question
 
             def run(self):
@@ -102,6 +104,7 @@ def test_a_callback_allows_and_denies(make, calls):
     assert dict(hub.counters) == {"auth_successes": 2, "auth_failures": 2}
     assert auth.calls == 0
     assert calls.cuts == 4
+    assert calls.authorities == [hub.tls.client.ca] * 4
 
 
 def test_only_so_many_wait_for_a_callback(make, calls, monkeypatch):
