@@ -434,4 +434,3 @@ class Relay:
         if self._subscriber is None:
             lag_s = round(time.monotonic() - self._changed_at, 3)
         return RelayFigures(self._stream.key, self.label, self.state, *self._counted, self.reconnects, lag_s)
-
