@@ -14,6 +14,7 @@ from rtmpd.config.model import ListenAddress
 from rtmpd.daemon.main import Daemon
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.net.listener import Listener
+from rtmpd.protocol.enhanced import NOTHING_DECLARED
 from tests.unit.stream.fakes import FakeTransport
 
 LIMIT_S = 10
@@ -211,6 +212,7 @@ class UnsweptConnection:
     """A bug where the hub can't survive it."""
 
     transport = FakeTransport()
+    capabilities = NOTHING_DECLARED
 
     def sweep(self, now_s):
         raise RuntimeError("a bug")

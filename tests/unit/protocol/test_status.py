@@ -14,11 +14,13 @@ def test_codes_are_those_of_flash_media_server():
         "CONNECT_CLOSED": "NetConnection.Connect.Closed",
         "CONNECT_FAILED": "NetConnection.Connect.Failed",
         "CONNECT_INVALID_APP": "NetConnection.Connect.InvalidApp",
+        "CONNECT_RECONNECT_REQUEST": "NetConnection.Connect.ReconnectRequest",
         "CONNECT_REJECTED": "NetConnection.Connect.Rejected",
         "CONNECT_SUCCESS": "NetConnection.Connect.Success",
         "PAUSE_NOTIFY": "NetStream.Pause.Notify",
         "PLAY_FAILED": "NetStream.Play.Failed",
         "PLAY_INSUFFICIENT_BW": "NetStream.Play.InsufficientBW",
+        "PLAY_NO_TRACK": "NetStream.Play.NoSupportedTrackFound",
         "PLAY_PUBLISH_NOTIFY": "NetStream.Play.PublishNotify",
         "PLAY_RESET": "NetStream.Play.Reset",
         "PLAY_START": "NetStream.Play.Start",
@@ -31,6 +33,7 @@ def test_codes_are_those_of_flash_media_server():
         "PUBLISH_START": "NetStream.Publish.Start",
         "SEEK_FAILED": "NetStream.Seek.Failed",
         "SEEK_NOTIFY": "NetStream.Seek.Notify",
+        "STREAM_FAILED": "NetStream.Failed",
         "UNPAUSE_NOTIFY": "NetStream.Unpause.Notify",
         "UNPUBLISH_SUCCESS": "NetStream.Unpublish.Success",
     }
@@ -41,6 +44,7 @@ def test_the_level_is_error_for_refusals_and_status_for_the_rest(name):
     refusals = {
         *("CONNECT_FAILED", "CONNECT_INVALID_APP", "CONNECT_REJECTED", "PLAY_FAILED", "PLAY_STREAM_NOT_FOUND"),
         *("PUBLISH_BAD_NAME", "PUBLISH_DENIED", "PUBLISH_REJECTED", "SEEK_FAILED"),
+        *("PLAY_NO_TRACK", "STREAM_FAILED"),
     }
     assert status.info(getattr(status, name), "")["level"] == ("error" if name in refusals else "status")
 
