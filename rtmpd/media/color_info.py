@@ -63,7 +63,9 @@ class ColorInfo:
     def __str__(self) -> str:
         """Describe it as FFmpeg does, ``bt2020nc/bt2020/smpte2084``, with the brightest pixel or display; empty if unknown."""
         colors = (_MATRICES.get(self.matrix), _PRIMARIES.get(self.primaries), _TRANSFERS.get(self.transfer))
-        words = ["/".join(name or "unknown" for name in colors)] if any(colors) else []
+        # FFmpeg says RGB, and nothing else, of pictures whose colours it does not know.
+        known = any(colors[1:]) or self.matrix > 0
+        words = ["/".join(name or "unknown" for name in colors)] if any(colors) and known else []
         brightest = self.max_cll or self.max_luminance
         if brightest:
             words.append(f"{brightest:g} cd/m2")

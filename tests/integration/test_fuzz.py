@@ -22,6 +22,7 @@ INI = """
 [server]
 handshake_timeout_s = 2
 connect_timeout_s = 2
+[limits]
 message_limit_bytes = 1000000
 [live]
 publisher_grace_s = 0.5

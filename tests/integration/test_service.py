@@ -334,7 +334,7 @@ def test_a_socket_for_metrics(manager, held):
 def test_a_socket_with_a_name_that_means_nothing_is_a_clear_error(manager, held):
     process = manager.start(held, names="rtmpx")
     assert process.wait(LIMIT_S) == 1
-    manager.wait_for(r"ERROR +a socket that was handed over is called 'rtmpx': FileDescriptorName= is rtmp or metrics$")
+    manager.wait_for(r"ERROR +a socket that was handed over is called 'rtmpx': FileDescriptorName= is rtmp, rtmps or metrics$")
 
 
 def test_programs_of_hooks_see_nothing_of_systemd(manager, held, tmp_path):
@@ -435,7 +435,7 @@ def test_usr2_says_where_greenlets_wait_and_how_far_players_are(manager, raw):
     encoder, watcher = raw(manager.port).publish("a"), raw(manager.port).play("a")
     encoder.sync()
     process.send_signal(signal.SIGUSR2)
-    manager.wait_for("WARNING state: 1 streams, 2 connections$")
+    manager.wait_for("WARNING state: 1 streams, 2 connections, 0 of them RTMPS$")
     manager.wait_for(r"WARNING greenlets: 1 in .*_run rtmpd/hub\.py:\d+")
     manager.wait_for(rf"WARNING live/a: published by {re.escape(encoder.address)}, 1 players, ")
     manager.wait_for(rf"WARNING live/a: player {re.escape(watcher.address)} \w+: ")

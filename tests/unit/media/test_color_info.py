@@ -42,7 +42,8 @@ def test_all_of_it():
     [
         ({"colorConfig": {}}, ""),
         ({"colorConfig": {"colorPrimaries": 9}}, "unknown/bt2020/unknown"),
-        ({"colorConfig": {"matrixCoefficients": 0}}, "gbr/unknown/unknown"),
+        ({"colorConfig": {"matrixCoefficients": 0}}, ""),
+        ({"colorConfig": {"matrixCoefficients": 0, "colorPrimaries": 1}}, "gbr/bt709/unknown"),
         ({"colorConfig": {"colorPrimaries": 1, "transferCharacteristics": 1, "matrixCoefficients": 1}}, "bt709/bt709/bt709"),
         ({"colorConfig": {"transferCharacteristics": 18}}, "unknown/unknown/arib-std-b67"),
         ({"colorConfig": {"transferCharacteristics": 8}}, "unknown/unknown/linear"),
