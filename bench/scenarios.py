@@ -358,28 +358,30 @@ def hooks(bench):
             print(f"hooks  webhook={name}  p99_change_ms={change_ms:+.2f}", flush=True)
 
 
-def _tls_kind(bench, name):
+def _tls_kind(bench, name, more=""):
     """A server that listens for RTMPS, too; and where."""
     port = servers.free_port()
-    return servers.rtmpd_with(name, TLS_INI.format(port=port), bench.options.server_command), port
+    return servers.rtmpd_with(name, TLS_INI.format(port=port) + more, bench.options.server_command), port
 
 
 def tls_players(bench):
     """Players over RTMPS beside as many without: what encryption costs, and whether all is delivered."""
     options = bench.options
     players = min(TLS_PLAYERS, max(options.players))
-    rows = {}
-    for name in ("rtmp", "rtmps"):
-        kind, port = _tls_kind(bench, f"rtmpd-{name}")
-        more = ("--play-port", port, "--tls") if name == "rtmps" else ()
+    for suffix, ini in (("", ""), ("-unpaced", "[live]\npacing = no\n")):
+        rows = {}
+        for name in ("rtmp", "rtmps"):
+            kind, port = _tls_kind(bench, f"rtmpd-{name}{suffix}", ini)
+            more = ("--play-port", port, "--tls") if name == "rtmps" else ()
 
-        def measure(server, work, more=more):
-            return _play(server, work, options.kbps or 1000, players, options.seconds, more=more)[0]
+            def measure(server, work, more=more):
+                return _play(server, work, options.kbps or 1000, players, options.seconds, more=more)[0]
 
-        rows[name] = bench.measure("tls", kind, measure)
-    bench.ratio(f"tls  players={players}", rows["rtmps"], rows["rtmp"])
-    if all(rows.values()):
-        print(f"tls  delivered={rows['rtmps']['delivered']}  delivered_plain={rows['rtmp']['delivered']}", flush=True)
+            rows[name] = bench.measure(f"tls{suffix}", kind, measure)
+        bench.ratio(f"tls{suffix}  players={players}", rows["rtmps"], rows["rtmp"])
+        if all(rows.values()):
+            delivered = {name: row["delivered"] for name, row in rows.items()}
+            print(f"tls{suffix}  delivered={delivered['rtmps']}  delivered_plain={delivered['rtmp']}", flush=True)
 
 
 def handshakes(bench):
