@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/rtmpd $(ARGS)
 
-# Most tests wait for something: two at a time, each file in one process. What a busy machine broke gets one more try, and is
+# Most tests wait for something: three at a time, on two cores, each file in one process. What a busy machine broke gets one more try, and is
 # shown as rerun. Arguments are for pytest instead.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --reruns 1 --only-rerun AssertionError --only-rerun Timeout)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 3 --dist loadfile --reruns 1 --only-rerun AssertionError --only-rerun Timeout)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
