@@ -45,7 +45,7 @@ install:
 		-e '/^# .*notify-reload/d' -e 's/^Type=notify$$/Type=notify-reload/' -e '/^ExecReload=/d') \
 		systemd/rtmpd.service > "$(DESTDIR)$(UNITDIR)/rtmpd.service"
 	@chmod 0644 "$(DESTDIR)$(UNITDIR)/rtmpd.service"
-	@install -m 0644 systemd/rtmpd.socket "$(DESTDIR)$(UNITDIR)/rtmpd.socket"
+	@install -m 0644 systemd/rtmpd.socket systemd/rtmpd-tls.socket "$(DESTDIR)$(UNITDIR)/"
 	@install -D -m 0644 systemd/rtmpd.sysusers "$(DESTDIR)$(SYSUSERSDIR)/rtmpd.conf"
 	@install -D -m 0644 systemd/rtmpd.tmpfiles "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf"
 	@sed -i $(PLACES) "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf"
@@ -57,11 +57,12 @@ install:
 
 # The configuration, recordings, logs and the user belong to the operator.
 uninstall:
-	@if $(LIVE); then systemctl disable --now rtmpd.socket rtmpd.service 2>/dev/null || true; fi
+	@if $(LIVE); then systemctl disable --now rtmpd.socket rtmpd-tls.socket rtmpd.service 2>/dev/null || true; fi
 	@test ! -e "$(DESTDIR)$(APPDIR)" || test -f "$(DESTDIR)$(APPDIR)/pyvenv.cfg" || \
 		{ echo "$(DESTDIR)$(APPDIR) is something else than rtmpd's: set APPDIR" >&2; exit 1; }
 	@rm -rf "$(DESTDIR)$(APPDIR)"
 	@rm -f "$(DESTDIR)$(BINDIR)/rtmpd" "$(DESTDIR)$(UNITDIR)/rtmpd.service" "$(DESTDIR)$(UNITDIR)/rtmpd.socket" \
+		"$(DESTDIR)$(UNITDIR)/rtmpd-tls.socket" \
 		"$(DESTDIR)$(SYSUSERSDIR)/rtmpd.conf" "$(DESTDIR)$(TMPFILESDIR)/rtmpd.conf" \
 		"$(DESTDIR)$(MANDIR)/man8/rtmpd.8" "$(DESTDIR)$(MANDIR)/man5/rtmpd.ini.5" "$(DESTDIR)$(INI).new"
 	@if $(LIVE); then systemctl daemon-reload; fi
