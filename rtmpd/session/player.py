@@ -187,7 +187,6 @@ class Player:
         connection = self.connection
         owed = fanout.leave(subscriber)
         sent = fanout.sent_bytes(subscriber)
-        stream.drop_unused()
         connection.bytes_played += sent
         duration_s = time.monotonic() - self.started_at
         connection.log.info(

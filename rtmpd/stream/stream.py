@@ -43,6 +43,12 @@ _SET_DATA_FRAME = amf0.encode("@setDataFrame")
 _CLEAR_DATA_FRAME = amf0.encode("@clearDataFrame")
 _ON_METADATA = amf0.encode("onMetaData")
 
+_REVISIONS = 4
+"""How often the content may change between two sweeps before players are only moved by those."""
+
+_UNUSED_S = 5.0
+"""How long a variant is kept for its next player."""
+
 _AUDIO_JOIN_MS = 1000
 """Without video any frame will do to start at; late joiners get up to this much at once, to fill their buffer."""
 
@@ -124,6 +130,7 @@ class Stream:
         self.flvlog: FlvLog | None = None
         self.created_at = time.monotonic()
         self._swept_bytes = 0
+        self._revisions = 0  # since the last sweep
         self._gop_cache = options.live.gop_cache
         self._join_track: int | None = None
         self._has_video = False
@@ -212,10 +219,14 @@ class Stream:
             variant.fanout.tally = self.fanout.tally
         return variant.fanout
 
-    def drop_unused(self) -> None:
-        """Let go of variants that nobody plays any more."""
+    def _drop_unused(self, now_s: float) -> None:
+        """Let go of variants that nobody has played for a while: to make one again and again would be dear."""
         for rewrite, variant in list(self.variants.items()):
-            if not len(variant.fanout):
+            if len(variant.fanout):
+                variant.unused_since = None
+            elif variant.unused_since is None:
+                variant.unused_since = now_s
+            elif now_s - variant.unused_since >= _UNUSED_S:
                 del self.variants[rewrite]
                 variant.close()
 
@@ -224,7 +235,6 @@ class Stream:
         decisions: Decisions = {}
         for player in list(self.players):
             player.revise(decisions)
-        self.drop_unused()
 
     def _set_headers(self) -> None:
         """Take the headers that are kept now for those of the logs."""
@@ -303,7 +313,11 @@ class Stream:
             self._content_changed(ordinary)
 
     def _content_changed(self, was_ordinary: bool) -> None:
-        if self.variants or not (was_ordinary and self.content.ordinary):
+        if not self.variants and was_ordinary and self.content.ordinary:
+            return
+        # To move thousands of players is dear, and a publisher could ask for it with every message.
+        self._revisions += 1
+        if self._revisions <= _REVISIONS:
             self.revise()
 
     def audio(self, timestamp: int, payload: bytes) -> None:
@@ -401,6 +415,10 @@ class Stream:
         self.vitals.sweep(now_s, self.bytes_in, self.video_messages - self.video_others)
         if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()
+        if self._revisions > _REVISIONS:
+            self.revise()
+        self._revisions = 0
+        self._drop_unused(now_s)
         for fanout in self.fanouts:
             fanout.sweep(now_s, write_timeout_s)
 

@@ -35,12 +35,16 @@ class Variant:
         rewrite: What becomes of its messages.
         options: The application's options.
         published: The stream's log as it is published. What it keeps for late joiners, the variant has from the beginning.
+
+    Attributes:
+        unused_since: Since when nobody plays it (monotonic, seconds), as far as a sweep has seen; None: somebody does.
     """
 
     def __init__(self, name: str, rewrite: Rewrite, options: ApplicationConfig, published: WireLog) -> None:
         self.rewrite = rewrite
         self.wirelog = WireLog(published.chunk_size, options.limits.gop_cache_limit_bytes)
         self.fanout = Fanout(self.wirelog, options, name)
+        self.unused_since: float | None = None
         self._gop_cache = options.live.gop_cache
         self._replay(published)
 

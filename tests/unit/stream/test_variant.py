@@ -44,7 +44,6 @@ class Watcher:
     def leave(self):
         self.stream.players.discard(self)
         self.fanout.leave(self.subscriber)
-        self.stream.drop_unused()
 
     @property
     def media(self):
@@ -87,15 +86,24 @@ def test_those_who_take_all_and_those_who_do_not_see_the_same_first_track(stream
     assert len(stream.variants) == 1
 
 
-def test_players_who_want_the_same_share_a_variant_and_it_goes_with_the_last(stream):
+def test_players_who_want_the_same_share_a_variant_and_it_goes_a_while_after_the_last(stream):
     stream.video(0, OTHER_HEADER)
     watchers = [Watcher(stream) for _ in range(3)]
     (variant,) = stream.variants.values()
     assert {watcher.fanout for watcher in watchers} == {variant.fanout}
     for watcher in watchers[1:]:
         watcher.leave()
-    assert len(stream.variants) == 1
+    stream.sweep(100, 30)
     watchers[0].leave()
+    stream.sweep(101, 30)
+    stream.sweep(105.9, 30)
+    assert list(stream.variants.values()) == [variant]
+    again = Watcher(stream)
+    assert again.fanout is variant.fanout
+    stream.sweep(106.5, 30)
+    again.leave()
+    stream.sweep(107, 30)
+    stream.sweep(112, 30)
     assert stream.variants == {}
 
 
@@ -222,6 +230,24 @@ def test_another_publisher_brings_everybody_back(stream):
     assert simple.fanout is stream.fanout
     stream.video(0, key(b"b"))
     assert simple.media[-2:] == [AVC_HEADER, key(b"b")]
+
+
+def test_a_publisher_that_changes_all_the_time_does_not_move_players_each_time(stream, monkeypatch):
+    simple = Watcher(stream, Rewrite(hevc="codec12"))
+    moved = []
+    revise = simple.revise
+    monkeypatch.setattr(simple, "revise", lambda decisions: (moved.append(1), revise(decisions)))
+    for number in range(50):
+        stream.video(number, (AVC_HEADER, b"\x90hvc1record")[number % 2])
+    assert len(moved) == 4
+    stream.sweep(100, 30)
+    assert len(moved) == 5
+    stream.sweep(101, 30)
+    assert len(moved) == 5
+    # Whatever came in between, it ends where it belongs.
+    assert simple.fanout is not stream.fanout
+    stream.video(60, AVC_HEADER)
+    assert len(moved) == 6
 
 
 def test_options_reach_a_variant(stream):
