@@ -33,7 +33,7 @@ class Group:
     """The members and their cursor.
 
     Attributes:
-        members: In the order of coming. One that has left in the middle of a pass stays listed until `compact`.
+        members: In the order of coming. One that has left stays listed until `compact`, at the latest when a pass begins.
         page, offset: The cursor; page is None while nobody watches. During a pass it is already where the pass will end.
         passing: A pass is under way.
     """
@@ -45,14 +45,14 @@ class Group:
         self.page: Page | None = None
         self.offset = 0
         self.passing = False
-        self._left = False
+        self._left = 0  # of those that are listed
         self._begun: tuple[Page, int] | None = None  # the cursor before the pass under way
         self._served = 0  # members that the pass under way has come to, of those that it visits
         self._visited = 0
         self._range = 0  # bytes that it hands to each
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.members) - self._left
 
     @property
     def position(self) -> int:
@@ -72,7 +72,9 @@ class Group:
         subscriber.sent -= self.position
         subscriber.state = State.GROUP
         subscriber.page = None
-        if not subscriber.listed:
+        if subscriber.listed:
+            self._left -= 1
+        else:
             # A pass under way visits only those who were members when it began. One that fell behind in it is listed still.
             subscriber.listed = True
             self.members.append(subscriber)
@@ -91,17 +93,17 @@ class Group:
         if self._is_due(subscriber):
             subscriber.sent -= self._range
         subscriber.state = state
-        self._left = True
+        self._left += 1
 
     def end_pass(self) -> None:
         """Say that the pass is over."""
         self.passing = False
         self._begun = None
 
-    def compact(self) -> None:
-        """Forget who has left. Not during a pass."""
-        if self._left and not self.passing:
-            self._left = False
+    def compact(self, *, every: bool = False) -> None:
+        """Forget who has left, if that is a good part or *every* one is to be forgotten: thousands may leave one by one."""
+        if self._left and not self.passing and (every or self._left * 4 >= len(self.members)):
+            self._left = 0
             members = []
             for subscriber in self.members:
                 if subscriber.state is State.GROUP:
@@ -133,6 +135,7 @@ class Group:
         page, offset = self.page, self.offset
         assert page is not None
         start = page.base + offset
+        self.compact(every=True)
         members = self.members
         count = len(members)
         data, tail, end = wirelog.gather(page, offset, _GATHER_BYTES)
@@ -161,7 +164,7 @@ class Group:
                     if subscriber.state is State.GROUP:
                         subscriber.sent += start + sent
                         subscriber.state = State.ALONE
-                        self._left = True
+                        self._left += 1
                         fall_behind(subscriber, *_step(page, offset + sent))
             self._served = index + _BLOCK
             now = clock()

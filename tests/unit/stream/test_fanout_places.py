@@ -109,3 +109,23 @@ def test_a_subscriber_may_have_a_write_timeout_of_its_own(scene):
     scene.fanout.sweep(begun + 4, 30)
     assert one[1].close_reason == "it took nothing for 3 s"
     assert other[1].close_reason == ""
+
+
+def test_thousands_who_leave_one_by_one_are_not_looked_through_each_time():
+    scene = Scene()
+    scene.video(keyframe("a"))
+    members = [scene.join()[0] for _ in range(100)]
+    settle()
+    group = scene.fanout._group
+    assert len(group) == len(group.members) == 100
+    for subscriber in members[:20]:
+        scene.fanout.leave(subscriber)
+    assert (len(group), len(scene.fanout), len(group.members)) == (80, 80, 100)
+    again, transport = scene.join()
+    scene.video(frame("b"))
+    settle()
+    assert len(group) == len(group.members) == 81
+    assert [message.payload for message in transport.messages()][-1] == frame("b")
+    for subscriber in [*members[20:], again]:
+        scene.fanout.leave(subscriber)
+    assert (len(group.members), scene.fanout.active) == (0, False)
