@@ -20,6 +20,7 @@ import pytest
 
 from tests.e2e.conftest import serving
 from tests.e2e.media import NGINX_CONF, Programs, assert_same, until, wait_for_plays
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,12 +67,6 @@ class Stage:
     programs: dict[str, Program]
     players: dict[str, Player]
     directory: Path
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def find_gstreamer() -> str | None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import Server
 from tests.e2e.media import AT_ONCE, NGINX_CONF, PATIENCE_S, assert_same, until
-from tests.e2e.test_peers import find_nginx_module, free_port
+from tests.e2e.test_peers import find_nginx_module
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,9 @@ import pytest
 
 from tests.e2e.conftest import serving
 from tests.e2e.media import AT_ONCE, Programs, assert_same, until, wait_for_plays
-from tests.e2e.test_peers import GST_SOURCES, find_gstreamer, free_port
+from tests.e2e.test_peers import GST_SOURCES, find_gstreamer
 from tests.integration.tls_wire import LISTEN, tls_port
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

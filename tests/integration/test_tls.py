@@ -24,6 +24,7 @@ from tests.integration.beside import Bystander, wait_until
 from tests.integration.test_backpressure import GROUP, Flood, read_all
 from tests.integration.tls_wire import LISTEN, TlsWire, certificate_of, der, tls_port
 from tests.integration.wire import VIDEO, Wire, begin, gop, gops, played, send
+from tests.ports import free_port
 
 FAILURE = r"WARNING #\d+ 127[\d.:]+ TLS handshake: "
 
@@ -475,18 +476,13 @@ def test_a_server_may_listen_for_rtmps_only(tmp_path, pair, authority):
 
 
 def test_an_address_can_not_be_for_both(tmp_path, pair):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     with pytest.raises(AssertionError, match=rf"can't listen on 127.0.0.1:{port} for RTMPS: \[server\] listen has :{port}"):
         Server("", "--listen", f":{port}", "--tls-listen", f"127.0.0.1:{port}", "--tls-cert", str(pair.both))
 
 
 def test_an_address_may_change_sides(server, authority, tmp_path, pair):
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        first, second = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in (one, other))
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
     running = server(f"[tls]\ntls_listen = {first}\n{pair.ini}", "--listen", second)
     port = tls_port(running)
     assert certificate_of(port, authority) == der(pair.cert)

@@ -15,6 +15,7 @@ from rtmpd.daemon.main import Daemon
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.net.listener import Listener
 from rtmpd.protocol.enhanced import NOTHING_DECLARED
+from tests.ports import free_port
 from tests.unit.stream.fakes import FakeTransport
 
 LIMIT_S = 10
@@ -46,12 +47,6 @@ def make_daemon(monkeypatch, caplog):
 
 def connect(daemon, index=0):
     return socket.create_connection(("127.0.0.1", daemon.ports.listeners[index].port), timeout=LIMIT_S)
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 # Start and stop ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from rtmpd.config.loader import load_text
 from rtmpd.daemon import port_check
 from rtmpd.daemon.port_check import check_ports
 from rtmpd.daemon.port_holders import ListeningSocket
+from tests.ports import free_port
 
 _HOLD = """
 import socket, sys
@@ -49,9 +50,7 @@ def rtmpd(tmp_path):
 
 
 def test_addresses_that_are_free_stay_free():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     assert found(f"[server]\nlisten = 127.0.0.1:{port}, 127.0.0.1:0\n[metrics]\nmetrics_listen = :0\n") == []
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", port))
@@ -117,9 +116,7 @@ def test_a_process_that_can_not_be_looked_at(hold, monkeypatch, me, owner, is_no
 
 
 def test_one_address_for_two_things():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     ini = f"[server]\nlisten = :{port}\n[metrics]\nmetrics_listen = localhost:{port}\n"
     assert found(ini) == [
         ("metrics.metrics_listen", f"localhost:{port} can't be listened on: [server] listen has :{port}", False)

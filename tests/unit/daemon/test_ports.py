@@ -8,14 +8,9 @@ from rtmpd.config.model import ListenAddress
 from rtmpd.daemon.ports import Ports
 from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import Listener
+from tests.ports import free_port
 
 LIMIT_S = 10
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:

@@ -22,6 +22,7 @@ from rtmpd.services.hooks.notice import json_body
 from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.hooks.webhook import Webhook
 from rtmpd.services.threads import Threads
+from tests.ports import free_port
 from tests.unit.services.hooks.fakes import notice, options, within
 
 THREADS = Threads(4)
@@ -315,9 +316,7 @@ def test_what_is_no_answer(serve, data, problem):
 
 
 def test_a_server_that_is_gone():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     outcome, _ = post(f"http://{SECRETS}127.0.0.1:{port}/{QUERY}")
     assert outcome.problem == "Connection refused"
     assert outcome.again
