@@ -98,6 +98,16 @@ def test_who_joins_and_leaves_in_the_middle_of_a_pass_is_counted_right(scene, sl
     assert scene.fanout.tally.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
 
 
+@pytest.mark.parametrize(("size", "block"), [(1000, 64), (20_000, 8)])
+def test_the_clock_is_looked_at_more_often_where_each_member_takes_longer(scene, slow_passes, size, block):
+    players = crowd(scene)
+    scene.video(frame("1", size))
+    served, _ = begin_pass(players)
+    assert len(served) == block
+    settle()
+    assert all(texts(transport) == [keyframe(), frame("1", size)] for _, transport in players)
+
+
 def test_who_falls_behind_and_catches_up_within_one_pass_is_there_once(scene, slow_passes):
     players = crowd(scene)
     slow = players[0][1]
