@@ -25,7 +25,6 @@ __all__ = [
     "Capabilities",
     "CapsEx",
     "FourCcInfo",
-    "VideoFunction",
     "parse_capabilities",
     "reconnect_request",
     "server_answer",
@@ -59,21 +58,14 @@ class CapsEx(enum.IntFlag):
     TIMESTAMP_NANO_OFFSET = 8
 
 
-class VideoFunction(enum.IntFlag):
-    """Flags of the connect command's ``videoFunction``; all but the first are of Enhanced RTMP."""
-
-    CLIENT_SEEK = 1
-    CLIENT_HDR = 2
-    CLIENT_METADATA = 4
-    CLIENT_LARGE_SCALE_TILE = 8
-
-
 _TAKES = FourCcInfo.CAN_DECODE | FourCcInfo.CAN_FORWARD
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a client said of itself in its connect command.
+    """What a client said of itself in its connect command, as far as it makes a difference.
+
+    Not ``videoCodecs``, ``audioCodecs`` and ``videoFunction``: docs/spec-compliance.rst says why.
 
     Attributes:
         four_ccs: The entries of ``fourCcList``: FourCCs of audio and video; ``*`` for all.
@@ -81,9 +73,6 @@ class Capabilities:
         audio: ``audioFourCcInfoMap``, likewise.
         caps_ex: Bits of `CapsEx`, and unknown ones.
         object_encoding: 3 if the client takes AMF3 besides AMF0, else 0.
-        video_codecs: The legacy ``videoCodecs`` (RTMP 1.0 section 7.2.1.1); None if not sent.
-        audio_codecs: The legacy ``audioCodecs``; None if not sent.
-        video_function: Bits of `VideoFunction`; 0 if not sent.
     """
 
     four_ccs: frozenset[str] = frozenset()
@@ -91,14 +80,6 @@ class Capabilities:
     audio: Mapping[str, int] = field(default_factory=dict)
     caps_ex: int = 0
     object_encoding: int = 0
-    video_codecs: int | None = None
-    audio_codecs: int | None = None
-    video_function: int = 0
-
-    @property
-    def declared(self) -> bool:
-        """Whether the client named any codec by FourCC."""
-        return bool(self.four_ccs or self.video or self.audio)
 
     @property
     def reconnect(self) -> bool:
@@ -114,16 +95,6 @@ class Capabilities:
     def mod_ex(self) -> bool:
         """Whether it reads ModEx packets; who supports nanosecond offsets does, as these are ModEx packets."""
         return bool(self.caps_ex & (CapsEx.MOD_EX | CapsEx.TIMESTAMP_NANO_OFFSET))
-
-    @property
-    def nano_offset(self) -> bool:
-        """Whether it makes use of nanosecond offsets."""
-        return bool(self.caps_ex & CapsEx.TIMESTAMP_NANO_OFFSET)
-
-    @property
-    def video_metadata(self) -> bool:
-        """Whether it said that it reads VideoPacketType.Metadata (colorInfo); HDR implies it."""
-        return bool(self.video_function & (VideoFunction.CLIENT_METADATA | VideoFunction.CLIENT_HDR))
 
     def takes_video(self, four_cc: str) -> bool | None:
         """Whether the client can receive this codec in messages with an Enhanced header.
@@ -171,9 +142,6 @@ def parse_capabilities(properties: Mapping[str, Any]) -> Capabilities:
         audio=_info_map(properties.get("audioFourCcInfoMap")),
         caps_ex=_flags(properties.get("capsEx")) or 0,
         object_encoding=3 if _flags(properties.get("objectEncoding")) == 3 else 0,
-        video_codecs=_flags(properties.get("videoCodecs")),
-        audio_codecs=_flags(properties.get("audioCodecs")),
-        video_function=_flags(properties.get("videoFunction")) or 0,
     )
     for known in (NOTHING_DECLARED, *_known):
         if known == found:

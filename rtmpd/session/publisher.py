@@ -94,10 +94,6 @@ class Publisher:
         )
         self.connection.hub.unpublish(stream, self)
 
-    def evict(self, reason: str) -> None:
-        """End the connection that publishes."""
-        self.connection.transport.close(reason)
-
     def sweep(self, now_s: float) -> None:
         """Deal with a publisher that sends more than it may. Called by the hub, once a second."""
         stream = self.stream
