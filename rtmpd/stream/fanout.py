@@ -59,7 +59,7 @@ class Fanout:
         self._waiting: set[Subscriber] = set()
         self._paused: set[Subscriber] = set()
         self._joins_handled = 0  # the join point at which those who waited were last let in
-        self._at_rest: list[Callable[[], None]] = []
+        self._at_rest: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
         self._pump = Pump(name, options.live, self._at_end, self._pass, self._rest)
         self.wake = self._pump.wake
         self.active = False
@@ -186,7 +186,7 @@ class Fanout:
         if self._group.passing and subscriber.state is State.GROUP:
             # Until the pass is over nobody knows what it has had.
             subscriber.pending += data
-            self._at_rest.append(lambda: self._write(subscriber, b""))
+            self._at_rest.append((subscriber, lambda fanout, who: fanout._write(who, b"")))
         else:
             self._write(subscriber, data)
 
@@ -206,7 +206,7 @@ class Fanout:
 
     def pause(self, subscriber: Subscriber) -> None:
         """Send no media until `resume`."""
-        self._when_at_rest(lambda: self._pause(subscriber))
+        self.when_at_rest(subscriber, Fanout._pause)
 
     def _pause(self, subscriber: Subscriber) -> None:
         if subscriber.state in (State.GONE, State.PAUSED):
@@ -224,7 +224,7 @@ class Fanout:
 
     def resume(self, subscriber: Subscriber) -> None:
         """Send media again, from the newest keyframe."""
-        self._when_at_rest(lambda: self._resume(subscriber))
+        self.when_at_rest(subscriber, Fanout._resume)
 
     def _resume(self, subscriber: Subscriber) -> None:
         if subscriber.state is State.PAUSED:
@@ -233,7 +233,7 @@ class Fanout:
 
     def receive(self, subscriber: Subscriber, *, audio: bool | None = None, video: bool | None = None) -> None:
         """Switch audio or video on or off; video comes back at a keyframe."""
-        self._when_at_rest(lambda: self._receive(subscriber, audio, video))
+        self.when_at_rest(subscriber, lambda fanout, who: fanout._receive(who, audio, video))
 
     def _receive(self, subscriber: Subscriber, audio: bool | None, video: bool | None) -> None:
         if audio is not None:
@@ -266,12 +266,18 @@ class Fanout:
         gevent.get_hub().loop.run_callback(self._serve, subscriber)
         return owed
 
-    def _when_at_rest(self, action: Callable[[], None]) -> None:
+    def when_at_rest(self, subscriber: Subscriber, action: Callable[[Fanout, Subscriber], None]) -> None:
         """Run *action* now, or after the pass that is under way: until then nobody knows who has been served."""
         if self._group.passing:
-            self._at_rest.append(action)
+            self._at_rest.append((subscriber, action))
         else:
-            action()
+            action(self, subscriber)
+
+    def take_requests(self, subscriber: Subscriber) -> list[Callable[[Fanout, Subscriber], None]]:
+        """Return what was asked for a subscriber during the pass under way, and forget it: another fan-out is to do it."""
+        taken = [action for who, action in self._at_rest if who is subscriber]
+        self._at_rest = [one for one in self._at_rest if one[0] is not subscriber]
+        return taken
 
     def tell_waiting(self, csid: int, type_id: int, payload: bytes) -> None:
         """Send a notice to players who have no place in the log; the others get theirs through it."""
@@ -333,7 +339,8 @@ class Fanout:
         self._group.end_pass()
         self._compact()
         while self._at_rest:
-            self._at_rest.pop(0)()
+            subscriber, action = self._at_rest.pop(0)
+            action(self, subscriber)
 
     def _compact(self) -> None:
         """Forget who has left the group, and stand still when nobody is left. Not during a pass."""

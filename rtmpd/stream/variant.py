@@ -63,6 +63,8 @@ class Variant:
                     self.append(message.csid, message.type_id, message.timestamp, message.payload, joins)
                     joins = False
         self.set_headers(published.headers)
+        # Without a join point nothing was taken; headers go out at this time all the same.
+        self.wirelog.newest_timestamp = published.newest_timestamp
 
     def _rewritten(self, type_id: int, payload: bytes) -> bytes | None:
         if type_id == _VIDEO:
@@ -106,6 +108,7 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     end of the new one, without a gap. Any other waits for the next keyframe: what the new log holds before it may have had.
     """
     paused = subscriber.state is State.PAUSED
+    requests = old.take_requests(subscriber)
     page, offset = old.place_of(subscriber)
     rest = b""
     level = page is not None and not subscriber.walks and old.wirelog.position - page.base - offset <= _REST_LIMIT_BYTES
@@ -126,6 +129,8 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
         new.join(successor, 0 if fresh else new.wirelog.position)
     if paused:
         new.pause(successor)
+    for request in requests:
+        new.when_at_rest(successor, request)
     return successor
 
 

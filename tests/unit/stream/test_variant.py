@@ -1,5 +1,6 @@
 """Variants of a stream: who gets which, and that nobody loses or repeats anything on the way into one."""
 
+import gevent
 import pytest
 
 from rtmpd.media.rewrite import AS_PUBLISHED, Rewrite
@@ -8,7 +9,17 @@ from rtmpd.protocol.message import MessageType, RawMessage
 from rtmpd.stream.stream import Stream
 from rtmpd.stream.subscriber import State, Subscriber
 from rtmpd.stream.variant import transfer
-from tests.unit.stream.fakes import AAC_HEADER, AVC_HEADER, CHUNK, FakeTransport, app_options, audio_frame, live_pages, settle
+from tests.unit.stream.fakes import (
+    AAC_HEADER,
+    AVC_HEADER,
+    CHUNK,
+    FakeTime,
+    FakeTransport,
+    app_options,
+    audio_frame,
+    live_pages,
+    settle,
+)
 
 PUBLISHER = object()
 PLAIN = Rewrite(default_track=True, mod_ex=False)
@@ -273,3 +284,51 @@ def test_nothing_stays_of_a_variant_that_is_gone(open_stream):
     del stream, watchers, watcher
     settle(2)
     assert live_pages() <= before + 2
+
+
+@pytest.fixture
+def slow_passes(monkeypatch):
+    """Every look at the clock finds that the pass has held the event loop for too long."""
+    clock = FakeTime(step_s=0.01)
+    monkeypatch.setattr("rtmpd.stream.fanout.time", clock)
+    monkeypatch.setattr("rtmpd.stream.group.time", clock)
+
+
+@pytest.mark.usefixtures("slow_passes")
+def test_what_is_asked_for_during_a_pass_holds_for_those_who_are_moved_in_its_middle(stream):
+    stream.video(0, AVC_HEADER)
+    stream.video(0, key(b"a"))
+    watchers = [Watcher(stream) for _ in range(200)]
+    settle()
+    stream.video(40, inter(b"b"))
+    gevent.sleep(0)
+    served, others = watchers[0], watchers[-1]
+    assert (served.transport.messages()[-1].payload, others.transport.messages()[-1].payload) == (inter(b"b"), key(b"a"))
+    for watcher in (served, others):
+        watcher.fanout.pause(watcher.subscriber)
+    silent = watchers[-2]
+    silent.fanout.receive(silent.subscriber, video=False)
+    stream.video(80, OTHER_HEADER)
+    assert len(stream.variants) == 1
+    settle()
+    assert [each.subscriber.state for each in (served, others)] == [State.PAUSED] * 2
+    assert not silent.subscriber.receive_video
+    stream.video(80, inter(b"c"))
+    stream.audio(80, audio_frame("d"))
+    assert served.media[-1] == others.media[-1] == inter(b"b")
+    assert silent.media[-1] == audio_frame("d")
+    assert watchers[1].media[-2:] == [inter(b"c"), audio_frame("d")]
+
+
+def test_headers_come_at_the_time_of_the_stream_to_those_who_are_moved_without_a_join_point(open_stream):
+    stream = open_stream(gop_cache=False)
+    watcher = Watcher(stream)
+    stream.video(5000, b"\x1c\0\0\0\0record")
+    stream.video(5000, b"\x1c\1\0\0\0key")
+    settle()
+    watcher.wanted = Rewrite(hevc="hvc1")
+    stream.revise()
+    assert watcher.fanout is not stream.fanout
+    stream.video(5040, b"\x2c\1\0\0\0inter")
+    assert watcher.media[-1] == b"\xa3hvc1inter"
+    assert watcher.times == sorted(watcher.times)
