@@ -11,7 +11,7 @@ Imports gevent, rtmpd.errors and the configuration.
 
 from __future__ import annotations
 
-import os
+import functools
 import re
 import ssl
 import time
@@ -157,12 +157,14 @@ class ClientTls:
     @property
     def ca(self) -> str | bool:
         """For https://, as ``requests`` has it: a file or directory; True where the system has neither: its own."""
-        if self._ca:
-            return self._ca
-        paths = ssl.get_default_verify_paths()
-        if paths.cafile:
-            return paths.cafile
-        return paths.capath if paths.capath and any(os.scandir(paths.capath)) else True
+        return self._ca or _system_ca()
+
+
+@functools.cache
+def _system_ca() -> str | bool:
+    paths = ssl.get_default_verify_paths()
+    # There may be a directory with nothing in it.
+    return paths.cafile or (paths.capath if paths.capath and any(Path(paths.capath).iterdir()) else True)
 
 
 @dataclass
