@@ -148,7 +148,10 @@ class TlsTransport(Transport):
                 raise TransportClosed(self.close_reason or "closed by the peer in the TLS handshake") from None
             except ssl.SSLError as error:
                 self._say_why()
-                raise TlsError(words(error, peer, tls.context)) from None
+                # Whose name is wrong, or which of several certificates is meant, is told by the name that the client asked for.
+                asked = getattr(tls, "asked_for", "")
+                name = f" (it asked for {asked!r})" if asked else ""
+                raise TlsError(f"{words(error, peer, tls.context)}{name}") from None
             try:
                 self._send_own()
             except OSError as error:
@@ -311,17 +314,20 @@ class TlsTransport(Transport):
                 raise BlockingIOError
         assert self._tls is not None
         write, read, send = self._tls.write, self._outgoing.read, self._sock.send
-        view, taken, size = memoryview(data), 0, len(data)
-        while taken < size:
-            taken += write(view[taken : taken + _RECORD_BYTES])
-            record = read()
-            try:
-                sent = send(record)
-            except BlockingIOError:
-                sent = 0
-            if sent < len(record):
-                self._keep(record[sent:])
-                break
+        taken, size = 0, len(data)
+        # Views are given back even on the way out: whoever catches the error must be able to empty the buffer.
+        with memoryview(data) as view:
+            while taken < size:
+                with view[taken : taken + _RECORD_BYTES] as piece:
+                    taken += write(piece)
+                record = read()
+                try:
+                    sent = send(record)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(record):
+                    self._keep(record[sent:])
+                    break
         return taken
 
     def _sent(self, record: bytes) -> int:

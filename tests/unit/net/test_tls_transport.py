@@ -326,6 +326,22 @@ def test_who_waits_hears_of_a_connection_that_is_gone(pair):
     assert transport.close_reason.startswith("send failed")
 
 
+@pytest.mark.parametrize("end", ["said good-bye", "peer gone"])
+def test_a_buffer_that_could_not_be_sent_can_be_emptied_by_who_handles_the_error(pair, end):
+    transport, peer = pair()
+    if end == "peer gone":
+        peer.sock.close()
+    else:
+        transport.close("test")
+    pending = bytearray(b"x" * 100_000)
+    try:
+        while True:
+            transport.try_send(pending)
+    except (ssl.SSLError, ConnectionError):
+        pending.clear()
+    assert not pending
+
+
 def test_everything_is_sent_through_a_narrow_socket_and_what_is_kept_too(pair):
     transport, peer = pair(SMALL)
     data = bytes(range(256)) * 1000
