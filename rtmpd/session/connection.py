@@ -153,6 +153,9 @@ class Connection:
             reason = self._broken("tls_failures", error)
         except TransportClosed as error:
             reason = str(error)
+            if self.phase == "handshake" and self.transport.scheme == "rtmps" and not self.transport.close_reason:
+                # So does GnuTLS with a certificate that it does not take: it sends no alert.
+                reason += " behind the TLS handshake"
             if self.transport.close_reason:
                 if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
                     # The fan-out did: a player that stalled. One whose socket failed has merely gone.

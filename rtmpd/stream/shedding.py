@@ -66,6 +66,7 @@ class MemoryGuard:
         self._said_at_s: float | None = None
         # Since the last line of the log.
         self._peak_bytes = self._backlogs = self._caches = 0
+        self._largest = ""
 
     @staticmethod
     def total_bytes() -> int:
@@ -124,6 +125,7 @@ class MemoryGuard:
             return
         self._peak_bytes = max(self._peak_bytes, self.total_bytes())
         holders = sorted(self._streams.values(), key=held_bytes, reverse=True)
+        self._largest = holders[0].key if holders else ""
         self._backlogs += self._let(holders, _shed_backlog, now_s)
         caches = self._let(holders, _shed_cache, now_s)
         if caches:
@@ -152,10 +154,11 @@ class MemoryGuard:
             return
         self._said_at_s = now_s
         log.warning(
-            "memory_limit_bytes is %d, and the logs of streams took up to %d: %d times a stream gave up what slow players had "
-            "not taken, %d times what it kept for new ones; now they take %d",
+            "memory_limit_bytes is %d, and streams held up to %d, most of all %s: %d times a stream gave up what slow players "
+            "had not taken, %d times what it kept for new ones; now they hold %d",
             self.limit_bytes,
             self._peak_bytes,
+            self._largest or "those that have ended",
             self._backlogs,
             self._caches,
             self.total_bytes(),

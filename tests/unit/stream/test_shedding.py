@@ -203,7 +203,7 @@ def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_gua
     assert guard.total_bytes() <= guard.limit_bytes
     assert counters == {"memory_sheds": 1}
     (line,) = caplog.messages
-    assert line.startswith(f"memory_limit_bytes is {guard.limit_bytes}, and the logs of streams took up to ")
+    assert line.startswith(f"memory_limit_bytes is {guard.limit_bytes}, and streams held up to ")
     assert ": 1 times a stream gave up what slow players had not taken, 0 times what it kept for new ones; now " in line
     assert guard.refusal(0.0) == ""
     slow.transport.take()
