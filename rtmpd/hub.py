@@ -395,17 +395,20 @@ class Hub:
     def _run(self) -> None:
         while True:
             gevent.sleep(_SWEEP_S)
-            now = time.monotonic()
-            write_timeout_s = self.config.server.write_timeout_s
-            for index, connection in enumerate(list(self.connections)):
-                connection.sweep(now)
-                if index % _SWEEP_BLOCK == _SWEEP_BLOCK - 1:
-                    give_way()
-            for stream in list(self.streams.values()):
-                stream.sweep(now, write_timeout_s)
-                if stream.publisher is not None:
-                    stream.publisher.sweep(now)  # type: ignore[attr-defined]
-                self._drop_if_idle(stream)
+            # A method of its own: a local here would keep the last stream, and its pages, for as long as there is no other.
+            self._sweep(time.monotonic())
+
+    def _sweep(self, now_s: float) -> None:
+        write_timeout_s = self.config.server.write_timeout_s
+        for index, connection in enumerate(list(self.connections)):
+            connection.sweep(now_s)
+            if index % _SWEEP_BLOCK == _SWEEP_BLOCK - 1:
+                give_way()
+        for stream in list(self.streams.values()):
+            stream.sweep(now_s, write_timeout_s)
+            if stream.publisher is not None:
+                stream.publisher.sweep(now_s)  # type: ignore[attr-defined]
+            self._drop_if_idle(stream)
 
     def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:
         """Ask clients to connect again; those that do not know how to are not asked.

@@ -569,3 +569,20 @@ def test_a_stream_knows_where_it_has_come_through(make_hub):
 
 def test_each_hub_has_a_name_of_its_own(make_hub):
     assert make_hub().id != make_hub().id
+
+
+def test_the_sweep_keeps_no_stream_that_has_ended(make_hub, monkeypatch):
+    monkeypatch.setattr("rtmpd.hub._SWEEP_S", 0.001)
+    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    hub.start()
+    publisher = FakePublisher(hub)
+    with gevent.Timeout(5):
+        while not publisher.swept:
+            gevent.sleep(0.001)
+    stream = weakref.ref(publisher.stream)
+    publisher.stop("closed by the peer")
+    del publisher
+    assert hub.streams == {}
+    gc.collect()
+    assert stream() is None
+    hub.stop()
