@@ -125,7 +125,7 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
             successor.headers_version = new.wirelog.headers.version
         new.join_at_end(successor)
     else:
-        fresh = not subscriber.messages and subscriber.left_at is None
+        fresh = not paused and not subscriber.messages and subscriber.left_at is None
         new.join(successor, 0 if fresh else new.wirelog.position)
     if paused:
         new.pause(successor)

@@ -216,6 +216,17 @@ def test_a_player_that_pauses_stays_paused_in_the_variant(stream):
     assert simple.media[-1] == key(b"b")
 
 
+def test_a_player_that_paused_before_it_had_anything_gets_nothing_by_going_over(stream):
+    simple = Watcher(stream)
+    simple.fanout.pause(simple.subscriber)
+    stream.video(0, AVC_HEADER)
+    stream.video(0, key(b"a"))
+    stream.video(40, OTHER_HEADER)
+    assert simple.media == []
+    simple.fanout.resume(simple.subscriber)
+    assert simple.media == [AVC_HEADER, key(b"a")]
+
+
 def test_a_player_on_another_message_stream_id_goes_over_too(stream):
     simple = Watcher(stream, message_stream_id=3)
     stream.video(0, AVC_HEADER)
