@@ -112,13 +112,10 @@ class Size:
 
     def convert(self, text: str) -> int:
         """Read a value; raises ValueError."""
-        match = _SIZE.fullmatch(text)
-        if match is None or ("." in match[1] and not match[2]):
+        number = _whole(_SIZE.fullmatch(text), _SIZES)
+        if not (self._low <= number <= self._high or (self._zero and number == 0)):
             raise ValueError
-        number = float(match[1]) * _SIZES[match[2].upper()] if "." in match[1] else int(match[1]) * _SIZES[match[2].upper()]
-        if number != int(number) or not (self._low <= number <= self._high or (self._zero and number == 0)):
-            raise ValueError
-        return int(number)
+        return number
 
 
 class Rate:
@@ -134,14 +131,21 @@ class Rate:
 
     def convert(self, text: str) -> int:
         """Read a value; raises ValueError."""
-        match = _RATE.fullmatch(text)
-        if match is None or ("." in match[1] and not match[2]):
+        number = _whole(_RATE.fullmatch(text), _RATES)
+        if not (self._low <= number <= self._high or (self._zero and number == 0)):
             raise ValueError
-        scale = _RATES[match[2].upper().replace("K", "k")]
-        number = float(match[1]) * scale if "." in match[1] else int(match[1]) * scale
-        if number != int(number) or not (self._low <= number <= self._high or (self._zero and number == 0)):
-            raise ValueError
-        return int(number)
+        return number
+
+
+def _whole(match: re.Match[str] | None, units: Mapping[str, int]) -> int:
+    """Return a number with a unit, in either case, as a whole number of what is counted; raises ValueError."""
+    if match is None or ("." in match[1] and not match[2]):
+        raise ValueError
+    scale = next(scale for unit, scale in units.items() if unit.upper() == match[2].upper())
+    number = float(match[1]) * scale if "." in match[1] else int(match[1]) * scale
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
 def _with_unit(number: float, units: Mapping[str, float]) -> str:
