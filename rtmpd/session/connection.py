@@ -435,7 +435,7 @@ class Connection:
         if self.transport.sending:
             return
         self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
-        self._send_now()
+        self.send_now()
 
     def ask_to_reconnect(self, tc_url: str, description: str) -> bool:
         """Ask the client to connect again, if it said that it would; return whether it was asked. Does not wait."""
@@ -444,9 +444,9 @@ class Connection:
         self.log.info("asked to reconnect%s", f" to {tc_url}" if tc_url else "")
         # As all that is about the connection: on message stream 0, of which players know no media either.
         self.send_status(0, reconnect_request(tc_url, description))
-        return self._send_now()
+        return self.send_now()
 
-    def _send_now(self) -> bool:
+    def send_now(self) -> bool:
         """Send what is queued without waiting; return whether it has gone out, or is bound to."""
         player = self.any_player()
         data = self.endpoint.take_outgoing()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import gevent
@@ -122,12 +121,5 @@ class Publisher:
         connection.leave(self.message_stream, reason)
         connection.send_status(self.message_stream.id, status.info(code, description))
         if not connection.transport.sending:
-            data = connection.endpoint.take_outgoing()
-            player = connection.any_player()
-            if player is not None:
-                player.write(data)
-            else:
-                # A socket that has no room for so little, or has failed, is beyond help.
-                with suppress(OSError):
-                    connection.transport.try_send(data)
+            connection.send_now()
         gevent.spawn_later(_LINGER_S, connection.cut_off, reason)
