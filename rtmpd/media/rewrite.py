@@ -111,12 +111,10 @@ class Rewrite:
     def _plain(self, payload: bytes, mod_ex: int, multitrack: int, track: int) -> bytes | None:
         """Take off what the player can't read of a message with an Enhanced header."""
         first = payload[0]
-        packet, packet_at = first & 15, 0
-        if packet == mod_ex:
-            packet_at = _behind_mod_ex(payload, mod_ex)
-            if packet_at < 0:
-                return payload if self.mod_ex else None
-            packet = payload[packet_at] & 15
+        packet_at = _behind_mod_ex(payload, mod_ex)
+        if packet_at < 0:
+            return payload if self.mod_ex else None
+        packet = payload[packet_at] & 15
         # Audio has 9 in the upper bits, so that a frame type of 1 is read there: never a command.
         command = first >> 4 & 7 == _FRAME_TYPE_COMMAND and packet != VideoPacket.METADATA
         body: bytes | None = None
@@ -165,8 +163,11 @@ AUDIO_FEATURES: Final = bytes(map(_audio_features, range(256)))
 
 
 def _behind_mod_ex(payload: bytes, mod_ex: int) -> int:
-    """Return where the packet type behind all ModEx packets is (in the lower bits of a byte), or -1 if they are cut short."""
-    position, packet = 0, mod_ex
+    """Return where the packet type behind all ModEx packets is (in the lower bits of a byte), or -1 if they are cut short.
+
+    That is 0 without any.
+    """
+    position, packet = 0, payload[0] & 15
     while packet == mod_ex:
         if position + 1 >= len(payload):
             return -1
@@ -246,11 +247,9 @@ def _to_legacy(payload: bytes, four_cc: bytes, codec_id: int) -> bytes | None:
 
     Metadata and other packets that the legacy header has no place for are left out, and ModEx packets are taken off.
     """
-    packet_at = 0
-    if payload[0] & 15 == VideoPacket.MOD_EX:
-        packet_at = _behind_mod_ex(payload, VideoPacket.MOD_EX)
-        if packet_at < 0:
-            return payload
+    packet_at = _behind_mod_ex(payload, VideoPacket.MOD_EX)
+    if packet_at < 0:
+        return payload
     body = packet_at + 1 + _FOUR_CC_SIZE
     frame_type = payload[0] >> 4 & 7
     if payload[0] < 0x80 or payload[packet_at + 1 : body] != four_cc:
@@ -278,11 +277,9 @@ def _to_legacy_audio(payload: bytes) -> bytes | None:
     """
     if payload[0] >> 4 != 9:
         return payload
-    packet_at = 0
-    if payload[0] & 15 == AudioPacket.MOD_EX:
-        packet_at = _behind_mod_ex(payload, AudioPacket.MOD_EX)
-        if packet_at < 0:
-            return payload
+    packet_at = _behind_mod_ex(payload, AudioPacket.MOD_EX)
+    if packet_at < 0:
+        return payload
     packet, body = payload[packet_at] & 15, packet_at + 1 + _FOUR_CC_SIZE
     four_cc = payload[packet_at + 1 : body]
     if packet == AudioPacket.MULTITRACK or four_cc not in (b"mp4a", b".mp3"):
