@@ -6,15 +6,16 @@ go first. Imports the configuration's types.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from rtmpd.config.access import address_group
+from rtmpd.config.access_rules import address_group
+from rtmpd.util.token_bucket import KeyedTokenBuckets
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LimitsConfig
 
-__all__ = ["DEFAULT_CONNECTION_LIMIT", "ConnectionLimits", "RateLimiter"]
+__all__ = ["DEFAULT_CONNECTION_LIMIT", "ConnectionLimits"]
 
 DEFAULT_CONNECTION_LIMIT = 10_000
 """What ``connection_limit = 0`` means, where open files allow it."""
@@ -22,43 +23,6 @@ DEFAULT_CONNECTION_LIMIT = 10_000
 _REMEMBERED = 10_000
 _BURST_S = 2.0
 """A bucket holds what comes in by rate in this time."""
-
-
-class RateLimiter:
-    """A token bucket for each address; of IPv6 for each /64.
-
-    Args:
-        limit: How many addresses are remembered. One that is forgotten begins with a full bucket.
-    """
-
-    def __init__(self, limit: int = _REMEMBERED) -> None:
-        self._limit = limit
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-    def take(self, address: str, now_s: float, rate: float) -> bool:
-        """Take a token of an address; return whether there was one.
-
-        Args:
-            address: Of the peer.
-            now_s: The monotonic clock.
-            rate: Tokens per second. Those of two seconds are kept.
-        """
-        who = address_group(address)
-        burst = rate * _BURST_S
-        tokens, counted_at_s = self._buckets.pop(who, (burst, now_s))
-        tokens = min(burst, tokens + (now_s - counted_at_s) * rate)
-        taken = tokens >= 1
-        self._buckets[who] = (tokens - taken, now_s)
-        if len(self._buckets) > self._limit:
-            self._buckets.popitem(last=False)
-        return taken
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._buckets.clear()
 
 
 class ConnectionLimits:
@@ -77,7 +41,7 @@ class ConnectionLimits:
         self.capacity = DEFAULT_CONNECTION_LIMIT
         self._by_address: Counter[str] = Counter()
         self._open = 0
-        self._rates = RateLimiter()
+        self._rates = KeyedTokenBuckets(_REMEMBERED, _BURST_S)
 
     def refusal(self, address: str, now_s: float) -> str:
         """Return why a new connection is to be refused; an empty text lets it in: then `enter` is due.
@@ -96,7 +60,7 @@ class ConnectionLimits:
         rate = limits.connection_rate_limit
         if not rate:
             self._rates.clear()
-        elif not self._rates.take(address, now_s, rate):
+        elif not self._rates.take(address_group(address), now_s, rate):
             return f"connection_rate_limit is {rate} per second"
         return ""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from rtmpd.stream.stream import Stream
+    from rtmpd.live.stream import Stream
 
 __all__ = ["Event", "EventBus", "EventType", "Scalar"]
 

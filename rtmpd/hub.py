@@ -11,36 +11,36 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
-from rtmpd.access import AllowAll
+from rtmpd.authorization import AllowAll
 from rtmpd.connection_limits import ConnectionLimits
 from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
-from rtmpd.loop import give_way
+from rtmpd.live.memory import MemoryGuard
+from rtmpd.live.stream import Stream
 from rtmpd.media.track_config import VideoConfig
 from rtmpd.net.proxied import is_from, read_proxy_header
 from rtmpd.net.tls import Tls
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
-from rtmpd.session.connection import Connection
-from rtmpd.session.reconnect import ask_to_reconnect, wait_until_gone
-from rtmpd.stream.shedding import MemoryGuard
-from rtmpd.stream.stream import Stream
+from rtmpd.rtmp.connection import Connection
+from rtmpd.rtmp.reconnect import ask_to_reconnect, wait_until_gone
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from rtmpd.access import Authorizer
+    from rtmpd.authorization import Authorizer
     from rtmpd.config.model import ApplicationConfig, Config, LiveConfig
     from rtmpd.media.track_config import AudioConfig
     from rtmpd.net.transport import Transport
-    from rtmpd.session.player import Player
-    from rtmpd.session.publisher import Publisher
+    from rtmpd.rtmp.player import Player
+    from rtmpd.rtmp.publisher import Publisher
 
-__all__ = ["Hub", "RelayFigures"]
+__all__ = ["Configured", "Hub", "RelayFigures"]
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,17 @@ def _no_relays() -> Iterable[RelayFigures]:
     return ()
 
 
+class Configured(Protocol):
+    """A part of the server that uses a part of the configuration."""
+
+    @staticmethod
+    def select(config: Config) -> Any:
+        """Return the part of a configuration that this part of the server uses."""
+
+    def reload(self, options: Any) -> None:
+        """Apply new options, as `select` returns them. Must not wait or fail."""
+
+
 class Hub:
     """Owns the streams.
 
@@ -127,6 +138,7 @@ class Hub:
         authorizer: Decides who may come in: everybody, until the service that authenticates puts itself here.
         relays: Gives the figures of every relay there is; the service that relays puts its own function here.
         id: A random name of this server, by which it knows its own streams again.
+        parts: Receive their options at each reload, in this order; the daemon adds the services.
         listening: Host and port of every address that is listened on; kept by the daemon.
         tls: What is in force for RTMPS; kept by the daemon.
         memory: Keeps the memory of streams below its limit.
@@ -143,6 +155,7 @@ class Hub:
         self.authorizer: Authorizer = AllowAll()
         self.relays: Callable[[], Iterable[RelayFigures]] = _no_relays
         self.id = os.urandom(8).hex()
+        self.parts: list[Configured] = []
         self.listening: tuple[tuple[str, int], ...] = ()
         self.tls = Tls()
         self.stopping = False
@@ -163,7 +176,7 @@ class Hub:
         return self._greenlet
 
     def reload(self, config: Config) -> None:
-        """Take another configuration; live streams and connections go on under it."""
+        """Apply a new, valid configuration: hand each part the options that it uses. Live streams and connections stay."""
         self.config = config
         self.connection_limits.limits = config.limits
         self.memory.reload(config.limits.memory_limit_bytes)
@@ -174,6 +187,8 @@ class Hub:
             found = config.application(stream.key.rpartition("/")[0])
             if found is not None:
                 stream.reload(found[1])
+        for part in self.parts:
+            part.reload(part.select(config))
 
     def count(self, name: str) -> None:
         """Count an event."""

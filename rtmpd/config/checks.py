@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from configobj.validate import ValidateError, Validator
 
-from rtmpd.config.access import parse_network, parse_secret_url, parse_stream_secret, parse_user
+from rtmpd.config.access_rules import parse_network, parse_secret_url, parse_stream_secret, parse_user
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.model import ListenAddress, shown

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from configobj import ConfigObj, ConfigObjError, flatten_errors
 from configobj.validate import ValidateError
 
-from rtmpd.config.access import auth_problem
+from rtmpd.config.access_rules import auth_problem
 from rtmpd.config.checks import NAME_LENGTH, converter, is_name
 from rtmpd.config.model import (
     DEFAULT_APPLICATION,

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from rtmpd.config.access import NamedSecret, Network  # noqa: TC001 - a field's type is looked up at run time
+from rtmpd.config.access_rules import NamedSecret, Network  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.relay_url import RelayUrl  # noqa: TC001 - a field's type is looked up at run time

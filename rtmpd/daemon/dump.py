@@ -16,16 +16,16 @@ from weakref import WeakSet
 
 from greenlet import greenlet
 
-from rtmpd.loop import give_way
-from rtmpd.stream.subscriber import State
+from rtmpd.live.subscriber import State
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rtmpd.hub import Hub
-    from rtmpd.session.player import Player
-    from rtmpd.session.publisher import Publisher
-    from rtmpd.stream.stream import Stream
+    from rtmpd.live.stream import Stream
+    from rtmpd.rtmp.player import Player
+    from rtmpd.rtmp.publisher import Publisher
 
 __all__ = ["Dump"]
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtmpd.config.access import NamedSecret
+from rtmpd.config.access_rules import NamedSecret
 from rtmpd.config.model import ApplicationConfig, printable
 from rtmpd.config.secret import Secret
 from rtmpd.daemon.findings import Finding

@@ -355,6 +355,11 @@ class Logs:
             self._begin(target, config.log_format, sinks[0])
         self._access.start(access, config.log_format, sinks[1])
 
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
+
     def reload(self, config: Config) -> None:
         """Take another configuration, and open files again. Where a target can't be opened, the old one stays."""
         self._config = config.log

@@ -101,6 +101,7 @@ class Daemon:
             pages,
             metrics,
         ]
+        self.hub.parts.extend(self.services)
         self.ports = Ports(self.hub.serve, self._sockets["rtmp"], self._sockets["rtmps"])
         tls = self.hub.tls
         self.hub.gauges["tls_certificate_expiry"] = lambda: tls.server.not_after if tls.server is not None else 0.0
@@ -179,8 +180,6 @@ class Daemon:
         self.config = config
         self.hub.connection_limits.capacity = capacity
         self.hub.reload(self.config)
-        for service in self.services:
-            service.reload(self.config)
         shown = ", ".join(changed[:_CHANGES_SHOWN]) or "nothing has changed"
         more = f", and {len(changed) - _CHANGES_SHOWN} more" if len(changed) > _CHANGES_SHOWN else ""
         log.info("configuration reloaded: %s%s", shown, more)

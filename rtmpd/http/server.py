@@ -219,6 +219,11 @@ class HttpServer:
             server.start()
             log.info("%s on http://%s%s", self._name, bound, next(iter(self._routes)))
 
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
+
     def reload(self, config: Config) -> None:
         """Nothing: addresses only change with a restart."""
 

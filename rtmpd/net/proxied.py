@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtmpd.config.access import parse_address, within
+from rtmpd.config.access_rules import parse_address, within
 from rtmpd.net.transport import deadline, format_address
 from rtmpd.protocol.proxy import ProxyHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rtmpd.config.access import Network
+    from rtmpd.config.access_rules import Network
     from rtmpd.net.transport import Transport
 
 __all__ = ["is_from", "read_proxy_header"]

@@ -20,10 +20,10 @@ from gevent import get_hub
 from gevent.socket import wait
 
 from rtmpd.errors import TlsError, TransportClosed
-from rtmpd.loop import give_way
 from rtmpd.net.tls_records import RecordCounter
 from rtmpd.net.tls_words import not_tls, words
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from gevent import get_hub
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
-from rtmpd.loop import give_way
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
+from rtmpd.util.stream_key import StreamKey
+
 __all__ = ["MAX_NAME_LENGTH", "StreamName", "is_printable", "join_key", "resolve", "split_query"]
 
 MAX_NAME_LENGTH = 1024
@@ -22,7 +24,7 @@ class StreamName(NamedTuple):
         parameters: The merged query: the stream name's wins over the app's, and that over the tcUrl's.
     """
 
-    key: str
+    key: StreamKey
     parameters: dict[str, str]
 
 
@@ -32,9 +34,9 @@ def split_query(text: str) -> tuple[str, str]:
     return head, query
 
 
-def join_key(app: str, name: str) -> str:
+def join_key(app: str, name: str) -> StreamKey:
     """Join app and name with one slash, whatever slashes they bring."""
-    return "/".join(part for part in f"{app}/{name}".split("/") if part)
+    return StreamKey("/".join(part for part in f"{app}/{name}".split("/") if part))
 
 
 def resolve(app: str, tc_url: str, name: str, default_name: str) -> StreamName:

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rtmpd.events import EventType
+from rtmpd.util.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,13 +43,17 @@ class AccessLog:
         self._hub = hub
         self._clock = clock
         self._following = False
-        self._tokens = _BURST
-        self._counted_at = clock()
+        self._lines = TokenBucket(_BURST, clock())
         self._unlisted = 0
 
     def start(self) -> None:
         """Begin."""
         self.reload(self._hub.config)
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Begin or end, as the configuration says."""
@@ -69,7 +74,7 @@ class AccessLog:
             # Who has said nothing looks whether somebody is there.
             if event.data.get("served") or not event.data.get("bytes_in"):
                 return
-            if not self._take_token():
+            if not self._lines.take(self._clock(), _RATE, _BURST):
                 self._unlisted += 1
                 return
         entry = entry_of(event)
@@ -77,16 +82,6 @@ class AccessLog:
             entry["unlisted"] = self._unlisted
             self._unlisted = 0
         log.info("%s of %s ended", entry["action"], entry["stream"] or entry["app"], extra={"entry": entry})
-
-    def _take_token(self) -> bool:
-        """Return whether one more line may be written about nothing."""
-        now = self._clock()
-        self._tokens = min(_BURST, self._tokens + (now - self._counted_at) * _RATE)
-        self._counted_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 def entry_of(event: Event) -> dict[str, Scalar]:

@@ -1,8 +1,8 @@
-"""What a service is to the daemon that builds it."""
+"""The interface between a service and the daemon that builds it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
@@ -11,17 +11,21 @@ __all__ = ["Service"]
 
 
 class Service(Protocol):
-    """A part that lives as long as the server. It is made with the hub, whose ``config`` is the one in force."""
+    """A part that lives as long as the server. It is made with the hub and the options that it selects."""
+
+    @staticmethod
+    def select(config: Config) -> Any:
+        """Return the part of a configuration that the service uses: all that it may read."""
 
     def start(self) -> None:
-        """Begin, before the first connection. Must not wait.
+        """Start, before the first connection. Must not wait.
 
         Raises:
             RtmpdError: The server can't start like this; the message says why.
         """
 
-    def reload(self, config: Config) -> None:
-        """Go on under another configuration, which the hub has already. Must not wait, and can't fail."""
+    def reload(self, options: Any) -> None:
+        """Apply new options, as `select` returns them. Called by the hub at each reload. Must not wait or fail."""
 
     def stop(self, limit_s: float) -> None:
-        """End, and wait for what is under way, at most *limit_s*. The streams have ended. Also called if it never began."""
+        """Stop, and wait for unfinished work, at most *limit_s*. All streams have ended. Also called if `start` was not."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config
     from rtmpd.events import Event
     from rtmpd.hub import Hub
+    from rtmpd.live.stream import Stream
     from rtmpd.media.track_config import AudioConfig, VideoConfig
-    from rtmpd.stream.stream import Stream
 
 __all__ = ["MediaLog", "describe_audio", "describe_video"]
 
@@ -83,6 +83,11 @@ class MediaLog:
         """Begin."""
         self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP, EventType.CODEC_DETECTED), self._handle)
         self._greenlet = gevent.spawn(self._run)
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Nothing: the interval is looked up each time."""

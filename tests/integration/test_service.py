@@ -30,7 +30,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become anothe
 # A process in which the event loop is blocked for good, once somebody publishes.
 _BLOCKED = """
 import sys, time
-from rtmpd.session.publisher import Publisher
+from rtmpd.rtmp.publisher import Publisher
 Publisher.start = lambda *_: time.sleep(1000)
 from rtmpd.cli import main
 sys.exit(main(sys.argv[1:]))

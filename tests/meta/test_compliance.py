@@ -13,7 +13,7 @@ from rtmpd.protocol.amf0 import _READERS as AMF0_READERS
 from rtmpd.protocol.amf3 import _READERS as AMF3_READERS
 from rtmpd.protocol.enhanced import AUDIO_FOUR_CCS, VIDEO_FOUR_CCS, CapsEx, server_answer
 from rtmpd.protocol.message import MessageType, UserControlType
-from rtmpd.session.commands import COMMANDS
+from rtmpd.rtmp.commands import COMMANDS
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "spec-compliance.rst"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rtmpd.config import model, render
-from rtmpd.config.access import NamedSecret, Network
+from rtmpd.config.access_rules import NamedSecret, Network
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.loader import load_text

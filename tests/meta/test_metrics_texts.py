@@ -17,7 +17,7 @@ from rtmpd.config.loader import load_text
 from rtmpd.hub import _STREAM_COUNTERS, Hub, RelayFigures
 from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES
 from rtmpd.services.metrics.service import Metrics
-from tests.unit.stream.fakes import keyframe
+from tests.unit.live.fakes import keyframe
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "metrics.rst"

@@ -22,6 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtmpd.live.headers import NO_HEADERS, Headers
+from rtmpd.live.subscriber import Subscriber
 from rtmpd.protocol.chunk import frame_message
 from rtmpd.protocol.message import (
     CSID_AUDIO,
@@ -33,14 +35,12 @@ from rtmpd.protocol.message import (
     MessageType,
     RawMessage,
 )
-from rtmpd.stream.headers import NO_HEADERS, Headers
-from rtmpd.stream.subscriber import Subscriber
-from tests.unit.stream.fakes import FakeTime, FakeTransport, Scene, live_pages, reader
+from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, live_pages, reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rtmpd.stream.tally import Tally
+    from rtmpd.live.tally import Tally
 
 CSIDS = {
     MessageType.AUDIO: CSID_AUDIO,
@@ -699,14 +699,14 @@ def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]
     """Make a script whose time is a fake one, with other *constants* than the modules have."""
     with ExitStack() as stack:
         for name, value in constants.items():
-            stack.enter_context(mock.patch(f"rtmpd.stream.{name}", value))
+            stack.enter_context(mock.patch(f"rtmpd.live.{name}", value))
         # What is disposable is another test's business.
-        stack.enter_context(mock.patch("rtmpd.stream.wirelog.is_disposable", lambda data, _: data[:2] == TAGS["needless"]))
+        stack.enter_context(mock.patch("rtmpd.live.wirelog.is_disposable", lambda data, _: data[:2] == TAGS["needless"]))
         # The script counts the greenlets' turns, not the event loop's.
-        stack.enter_context(mock.patch("rtmpd.loop._MOMENT_S", 0))
+        stack.enter_context(mock.patch("rtmpd.util.event_loop._MOMENT_S", 0))
         script = Script(**limits)
         for module in ("fanout", "group"):
-            stack.enter_context(mock.patch(f"rtmpd.stream.{module}.time", script.time))
+            stack.enter_context(mock.patch(f"rtmpd.live.{module}.time", script.time))
         stack.callback(script.scene.close)
         yield script
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rtmpd.live.content import Content
 from rtmpd.media.rewrite import Rewrite
 from rtmpd.media.rewritten_metadata import rewritten_metadata
 from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.protocol import amf0
 from rtmpd.protocol.enhanced import parse_capabilities
-from rtmpd.stream.content import Content
 
 MEDIA = settings(deadline=None, max_examples=300)
 

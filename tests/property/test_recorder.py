@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.config.loader import load_text
+from rtmpd.live.stream import Stream
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import RawMessage
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from rtmpd.stream.stream import Stream
 from tests.unit.services.recorder.files import write_pieces
 
 AVC = bytes.fromhex(

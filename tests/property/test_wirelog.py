@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtmpd.stream.wirelog import WireLog
-from tests.unit.stream.fakes import parse
+from rtmpd.live.wirelog import WireLog
+from tests.unit.live.fakes import parse
 
 if TYPE_CHECKING:
-    from rtmpd.stream.pages import Page
+    from rtmpd.live.pages import Page
 
 LOG = settings(deadline=None, max_examples=100)
 NEVER = 1 << 40  # bytes: no join point is given up
@@ -35,7 +35,7 @@ PAGE_SIZES = st.sampled_from([(64, 64), (100, 1000), (8 << 10, 256 << 10)])
 
 
 def small_pages(sizes):
-    return mock.patch.multiple("rtmpd.stream.pages", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
+    return mock.patch.multiple("rtmpd.live.pages", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
 
 
 @st.composite

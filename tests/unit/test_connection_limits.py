@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT, ConnectionLimits, RateLimiter
+from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT, ConnectionLimits
 
 LIMITS = load_text("").limits
 
@@ -50,24 +50,6 @@ def test_addresses_have_rates_of_their_own_and_of_ipv6_each_64():
     assert let_in(limits, 9, "[2001:db8::ffff:1]") == 0
     assert let_in(limits, 9, "[2001:db8:0:1::1]") == 2
     assert let_in(limits, 9, "[::ffff:192.0.2.2]") == 0
-
-
-def test_only_so_many_addresses_are_remembered_and_the_longest_unheard_of_goes_first():
-    rates = RateLimiter(limit=2)
-    for address in ("192.0.2.1", "192.0.2.2"):
-        assert [rates.take(address, 0.0, 1) for _ in range(3)] == [True, True, False]
-    assert not rates.take("192.0.2.1", 0.0, 1)
-    assert rates.take("192.0.2.3", 0.0, 1)
-    assert len(rates) == 2
-    assert not rates.take("192.0.2.1", 0.0, 1)
-    assert rates.take("192.0.2.2", 0.0, 1)
-
-
-def test_a_flood_of_addresses_takes_no_more_memory():
-    rates = RateLimiter()
-    for number in range(20_000):
-        rates.take(f"10.0.{number >> 8}.{number & 255}", 0.0, 1)
-    assert len(rates) == 10_000
 
 
 def test_other_options_hold_at_once():

@@ -13,9 +13,9 @@ from gevent.event import Event
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused, TransportClosed
 from rtmpd.hub import Hub
+from rtmpd.live.subscriber import Subscriber
 from rtmpd.net.transport import Transport
-from rtmpd.stream.subscriber import Subscriber
-from tests.unit.stream.fakes import FakeTime, FakeTransport, frame, keyframe, settle, texts
+from tests.unit.live.fakes import FakeTime, FakeTransport, frame, keyframe, settle, texts
 
 LIMIT_S = 10
 
@@ -23,7 +23,7 @@ LIMIT_S = 10
 @pytest.fixture
 def clock(monkeypatch):
     made = FakeTime()
-    for module in ("hub", "stream.stream", "stream.fanout"):
+    for module in ("hub", "live.stream", "live.fanout"):
         monkeypatch.setattr(f"rtmpd.{module}.time", made)
     return made
 

@@ -10,7 +10,7 @@ import pytest
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused
 from rtmpd.hub import Hub
-from tests.unit.stream.fakes import keyframe
+from tests.unit.live.fakes import keyframe
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rtmpd.config.access import address_group
+from rtmpd.config.access_rules import address_group
 
 __all__ = ["Ban", "Bans"]
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rtmpd.access import Action
-from rtmpd.config.access import parse_address, within
+from rtmpd.authorization import Action
+from rtmpd.config.access_rules import parse_address, within
 from rtmpd.services.auth.signing import verified
 from rtmpd.services.auth.table import PublishKeys, Table
 
 if TYPE_CHECKING:
-    from rtmpd.access import Request
+    from rtmpd.authorization import Request
     from rtmpd.config.model import AuthConfig
     from rtmpd.config.secret import Secret
 

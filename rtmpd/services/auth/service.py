@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 import gevent
 
-from rtmpd.access import Action
-from rtmpd.config.access import is_user_name, parse_address, within
+from rtmpd.authorization import Action
+from rtmpd.config.access_rules import is_user_name, parse_address, within
 from rtmpd.config.model import DEFAULT_APPLICATION
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
 from rtmpd.protocol import adobe_auth, status
@@ -26,12 +26,12 @@ from rtmpd.services.auth.callback import Call, CallbackFailed, name_of, place_of
 from rtmpd.services.auth.rules import Denied, Rules
 from rtmpd.services.auth.table import Table, TableError
 from rtmpd.services.auth.table_file import read_table
-from rtmpd.services.threads import Threads
+from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rtmpd.access import Connect, Request
+    from rtmpd.authorization import Connect, Request
     from rtmpd.config.model import AuthConfig, Config
     from rtmpd.hub import Hub
     from rtmpd.services.auth.callback import Answer
@@ -92,6 +92,11 @@ class Auth:
         self._hub.authorizer = self
         self._hub.gauges["auth_callbacks_active"] = lambda: self.calls
         self._greenlet = gevent.spawn(self._run)
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Go by other options at once, and read the files again."""

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from rtmpd.config.access import is_stream_key, is_user_name
+from rtmpd.config.access_rules import is_stream_key, is_user_name
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from rtmpd.config.access import NamedSecret
+    from rtmpd.config.access_rules import NamedSecret
 
 __all__ = ["FILE_LIMIT_BYTES", "PublishKeys", "Table", "TableError", "parse_table"]
 

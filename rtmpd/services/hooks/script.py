@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rtmpd.config.model import HooksConfig
     from rtmpd.services.hooks.notice import Notice
     from rtmpd.services.hooks.share import CpuShare
-    from rtmpd.services.threads import Job, Threads
+    from rtmpd.util.threads import Job, Threads
 
 __all__ = ["Script"]
 

@@ -18,7 +18,7 @@ from rtmpd.services.hooks.script import Script
 from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.hooks.stdio import Stdio
 from rtmpd.services.hooks.webhook import Webhook
-from rtmpd.services.threads import Threads
+from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
     from rtmpd.config.model import Config, HooksConfig
@@ -93,6 +93,11 @@ class Hooks:
         """Begin."""
         self._hub.gauges["hooks_waiting"] = lambda: self._board.waiting + (self._stdio.waiting if self._stdio else 0)
         self._follow()
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Tell others from now on, or of other events. Destinations that stay keep their queues."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rtmpd.config.secret import Secret
     from rtmpd.services.hooks.notice import Notice
     from rtmpd.services.hooks.share import CpuShare
-    from rtmpd.services.threads import Threads
+    from rtmpd.util.threads import Threads
 
 __all__ = ["Webhook", "reason", "signature"]
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rtmpd.hub import Hub, RelayFigures
+    from rtmpd.live.stream import Stream
     from rtmpd.services.metrics.pace import Pace
-    from rtmpd.stream.stream import Stream
 
 __all__ = ["OTHER", "RelaySeries", "StreamSeries", "label", "relay_series", "stream_series"]
 

@@ -64,6 +64,11 @@ class Metrics:
         if self._served or self._hub.config.metrics.metrics_listen:
             self._loop_lag.start()
 
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
+
     def reload(self, config: Config) -> None:
         """Nothing: the limit is looked up each time."""
 

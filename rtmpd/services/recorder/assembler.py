@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
 from rtmpd.media import flv
 from rtmpd.media.flv_metadata import (
     DEFAULT_INDEX_ENTRIES,
@@ -20,12 +21,11 @@ from rtmpd.media.flv_metadata import (
     read_metadata,
 )
 from rtmpd.media.tags import Kind
-from rtmpd.stream.headers import MAX_HEADER_BYTES, HeaderCache
 
 if TYPE_CHECKING:
-    from rtmpd.stream.flvlog import LoggedTag
-    from rtmpd.stream.headers import Headers
-    from rtmpd.stream.vitals import Vitals
+    from rtmpd.live.flvlog import LoggedTag
+    from rtmpd.live.headers import Headers
+    from rtmpd.live.stats import Vitals
 
 __all__ = ["Assembler", "Piece", "Segment", "SegmentLimits"]
 

@@ -21,20 +21,20 @@ import gevent
 from gevent.event import Event
 
 from rtmpd.config.model import printable
-from rtmpd.loop import give_way
+from rtmpd.live.flvlog import NEVER
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.services.recorder.flv_file import FlvFile, file_error
-from rtmpd.stream.flvlog import NEVER
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import RecordConfig
+    from rtmpd.live.flvlog import FlvLog
+    from rtmpd.live.pages import Page
+    from rtmpd.live.stream import Stream
     from rtmpd.services.recorder.assembler import Piece, Segment
-    from rtmpd.services.threads import Job, Threads
-    from rtmpd.stream.flvlog import FlvLog
-    from rtmpd.stream.pages import Page
-    from rtmpd.stream.stream import Stream
+    from rtmpd.util.threads import Job, Threads
 
 __all__ = ["Recording", "RecordingOwner"]
 
@@ -86,7 +86,7 @@ class Recording:
         key: The stream's.
         connection_id: The publisher's.
         greenlet: To be started by the owner.
-        wake_at: See `rtmpd.stream.flvlog.FlvReader`.
+        wake_at: See `rtmpd.live.flvlog.FlvReader`.
         file: What is being written; None between files.
     """
 

@@ -21,7 +21,7 @@ from rtmpd.events import EventType
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.services.recorder.repair import PartRepair, Repaired, RepairOutcome
 from rtmpd.services.recorder.retention import Limits, Retention, RetentionReport
-from rtmpd.services.threads import Threads
+from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config, RecordConfig
     from rtmpd.events import Event, Scalar
     from rtmpd.hub import Hub
+    from rtmpd.live.stream import Stream
     from rtmpd.services.recorder.assembler import Segment
-    from rtmpd.stream.stream import Stream
 
 __all__ = ["Recorder"]
 
@@ -78,6 +78,11 @@ class Recorder:
         if self._active:
             self._upkeep.spawn(self._mend_parts)
         self._upkeep.spawn(self._keep)
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Begin and end recordings of live streams as the new configuration wants it."""

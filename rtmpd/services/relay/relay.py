@@ -20,15 +20,15 @@ from rtmpd.config.model import printable
 from rtmpd.errors import Refused, RtmpdError
 from rtmpd.events import EventType
 from rtmpd.hub import RelayFigures
+from rtmpd.live.subscriber import State
 from rtmpd.net.local import is_listened_on
 from rtmpd.net.transport import deadline
 from rtmpd.protocol import via
 from rtmpd.protocol.enhanced import server_answer
-from rtmpd.services.relay.backoff import Backoff
 from rtmpd.services.relay.delivery import DeliveryWatch
 from rtmpd.services.relay.moving import Moved, check, moved_url
 from rtmpd.services.relay.subscriber import RelaySubscriber
-from rtmpd.stream.subscriber import State
+from rtmpd.util.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from rtmpd.config.relay_url import RelayUrl
     from rtmpd.events import Scalar
     from rtmpd.hub import Hub
-    from rtmpd.stream.pages import Page
-    from rtmpd.stream.stream import Stream
+    from rtmpd.live.pages import Page
+    from rtmpd.live.stream import Stream
 
 __all__ = ["Relay", "RelayOwner"]
 

@@ -11,8 +11,8 @@ from gevent.pool import Group
 
 from rtmpd.config.relay_url import labels
 from rtmpd.events import EventType
-from rtmpd.loop import give_way
 from rtmpd.services.relay.relay import Relay
+from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rtmpd.config.relay_url import RelayUrl
     from rtmpd.events import Event
     from rtmpd.hub import Hub, RelayFigures
-    from rtmpd.stream.stream import Stream
+    from rtmpd.live.stream import Stream
 
 __all__ = ["Relays"]
 
@@ -52,6 +52,11 @@ class Relays:
         self.hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
         self.hub.relays = self._figures
         self._sweeper = gevent.spawn(self._sweep)
+
+    @staticmethod
+    def select(config: Config) -> Config:
+        """Return the part of a configuration that the service uses."""
+        return config
 
     def reload(self, config: Config) -> None:
         """Begin and end relays of live streams as the new configuration wants it."""

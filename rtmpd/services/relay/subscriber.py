@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rtmpd.live.headers import Headers
+from rtmpd.live.subscriber import Subscriber
 from rtmpd.protocol import amf0
 from rtmpd.protocol.message import CSID_DATA, MessageType
-from rtmpd.stream.headers import Headers
-from rtmpd.stream.subscriber import Subscriber
 
 if TYPE_CHECKING:
-    from rtmpd.stream.subscriber import SubscriberTransport
+    from rtmpd.live.subscriber import SubscriberTransport
 
 __all__ = ["RelaySubscriber"]
 

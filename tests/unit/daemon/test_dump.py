@@ -13,8 +13,8 @@ from gevent.event import Event
 from rtmpd.config.loader import load_text
 from rtmpd.daemon.dump import Dump
 from rtmpd.hub import Hub
-from rtmpd.stream.subscriber import Subscriber
-from tests.unit.stream.fakes import FakeTransport, keyframe
+from rtmpd.live.subscriber import Subscriber
+from tests.unit.live.fakes import FakeTransport, keyframe
 
 
 @pytest.fixture

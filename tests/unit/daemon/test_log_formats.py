@@ -22,7 +22,7 @@ TIME_S = 1_700_000_000.123
 
 
 def record(message="publishes live/a", level=logging.INFO, **extra):
-    made = logging.LogRecord("rtmpd.session.connection", level, "/x/connection.py", 77, message, None, None, "start")
+    made = logging.LogRecord("rtmpd.rtmp.connection", level, "/x/connection.py", 77, message, None, None, "start")
     made.created = TIME_S
     made.msecs = 123
     made.__dict__.update(extra)
@@ -144,7 +144,7 @@ def test_a_datagram_has_the_fields_of_the_journal():
         "CODE_FILE": "/x/connection.py",
         "CODE_LINE": "77",
         "CODE_FUNC": "start",
-        "RTMPD_LOGGER": "rtmpd.session.connection",
+        "RTMPD_LOGGER": "rtmpd.rtmp.connection",
         "RTMPD_CONNECTION": "7",
         "RTMPD_PEER": "192.0.2.5:50512",
         "RTMPD_STREAM": "live/a",

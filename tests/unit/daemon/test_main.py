@@ -16,7 +16,7 @@ from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.net.listener import Listener
 from rtmpd.protocol.enhanced import NOTHING_DECLARED
 from tests.ports import free_port
-from tests.unit.stream.fakes import FakeTransport
+from tests.unit.live.fakes import FakeTransport
 
 LIMIT_S = 10
 

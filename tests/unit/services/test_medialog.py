@@ -11,7 +11,7 @@ from rtmpd.hub import Hub
 from rtmpd.media.track_config import AudioConfig, VideoConfig
 from rtmpd.services import medialog
 from rtmpd.services.medialog import MediaLog, describe_audio, describe_video
-from tests.unit.stream.fakes import FakeTime, FakeTransport
+from tests.unit.live.fakes import FakeTime, FakeTransport
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"

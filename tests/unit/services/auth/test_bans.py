@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from rtmpd.config.access import parse_address, within
+from rtmpd.config.access_rules import parse_address, within
 from rtmpd.services.auth.bans import Ban, Bans
 
 RULE = {"failures": 3, "window_s": 60.0, "ban_s": 300.0}

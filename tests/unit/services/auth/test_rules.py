@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtmpd.access import Action, Request
+from rtmpd.authorization import Action, Request
 from rtmpd.config.loader import load_text
 from rtmpd.config.secret import Secret
 from rtmpd.services.auth.rules import Decision, Denied, Rules

@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from rtmpd.access import Action, Connect, Request
+from rtmpd.authorization import Action, Connect, Request
 from rtmpd.config.loader import load_text
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
 from rtmpd.hub import Hub

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtmpd.config.access import NamedSecret
+from rtmpd.config.access_rules import NamedSecret
 from rtmpd.config.secret import Secret
 from rtmpd.services.auth.table import FILE_LIMIT_BYTES, PublishKeys, Table, TableError, parse_table
 

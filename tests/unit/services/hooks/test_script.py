@@ -16,7 +16,7 @@ import pytest
 from rtmpd.config.hook_targets import ScriptHook
 from rtmpd.services.hooks.script import Script
 from rtmpd.services.hooks.share import CpuShare
-from rtmpd.services.threads import Threads
+from rtmpd.util.threads import Threads
 from tests.unit.services.hooks.fakes import notice, options, wait_for, within
 
 THREADS = Threads(4)

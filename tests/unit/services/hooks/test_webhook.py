@@ -21,7 +21,7 @@ from rtmpd.config.hook_targets import WebhookHook
 from rtmpd.services.hooks.notice import json_body
 from rtmpd.services.hooks.share import CpuShare
 from rtmpd.services.hooks.webhook import Webhook
-from rtmpd.services.threads import Threads
+from rtmpd.util.threads import Threads
 from tests.ports import free_port
 from tests.unit.services.hooks.fakes import notice, options, within
 

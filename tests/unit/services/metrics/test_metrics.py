@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rtmpd.config.loader import load_text
 from rtmpd.hub import Hub, RelayFigures
+from rtmpd.live.subscriber import Subscriber
 from rtmpd.services.metrics.figures import OTHER, label
 from rtmpd.services.metrics.process import LoopLag
 from rtmpd.services.metrics.service import Metrics
-from rtmpd.stream.subscriber import Subscriber
-from tests.unit.stream.fakes import FakeTransport, audio_frame, frame, keyframe, settle
+from tests.unit.live.fakes import FakeTransport, audio_frame, frame, keyframe, settle
 
 LIMIT_S = 10
 

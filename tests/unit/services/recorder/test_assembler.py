@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from rtmpd.live.flvlog import FlvLog
+from rtmpd.live.headers import HeaderCache
+from rtmpd.live.stats import Vitals
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.media.tags import Kind, audio_kind, video_kind
 from rtmpd.protocol import amf0
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from rtmpd.stream.flvlog import FlvLog
-from rtmpd.stream.headers import HeaderCache
-from rtmpd.stream.vitals import Vitals
 from tests.unit.services.recorder.files import write_pieces
 
 AVC = bytes.fromhex(

@@ -13,13 +13,13 @@ import pytest
 from gevent.pool import Group
 
 from rtmpd.config.loader import load_text
+from rtmpd.live.stream import Stream
 from rtmpd.media.flv_repair import scan
 from rtmpd.services.recorder import recording as module
 from rtmpd.services.recorder.flv_file import FlvFile
 from rtmpd.services.recorder.recording import Recording
-from rtmpd.services.threads import Threads
-from rtmpd.stream.stream import Stream
-from tests.unit.stream.fakes import live_pages
+from rtmpd.util.threads import Threads
+from tests.unit.live.fakes import live_pages
 
 LIMIT_S = 20
 KEY, INTER = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter"

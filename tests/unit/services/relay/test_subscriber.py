@@ -1,11 +1,11 @@
 import pytest
 
 from rtmpd.config.loader import load_text
+from rtmpd.live.stream import Stream
 from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import RawMessage
 from rtmpd.services.relay.subscriber import RelaySubscriber
-from rtmpd.stream.stream import Stream
-from tests.unit.stream.fakes import AAC_HEADER, AVC_HEADER, CHUNK, FakeTransport, keyframe, settle
+from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, CHUNK, FakeTransport, keyframe, settle
 
 METADATA = amf0.encode("onMetaData", {"width": 64.0})
 OTHER = amf0.encode("onMetaData", {"width": 128.0})

@@ -1,0 +1,361 @@
+"""What each command of a client does.
+
+A table from command name to function; each gets the connection and the decoded command, and may raise `Refused`. Every command
+with a transaction id is answered, known or not: clients wait for it. Imports the publisher and player roles.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rtmpd.authorization import Action
+from rtmpd.config.model import printable
+from rtmpd.errors import Refused, RemoteProtocolError
+from rtmpd.protocol import status
+from rtmpd.protocol.enhanced import parse_capabilities, server_answer
+from rtmpd.protocol.message import UserControlType
+from rtmpd.protocol.naming import is_printable, resolve
+from rtmpd.protocol.via import MEMBER, parse_via
+from rtmpd.rtmp.admission import authorize, log_in
+from rtmpd.rtmp.player import Player
+from rtmpd.rtmp.publisher import Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.protocol.command import Command
+    from rtmpd.protocol.naming import StreamName
+    from rtmpd.rtmp.connection import Connection, MessageStream
+
+__all__ = ["COMMANDS", "answer_unknown"]
+
+_SERVER_VERSION = "FMS/3,5,7,7009"
+_CAPABILITIES = 31
+_MAX_DESCRIPTION = 200
+_MAX_AGENT = 80
+
+
+def _result(connection: Connection, command: Command, *values: Any) -> None:
+    if command.transaction_id > 0:
+        connection.endpoint.send_command("_result", command.transaction_id, *(values or (None, None)))
+
+
+def answer_unknown(connection: Connection, command: Command) -> None:
+    """Answer what we don't know, so that nobody waits; answers of the peer (``_result``, ``onStatus`` ...) get none."""
+    if command.name not in ("_result", "_error", "onStatus", "pong", "onBWDone"):
+        _result(connection, command)
+
+
+def _connect(connection: Connection, command: Command) -> None:
+    if connection.connected:
+        raise RemoteProtocolError("connect for the second time")
+    # An object, or an ECMA array as some send it; both are dicts here.
+    properties = command.command_object if isinstance(command.command_object, dict) else {}
+    app = properties.get("app")
+    # "tcurl" is how some spell it.
+    tc_url = properties.get("tcUrl", properties.get("tcurl"))
+    connection.app = app if isinstance(app, str) else ""
+    connection.tc_url = tc_url if isinstance(tc_url, str) else ""
+    agent = properties.get("flashVer")
+    connection.agent = printable(agent[:_MAX_AGENT]) if isinstance(agent, str) else ""
+    connection.capabilities = parse_capabilities(properties)
+    connection.via = parse_via(properties.get(MEMBER))
+    found = resolve(connection.app, connection.tc_url, "", "")
+    path = found.key
+    connection.wish.connect(path)
+    if not is_printable(path):
+        raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
+    connection.options = connection.hub.admit(path)
+    connection.user = log_in(connection, found, properties)
+    connection.connected = True
+    connection.phase = "command"
+    endpoint = connection.endpoint
+    config = connection.config
+    # In this order: OBS, FFmpeg, GStreamer and librtmp all take it.
+    endpoint.send_window_ack_size(config.window_ack_size_bytes)
+    endpoint.send_peer_bandwidth(config.peer_bandwidth_bytes)
+    endpoint.send_chunk_size(config.chunk_size_bytes)
+    endpoint.send_command(
+        "_result",
+        command.transaction_id,
+        {"fmsVer": _SERVER_VERSION, "capabilities": _CAPABILITIES, "mode": 1, **server_answer()},
+        status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=connection.capabilities.object_encoding),
+    )
+    user = f" as {connection.user}" if connection.user else ""
+    connection.log.info("connected to %s%s by %s", path or "(no application)", user, _agent(properties))
+
+
+def _agent(properties: dict[str, Any]) -> str:
+    agent = properties.get("flashVer")
+    return repr(agent[:_MAX_AGENT]) if isinstance(agent, str) else "an unnamed client"
+
+
+def _create_stream(connection: Connection, command: Command) -> None:
+    _result(connection, command, None, connection.create_message_stream().id)
+
+
+def _fc_publish(connection: Connection, command: Command) -> None:
+    """Answer FCPublish; the publish command decides."""
+    _result(connection, command)
+    if command.transaction_id > 0:
+        connection.endpoint.send_command(
+            "onFCPublish", 0, None, status.info(status.PUBLISH_START, f"FCPublish to stream {_text(command.argument(0))}.")
+        )
+
+
+def _fc_unpublish(connection: Connection, command: Command) -> None:
+    name = command.argument(0)
+    for message_stream in list(connection.message_streams.values()):
+        publisher = message_stream.publisher
+        if publisher is not None and (len(connection.live) == 1 or publisher.name == name):
+            _stop_publishing(connection, message_stream, "FCUnpublish")
+    _result(connection, command)
+    if command.transaction_id > 0:
+        connection.endpoint.send_command(
+            "onFCUnpublish", 0, None, status.info(status.UNPUBLISH_SUCCESS, f"FCUnpublish to stream {_text(name)}.")
+        )
+
+
+def _fc_subscribe(connection: Connection, command: Command) -> None:
+    _result(connection, command)
+    connection.endpoint.send_command(
+        "onFCSubscribe", 0, None, status.info(status.PLAY_START, f"FCSubscribe to {_text(command.argument(0))}.")
+    )
+
+
+def _get_stream_length(connection: Connection, command: Command) -> None:
+    # Live streams have none.
+    _result(connection, command, None, 0)
+
+
+def _text(value: Any) -> str:
+    return value[:_MAX_DESCRIPTION] if isinstance(value, str) else ""
+
+
+def _resolve(connection: Connection, name: str, code: str) -> StreamName:
+    assert connection.options is not None
+    found = resolve(connection.app, connection.tc_url, name, connection.options.default_stream_name)
+    if not is_printable(found.key):
+        raise Refused(code, "The stream's name has control characters or is too long.")
+    return found
+
+
+# Publishing -------------------------------------------------------------------------------------------------------------
+
+
+def _publish(connection: Connection, command: Command) -> None:
+    message_stream = connection.message_stream(command.message_stream_id)
+    name = command.argument(0)
+    if message_stream.publisher is not None:
+        if not name or not isinstance(name, str):
+            # Wirecast stops with a second publish whose name is false or empty.
+            _stop_publishing(connection, message_stream, "publish without a name")
+            return
+        if name == message_stream.publisher.name:
+            _say_publish_start(connection, message_stream)
+            return
+        _stop_publishing(connection, message_stream, "publish of another name")
+    elif name is False:
+        return
+    if not isinstance(name, str):
+        name = ""
+    if message_stream.player is not None:
+        _stop_playing(connection, message_stream, "publish")
+    connection.wish.ask(Action.PUBLISH)
+    found = _resolve(connection, name, status.PUBLISH_BAD_NAME)
+    # Media is never answered, so there is no acknowledgement worth hurrying from here on.
+    connection.transport.interactive = False
+    # The second argument, the type (live, record, append), may be missing; all are live here.
+    publisher = Publisher(connection, message_stream, name)
+    stream = connection.hub.publish(authorize(connection, Action.PUBLISH, found), publisher)
+    publisher.start(stream)
+    connection.wish.settled = True
+    _say_publish_start(connection, message_stream)
+
+
+def _say_publish_start(connection: Connection, message_stream: MessageStream) -> None:
+    publisher = message_stream.publisher
+    assert publisher is not None
+    connection.endpoint.send_user_control(UserControlType.STREAM_BEGIN, message_stream.id)
+    connection.send_status(
+        message_stream.id, status.info(status.PUBLISH_START, f"{publisher.key} is now published.", details=publisher.key)
+    )
+
+
+def _stop_publishing(connection: Connection, message_stream: MessageStream, reason: str) -> None:
+    publisher = message_stream.publisher
+    if publisher is None:
+        return
+    key = publisher.key
+    connection.leave(message_stream, reason)
+    connection.send_status(message_stream.id, status.info(status.UNPUBLISH_SUCCESS, f"{key} is now unpublished.", details=key))
+
+
+# Playing ----------------------------------------------------------------------------------------------------------------
+
+
+def _play(connection: Connection, command: Command) -> None:
+    name = command.argument(0)
+    message_stream = connection.message_stream(command.message_stream_id)
+    if name is False:
+        _stop_playing(connection, message_stream, "play(false)")
+        return
+    # start -2 (live or recorded), -1 (live) or any other: there are only live streams. Clients mean reset unless they say no.
+    reset = command.argument(3, True)
+    _start_playing(connection, message_stream, name if isinstance(name, str) else "", reset=reset is not False and reset != 0)
+
+
+def _play2(connection: Connection, command: Command) -> None:
+    options = command.argument(0)
+    name = options.get("streamName") if isinstance(options, dict) else options
+    if not isinstance(name, str):
+        raise Refused(status.PLAY_FAILED, "play2 names no stream.")
+    _start_playing(connection, connection.message_stream(command.message_stream_id), name, reset=False)
+
+
+def _start_playing(connection: Connection, message_stream: MessageStream, name: str, *, reset: bool) -> None:
+    if message_stream.publisher is not None:
+        _stop_publishing(connection, message_stream, "play")
+    _stop_playing(connection, message_stream, "play of another name", silent=True)
+    connection.wish.ask(Action.PLAY)
+    found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
+    player = Player(connection, message_stream, name)
+    key = authorize(connection, Action.PLAY, found)
+    stream = connection.hub.play(key, player)
+    problem = player.unsupported(stream)
+    if problem:
+        connection.hub.unplay(stream, player)
+        connection.hub.count("unsupported_codecs")
+        raise Refused(status.PLAY_NO_TRACK, problem)
+    endpoint = connection.endpoint
+    number = message_stream.id
+    endpoint.send_user_control(UserControlType.STREAM_BEGIN, number)
+    if reset:
+        connection.send_status(number, status.info(status.PLAY_RESET, f"Playing and resetting {key}.", details=key))
+    connection.send_status(number, status.info(status.PLAY_START, f"Started playing {key}.", details=key))
+    try:
+        # The player joins the fan-out only when this is on its way, so that nothing overtakes it.
+        connection.flush()
+    except BaseException:
+        connection.hub.unplay(stream, player)
+        raise
+    player.start(stream)
+    connection.wish.settled = True
+
+
+def _stop_playing(connection: Connection, message_stream: MessageStream, reason: str, *, silent: bool = False) -> None:
+    player = message_stream.player
+    if player is None:
+        return
+    key = player.key
+    owed = connection.leave(message_stream, reason)
+    if not silent:
+        connection.endpoint.send_user_control(UserControlType.STREAM_EOF, message_stream.id)
+        connection.send_status(message_stream.id, status.info(status.PLAY_STOP, f"Stopped playing {key}.", details=key))
+    connection.endpoint.outgoing[:0] = owed
+
+
+def _pause(connection: Connection, command: Command) -> None:
+    message_stream = connection.message_streams.get(command.message_stream_id)
+    player = message_stream.player if message_stream is not None else None
+    if message_stream is None or player is None:
+        _result(connection, command)
+        return
+    if command.argument(0, True):
+        player.pause()
+        info = status.info(status.PAUSE_NOTIFY, f"Pausing {player.key}.", details=player.key)
+    else:
+        player.resume()
+        info = status.info(status.UNPAUSE_NOTIFY, f"Unpausing {player.key}.", details=player.key)
+    connection.send_status(message_stream.id, info)
+
+
+def _seek(connection: Connection, command: Command) -> None:
+    # Level status though it says Failed: FFmpeg ends on any error level, and the stream goes on.
+    info = status.info(status.SEEK_FAILED, "A live stream can't be sought in.")
+    connection.send_status(command.message_stream_id, {**info, "level": "status"})
+
+
+def _receive_audio(connection: Connection, command: Command) -> None:
+    _receive(connection, command, "audio")
+
+
+def _receive_video(connection: Connection, command: Command) -> None:
+    _receive(connection, command, "video")
+
+
+def _receive(connection: Connection, command: Command, what: str) -> None:
+    message_stream = connection.message_streams.get(command.message_stream_id)
+    if message_stream is None or message_stream.player is None:
+        _result(connection, command)
+        return
+    player = message_stream.player
+    wanted = bool(command.argument(0, True))
+    if wanted:
+        # Sections 7.2.2.4 and 7.2.2.5: these two notices, and none for switching off.
+        for code, text in ((status.SEEK_NOTIFY, "Seeking"), (status.PLAY_START, "Started playing")):
+            connection.send_status(message_stream.id, status.info(code, f"{text} {player.key}.", details=player.key))
+    if what == "audio":
+        player.receive(audio=wanted)
+    else:
+        player.receive(video=wanted)
+
+
+# Ending -----------------------------------------------------------------------------------------------------------------
+
+
+def _named(connection: Connection, command: Command) -> MessageStream | None:
+    """Find the message stream that closeStream or deleteStream means.
+
+    The id is an argument, or the message stream that the command came on. GStreamer sends the stream's name instead, on message
+    stream 0: then it can only mean the one there is.
+    """
+    number = command.argument(0)
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and number in connection.message_streams:
+        return connection.message_streams[int(number)]
+    if command.message_stream_id in connection.message_streams:
+        return connection.message_streams[command.message_stream_id]
+    if isinstance(number, str) and len(connection.message_streams) == 1:
+        return next(iter(connection.message_streams.values()))
+    return None
+
+
+def _close_stream(connection: Connection, command: Command) -> None:
+    """End publish or play and keep the message stream: JW Player uses it as a pause and plays again on the same one."""
+    message_stream = _named(connection, command)
+    if message_stream is not None:
+        _stop_publishing(connection, message_stream, "closeStream")
+        _stop_playing(connection, message_stream, "closeStream")
+    _result(connection, command)
+
+
+def _delete_stream(connection: Connection, command: Command) -> None:
+    message_stream = _named(connection, command)
+    if message_stream is not None:
+        _stop_publishing(connection, message_stream, "deleteStream")
+        _stop_playing(connection, message_stream, "deleteStream")
+        connection.message_streams.pop(message_stream.id, None)
+    _result(connection, command)
+
+
+COMMANDS: dict[str, Callable[[Connection, Command], None]] = {
+    "connect": _connect,
+    "createStream": _create_stream,
+    "initStream": answer_unknown,
+    "releaseStream": answer_unknown,
+    "FCPublish": _fc_publish,
+    "FCUnpublish": _fc_unpublish,
+    "FCSubscribe": _fc_subscribe,
+    "getStreamLength": _get_stream_length,
+    "_checkbw": answer_unknown,
+    "publish": _publish,
+    "play": _play,
+    "play2": _play2,
+    "pause": _pause,
+    "pauseRaw": _pause,
+    "seek": _seek,
+    "receiveAudio": _receive_audio,
+    "receiveVideo": _receive_video,
+    "closeStream": _close_stream,
+    "deleteStream": _delete_stream,
+}

@@ -1,0 +1,367 @@
+"""Several players of one connection write through one socket: every message whole, whoever's it is."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import gevent
+import pytest
+from gevent import socket
+
+from rtmpd.config.loader import load_text
+from rtmpd.events import EventBus
+from rtmpd.live.stream import Stream
+from rtmpd.live.subscriber import Subscriber
+from rtmpd.net.transport import Transport
+from rtmpd.protocol.message import MessageType, UserControlType
+from rtmpd.rtmp.connection import Connection, MessageStream
+from rtmpd.rtmp.outlet import SharedOutlet
+from rtmpd.rtmp.player import Player
+from tests.unit.live.fakes import CHUNK, FakeTransport, Scene, app_options, frame, keyframe, parse, settle
+
+LIMIT_S = 10
+
+
+class SlowConnection(FakeTransport):
+    """A transport as a session knows it, over a fake socket."""
+
+    peer = "192.0.2.1:50000"
+    bytes_sent = 0
+    sending = False
+
+    def limit_unsent(self, limit_bytes):
+        pass
+
+    def send_all(self, data, limit_s):
+        assert self.try_send(data) == len(data)
+
+
+@pytest.fixture
+def hub():
+    return SimpleNamespace(
+        config=load_text(""),
+        stopping=False,
+        bus=EventBus(),
+        count=lambda name: None,
+        unplay=lambda stream, player: None,
+    )
+
+
+@pytest.fixture
+def scenes():
+    made = [Scene(), Scene()]
+    yield made
+    for scene in made:
+        scene.close()
+
+
+def whole(label, size):
+    """A message as chunks, as a fan-out hands it over."""
+    scene = Scene()
+    return scene.reply(label.ljust(size, "."))
+
+
+# The outlet by itself ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_socket_takes_goes_straight_through():
+    transport = FakeTransport()
+    outlet = SharedOutlet(transport)
+    assert outlet.try_send(b"message") == 7
+    assert transport.data == b"message"
+    assert outlet.take_rest() == b""
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 6])
+def test_a_message_is_taken_whole_or_not_at_all(capacity):
+    transport = FakeTransport(capacity)
+    outlet = SharedOutlet(transport)
+    assert outlet.try_send(b"message") == 7
+    with pytest.raises(BlockingIOError):
+        outlet.try_send(b"another")
+    transport.capacity = 3
+    if capacity < 4:
+        with pytest.raises(BlockingIOError):
+            outlet.try_send(b"another")
+    transport.capacity = None
+    assert outlet.try_send(b"another") == 7
+    assert transport.data == b"messageanother"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_kind_of_bytes_is_taken_and_copied(kind):
+    transport = FakeTransport(3)
+    outlet = SharedOutlet(transport)
+    data = bytearray(b"message")
+    outlet.try_send(kind(data))
+    data[:] = b"xxxxxxx"
+    transport.capacity = None
+    outlet.try_send(b"")
+    assert transport.data == b"message"
+
+
+def test_what_is_owed_goes_first():
+    transport = FakeTransport(0)
+    outlet = SharedOutlet(transport)
+    outlet.owe(b"rest of a message,")
+    with pytest.raises(BlockingIOError):
+        outlet.try_send(b"message")
+    transport.capacity = None
+    outlet.try_send(b"message")
+    assert transport.data == b"rest of a message,message"
+
+
+def test_what_has_not_gone_out_can_be_taken_back():
+    outlet = SharedOutlet(FakeTransport(3))
+    outlet.try_send(b"message")
+    assert outlet.take_rest() == b"sage"
+    assert outlet.take_rest() == b""
+
+
+def test_those_who_wait_are_called_once_when_everything_has_gone_out():
+    transport = FakeTransport(0)
+    outlet = SharedOutlet(transport)
+    outlet.try_send(b"message")
+    calls = []
+    outlet.watch_writable(lambda: calls.append("first"))
+    outlet.watch_writable(lambda: calls.append("second"))
+    transport.take(3)
+    assert calls == []
+    transport.take()
+    assert calls == ["first", "second"]
+    assert not transport.watched
+    assert transport.data == b"message"
+
+
+def test_one_who_blocks_again_while_others_are_called_is_called_again():
+    transport = FakeTransport(0)
+    outlet = SharedOutlet(transport)
+    outlet.try_send(b"message")
+    calls = []
+
+    def first():
+        calls.append("first")
+        if len(calls) == 1:
+            transport.capacity = 2
+            outlet.try_send(b"more")
+            outlet.watch_writable(first)
+
+    outlet.watch_writable(first)
+    transport.take()
+    assert calls == ["first"]
+    transport.take()
+    assert calls == ["first", "first"]
+    assert transport.data == b"messagemore"
+
+
+def test_a_player_that_no_longer_waits_does_not_stop_the_others():
+    transport = FakeTransport(0)
+    outlet = SharedOutlet(transport)
+    outlet.try_send(b"message")
+    calls = []
+    outlet.watch_writable(lambda: calls.append("one"))
+    outlet.unwatch_writable()
+    outlet.watch_writable(lambda: calls.append("two"))
+    transport.take()
+    assert "two" in calls
+
+
+def test_what_is_kept_goes_out_without_another_message(scenes):
+    """The stream may have ended with it; or the next message come in a minute."""
+    transport = FakeTransport(100)
+    scenes[0].video(keyframe("", 1000))
+    scenes[0].fanout.join(Subscriber(SharedOutlet(transport)))
+    settle()
+    transport.take()
+    settle()
+    assert [m.payload for m in parse(bytes(transport.data))] == [keyframe("", 1000)]
+    assert not transport.watched
+
+
+def test_a_failing_socket_is_an_error_for_whoever_sends():
+    transport = FakeTransport()
+    outlet = SharedOutlet(transport)
+    transport.error = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError):
+        outlet.try_send(b"message")
+
+
+def test_a_socket_that_fails_while_others_wait_ends_the_connection_and_wakes_them():
+    transport = FakeTransport(0)
+    outlet = SharedOutlet(transport)
+    outlet.try_send(b"message")
+    calls = []
+    outlet.watch_writable(lambda: calls.append("called"))
+    transport.error = ConnectionResetError(104, "Connection reset by peer")
+    transport.take()
+    assert transport.close_reason == "send failed: Connection reset by peer"
+    assert calls == ["called"]
+    assert not transport.watched
+
+
+def test_closing_it_closes_the_connection():
+    transport = FakeTransport()
+    SharedOutlet(transport).close("it took nothing for 30 s")
+    assert transport.close_reason == "it took nothing for 30 s"
+
+
+# Two players ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_players_share_a_slow_socket_message_by_message(scenes, seed):
+    source = random.Random(seed)
+    transport = FakeTransport(source.randrange(300))
+    outlet = SharedOutlet(transport)
+    subscribers = []
+    sent = [[], []]
+    replies = 0
+
+    def append(index):
+        label = f"{index} {len(sent[index])}"
+        payload = (frame if sent[index] else keyframe)(label, source.choice([0, 100, 5000]))
+        sent[index].append(payload)
+        scenes[index].video(payload)
+
+    for index, scene in enumerate(scenes):
+        append(index)
+        subscribers.append(Subscriber(outlet, index + 1))
+        scene.fanout.join(subscribers[-1])
+    for _ in range(60):
+        append(source.randrange(2))
+        if source.random() < 0.5:
+            settle(2)
+        if source.random() < 0.5:
+            transport.take(source.randrange(6000))
+        if source.random() < 0.2:
+            index = source.randrange(2)
+            scenes[index].fanout.write(subscribers[index], scenes[index].reply(f"reply {replies}"))
+            replies += 1
+    settle()
+    while transport.watched:
+        transport.take()
+        settle()
+    rest = outlet.take_rest()
+    messages = parse(bytes(transport.data) + rest)
+    for index in range(2):
+        assert [m.payload for m in messages if m.message_stream_id == index + 1] == sent[index]
+    assert sorted(m.payload for m in messages if m.message_stream_id == 0) == sorted(b"reply %d" % n for n in range(replies))
+
+
+def test_one_player_leaves_in_the_middle_of_a_message_and_the_other_goes_on(scenes):
+    transport = FakeTransport(100)
+    outlet = SharedOutlet(transport)
+    subscribers = []
+    for index, scene in enumerate(scenes):
+        scene.video(keyframe(str(index), 1000))
+        subscribers.append(Subscriber(outlet, index + 1))
+        scene.fanout.join(subscribers[-1])
+    owed = scenes[0].fanout.leave(subscribers[0])
+    scenes[1].fanout.write(subscribers[1], owed + scenes[1].reply("bye"))
+    transport.take()
+    scenes[1].video(frame("1"))
+    settle()
+    messages = [m.payload for m in parse(bytes(transport.data))]
+    assert sorted(messages) == sorted([keyframe("0", 1000), keyframe("1", 1000), b"bye", frame("1")])
+
+
+def test_a_failing_socket_drops_both_players(scenes):
+    transport = FakeTransport(100)
+    outlet = SharedOutlet(transport)
+    for index, scene in enumerate(scenes):
+        scene.video(keyframe(str(index), 1000))
+        scene.fanout.join(Subscriber(outlet, index + 1))
+    transport.error = ConnectionResetError(104, "Connection reset by peer")
+    transport.take()
+    for scene in scenes:
+        scene.video(frame())
+    settle()
+    assert transport.close_reason == "send failed: Connection reset by peer"
+    assert [len(scene.fanout) for scene in scenes] == [0, 0]
+
+
+# A connection that plays twice ------------------------------------------------------------------------------------------
+
+
+def play(connection, stream, number):
+    message_stream = connection.message_streams.setdefault(number, MessageStream(number))
+    player = Player(connection, message_stream, "name")
+    player.start(stream)
+    return player
+
+
+@pytest.fixture
+def streams():
+    made = []
+    for name in ("one", "two"):
+        stream = Stream(f"live/{name}", app_options(), CHUNK)
+        stream.begin(object())
+        stream.video(0, keyframe(name, 1000))
+        stream.video(40, frame(name))
+        made.append(stream)
+    yield made
+    for stream in made:
+        stream.close()
+    settle(2)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 12, 500, 1011, 1012, 1020])
+def test_a_second_play_on_a_connection_whose_socket_is_full(hub, streams, taken):
+    """The first player's half-sent message is finished before anything else goes out."""
+    transport = SlowConnection(taken)
+    connection = Connection(transport, hub, 1)
+    play(connection, streams[0], 1)
+    play(connection, streams[1], 2)
+    for stream in streams:
+        stream.video(80, frame("later"))
+    settle()
+    while transport.watched:
+        transport.take()
+        settle()
+    got = parse(bytes(transport.data) + connection.outlet.take_rest())
+    for number, name in ((1, "one"), (2, "two")):
+        payloads = [m.payload for m in got if m.message_stream_id == number]
+        assert payloads == [keyframe(name, 1000), frame(name), frame("later")]
+
+
+def test_replies_after_the_last_play_come_behind_what_the_outlet_still_holds(hub, streams):
+    transport = SlowConnection(100)
+    connection = Connection(transport, hub, 1)
+    play(connection, streams[0], 1)
+    play(connection, streams[1], 2)
+    settle()
+    owed = b"".join(connection.leave(each, "deleteStream") for each in list(connection.message_streams.values()))
+    connection.endpoint.outgoing[:0] = owed
+    connection.endpoint.send_user_control(UserControlType.STREAM_EOF, 2)
+    transport.capacity = None
+    connection.flush()
+    assert parse(bytes(transport.data))[-1].type_id == MessageType.USER_CONTROL
+
+
+def test_a_connection_can_be_written_to_directly_when_its_players_have_left_while_it_was_full(hub, streams):
+    ours, peer = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    transport = Transport(ours, "unix")
+    connection = Connection(transport, hub, 1)
+    play(connection, streams[0], 1)
+    play(connection, streams[1], 2)
+    for index in range(20):
+        for stream in streams:
+            stream.video(80 + index, frame("later", 1000))
+        settle(5)
+    for message_stream in list(connection.message_streams.values()):
+        connection.endpoint.outgoing += connection.leave(message_stream, "deleteStream")
+    connection.endpoint.send_user_control(UserControlType.STREAM_EOF, 2)
+    peer.settimeout(LIMIT_S)
+    flushing = gevent.spawn(connection.flush)
+    flushing.link(lambda _: transport.close("done"))
+    # It finds the socket full, and waits.
+    gevent.sleep(0)
+    got = b""
+    while data := peer.recv(1 << 16):
+        got += data
+    flushing.get(timeout=LIMIT_S)
+    assert parse(got)[-1].type_id == MessageType.USER_CONTROL
+    transport.dispose()
+    peer.close()
