@@ -1,0 +1,219 @@
+"""The states of connections, streams, relays and recordings: each an enum with one table of transitions.
+
+`docs/design.rst` shows these tables, rendered by ``python -m rtmpd.phases``. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "CLOSE_COUNTERS",
+    "CONNECTION",
+    "RELAY",
+    "STREAM",
+    "CloseKind",
+    "CloseReason",
+    "ConnectionPhase",
+    "IllegalTransition",
+    "Machine",
+    "RelayPhase",
+    "StreamPhase",
+    "Table",
+]
+
+Phase = TypeVar("Phase", bound=enum.Enum)
+Table = dict[Phase, frozenset[Phase]]
+"""For each phase, the phases that may follow it."""
+
+
+class IllegalTransition(RuntimeError):
+    """A change of phase that its table does not list: a bug."""
+
+
+class Machine(Generic[Phase]):
+    """One phase, changed only along its table.
+
+    Args:
+        table: The transitions.
+        phase: The first phase.
+
+    Attributes:
+        phase: The present one.
+    """
+
+    __slots__ = ("_table", "phase")
+
+    def __init__(self, table: Mapping[Phase, frozenset[Phase]], phase: Phase) -> None:
+        self._table = table
+        self.phase = phase
+
+    def to(self, phase: Phase) -> None:
+        """Change the phase; the present one is no change.
+
+        Raises:
+            IllegalTransition: The table does not list it.
+        """
+        if phase is self.phase:
+            return
+        if phase not in self._table[self.phase]:
+            raise IllegalTransition(f"{type(phase).__name__}: {self.phase.name} is not followed by {phase.name}")
+        self.phase = phase
+
+
+def _table(*rows: tuple[Phase, tuple[Phase, ...]]) -> Table[Phase]:
+    return {phase: frozenset(following) for phase, following in rows}
+
+
+class ConnectionPhase(enum.Enum):
+    """The phase of an RTMP connection; the value names it in log lines."""
+
+    TLS_HANDSHAKE = "TLS handshake"
+    HANDSHAKE = "handshake"
+    CONNECT = "connect"
+    """The handshake is complete; the connect command has not been accepted."""
+    COMMAND = "command"
+    """Connected; no message stream publishes or plays."""
+    AUTHORIZE = "authorize"
+    """A publish or play waits for the authorizer; nothing is read from the client meanwhile."""
+    PUBLISH = "publish"
+    """At least one message stream publishes."""
+    PLAY = "play"
+    """At least one message stream plays, and none publishes."""
+    CLOSING = "closing"
+    """The server has closed the connection; its greenlet has not ended yet."""
+    CLOSED = "closed"
+
+
+_C = ConnectionPhase
+_OPEN = (_C.COMMAND, _C.AUTHORIZE, _C.PUBLISH, _C.PLAY)
+_END = (_C.CLOSING, _C.CLOSED)
+
+CONNECTION: Final = _table(
+    (_C.TLS_HANDSHAKE, (_C.HANDSHAKE, *_END)),
+    (_C.HANDSHAKE, (_C.CONNECT, *_END)),
+    (_C.CONNECT, (_C.COMMAND, *_END)),
+    *((phase, (*_OPEN, *_END)) for phase in _OPEN),
+    (_C.CLOSING, (_C.CLOSED,)),
+    (_C.CLOSED, ()),
+)
+
+
+class StreamPhase(enum.Enum):
+    """The phase of a stream."""
+
+    IDLE = "idle"
+    """No source is active, and none is waited for. Players may wait for the next one."""
+    LIVE = "live"
+    """A source is active."""
+    GRACE = "grace"
+    """The source has ended; players are kept for ``publisher_grace_s``."""
+    CLOSED = "closed"
+    """The stream has been removed from the registry."""
+
+
+_S = StreamPhase
+
+STREAM: Final = _table(
+    (_S.IDLE, (_S.LIVE, _S.CLOSED)),
+    (_S.LIVE, (_S.GRACE,)),
+    (_S.GRACE, (_S.LIVE, _S.IDLE)),
+    (_S.CLOSED, ()),
+)
+
+
+class RelayPhase(enum.Enum):
+    """The phase of a relay; the value is its state in metrics."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    """The destination has accepted the publish; media is sent."""
+    WAITING = "waiting"
+    """The connection was up and is lost; the relay waits before the next attempt."""
+    FAILED = "failed"
+    """The last attempt did not come up; the relay waits before the next one."""
+    ENDED = "ended"
+
+
+_R = RelayPhase
+
+RELAY: Final = _table(
+    (_R.CONNECTING, (_R.UP, _R.FAILED, _R.ENDED)),
+    (_R.UP, (_R.WAITING, _R.ENDED)),
+    (_R.WAITING, (_R.CONNECTING, _R.ENDED)),
+    (_R.FAILED, (_R.CONNECTING, _R.ENDED)),
+    (_R.ENDED, ()),
+)
+
+
+class CloseKind(enum.Enum):
+    """Why a connection or a source ended."""
+
+    PEER_LEFT = "the client closed the connection, or its connection broke"
+    EARLY = "likewise, before its connect command was accepted: load balancers and port scanners do that"
+    TLS = "TLS failed"
+    HANDSHAKE = "the RTMP handshake failed"
+    LIMIT = "the client exceeded a limit"
+    PROTOCOL = "the client violated the protocol"
+    DEADLINE = "a phase took longer than its option allows"
+    SILENT = "a client that published or played stopped sending, or does not answer"
+    STALLED = "a player's socket accepted no data for write_timeout_s"
+    REFUSED = "policy does not allow the connect, publish or play"
+    LOGIN = "the client has to connect again with its login: a normal step"
+    EXPELLED = "a rule that logs and counts by itself: bitrate, back-pressure policy, unsupported codec"
+    TAKEN_OVER = "a new publisher replaced a silent one (publisher_takeover_s)"
+    COMMAND = "the client ended a publish or play with a command; the connection stays"
+    SHUTDOWN = "the server stops"
+    INTERNAL = "an error of the server"
+
+
+_K = CloseKind
+_WARNING, _ERROR = 30, 40  # as in logging
+
+CLOSE_COUNTERS: Final[dict[CloseKind, tuple[str, ...]]] = {
+    _K.EARLY: ("early_closes",),
+    _K.TLS: ("tls_failures",),
+    _K.HANDSHAKE: ("handshake_failures",),
+    _K.LIMIT: ("limits_exceeded",),
+    _K.PROTOCOL: ("protocol_errors",),
+    _K.DEADLINE: ("deadlines_exceeded",),
+    _K.SILENT: ("deadlines_exceeded", "zombie_connections"),
+    _K.STALLED: ("zombie_connections",),
+    _K.REFUSED: ("refused",),
+    _K.TAKEN_OVER: ("takeovers",),
+    _K.INTERNAL: ("internal_errors",),
+}
+"""The counters of each kind that counts as a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReason:
+    """Why something ended.
+
+    Attributes:
+        kind: Decides counters and log level.
+        text: For the log, events and the access log. No secrets.
+    """
+
+    kind: CloseKind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """The counters that it increments."""
+        return CLOSE_COUNTERS.get(self.kind, ())
+
+    @property
+    def level(self) -> int:
+        """The level of its log line; 0: it has none of its own."""
+        if self.kind is _K.INTERNAL:
+            return _ERROR
+        return _WARNING if self.counters and self.kind is not _K.EARLY else 0
