@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from rtmpd.live.content import Content
 from rtmpd.live.fanout import Fanout
 from rtmpd.live.flvlog import FlvLog
 from rtmpd.live.headers import HeaderCache
 from rtmpd.live.stats import Vitals
 from rtmpd.live.variant import Variant
 from rtmpd.live.wirelog import WireLog
-from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES
+from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES, Content
 from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.protocol import amf0, status

@@ -12,7 +12,7 @@ from rtmpd.live.fanout import Fanout
 from rtmpd.live.headers import Headers
 from rtmpd.live.subscriber import State, Subscriber
 from rtmpd.live.wirelog import WireLog
-from rtmpd.media.rewritten_metadata import rewritten_metadata
+from rtmpd.media.rewrite import rewritten_metadata
 from rtmpd.protocol.message import MessageType
 
 if TYPE_CHECKING:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtmpd.live.content import OLD_AUDIO
-from rtmpd.media.rewrite import Rewrite
+from rtmpd.media.rewrite import OLD_AUDIO, Rewrite
 
 if TYPE_CHECKING:
     from rtmpd.config.model import LiveConfig
-    from rtmpd.live.content import Content
+    from rtmpd.media.rewrite import Content
     from rtmpd.protocol.enhanced import Capabilities
 
 __all__ = ["unsupported", "wanted"]

@@ -7,9 +7,7 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rtmpd.live.content import Content
-from rtmpd.media.rewrite import Rewrite
-from rtmpd.media.rewritten_metadata import rewritten_metadata
+from rtmpd.media.rewrite import Content, Rewrite, rewritten_metadata
 from rtmpd.media.tags import Kind, TagInfo, audio_info, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.protocol import amf0

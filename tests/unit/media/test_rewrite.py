@@ -6,8 +6,11 @@ import subprocess
 
 import pytest
 
-from rtmpd.media.rewrite import AS_PUBLISHED, AUDIO_FEATURES, VIDEO_FEATURES, Feature, Rewrite
+from rtmpd.media.rewrite import AS_PUBLISHED, AUDIO_FEATURES, VIDEO_FEATURES, Content, Feature, Rewrite, rewritten_metadata
 from rtmpd.media.tags import Kind, video_info
+from rtmpd.protocol import amf0
+from rtmpd.protocol.amf_values import EcmaArray
+from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, frame, keyframe
 
 FLAT = Rewrite(default_track=True)
 BARE = Rewrite(mod_ex=False)
@@ -346,6 +349,138 @@ def test_the_first_track_of_several_under_the_old_header():
 
 def test_no_audio_at_all():
     assert [payload for payload in PLAIN_AUDIO if Rewrite(mute=True).audio(payload)] == []
+
+
+# Content ----------------------------------------------------------------------------------------------------------------
+
+HVC1_HEADER = b"\x90hvc1\x01record"
+CODEC12_HEADER = b"\x1c\0\0\0\0\x01record"
+SECOND_TRACK = b"\x96\x00avc1\x01record"
+FIRST_TRACK = b"\x96\x00av01\x00record"
+NANO_FRAME = b"\xa7\x02\0\x12\x34\x01avc1\0\0\0frame"
+PLAIN = Rewrite(default_track=True, mod_ex=False)
+
+
+def test_an_ordinary_stream_needs_no_rewriting():
+    content = Content()
+    for payload in (AVC_HEADER, keyframe(), frame()):
+        content.look_at_video(payload)
+    content.look_at_audio(AAC_HEADER)
+    assert (content.video_four_cc, content.audio_four_cc, content.hevc) == ("", "", "")
+    for wanted in (AS_PUBLISHED, PLAIN, Rewrite(hevc="hvc1"), Rewrite(hevc="codec12")):
+        assert content.narrow(wanted).identity
+
+
+def test_a_repeated_header_changes_no_content():
+    content = Content()
+    assert content.look_at_video(HVC1_HEADER)
+    assert not content.look_at_video(HVC1_HEADER)
+    assert content.look_at_audio(b"\x90Opushead")
+    assert not content.look_at_audio(b"\x90Opushead")
+    assert (content.video_four_cc, content.audio_four_cc) == ("hvc1", "Opus")
+
+
+@pytest.mark.parametrize(
+    ("header", "form", "wanted", "rewritten"),
+    [
+        (HVC1_HEADER, "hvc1", "codec12", "codec12"),
+        (HVC1_HEADER, "hvc1", "hvc1", "published"),
+        (CODEC12_HEADER, "codec12", "hvc1", "hvc1"),
+        (CODEC12_HEADER, "codec12", "codec12", "published"),
+        (CODEC12_HEADER, "codec12", "published", "published"),
+    ],
+)
+def test_hevc_is_rewritten_only_into_another_form(header, form, wanted, rewritten):
+    content = Content()
+    content.look_at_video(header)
+    assert content.hevc == form
+    assert content.narrow(Rewrite(hevc=wanted)) == Rewrite(hevc=rewritten)
+
+
+def test_the_default_track_is_extracted_once_the_stream_has_several():
+    content = Content()
+    content.look_at_video(AVC_HEADER)
+    assert content.narrow(PLAIN).identity
+    assert content.look_at_video(SECOND_TRACK)
+    assert content.narrow(PLAIN) == Rewrite(default_track=True)
+    assert content.narrow(AS_PUBLISHED).identity
+
+
+def test_the_default_track_is_the_lowest_that_came():
+    content = Content()
+    content.look_at_video(SECOND_TRACK)
+    assert content.narrow(PLAIN) == Rewrite(default_track=True, video_track=1)
+    assert content.video_four_cc == "avc1"
+    content.look_at_video(FIRST_TRACK)
+    assert content.narrow(PLAIN) == Rewrite(default_track=True, video_track=0)
+    assert content.video_four_cc == "av01"
+
+
+def test_mod_ex_is_removed_for_players_that_cannot_parse_it():
+    content = Content()
+    content.look_at_video(NANO_FRAME)
+    assert content.narrow(Rewrite(mod_ex=False)) == Rewrite(mod_ex=False)
+    assert content.narrow(AS_PUBLISHED).identity
+
+
+def test_a_known_feature_changes_no_content():
+    content = Content()
+    assert content.known == 0
+    content.look_at_video(SECOND_TRACK)
+    content.look_at_video(NANO_FRAME)
+    known = content.known
+    assert not content.look_at_video(NANO_FRAME)
+    assert content.known == known != 0
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x96", b"\x97\xff", b"\x90hv", b"\x1c", b"\x5f\x00"])
+def test_malformed_messages_change_no_codec(payload):
+    content = Content()
+    if payload:
+        content.look_at_video(payload)
+    assert (content.video_four_cc, content.audio_four_cc) == ("", "")
+
+
+# Metadata ----------------------------------------------------------------------------------------------------------------
+
+HVC1, AVC1, MP4A, MP3 = (float(int.from_bytes(code, "big")) for code in (b"hvc1", b"avc1", b"mp4a", b".mp3"))
+
+
+def metadata(**members):
+    return amf0.encode("onMetaData", EcmaArray(width=1280.0, **members))
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "published", "expected"),
+    [
+        (Rewrite(hevc="codec12"), {"videocodecid": HVC1}, {"videocodecid": 12.0}),
+        (Rewrite(hevc="hvc1"), {"videocodecid": 12.0}, {"videocodecid": HVC1}),
+        (OLD, {"videocodecid": AVC1, "audiocodecid": MP4A}, {"videocodecid": 7.0, "audiocodecid": 10.0}),
+        (OLD, {"audiocodecid": MP3}, {"audiocodecid": 2.0}),
+        (Rewrite(default_track=True), {"audioTrackIdInfoMap": {"1": {"channels": 2.0}}, "videoTrackIdInfoMap": {}}, {}),
+        (Rewrite(mute=True), {"audiocodecid": MP4A, "videocodecid": 7.0}, {"videocodecid": 7.0}),
+    ],
+)
+def test_metadata_follows_the_rewritten_headers(rewrite, published, expected):
+    assert rewritten_metadata(metadata(**published), rewrite) == metadata(**expected)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        metadata(),
+        metadata(videocodecid=7.0, audiocodecid=10.0),
+        metadata(videocodecid="hvc1", audiocodecid=None),
+        metadata()[:-4],
+        amf0.encode("onMetaData"),
+        amf0.encode("onMetaData", "text"),
+        amf0.encode("onCuePoint", {"videocodecid": AVC1}),
+    ],
+)
+@pytest.mark.parametrize("rewrite", [AS_PUBLISHED, OLD, Rewrite(default_track=True, hevc="codec12")])
+def test_metadata_without_a_change_is_the_same_object(payload, rewrite):
+    assert rewritten_metadata(payload, rewrite) is payload
 
 
 # What ffmpeg muxes ------------------------------------------------------------------------------------------------------

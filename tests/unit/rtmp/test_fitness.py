@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.live.content import Content
-from rtmpd.media.rewrite import Rewrite
+from rtmpd.media.rewrite import Content, Rewrite
 from rtmpd.protocol.enhanced import NOTHING_DECLARED, parse_capabilities
 from rtmpd.rtmp.fitness import unsupported, wanted
 
