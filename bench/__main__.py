@@ -12,6 +12,11 @@ def _counts(text):
     return [int(word) for word in text.split(",") if word]
 
 
+def _streams(text):
+    """Pairs of streams and players of each: 100x5,20x50."""
+    return [tuple(map(int, word.split("x"))) for word in text.split(",") if word]
+
+
 def parser():
     known = argparse.ArgumentParser(
         prog="python -m bench",
@@ -22,6 +27,7 @@ def parser():
     known.add_argument("scenarios", nargs="+", metavar="SCENARIO", choices=[*scenarios.SCENARIOS, "all"])
     known.add_argument("--players", type=_counts, default=[100, 1000, 5000], help="fanout, floor: 100,1000,5000")
     known.add_argument("--publishers", type=_counts, default=[50, 200], help="ingest: 50,200")
+    known.add_argument("--streams", type=_streams, default=[(100, 5)], help="many: streams x players of each (100x5)")
     known.add_argument("--joins", type=int, default=200, help="join: how many (200)")
     known.add_argument("--seconds", type=float, default=10, help="length of each window (10; stall at least 15)")
     known.add_argument("--kbps", type=int, help="video bitrate (1000; stall 5000)")
@@ -31,7 +37,7 @@ def parser():
         type=shlex.split,
         default=servers.RTMPD_COMMAND,
         metavar="COMMAND",
-        help="how to start rtmpd in the foreground; {port} becomes the port; fanout-unpaced adds -c FILE",
+        help="how to start rtmpd in the foreground; {port} becomes the port; some scenarios add -c FILE",
     )
     known.add_argument("--json", type=Path, metavar="FILE", help="append every row to this JSON list")
     return known

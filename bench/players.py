@@ -1,4 +1,4 @@
-"""Play one stream many times: a few players take every message apart, the others only count bytes.
+"""Play one stream or several many times: a few players take every message apart, the others only count bytes.
 
 Runs as a process of its own: ``python -m bench.players --port N --players N``. It prints one JSON line at the end.
 Python cannot parse for thousands of players on one core, so only --sample players, spread evenly among all, read
@@ -65,9 +65,9 @@ class SampledPlayer(Player):
     ready = False
     first_key_ns = 0
 
-    def __init__(self, run, *arguments):
-        super().__init__(run.loop, run.port, run.options.app, run.options.name, *arguments)
-        self._run = run
+    def __init__(self, run, stream, *arguments):
+        super().__init__(run.loop, run.port, run.options.app, run.name_of(stream), *arguments)
+        self._run, self.stream = run, stream
         self.last = {}
         self.begin()
 
@@ -76,6 +76,14 @@ class SampledPlayer(Player):
         self.messages = self.gaps = self.unstamped = 0
         self.latencies_ns = []
         self.start_bytes = self.received_bytes
+        self._start_published = self._published()
+
+    def _published(self):
+        return sum(self._run.published.read(self.stream))
+
+    def published(self):
+        """Return the messages that the player's stream has had since begin()."""
+        return self._published() - self._start_published
 
     def on_frame(self, kind, payload, now_ns):
         if not self.ready:
@@ -100,8 +108,8 @@ class DrainPlayer(Player):
 
     ready = False
 
-    def __init__(self, run):
-        super().__init__(run.loop, run.port, run.options.app, run.options.name)
+    def __init__(self, run, stream):
+        super().__init__(run.loop, run.port, run.options.app, run.name_of(stream))
         self._run = run
 
     def on_frame(self, kind, payload, now_ns):
@@ -219,24 +227,31 @@ class Run:
         self.ready = 0
         self.published = Published(options.stat)
 
+    def name_of(self, stream):
+        """The name that bench.publisher gives to a stream."""
+        return f"{self.options.name}_{stream}" if self.options.streams > 1 else self.options.name
+
     def _connect(self):
         """Connect at a rate that neither side's accept queue notices."""
         options = self.options
         count, hampered = options.players, options.stall + options.slow
         watching = count - hampered
         sample = min(options.sample, watching)
-        sampled_at = {hampered + index * watching // sample for index in range(sample)}
+        # Not always the same place among the players of a stream: a server serves them in order.
+        step = max(1, watching // max(1, sample))
+        sampled_at = {hampered + index * watching // sample + index % step for index in range(sample)}
         pause_s = max(2, count / 250) / count
         start_s = time.monotonic()
         for index in range(count):
+            stream = index * options.streams // count
             if index < hampered:
-                player = SampledPlayer(self, STALLED_BUFFER_BYTES)
+                player = SampledPlayer(self, stream, STALLED_BUFFER_BYTES)
                 (self.stalled if index < options.stall else self.slow).append(player)
             elif index in sampled_at:
-                player = SampledPlayer(self)
+                player = SampledPlayer(self, stream)
                 self.sampled.append(player)
             else:
-                player = DrainPlayer(self)
+                player = DrainPlayer(self, stream)
             self.players.append(player)
             while time.monotonic() < start_s + (index + 1) * pause_s:
                 self.loop.turn(0.002)
@@ -250,7 +265,10 @@ class Run:
                 self.trickle.take(player)
 
     def _align(self):
-        """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players."""
+        """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players.
+
+        Several streams have their key frames at different times: the first one counts.
+        """
         self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
 
     def figures(self):
@@ -263,11 +281,10 @@ class Run:
         for player in self.sampled:
             player.begin()
         drained = dict(self.drains.received)
-        published = sum(self.published.read())
         load_s = self._load_cpu_s()
         before = ServerSample.take(self.options.pid)
         self.loop.spin(self.options.seconds)
-        published = sum(self.published.read()) - published
+        published = sum(player.published() for player in self.sampled)
         drained = [total - drained.get(key, 0) for key, total in self.drains.received.items()]
         after = ServerSample.take(self.options.pid)
         load_percent = 100 * (self._load_cpu_s() - load_s) / (after.time_s - before.time_s)
@@ -292,7 +309,7 @@ class Run:
         messages = sum(player.messages for player in sampled)
         sampled_bytes = sum(player.received_bytes - player.start_bytes for player in sampled) / max(1, len(sampled))
         figures = {
-            "delivered": round(messages / max(1, published * len(sampled)), 3),
+            "delivered": round(messages / max(1, published), 3),
             "p50_ms": percentile_ms(latencies_ns, 0.5),
             "p99_ms": percentile_ms(latencies_ns, 0.99),
             "max_ms": percentile_ms(latencies_ns, 1),
@@ -348,6 +365,7 @@ def main():
     parser.add_argument("--players", type=int, default=100)
     parser.add_argument("--sample", type=int, default=50, help="players that parse")
     parser.add_argument("--stall", type=int, default=0, help="players among them that stop reading")
+    parser.add_argument("--streams", type=int, default=1, help="streams that the players are spread over: NAME_0, NAME_1 ...")
     parser.add_argument("--slow", type=int, default=0, help="players among them that read less than comes")
     parser.add_argument("--slow-kbps", type=float, default=600, help="what these read")
     parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")

@@ -37,23 +37,24 @@ KEY_SLICE, NEEDED_SLICE, DISPOSABLE_SLICE = b"\x65", b"\x41", b"\x01"
 
 
 class Published:
-    """How many messages were published so far: in shared memory, because players ask in the middle of a run."""
+    """Messages published so far on each stream, in shared memory: players read the counts in the middle of a run."""
 
     FIELDS = struct.Struct("=QQ")
 
-    def __init__(self, path, *, create=False):
+    def __init__(self, path, *, create=0):
+        """Open the file; with *create*, make it for so many streams."""
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
         if create:
-            os.ftruncate(descriptor, self.FIELDS.size)
-        self._map = mmap.mmap(descriptor, self.FIELDS.size)
+            os.ftruncate(descriptor, create * self.FIELDS.size)
+        self._map = mmap.mmap(descriptor, 0)
         os.close(descriptor)
 
-    def read(self):
-        """Video and audio messages."""
-        return self.FIELDS.unpack_from(self._map)
+    def read(self, stream=0):
+        """Return the video and audio messages of a stream."""
+        return self.FIELDS.unpack_from(self._map, stream * self.FIELDS.size)
 
-    def write(self, video, audio):
-        self.FIELDS.pack_into(self._map, 0, video, audio)
+    def write(self, stream, video, audio):
+        self.FIELDS.pack_into(self._map, stream * self.FIELDS.size, video, audio)
 
 
 def inter_frame_bytes(kbps):
@@ -119,7 +120,7 @@ class Load:
             self.lag_max_ns = max(self.lag_max_ns, now_ns - due_ns)
             heapq.heapreplace(due, (publisher.publish_one(), index, publisher))
             if self.published:
-                self.published.write(self.video, self.audio)
+                self.published.write(index, publisher.sent_video, publisher.sent_audio)
         return 0.02
 
 
@@ -134,6 +135,7 @@ class Publisher(rtmp.Client):
         self.load, self.index = load, index
         self.live = False
         self.start_ns = self.video = self.audio = 0
+        self.sent_video = self.sent_audio = 0  # without those that did not fit
 
     def on_connected(self):
         self.command("releaseStream", None, self.name)
@@ -171,10 +173,12 @@ class Publisher(rtmp.Client):
             template = load.inter_frames[self.video % 2] if self.video % GOP_FRAMES else load.key_frame
             timestamp_ms, number = video_ms, self.video
             self.video += 1
+            self.sent_video += fits
             load.video += fits
         else:
             template, timestamp_ms, number = load.audio_frame, audio_ms, self.audio
             self.audio += 1
+            self.sent_audio += fits
             load.audio += fits
         if fits:
             self.send(template.stamped(self.stream_id, timestamp_ms, number))
@@ -199,7 +203,7 @@ class Run:
     def __init__(self, options):
         self.options = options
         self.loop = rtmp.Loop()
-        self.load = Load(options.kbps, Published(options.stat, create=True) if options.stat else None)
+        self.load = Load(options.kbps, Published(options.stat, create=options.publishers) if options.stat else None)
         self.publishers = []
         self.stopping = False
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -271,7 +275,7 @@ def main():
     parser.add_argument("--settle", type=float, default=1, help="seconds between the last publisher and the window")
     parser.add_argument("--seconds", type=float, default=10, help="length of the window")
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
-    parser.add_argument("--stat", type=Path, help="file that shares the number of published messages")
+    parser.add_argument("--stat", type=Path, help="file that shares the number of published messages of each stream")
     print(json.dumps(Run(parser.parse_args()).figures()), flush=True)
 
 

@@ -119,22 +119,24 @@ def _warnings(row):
 
 
 @contextlib.contextmanager
-def _live_stream(server, work, kbps):
-    """One publisher that is live for longer than what any server caches."""
+def _live_streams(server, work, kbps, streams=1):
+    """A publisher for each stream, all of them live for longer than what any server caches."""
     stat = work / "published"
-    arguments = ("--port", server.port, "--kbps", kbps, "--seconds", LIVE_LIMIT_S, "--stat", stat)
+    arguments = ("--port", server.port, "--kbps", kbps, "--seconds", LIVE_LIMIT_S, "--stat", stat, "--publishers", streams)
     with Load("publisher", *arguments) as live:
-        if not live.line()["live"]:
+        count = live.line()["live"]
+        if count < streams:
             live.process.terminate()
-            raise BenchError(f"the publisher is not live: {live.figures(30)['errors']}")
+            raise BenchError(f"{count} of {streams} publishers are live: {live.figures(30)['errors']}")
         servers.pause(GOP_CACHE_S)
         yield live, stat
 
 
-def _play(server, work, kbps, players, seconds, stall=0, more=()):
-    """Figures of players, and those of the publisher that fed them. *more* is for bench.players."""
-    with _live_stream(server, work, kbps) as (live, stat):
+def _play(server, work, kbps, players, seconds, stall=0, streams=1, more=()):
+    """Figures of players, and those of the publishers that fed them. *more* is for bench.players."""
+    with _live_streams(server, work, kbps, streams) as (live, stat):
         arguments = ["--port", server.port, "--players", players, "--seconds", seconds, "--stall", stall]
+        arguments += ["--streams", streams]
         arguments += ["--pid", server.pid, "--publisher-pid", live.pid, "--stat", stat, *more]
         with Load("players", *arguments) as load:
             figures = load.figures(players / RAMP_PLAYERS_PER_S + seconds + 60)
@@ -216,13 +218,34 @@ def ingest(bench):
             bench.ratio(f"ingest  publishers={publishers}", *rows)
 
 
+def many(bench, *, unpaced=False):
+    """Many streams of a few players each: what receiving and delivering cost together."""
+    scenario = "many-unpaced" if unpaced else "many"
+    options = bench.options
+    for streams, players in options.streams:
+
+        def measure(server, work, streams=streams, players=players):
+            kbps = options.kbps or 1000
+            figures, published = _play(server, work, kbps, streams * players, options.seconds, streams=streams)
+            return {**figures, "lag_max_ms": published["lag_max_ms"], "skipped": published["skipped"]}
+
+        rows = [bench.measure(scenario, kind, measure, streams=streams) for kind in bench.kinds(unpaced=unpaced)]
+        if len(rows) == 2:
+            bench.ratio(f"{scenario}  streams={streams}x{players}", *rows)
+
+
+def many_unpaced(bench):
+    """The same with pacing off: each message is sent as it comes."""
+    many(bench, unpaced=True)
+
+
 def join(bench):
     """Late joiners at random moments: how soon each has a picture."""
     options = bench.options
     over_s = options.joins * JOIN_GAP_S
 
     def measure(server, work):
-        with _live_stream(server, work, options.kbps or 1000):
+        with _live_streams(server, work, options.kbps or 1000):
             arguments = ("--port", server.port, "--joins", options.joins, "--seconds", over_s)
             with Load("joins", *arguments) as load:
                 return load.figures(over_s + 60)
@@ -317,11 +340,11 @@ def relay(bench):
 
     def push(server, work):
         stat = work / "published"
-        publisher.Published(stat, create=True)
+        publisher.Published(stat, create=1)
         arguments = ("--port", port, "--relays", RELAYS, "--seconds", options.seconds, "--pid", server.pid)
         with Load("sink", *arguments, "--stat", stat) as sink:
             sink.line()
-            with _live_stream(server, work, kbps):
+            with _live_streams(server, work, kbps):
                 return sink.figures(options.seconds + 60)
 
     urls = ", ".join(f"rtmp://127.0.0.1:{port}/sink/{{name}}_{number}" for number in range(RELAYS))
@@ -419,6 +442,8 @@ SCENARIOS = {
     "hooks": hooks,
     "ingest": ingest,
     "join": join,
+    "many": many,
+    "many-unpaced": many_unpaced,
     "relay": relay,
     "slow": slow,
     "stall": stall,
