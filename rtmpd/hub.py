@@ -208,7 +208,7 @@ class Hub:
             self.counters["proxy_errors"] += 1
             log.warning("%s: %s", transport.peer, error)
             return
-        address = transport.peer.rpartition(":")[0]
+        address = transport.address
         if self.authorizer.bars(address):
             return
         now = time.monotonic()

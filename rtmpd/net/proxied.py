@@ -22,7 +22,7 @@ __all__ = ["is_from", "read_proxy_header"]
 
 def is_from(transport: Transport, networks: Iterable[Network]) -> bool:
     """Whether a connection comes from one of these networks."""
-    return within(parse_address(transport.peer.rpartition(":")[0]), networks)
+    return within(parse_address(transport.address), networks)
 
 
 def read_proxy_header(transport: Transport, limit_s: float) -> bytes:

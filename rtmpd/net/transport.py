@@ -100,6 +100,11 @@ class Transport:
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
 
+    @property
+    def address(self) -> str:
+        """The peer's address without its port, IPv6 in brackets; empty for a Unix socket."""
+        return self.peer.rpartition(":")[0]
+
     def limit_unsent(self, limit_bytes: int) -> None:
         """Let the kernel hold at most about *limit_bytes* that are not on their way (TCP_NOTSENT_LOWAT).
 

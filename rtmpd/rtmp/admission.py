@@ -34,7 +34,7 @@ def log_in(connection: Connection, found: StreamName, properties: dict[str, Any]
     agent = properties.get("flashVer")
     queries = [split_query(text)[1] for text in (connection.app, connection.tc_url.strip("'\""))]
     connect = Connect(
-        address=_address(connection),
+        address=connection.transport.address,
         app=found.key,
         query="&".join(queries),
         parameters=found.parameters,
@@ -66,7 +66,7 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
     request = Request(
         action,
         connection.transport.peer,
-        _address(connection),
+        connection.transport.address,
         found.key,
         found.parameters,
         connection.user,
@@ -84,7 +84,3 @@ def authorize(connection: Connection, action: Action, found: StreamName) -> str:
     if waited:
         connection.transport.ensure_open()
     return key
-
-
-def _address(connection: Connection) -> str:
-    return connection.transport.peer.rpartition(":")[0]

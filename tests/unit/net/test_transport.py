@@ -507,3 +507,12 @@ def test_lingering_ends_when_the_peer_has_closed(tcp):
 )
 def test_addresses_are_written_as_people_write_them(address, text):
     assert format_address(address) == text
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"), [("192.0.2.1:50000", "192.0.2.1"), ("[2001:db8::1]:80", "[2001:db8::1]"), ("unix", "")]
+)
+def test_the_address_is_the_peer_without_its_port(pair, peer, address):
+    transport, _ = pair
+    transport.peer = peer
+    assert transport.address == address

@@ -22,7 +22,7 @@ class FakeConnection:
         self.wish = Wish()
         self.events = []
         self.flushed = 0
-        self.transport = SimpleNamespace(peer="[2001:db8::1]:5000", ensure_open=lambda: None)
+        self.transport = SimpleNamespace(peer="[2001:db8::1]:5000", address="[2001:db8::1]", ensure_open=lambda: None)
 
     def flush(self):
         self.flushed += 1
