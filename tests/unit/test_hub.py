@@ -348,6 +348,7 @@ class SilentTransport(FakeTransport):
     def __init__(self, peer="192.0.2.1:50000"):
         super().__init__()
         self.peer = peer
+        self.address = peer.rpartition(":")[0]
         self.over = Event()
         self.failure: BaseException = TransportClosed("closed by the peer")
 
