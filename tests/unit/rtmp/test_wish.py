@@ -26,7 +26,7 @@ def connection_of(wish, error=None):
         user="",
         authorizing=False,
         emit=lambda *_, **__: None,
-        transport=SimpleNamespace(peer="192.0.2.1:5000"),
+        transport=SimpleNamespace(peer="192.0.2.1:5000", address="192.0.2.1"),
         hub=SimpleNamespace(authorizer=SimpleNamespace(login=decide, authorize=decide)),
     )
 
