@@ -88,7 +88,7 @@ class Daemon:
         self.hub = Hub(config)
         self._sockets = _by_purpose(inherited)
         addresses = places(config.metrics.metrics_listen, self._sockets["metrics"])
-        metrics = Metrics(self.hub, served=bool(addresses))
+        metrics = Metrics(self.hub, Metrics.select(config), served=bool(addresses))
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
             *first,

@@ -27,12 +27,13 @@ SOURCES = sorted((ROOT / "rtmpd").rglob("*.py"))
 @pytest.fixture(scope="module")
 def metrics():
     """Metrics of a server with a stream and a relay that have every figure."""
-    hub = Hub(load_text(""))
+    config = load_text("")
+    hub = Hub(config)
     stream = hub.publish("live/a", SimpleNamespace(number=0, connection=SimpleNamespace(via=())))
     stream.video(0, keyframe())
     stream.video(1000, keyframe())
     hub.relays = lambda: [RelayFigures("live/a", "there", "up")]
-    made = Metrics(hub)
+    made = Metrics(hub, Metrics.select(config))
     yield made
     made.stop(1)
     stream.close()

@@ -1,1 +1,1 @@
-"""Metrics: figures of the server for Prometheus, and as JSON. All are collected when somebody asks."""
+"""Metrics for Prometheus and as JSON, collected from the live objects when a client requests them."""

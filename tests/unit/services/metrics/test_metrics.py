@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rtmpd.config.loader import load_text
 from rtmpd.hub import Hub, RelayFigures
 from rtmpd.live.subscriber import Subscriber
+from rtmpd.services.metrics.exposition import LoopLag
 from rtmpd.services.metrics.figures import OTHER, label
-from rtmpd.services.metrics.process import LoopLag
 from rtmpd.services.metrics.service import Metrics
 from tests.unit.live.fakes import FakeTransport, audio_frame, frame, keyframe, settle
 
@@ -34,8 +34,9 @@ class Stage:
     """A hub, its metrics, and short words for what tests do with them."""
 
     def __init__(self, ini=""):
-        self.hub = Hub(load_text(ini))
-        self.metrics = Metrics(self.hub)
+        config = load_text(ini)
+        self.hub = Hub(config)
+        self.metrics = Metrics(self.hub, Metrics.select(config))
 
     def publish(self, key="live/a"):
         publisher = SimpleNamespace(number=0, connection=SimpleNamespace(via=()))
@@ -122,7 +123,7 @@ def test_counters_never_fall_while_streams_end_in_the_middle_of_a_scrape(stage, 
     publishers = [scene.publish(f"live/{number}") for number in range(40)]
     for publisher in publishers:
         publisher.stream.video(0, keyframe())
-    monkeypatch.setattr("rtmpd.services.metrics.pace._SLICE_S", 0.0)
+    monkeypatch.setattr("rtmpd.services.metrics.figures._SLICE_S", 0.0)
 
     def leave():
         for publisher in publishers:
@@ -298,8 +299,7 @@ def test_a_reload_changes_the_limit(stage):
         scene.publish(f"live/{number}")
     assert len(scene.labels()) == 2
     config = load_text("[metrics]\nstream_series_limit = 10\n")
-    scene.hub.reload(config)
-    scene.metrics.reload(config)
+    scene.metrics.reload(Metrics.select(config))
     assert len(scene.labels()) == 3
 
 
