@@ -95,9 +95,9 @@ class Daemon:
             Auth(self.hub),
             Recorder(self.hub),
             Relays(self.hub),
-            MediaLog(self.hub),
+            MediaLog(self.hub, MediaLog.select(config)),
             Hooks(self.hub),
-            AccessLog(self.hub),
+            AccessLog(self.hub, AccessLog.select(config)),
             pages,
             metrics,
         ]

@@ -1,6 +1,6 @@
-"""The media log: what a stream is encoded with, once that is known, and how it does, now and then.
+"""The media log: a line with the codecs of a stream once they are known, and a summary of its rates at an interval.
 
-Nothing is logged, and nothing is done, for each message: codecs come as events, and the figures are read from totals.
+No work is done per message: codecs arrive as events, and rates are computed from totals.
 """
 
 from __future__ import annotations
@@ -27,44 +27,45 @@ log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _KINDS = 2
 _OTHER_TRACK_S = 1.5
-"""How long the second of video and audio may take after the first, before there is taken to be none."""
+"""How long after the first of video and audio the second may appear, before the stream is logged as having only one."""
 
 
 def describe_video(config: VideoConfig) -> str:
-    """Describe a video track: ``hevc Main 10 4.1 1280x720 4:2:0 10 bit bt2020nc/bt2020/smpte2084``, as far as it is known."""
-    words = [config.codec, config.profile, config.level]
-    if config.width:
-        words.append(f"{config.width}x{config.height}")
-    words.append(config.chroma)
-    if config.bit_depth:
-        words.append(f"{config.bit_depth} bit")
-    words.append(config.color)
-    return " ".join(word for word in words if word)
+    """Describe a video track, without what is unknown: ``hevc Main 10 4.1 1280x720 4:2:0 10 bit bt2020nc/bt2020/smpte2084``."""
+    size = f"{config.width}x{config.height}" if config.width else ""
+    depth = f"{config.bit_depth} bit" if config.bit_depth else ""
+    return _join(config.codec, config.profile, config.level, size, config.chroma, depth, config.color)
 
 
 def describe_audio(config: AudioConfig) -> str:
     """Describe an audio track: ``aac LC 48000 Hz 2 channels``, ``flac 48000 Hz 6 channels 5.1``."""
-    words = [config.codec, config.profile]
-    if config.sample_rate_hz:
-        words.append(f"{config.sample_rate_hz} Hz")
-    if config.channels:
-        words.append("1 channel" if config.channels == 1 else f"{config.channels} channels")
-    words.append(config.layout)
-    return " ".join(word for word in words if word)
+    rate = f"{config.sample_rate_hz} Hz" if config.sample_rate_hz else ""
+    channels = f"{config.channels} channel{'s' * (config.channels > 1)}" if config.channels else ""
+    return _join(config.codec, config.profile, rate, channels, config.layout)
+
+
+def _join(*words: str) -> str:
+    return " ".join(filter(None, words))
 
 
 class _Entry:
-    """What has been said of one publish."""
+    """What has been logged of one publish, and the totals at its last summary.
+
+    Attributes:
+        logged: The tracks in the last line.
+        kinds: The kinds (video, audio) whose codec has been detected.
+        changed_at_s: When the first codec was detected that is not logged yet.
+    """
 
     def __init__(self, stream: Stream, now_s: float) -> None:
-        self.told = ""
-        self.known: set[object] = set()
-        self.news_at: float | None = None
+        self.logged = ""
+        self.kinds: set[object] = set()
+        self.changed_at_s: float | None = None
         self.restart(stream, now_s)
 
     def restart(self, stream: Stream, now_s: float) -> None:
-        """Count from here."""
-        self.since = now_s
+        """Start a new interval."""
+        self.since_s = now_s
         self.bytes_in = stream.bytes_in
         self.frames = stream.video_messages - stream.video_others
         self.keyframes = stream.vitals.keyframes
@@ -72,28 +73,35 @@ class _Entry:
 
 
 class MediaLog:
-    """The service."""
+    """The media log service.
 
-    def __init__(self, hub: Hub) -> None:
+    Args:
+        hub: The hub.
+        options: The interval of summaries, ``stream_summary_s``; 0: none.
+    """
+
+    def __init__(self, hub: Hub, options: float) -> None:
         self._hub = hub
+        self._summary_s = options
         self._entries: dict[Stream, _Entry] = {}
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
+    @staticmethod
+    def select(config: Config) -> float:
+        """Return ``stream_summary_s``."""
+        return config.log.stream_summary_s
+
     def start(self) -> None:
-        """Begin."""
+        """Subscribe to events, and start the greenlet that logs."""
         self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP, EventType.CODEC_DETECTED), self._handle)
         self._greenlet = gevent.spawn(self._run)
 
-    @staticmethod
-    def select(config: Config) -> Config:
-        """Return the part of a configuration that the service uses."""
-        return config
-
-    def reload(self, config: Config) -> None:
-        """Nothing: the interval is looked up each time."""
+    def reload(self, options: float) -> None:
+        """Apply a new interval."""
+        self._summary_s = options
 
     def stop(self, limit_s: float) -> None:
-        """End."""
+        """Unsubscribe, and stop the greenlet."""
         self._hub.bus.unsubscribe(self._handle)
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
@@ -101,22 +109,20 @@ class MediaLog:
     def _handle(self, event: Event) -> None:
         stream = event.stream
         assert stream is not None
-        now = time.monotonic()
-        if event.type is EventType.PUBLISH_STOP:
+        now_s = time.monotonic()
+        if event.type is EventType.PUBLISH_START:
+            self._entries[stream] = _Entry(stream, now_s)
+        elif event.type is EventType.PUBLISH_STOP:
             entry = self._entries.pop(stream, None)
             if entry is not None:
-                # A stream that was too short for the second track still gets its line.
-                self._say_codecs(stream, entry)
-            return
-        if event.type is EventType.PUBLISH_START:
-            self._entries[stream] = _Entry(stream, now)
-            return
-        entry = self._entries.get(stream)
-        if entry is not None:
-            entry.news_at = entry.news_at if entry.news_at is not None else now
-            entry.known.add(event.data["kind"])
-            if len(entry.known) == _KINDS:
-                self._say_codecs(stream, entry)
+                # A stream too short for the wait for a second track still gets its line.
+                self._log_codecs(stream, entry)
+        elif (entry := self._entries.get(stream)) is not None:
+            if entry.changed_at_s is None:
+                entry.changed_at_s = now_s
+            entry.kinds.add(event.data["kind"])
+            if len(entry.kinds) == _KINDS:
+                self._log_codecs(stream, entry)
 
     def _run(self) -> None:
         while True:
@@ -124,29 +130,28 @@ class MediaLog:
             self.tick(time.monotonic())
 
     def tick(self, now_s: float) -> None:
-        """Say what is due; called every second."""
-        interval_s = self._hub.config.log.stream_summary_s
+        """Log the lines that are due. Called every second."""
         for stream, entry in list(self._entries.items()):
-            if entry.news_at is not None and now_s - entry.news_at >= _OTHER_TRACK_S:
-                self._say_codecs(stream, entry)
-            if interval_s and now_s - entry.since >= interval_s:
-                self._say_summary(stream, entry, now_s)
+            if entry.changed_at_s is not None and now_s - entry.changed_at_s >= _OTHER_TRACK_S:
+                self._log_codecs(stream, entry)
+            if self._summary_s and now_s - entry.since_s >= self._summary_s:
+                self._log_summary(stream, entry, now_s)
 
     @staticmethod
-    def _say_codecs(stream: Stream, entry: _Entry) -> None:
-        if entry.news_at is None:
+    def _log_codecs(stream: Stream, entry: _Entry) -> None:
+        if entry.changed_at_s is None:
             return
-        entry.news_at = None
+        entry.changed_at_s = None
         video, audio = stream.vitals.video, stream.vitals.audio
         tracks = f"video {describe_video(video)}" if video is not None else "no video"
         tracks += f", audio {describe_audio(audio)}" if audio is not None else ", no audio"
-        if tracks != entry.told:
-            log.info("%s %s: %s", stream.key, "is now" if entry.told else "is", tracks, extra={"stream": stream.key})
-            entry.told = tracks
+        if tracks != entry.logged:
+            log.info("%s %s: %s", stream.key, "is now" if entry.logged else "is", tracks, extra={"stream": stream.key})
+            entry.logged = tracks
 
     @staticmethod
-    def _say_summary(stream: Stream, entry: _Entry, now_s: float) -> None:
-        elapsed_s = now_s - entry.since
+    def _log_summary(stream: Stream, entry: _Entry, now_s: float) -> None:
+        elapsed_s = now_s - entry.since_s
         keyframes = stream.vitals.keyframes - entry.keyframes
         log.info(
             "%s: %.0f kbit/s, %.1f fps, %s, %d players, %d drops",

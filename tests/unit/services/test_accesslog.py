@@ -26,7 +26,7 @@ STOP = {
 def service(caplog):
     """The service, of a server with an access log."""
     caplog.set_level(logging.INFO, "rtmpd")
-    made = AccessLog(Hub(ON))
+    made = AccessLog(Hub(ON), AccessLog.select(ON))
     made.start()
     yield made
     made.stop(0)
@@ -75,7 +75,7 @@ def test_it_began_when_it_began():
 def test_a_reload_begins_and_ends_it_and_without_a_file_no_event_is_made(service, caplog):
     bus = service._hub.bus
     for config, wanted in [(ON, True), (OFF, False), (OFF, False), (ON, True), (ON, True)]:
-        service.reload(config)
+        service.reload(AccessLog.select(config))
         assert bus.wanted(EventType.PLAY_STOP) is wanted
     stop(service)
     assert len(entries(caplog)) == 1
@@ -102,7 +102,7 @@ def clocked(caplog):
     """The service with a clock of the test's; returns both."""
     caplog.set_level(logging.INFO, "rtmpd")
     clock = Clock()
-    made = AccessLog(Hub(ON), clock)
+    made = AccessLog(Hub(ON), AccessLog.select(ON), clock)
     made.start()
     return made, clock
 

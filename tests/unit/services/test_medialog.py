@@ -49,8 +49,9 @@ def lines(caplog):
 
 @pytest.fixture
 def service(clock):
-    hub = Hub(load_text("[log]\nstream_summary_s = 10\n"))
-    made = MediaLog(hub)
+    config = load_text("[log]\nstream_summary_s = 10\n")
+    hub = Hub(config)
+    made = MediaLog(hub, MediaLog.select(config))
     made.hub = hub
     made.start()
     yield made
@@ -128,7 +129,7 @@ def test_a_summary_comes_at_each_interval_and_counts_from_the_last(service, line
 
 def test_a_summary_can_be_switched_off_by_a_reload(service, lines, clock):
     stream = Publisher(service.hub).stream
-    service.hub.config = load_text("[log]\nstream_summary_s = 0\n")
+    service.reload(MediaLog.select(load_text("[log]\nstream_summary_s = 0\n")))
     service.tick(clock.now_s + 1000)
     assert lines() == []
     assert stream is service.hub.streams["live/a"]
