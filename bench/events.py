@@ -23,7 +23,7 @@ START_LIMIT_S = 10
 
 
 class Cycler(rtmp.Client):
-    """Plays streams that nobody publishes, and leaves them at once."""
+    """Play streams without a publisher, and stop at once."""
 
     plays = 0
 
@@ -67,7 +67,7 @@ class Web(http.server.ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_):
-        """Servers that are stopped in the middle of a post are none of our business."""
+        """Ignore connections that break because the server under test is stopped in the middle of a post."""
 
 
 def run(options):

@@ -279,7 +279,7 @@ def stall(bench):
 
 
 def slow(bench):
-    """1000 players of which 300 read less than comes, by policy: the others beside a run in which nobody is slow."""
+    """1000 players of which 300 read less than comes, by policy: the others beside a run without slow players."""
     options = bench.options
     kbps, players = options.kbps or 1000, min(SLOW_PLAYERS, max(options.players))
     rows = {}
@@ -356,7 +356,7 @@ def relay(bench):
 
 
 def hooks(bench):
-    """1000 events a second, told to nobody, to a slow web server, and to one that answers at once."""
+    """1000 events a second: without a webhook, with a slow web server, and with one that answers at once."""
     options = bench.options
     rows = {}
     for name, answer_ms in (("none", None), ("slow", HOOK_SLOW_MS), ("fast", 0)):

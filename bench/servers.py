@@ -158,7 +158,7 @@ def rtmpd_with(name, ini, command=RTMPD_COMMAND):
 
 
 def _make_certificate(path):
-    """A key and a certificate that nobody signed, as most have them: RSA with 2048 bits."""
+    """Write a key and a self-signed certificate: RSA with 2048 bits, the most common kind."""
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
     with path.open("a") as file:

@@ -19,7 +19,7 @@ WAITING = 500  # handshakes under way at the most
 
 
 def context():
-    """Any certificate will do: the server under test has one that nobody signed."""
+    """Any certificate will do: the server under test has a self-signed one."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
