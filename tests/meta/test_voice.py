@@ -47,8 +47,6 @@ DIRTY: tuple[str, ...] = (
     "rtmpd/protocol",
     "rtmpd/rtmp",
     "rtmpd/services",
-    "CHANGES.rst",
-    "README.rst",
     "bench/README.rst",
     "docs/auth.rst",
     "docs/backpressure.rst",
