@@ -1,4 +1,4 @@
-"""Join one stream late, again and again, at random moments of its GOP, and time the first key frame.
+"""Join one stream late, again and again, at random moments of its GOP, and time the first keyframe.
 
 Runs as a process of its own: ``python -m bench.joins --port N``. It prints one JSON line at the end.
 """
@@ -16,7 +16,7 @@ JOIN_LIMIT_S = 10
 
 
 class Joiner(Player):
-    """Leaves once it has a whole key frame."""
+    """Leaves once it has a whole keyframe."""
 
     first_key_ns = 0
     key_age_ns = 0
@@ -37,7 +37,7 @@ class Joiner(Player):
 
 
 def figures(options):
-    """Start joins over --seconds at random moments, wait for the last key frame, and return the figures."""
+    """Start joins over --seconds at random moments, wait for the last keyframe, and return the figures."""
     loop = rtmp.Loop()
     chance = random.Random(1)  # every run and every server sees the same moments
     moments_s = sorted(chance.uniform(0, options.seconds) for _ in range(options.joins))

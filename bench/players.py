@@ -60,7 +60,7 @@ class Player(rtmp.Client):
 
 
 class SampledPlayer(Player):
-    """Parses everything, always: latency, gaps in the numbers, the first key frame."""
+    """Parses everything, always: latency, gaps in the numbers, the first keyframe."""
 
     ready = False
     first_key_ns = 0
@@ -265,9 +265,9 @@ class Run:
                 self.trickle.take(player)
 
     def _align(self):
-        """Wait for the middle of a GOP, so that no key frame is half inside the window at some of the players.
+        """Wait for the middle of a GOP, so that no keyframe is half inside the window at some of the players.
 
-        Several streams have their key frames at different times: the first one counts.
+        Several streams have their keyframes at different times: the first one counts.
         """
         self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
 

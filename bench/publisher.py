@@ -21,7 +21,7 @@ from bench.servers import ServerSample, core_figures
 FRAMES_PER_S = 30
 GOP_S = 2
 GOP_FRAMES = FRAMES_PER_S * GOP_S
-KEY_FRAME_TIMES = 8  # a key frame is this many times an inter frame
+KEY_FRAME_TIMES = 8  # a keyframe is this many times an inter frame
 AUDIO_BYTES = 170  # 64 kbit/s AAC
 AUDIO_SAMPLES, AUDIO_RATE = 1024, 48000
 CHUNK_BYTES = 4096  # what OBS and ffmpeg-based encoders set
@@ -58,7 +58,7 @@ class Published:
 
 
 def inter_frame_bytes(kbps):
-    """Size of a frame that is no key frame, so that a whole GOP comes to the bitrate."""
+    """Size of a frame that is no keyframe, so that a whole GOP comes to the bitrate."""
     return max(96, int(kbps * 1000 / 8 * GOP_S / (GOP_FRAMES - 1 + KEY_FRAME_TIMES)))
 
 
@@ -227,7 +227,7 @@ class Run:
         """Connect, publish for the window, and return what was seen."""
         options, load = self.options, self.load
         count = options.publishers
-        # Spread the connects, so that key frames of different publishers do not all fall together.
+        # Spread the connects, so that keyframes of different publishers do not all fall together.
         pause_s = 1 / max(count, 200) if count > 1 else 0
         for index in range(count):
             name = f"{options.name}_{index}" if count > 1 else options.name

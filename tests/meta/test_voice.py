@@ -47,7 +47,6 @@ DIRTY: tuple[str, ...] = (
     "rtmpd/protocol",
     "rtmpd/rtmp",
     "rtmpd/services",
-    "bench/README.rst",
     "docs/auth.rst",
     "docs/backpressure.rst",
     "docs/client.rst",
