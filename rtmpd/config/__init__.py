@@ -1,4 +1,1 @@
-"""The INI file: one specification, its loader, its typed model and its rendering.
-
-Pure but for reading the file that it is asked to read. May import: rtmpd.errors.
-"""
+"""The configuration: one specification, its loader, its typed model and its rendering. No I/O except reading the file."""

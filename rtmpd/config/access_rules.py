@@ -1,7 +1,6 @@
-"""Values that say who may do what: names with secrets, networks, the address of a callback.
+"""Values of access rules: names with secrets, networks, the URL of a callback.
 
-Each has a function that reads it from its text. What these raise is shown to whoever reads the log, so no message has any part
-of a secret in it.
+The messages of their parsers are logged, so they contain no part of a secret. Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from rtmpd.config.secret import Secret
@@ -17,16 +16,18 @@ from rtmpd.config.secret import Secret
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rtmpd.config.model import AuthConfig
-
 __all__ = [
+    "NAME_LENGTH",
     "Address",
     "NamedSecret",
     "Network",
     "address_group",
-    "auth_problem",
+    "is_name",
+    "is_stream_key",
+    "is_user_name",
     "parse_address",
     "parse_network",
+    "parse_secret",
     "parse_secret_url",
     "parse_stream_secret",
     "parse_user",
@@ -36,9 +37,11 @@ __all__ = [
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-"""Addresses that share a prefix; a single address is one, too."""
+"""Addresses that share a prefix, or a single address."""
 
-_NAME_LENGTH = 255
+NAME_LENGTH: Final = 255
+"""The longest name of a stream or an application, characters."""
+
 _NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
 _USER = re.compile(r"[A-Za-z0-9_.@-]{1,64}", re.ASCII)
 _URL_LENGTH = 2048
@@ -47,11 +50,11 @@ _V6_PREFIX = 64
 
 @dataclass(frozen=True, slots=True)
 class NamedSecret:
-    """A secret that belongs to something with a name.
+    """The secret of a stream or a user.
 
     Attributes:
-        name: Of a stream, ``app/name``, or of a user.
-        secret: Its token, key or password.
+        name: The key of the stream, ``app/name``, or the name of the user.
+        secret: The token, key or password.
     """
 
     name: str
@@ -62,61 +65,70 @@ class NamedSecret:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``NAME=SECRET``, split at the first ``=``.
+        """Parse ``NAME=SECRET``, split at the first ``=``.
 
         Raises:
-            ValueError: It is something else; the message shows the name at most.
+            ValueError: The text is wrong; the message contains the name at most.
         """
         name, equals, secret = text.partition("=")
         name = name.strip()
         if not equals:
-            # It may be the secret alone, so it is not shown.
-            raise ValueError('there is one without "="')
+            # The text may be the secret alone, so it is not shown.
+            raise ValueError('there is no "=" in it')
         if not name or not name.isprintable():
-            raise ValueError('there is one without a name before the "="')
-        found = None
+            raise ValueError('there is no name before the "="')
         try:
-            found = Secret.parse(secret.strip())
+            return cls(name, parse_secret(secret.strip()))
         except ValueError as error:
-            raise ValueError(f"the secret of {name[:_NAME_LENGTH]}: {error}") from None
-        if not found:
-            raise ValueError(f"{name[:_NAME_LENGTH]} has an empty secret")
-        return cls(name, found)
+            raise ValueError(f"{name[:NAME_LENGTH]}: {error}") from None
+
+
+def parse_secret(text: str) -> Secret:
+    """Read a secret that must not be empty; raises ValueError."""
+    found = Secret.parse(text)
+    if not found:
+        raise ValueError("the secret is empty")
+    return found
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of a stream or an application."""
+    return 0 < len(text) <= NAME_LENGTH and text.isprintable() and not _NOT_IN_NAMES.search(text)
 
 
 def is_stream_key(text: str) -> bool:
-    """Whether a text is ``app/name`` as streams are registered under."""
+    """Return whether a text has the form of a stream key, ``app/name``."""
     parts = text.split("/")
-    return len(parts) > 1 and all(parts) and len(text) <= 2 * _NAME_LENGTH and not _NOT_IN_NAMES.search(text)
+    return len(parts) > 1 and all(parts) and len(text) <= 2 * NAME_LENGTH and not _NOT_IN_NAMES.search(text)
 
 
 def is_user_name(text: str) -> bool:
-    """Whether a text can name a user: it stands in URLs as it is."""
+    """Return whether a text can be the name of a user. Such names need no escapes in URLs."""
     return bool(_USER.fullmatch(text))
 
 
 def parse_stream_secret(text: str) -> NamedSecret:
-    """Read ``APPLICATION/NAME=SECRET``; raises ValueError."""
+    """Parse ``APPLICATION/NAME=SECRET``; raises ValueError."""
     found = NamedSecret.parse(text)
     name = found.name.strip("/")
     if not is_stream_key(name):
-        raise ValueError("there is one whose name is not APPLICATION/NAME")
+        raise ValueError("the name is not APPLICATION/NAME")
     return NamedSecret(name, found.secret)
 
 
 def parse_user(text: str) -> NamedSecret:
-    """Read ``USER=PASSWORD``; raises ValueError."""
+    """Parse ``USER=PASSWORD``; raises ValueError."""
     found = NamedSecret.parse(text)
     if not is_user_name(found.name):
-        raise ValueError("there is a user whose name has other characters than letters, digits, _ . @ and -, or more than 64")
+        raise ValueError("the name of a user consists of 1 to 64 letters, digits and _ . @ -")
     return found
 
 
 def parse_network(text: str) -> Network:
-    """Read an address or a network, ``192.0.2.0/24``; IPv4 that is written as IPv6 becomes IPv4.
+    """Parse an address or a network such as ``192.0.2.0/24``. IPv4 in IPv6 form becomes IPv4.
 
     Raises:
-        ValueError: It is neither, or has bits set behind its prefix.
+        ValueError: The text is neither, or has bits set after its prefix.
     """
     try:
         network = ipaddress.ip_network(text)
@@ -124,8 +136,8 @@ def parse_network(text: str) -> Network:
         try:
             meant = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise ValueError(f'got "{text[:80]}"') from None
-        raise ValueError(f'got "{text[:80]}": write {meant}') from None
+            raise ValueError from None
+        raise ValueError(f"write {meant}") from None
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
@@ -134,10 +146,10 @@ def parse_network(text: str) -> Network:
 
 
 def parse_secret_url(text: str) -> Secret:
-    """Read the URL of a web server, which may hold a password: as a secret, that is also from a file or a variable.
+    """Parse the URL of a web server, which may contain a password, as a secret.
 
     Raises:
-        ValueError: It is no URL with http or https; the message does not show it.
+        ValueError: The text is not an http or https URL; the message does not contain it.
     """
     found = Secret.parse(text)
     if not found:
@@ -148,23 +160,12 @@ def parse_secret_url(text: str) -> Secret:
     except ValueError:
         right = False
     if not right or len(found.reveal()) > _URL_LENGTH or any(c.isspace() for c in found.reveal()):
-        raise ValueError("got something else")
+        raise ValueError
     return found
 
 
-def auth_problem(auth: AuthConfig) -> str:
-    """Say what an application's ``auth_mode`` lacks; empty if nothing."""
-    if auth.auth_mode == "token" and not auth.auth_tokens:
-        return '"token" needs auth_tokens'
-    if auth.auth_mode == "file" and not auth.auth_file:
-        return '"file" needs auth_file'
-    if auth.auth_mode == "callback" and not auth.auth_callback:
-        return '"callback" needs auth_callback'
-    return ""
-
-
 def parse_address(text: str) -> Address | None:
-    """Read the host of a peer, with or without brackets; IPv4 inside of IPv6 becomes IPv4. None: it is no address."""
+    """Parse the host of a peer, with or without brackets. IPv4 in IPv6 form becomes IPv4. None: the text is not an address."""
     try:
         address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
     except ValueError:
@@ -175,7 +176,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def address_group(text: str) -> str:
-    """Return what counts as one address where clients are counted: of IPv6 a /64, which is what one customer has at least."""
+    """Return the key under which an address is counted: the address, or the /64 of IPv6, the least that one customer has."""
     address = parse_address(text)
     if address is None:
         return text
@@ -185,5 +186,5 @@ def address_group(text: str) -> str:
 
 
 def within(address: Address | None, networks: Iterable[Network]) -> bool:
-    """Whether an address is in one of the networks. One that is not known is in none."""
+    """Return whether an address is in one of the networks. None is in no network."""
     return address is not None and any(address in network for network in networks)

@@ -1,8 +1,8 @@
-"""What a reload changes, in words."""
+"""The difference between two configurations at a reload: options that need a restart, and all changes in words. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.model import ApplicationConfig
@@ -10,22 +10,46 @@ from rtmpd.config.render import render_value
 from rtmpd.config.spec import sections
 
 if TYPE_CHECKING:
-    from rtmpd.config.model import Config
+    from collections.abc import Iterator
 
-__all__ = ["changes"]
+    from rtmpd.config.model import Config
+    from rtmpd.config.spec import Option
+
+__all__ = ["changes", "keep_fixed", "restart_needed"]
+
+
+def _fixed_and_different(old: Config, new: Config) -> Iterator[Option]:
+    """Give the options that differ but only change with a restart."""
+    for section in sections():
+        for option in section.options:
+            before, after = (getattr(getattr(config, section.name), option.name) for config in (old, new))
+            if not option.reloadable and before != after:
+                yield option
+
+
+def restart_needed(old: Config, new: Config) -> list[str]:
+    """Return the options that differ but only change with a restart, each as ``[section] option``."""
+    return [f"[{option.section}] {option.name}" for option in _fixed_and_different(old, new)]
+
+
+def keep_fixed(old: Config, new: Config) -> Config:
+    """Return *new* with the values of *old* for options that only change with a restart."""
+    for option in _fixed_and_different(old, new):
+        kept = getattr(getattr(old, option.section), option.name)
+        new = replace(new, **{option.section: replace(getattr(new, option.section), **{option.name: kept})})
+    return new
 
 
 def changes(old: Config, new: Config) -> list[str]:
-    """Return what is different in *new*, for a log line. Secrets are masked.
+    """Return the differences for a log line, with secrets masked.
 
-    That is ``[section] option = value``, ``[[application]] option = value``, ``+[[name]]`` and ``-[[name]]``.
+    A difference is ``[section] option = value``, ``[[application]] option = value``, ``+[[name]]`` or ``-[[name]]``.
     """
     found = []
     for section in sections():
-        if section.subsections_of:
-            continue
-        before, after = getattr(old, section.name), getattr(new, section.name)
-        found += [f"[{section.name}] {what}" for what in _differences(before, after)]
+        if not section.subsections_of:
+            before, after = getattr(old, section.name), getattr(new, section.name)
+            found += [f"[{section.name}] {difference}" for difference in _differences(before, after)]
     for name in sorted(old.applications.keys() | new.applications.keys()):
         if name not in new.applications:
             found.append(f"-[[{name}]]")
@@ -33,10 +57,10 @@ def changes(old: Config, new: Config) -> list[str]:
             found.append(f"+[[{name}]]")
         else:
             for part in fields(ApplicationConfig):
-                # What merely follows its section has been said there.
+                # A difference that the application takes from its section is listed there.
                 before, after = (getattr(config.applications[name], part.name) for config in (old, new))
                 common = set(_differences(getattr(old, part.name), getattr(new, part.name)))
-                found += [f"[[{name}]] {what}" for what in _differences(before, after) if what not in common]
+                found += [f"[[{name}]] {difference}" for difference in _differences(before, after) if difference not in common]
     return found
 
 

@@ -1,374 +1,426 @@
-"""The checks that rtmpd.configspec names.
+"""The checks that rtmpd.configspec names: what an option accepts, and how its text becomes a value.
 
-They replace configobj's own, which accept ``nan`` and ``1_000`` and say only that a value is "of the wrong type".
-Each check is a class with two methods: ``describe`` says in words what it accepts, for messages and for the
-documentation; ``convert`` turns text into a value or raises ``ValueError``.
+They replace configobj's own checks, which accept ``nan`` and ``1_000`` and report only that a value is "of the wrong type".
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from configobj.validate import ValidateError, Validator
 
-from rtmpd.config.access_rules import parse_network, parse_secret_url, parse_stream_secret, parse_user
+from rtmpd.config.access_rules import (
+    is_name,
+    parse_network,
+    parse_secret,
+    parse_secret_url,
+    parse_stream_secret,
+    parse_user,
+)
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
 from rtmpd.config.model import ListenAddress, shown
-from rtmpd.config.quantities import Duration, Float, Integer, Rate, Size
 from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["NAME_LENGTH", "Wrong", "converter", "describer", "is_name"]
+__all__ = ["Wrong", "converter", "describer"]
 
-_NOT_IN_NAMES = re.compile(r"""[\s"'?#\[\]]""")
-# Numbers up to the last that the kernel takes for a user; names as adduser and systemd have them.
+# Numbers up to the largest user id of the kernel; names as adduser and systemd accept them.
 _ACCOUNT = re.compile(r"[0-9]{1,9}|[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", re.ASCII)
 _TC_URL = re.compile(r"rtmps?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/[^\s?#\"'@]+")
-NAME_LENGTH: Final = 255
-"""The longest name of a stream or an application, in characters."""
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+# ASCII only: int() and float() would also read the digits of other scripts.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_TIMES = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(d|h|ms|m|s)", re.ASCII)
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
+_SIZES = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10, "": 1}
+_SIZE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B)?", re.ASCII)
+_RATES = {"G": 10**9, "M": 10**6, "k": 1000, "": 1}
+_RATE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGkmg]?)(?:bit/s|bps)?", re.ASCII)
 
 
 class Wrong(ValidateError):  # type: ignore[misc]  # configobj has no types
-    """A value that a check does not accept; the message says what was expected and what was there."""
+    """A value that a check does not accept. The message says what was expected and what the value is."""
 
 
-def is_name(text: str) -> bool:
-    """Whether ``text`` can name a stream or an application."""
-    return 0 < len(text) <= NAME_LENGTH and text.isprintable() and not _NOT_IN_NAMES.search(text)
+class _Check:
+    """A check of the spec. The constructor takes the arguments that the spec gives, all of them text."""
 
+    expected = ""
+    """The accepted values, in words."""
 
-class _Check(Protocol):
-    """What a class below is built from: the arguments that the spec gives to it, all of them text."""
-
-    def __init__(self, *args: str, **kwargs: str) -> None: ...
-
-    def describe(self) -> str: ...
-
-    def convert(self, text: str) -> object: ...
-
-
-class _Boolean:
-    """``boolean``: yes or no, also in the other usual words."""
+    hidden = False
+    """Values may be secret, so no message shows them."""
 
     def describe(self) -> str:
-        return "yes or no"
+        """Return the accepted values in words, for messages and the documentation."""
+        return self.expected
 
-    def convert(self, text: str) -> bool:
+    def convert(self, value: str | list[str]) -> object:
+        """Convert an option's text, or its several texts; raises `Wrong`."""
+        if isinstance(value, list):
+            raise Wrong(f"expected {self.describe()}, got a list of {len(value)}: quote a value that contains commas")
         try:
-            return _BOOLEANS[text.lower()]
-        except KeyError:
-            raise ValueError from None
+            return self.parse(value)
+        except ValueError as error:
+            raise Wrong(f"expected {self.describe()}, got {self._got(value, error)}") from None
+
+    def parse(self, text: str) -> object:
+        """Convert one text; raises ValueError, whose message gives the reason unless it is empty."""
+        raise NotImplementedError
+
+    def _got(self, text: str, reason: ValueError, number: int = 0) -> str:
+        got = shown(text) if text else "nothing"
+        if self.hidden and not text.startswith(("file:", "env:")):
+            got = f"a hidden value, number {number}" if number else "a hidden value"
+        return f"{got}: {reason}" if str(reason) else got
 
 
-class _Option:
+# Numbers ----------------------------------------------------------------------------------------------------------------
+
+
+class _Number(_Check):
+    """A number in a range: ``(low, high, zero=meaning)``. With ``zero``, 0 is accepted, too, and has that meaning."""
+
+    kind = ""
+
+    def __init__(self, low: str, high: str, zero: str = "") -> None:
+        self._low, self._high, self._zero = float(low), float(high), zero
+
+    def describe(self) -> str:
+        special = f"0 ({self._zero}) or " if self._zero else ""
+        return f"{special}{self.kind} from {self._written(self._low)} to {self._written(self._high)}"
+
+    def parse(self, text: str) -> float:
+        number = self._read(text)
+        if self._zero and number == 0:
+            return abs(number)  # -0 would be printed with its sign
+        if not self._low <= number <= self._high:
+            raise ValueError
+        return number
+
+    def _read(self, text: str) -> float:
+        raise NotImplementedError
+
+    def _written(self, number: float) -> str:
+        return f"{number:.15g}"
+
+
+class _Integer(_Number):
+    """``integer``: a whole number."""
+
+    kind = "a whole number"
+
+    def _read(self, text: str) -> int:
+        if not _INTEGER.fullmatch(text):
+            raise ValueError
+        return int(text)
+
+
+class _Float(_Number):
+    """``float``: a number, also with a fraction."""
+
+    kind = "a number"
+
+    def _read(self, text: str) -> float:
+        if not _NUMBER.fullmatch(text):
+            raise ValueError
+        return float(text)
+
+
+class _Duration(_Number):
+    """``duration(..., unit=s)``: a time, in *unit* or with units of its own: ``90``, ``1.5h``, ``1h30m``."""
+
+    kind = "a time"
+
+    def __init__(self, low: str, high: str, zero: str = "", unit: str = "s") -> None:
+        super().__init__(low, high, zero)
+        self._scale = _TIMES[unit]
+
+    def _read(self, text: str) -> float:
+        if _NUMBER.fullmatch(text):
+            return float(text)
+        parts = _DURATION_PART.findall(text)
+        if not _DURATION.fullmatch(text) or len({unit for _, unit in parts}) < len(parts):
+            raise ValueError
+        return sum(float(value) * _TIMES[unit] for value, unit in parts) / self._scale
+
+    def _written(self, number: float) -> str:
+        return _with_unit(number * self._scale, _TIMES) or f"{number * self._scale * 1000:.15g}ms"
+
+
+class _Size(_Number):
+    """``size``: a number of bytes, also with a unit of 1024: ``4K``, ``10M``, ``1.5GiB``."""
+
+    kind = "a size"
+
+    def _read(self, text: str) -> int:
+        return _whole(_SIZE.fullmatch(text), _SIZES)
+
+    def _written(self, number: float) -> str:
+        return _with_unit(number, _SIZES)
+
+
+class _Rate(_Number):
+    """``rate``: bits per second, also with a unit of 1000: ``2500k``, ``8M``, ``8Mbit/s``."""
+
+    kind = "a rate"
+
+    def _read(self, text: str) -> int:
+        return _whole(_RATE.fullmatch(text), _RATES)
+
+    def _written(self, number: float) -> str:
+        return f"{_with_unit(number, _RATES)}bit/s"
+
+
+def _whole(match: re.Match[str] | None, units: Mapping[str, int]) -> int:
+    """Return a number with a unit, in either case, as a whole number; raises ValueError."""
+    if match is None or ("." in match[1] and not match[2]):
+        raise ValueError
+    scale = next(scale for unit, scale in units.items() if unit.upper() == match[2].upper())
+    number = float(match[1]) * scale if "." in match[1] else int(match[1]) * scale
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _with_unit(number: float, units: Mapping[str, float]) -> str:
+    """Write a number with the largest unit that leaves it whole; empty if there is none."""
+    return next(
+        (f"{number / scale:.15g}{unit}" for unit, scale in units.items() if number >= scale and number % scale == 0), ""
+    )
+
+
+# Words and paths --------------------------------------------------------------------------------------------------------
+
+
+class _Boolean(_Check):
+    """``boolean``: yes or no, or another usual word for them."""
+
+    expected = "yes or no"
+
+    def parse(self, text: str) -> bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError
+        return _BOOLEANS[text.lower()]
+
+
+class _Option(_Check):
     """``option(first, second...)``: one of these words."""
 
     def __init__(self, *words: str) -> None:
         self._words = words
+        self.expected = ", ".join(words[:-1]) + " or " + words[-1]
 
-    def describe(self) -> str:
-        return ", ".join(self._words[:-1]) + " or " + self._words[-1]
-
-    def convert(self, text: str) -> str:
+    def parse(self, text: str) -> str:
         if text not in self._words:
             raise ValueError
         return text
 
 
-class _Name:
-    """``name``: a stream name."""
+class _Text(_Check):
+    """A text that is used as it is: ``(empty=meaning)``. With ``empty``, no text is accepted, too, and has that meaning."""
 
-    def describe(self) -> str:
-        return "a name without spaces, quotes, brackets, ? and #"
-
-    def convert(self, text: str) -> str:
-        if not is_name(text):
-            raise ValueError
-        return text
-
-
-def _scalar(make: type[_Check]) -> Callable[..., object]:
-    """A check function, as configobj calls it, for an option with one value."""
-
-    def check(value: str | list[str], *args: str, **kwargs: str) -> object:
-        checked = make(*args, **kwargs)
-        if isinstance(value, list):
-            got = f"a list of {len(value)}: quote a value that contains commas"
-        else:
-            try:
-                return checked.convert(value)
-            except ValueError as error:
-                got = shown(value) if value else "nothing"
-                if isinstance(error, _Because):
-                    got += f": {error}"
-        raise Wrong(f"expected {checked.describe()}, got {got}")
-
-    return check
-
-
-class _Path:
-    """``path(empty=meaning)``: the path of a file or directory, relative to the working directory without a slash in front.
-
-    With ``empty``, there may be none, which then means something special.
-    """
+    kind = ""
 
     def __init__(self, empty: str = "") -> None:
         self._empty = empty
+        self.expected = f"{self.kind}, or nothing ({empty})" if empty else self.kind
 
-    def describe(self) -> str:
-        return "a path" + (f", or nothing ({self._empty})" if self._empty else "")
-
-    def convert(self, text: str) -> str:
-        if (not text and not self._empty) or "\0" in text:
+    def parse(self, text: str) -> str:
+        if not (self._accepts(text) if text else self._empty):
             raise ValueError
         return text
 
+    def _accepts(self, text: str) -> bool:
+        raise NotImplementedError
 
-class _TcUrl:
-    """``tc_url(empty=meaning)``: the URL of an application; or none, which then means something special."""
 
-    def __init__(self, empty: str) -> None:
-        self._empty = empty
+class _Name(_Text):
+    """``name``: the name of a stream."""
+
+    kind = "a name without spaces, quotes, brackets, ? and #"
+
+    def _accepts(self, text: str) -> bool:
+        return is_name(text)
+
+
+class _Path(_Text):
+    """``path``: the path of a file or directory. A relative one starts at the working directory."""
+
+    kind = "a path"
+
+    def _accepts(self, text: str) -> bool:
+        return "\0" not in text
+
+
+class _TcUrl(_Text):
+    """``tc_url``: the URL of an application."""
+
+    kind = "rtmp:// or rtmps://HOST[:PORT]/APPLICATION"
+
+    def _accepts(self, text: str) -> bool:
+        return bool(_TC_URL.fullmatch(text)) and text.isprintable()
+
+
+class _Account(_Text):
+    """``account``: the name or number of a user or a group."""
+
+    kind = "a name or a number"
+
+    def _accepts(self, text: str) -> bool:
+        return bool(_ACCOUNT.fullmatch(text))
+
+
+class _Value(_Check):
+    """A value that a function of another module parses: ``file_name``, ``secret``, ``secret_url``."""
+
+    def __init__(self, parse: Callable[[str], object], expected: str, *, hidden: bool = False) -> None:
+        self._parse = parse
+        self.expected = expected
+        self.hidden = hidden
+
+    def parse(self, text: str) -> object:
+        return self._parse(text)
+
+
+# Several values ---------------------------------------------------------------------------------------------------------
+
+
+class _Several(_Check):
+    """Any number of values, each of which a function parses."""
+
+    def __init__(self, parse: Callable[[str], object], expected: str, *, hidden: bool = False) -> None:
+        self._parse = parse
+        self.expected = expected
+        self.hidden = hidden
 
     def describe(self) -> str:
-        return f"rtmp:// or rtmps://HOST[:PORT]/APPLICATION, or nothing ({self._empty})"
+        return f"{self.expected}, separated by commas, or nothing"
 
-    def convert(self, text: str) -> str:
-        if text and not (_TC_URL.fullmatch(text) and text.isprintable()):
-            raise ValueError
-        return text
-
-
-class _Account:
-    """``account(empty=meaning)``: the name or number of a user or a group; or none, which then means something special."""
-
-    def __init__(self, empty: str) -> None:
-        self._empty = empty
-
-    def describe(self) -> str:
-        return f"a name or a number, or nothing ({self._empty})"
-
-    def convert(self, text: str) -> str:
-        if text and not _ACCOUNT.fullmatch(text):
-            raise ValueError
-        return text
-
-
-class _FileName:
-    """``file_name``: a template for the names of files."""
-
-    def describe(self) -> str:
-        return "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"
-
-    def convert(self, text: str) -> FileNameTemplate:
-        try:
-            return FileNameTemplate.parse(text)
-        except ValueError as error:
-            raise _Because(str(error)) from None
-
-
-class _Because(ValueError):
-    """What is wrong with a value in particular, behind what was expected."""
-
-
-def _addresses(value: str | list[str], host: str = "", empty: str = "") -> tuple[ListenAddress, ...]:
-    """``addresses(host=default, empty=meaning)``: addresses to listen on.
-
-    With ``host``, that is what ``:PORT`` means. With ``empty``, there may be none, which then means something special.
-    """
-    if empty and not value:
-        return ()
-    addresses: list[ListenAddress] = []
-    for text in [value] if isinstance(value, str) else value:
-        try:
-            address = ListenAddress.parse(text)
-        except ValueError as error:
-            raise Wrong(str(error)) from None
-        if not address.host:
-            address = ListenAddress(host, address.port)
-        for other in addresses:
-            if address == other and address.port:
-                raise Wrong(f"{shown(str(address))} is given twice")
-            if address.overlaps(other):
-                raise Wrong(f"{shown(str(other))} and {shown(str(address))} overlap")
-        addresses.append(address)
-    if not addresses:
-        raise Wrong("expected at least one address")
-    return tuple(addresses)
-
-
-def _patterns(value: str | list[str]) -> tuple[str, ...]:
-    """``patterns``: any number of patterns for stream keys."""
-    patterns = [value] if isinstance(value, str) else value
-    for pattern in patterns if value else ():
-        if (
-            "/" not in pattern.strip("/")
-            or pattern != pattern.strip("/")
-            or set(pattern) & set("[]")
-            or not pattern.isprintable()
-        ):
-            raise Wrong(f"expected {_PATTERNS}, got {shown(pattern)}")
-    return tuple(patterns) if value else ()
-
-
-def _parse_one_secret(text: str) -> Secret:
-    found = Secret.parse(text)
-    if not found:
-        raise ValueError("one is empty")
-    return found
-
-
-def _paths(value: str | list[str], empty: str) -> tuple[str, ...]:
-    """``paths(empty=meaning)``: any number of paths of files; there may be none, which then means something special."""
-    paths = ([value] if isinstance(value, str) else value) if value else ()
-    for path in paths:
-        if not path or "\0" in path:
-            raise Wrong(f"expected {_describe_paths(None, empty)}, got {shown(path) if path else 'an empty one'}")
-    return tuple(paths)
-
-
-def _describe_paths(_value: object, empty: str) -> str:
-    return f"paths, separated by commas, or nothing ({empty})"
-
-
-def _several(parse: Callable[[str], object], expected: str) -> Callable[..., tuple[object, ...]]:
-    """A check for any number of values, of which each is read by a function that never shows a secret."""
-
-    def check(value: str | list[str]) -> tuple[object, ...]:
-        texts = ([value] if isinstance(value, str) else value) if value else ()
-        try:
-            return tuple(parse(text) for text in texts)
-        except ValueError as error:
-            raise Wrong(f"expected {expected}: {error}") from None
-
-    return check
-
-
-def _secret_url(value: str | list[str]) -> Secret:
-    """``secret_url``: the URL of a web server, kept as a secret; or nothing."""
-    try:
-        if isinstance(value, list):
-            raise ValueError("got a list: quote a value that contains commas")
-        return parse_secret_url(value)
-    except ValueError as error:
-        raise Wrong(f"expected {_CALLED}: {error}") from None
-
-
-_CALLED = "http://HOST/PATH or https://HOST/PATH (file:PATH and env:NAME say where it stands)"
-_LISTS: dict[str, tuple[Callable[[str], object], str]] = {
-    "secrets": (_parse_one_secret, "secrets"),
-    "stream_secrets": (parse_stream_secret, "APPLICATION/NAME=SECRET"),
-    "user_secrets": (parse_user, "USER=PASSWORD"),
-    "networks": (parse_network, "addresses or networks such as 192.0.2.0/24"),
-}
-_PATTERNS = "APPLICATION/NAME with * and ? for any text and any character"
-
-
-def _relay_urls(value: str | list[str]) -> tuple[object, ...]:
-    """``relay_urls``: any number of destinations of relays."""
-    urls = _several(RelayUrl.parse, _RELAY_URL)(value)
-    for url in urls:
-        if urls.count(url) > 1:
-            raise Wrong(f"{url} is given twice")
-    return urls
-
-
-_RELAY_URL = "rtmp[s]://HOST[:PORT]/APPLICATION/NAME"
-
-
-def _secret(value: str | list[str]) -> Secret:
-    """``secret``: a text that is never shown, or where it is; may be empty."""
-    if isinstance(value, list):
-        raise Wrong(f"expected {_HIDDEN}, got a list of {len(value)}: quote a value that contains commas")
-    try:
-        return Secret.parse(value)
-    except ValueError as error:
-        # What was given may be the secret, with a mistake.
-        got = shown(value) if value.startswith(("file:", "env:")) else "one that is not shown here"
-        raise Wrong(f"expected {_HIDDEN}, got {got}: {error}") from None
-
-
-def _hooks(kind: type[ScriptHook | WebhookHook], expected: str) -> Callable[..., object]:
-    """``scripts`` and ``webhooks``: any number of targets of events. What they say is not shown: it may hold secrets."""
-
-    def check(value: str | list[str]) -> object:
-        texts = [value] if isinstance(value, str) else value
+    def convert(self, value: str | list[str]) -> tuple[object, ...]:
+        texts = ([value] if isinstance(value, str) else value) if value else []
         found = []
-        for number, text in enumerate(texts if value else (), 1):
+        for number, text in enumerate(texts, 1):
             try:
-                found.append(kind.parse(text))
+                found.append(self._parse(text))
             except ValueError as error:
-                which = f"number {number} is another: " if len(texts) > 1 else ""
-                raise Wrong(f"expected {expected}: {which}{error}") from None
+                raise Wrong(
+                    f"expected {self.expected}, got {self._got(text, error, number if len(texts) > 1 else 0)}"
+                ) from None
         return tuple(found)
 
-    return check
+
+class _Paths(_Several):
+    """``paths(empty=meaning)``: paths of files. Without any, the meaning of ``empty`` holds."""
+
+    def __init__(self, empty: str) -> None:
+        super().__init__(_Path().parse, "paths")
+        self._empty = empty
+
+    def describe(self) -> str:
+        return f"paths, separated by commas, or nothing ({self._empty})"
 
 
-_SCRIPTS = "EVENT=PATH ARGUMENTS"
-_WEBHOOKS = "EVENT=URL"
-_HIDDEN = "a secret, file:PATH or env:NAME"
+class _RelayUrls(_Several):
+    """``relay_urls``: destinations of relays, each once."""
+
+    def convert(self, value: str | list[str]) -> tuple[object, ...]:
+        urls = super().convert(value)
+        for url in urls:
+            if urls.count(url) > 1:
+                raise Wrong(f"expected different destinations, got {url} twice")
+        return urls
 
 
-_SCALARS: dict[str, type[_Check]] = {
-    "integer": Integer,
-    "duration": Duration,
-    "size": Size,
-    "rate": Rate,
-    "tc_url": _TcUrl,
-    "float": Float,
+class _Addresses(_Check):
+    """``addresses(host=default, empty=meaning)``: addresses to listen on; ``:PORT`` means *host*.
+
+    With ``empty``, there may be none, which has that meaning.
+    """
+
+    def __init__(self, host: str = "", empty: str = "") -> None:
+        self._host = host
+        self._empty = empty
+        self.expected = "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else "")
+
+    def convert(self, value: str | list[str]) -> tuple[ListenAddress, ...]:
+        if self._empty and not value:
+            return ()
+        addresses: list[ListenAddress] = []
+        for text in [value] if isinstance(value, str) else value:
+            try:
+                address = ListenAddress.parse(text)
+            except ValueError as error:
+                raise Wrong(str(error)) from None
+            if not address.host:
+                address = ListenAddress(self._host, address.port)
+            for other in addresses:
+                if address == other and address.port:
+                    raise Wrong(f"expected different addresses, got {shown(str(address))} twice")
+                if address.overlaps(other):
+                    raise Wrong(f"expected addresses that do not overlap, got {shown(str(other))} and {shown(str(address))}")
+            addresses.append(address)
+        if not addresses:
+            raise Wrong("expected at least one address, got nothing")
+        return tuple(addresses)
+
+
+def _parse_pattern(text: str) -> str:
+    if "/" not in text.strip("/") or text != text.strip("/") or set(text) & set("[]") or not text.isprintable():
+        raise ValueError
+    return text
+
+
+_CHECKS: Mapping[str, Callable[..., _Check]] = {
+    "integer": _Integer,
+    "float": _Float,
+    "duration": _Duration,
+    "size": _Size,
+    "rate": _Rate,
     "boolean": _Boolean,
     "option": _Option,
     "name": _Name,
     "path": _Path,
+    "tc_url": _TcUrl,
     "account": _Account,
-    "file_name": _FileName,
+    "file_name": partial(_Value, FileNameTemplate.parse, "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"),
+    "secret": partial(_Value, Secret.parse, "a secret, file:PATH or env:NAME", hidden=True),
+    "secret_url": partial(
+        _Value, parse_secret_url, "http://HOST/PATH or https://HOST/PATH, or file:PATH or env:NAME that holds it", hidden=True
+    ),
+    "addresses": _Addresses,
+    "paths": _Paths,
+    "patterns": partial(_Several, _parse_pattern, "APPLICATION/NAME with * and ? for any text and any character"),
+    "networks": partial(_Several, parse_network, "addresses or networks such as 192.0.2.0/24"),
+    "secrets": partial(_Several, parse_secret, "secrets", hidden=True),
+    "stream_secrets": partial(_Several, parse_stream_secret, "APPLICATION/NAME=SECRET", hidden=True),
+    "user_secrets": partial(_Several, parse_user, "USER=PASSWORD", hidden=True),
+    "relay_urls": partial(_RelayUrls, RelayUrl.parse, "rtmp[s]://HOST[:PORT]/APPLICATION/NAME", hidden=True),
+    "scripts": partial(_Several, ScriptHook.parse, "EVENT=PATH ARGUMENTS", hidden=True),
+    "webhooks": partial(_Several, WebhookHook.parse, "EVENT=URL", hidden=True),
 }
 
 
 def converter() -> Any:
-    """A configobj validator whose checks give values of the types of ``rtmpd.config.model``."""
-    validator = Validator()
-    # Only these: a check of configobj's own in the spec must fail, not bring back what these replace.
-    validator.functions = {name: _scalar(make) for name, make in _SCALARS.items()}
-    validator.functions |= {"addresses": _addresses, "patterns": _patterns, "secret": _secret}
-    validator.functions |= {"scripts": _hooks(ScriptHook, _SCRIPTS), "webhooks": _hooks(WebhookHook, _WEBHOOKS)}
-    validator.functions |= {name: _several(parse, expected) for name, (parse, expected) in _LISTS.items()}
-    validator.functions["relay_urls"] = _relay_urls
-    validator.functions["secret_url"] = _secret_url
-    validator.functions["paths"] = _paths
-    return validator
-
-
-def _describe(make: type[_Check]) -> Callable[..., str]:
-    return lambda _value, *args, **kwargs: make(*args, **kwargs).describe()
-
-
-def _describe_addresses(_value: object, host: str = "", empty: str = "") -> str:
-    return "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else "")
-
-
-def _describe_several(expected: str) -> Callable[..., str]:
-    return lambda _value: f"{expected}, separated by commas, or nothing"
+    """Return a configobj validator whose checks convert to the types of ``rtmpd.config.model``."""
+    return _validator(lambda make: lambda value, *args, **kwargs: make(*args, **kwargs).convert(value))
 
 
 def describer() -> Any:
-    """A configobj validator whose checks give, for any value, a description of what the check accepts."""
+    """Return a configobj validator whose checks return, for any value, a description of the accepted values."""
+    return _validator(lambda make: lambda _value, *args, **kwargs: make(*args, **kwargs).describe())
+
+
+def _validator(function: Callable[[Callable[..., _Check]], Callable[..., object]]) -> Any:
     validator = Validator()
-    validator.functions = {name: _describe(make) for name, make in _SCALARS.items()}
-    validator.functions["addresses"] = _describe_addresses
-    validator.functions["patterns"] = lambda _value: _PATTERNS
-    validator.functions["secret"] = lambda _value: _HIDDEN
-    validator.functions["scripts"] = lambda _value: _SCRIPTS
-    validator.functions["webhooks"] = lambda _value: _WEBHOOKS
-    validator.functions |= {name: _describe_several(expected) for name, (_, expected) in _LISTS.items()}
-    validator.functions["relay_urls"] = _describe_several(_RELAY_URL)
-    validator.functions["secret_url"] = lambda _value: _CALLED
-    validator.functions["paths"] = _describe_paths
+    # Only these: a check of configobj's own in the spec must fail.
+    validator.functions = {name: function(make) for name, make in _CHECKS.items()}
     return validator

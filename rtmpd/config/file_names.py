@@ -1,8 +1,7 @@
 """Templates for the names of recordings, such as ``{app}/{name}-{start:%Y%m%d-%H%M%S}-{n}``.
 
-A stream is called whatever a client likes; a file of it is always inside its directory. What a field stands for is one
-component of a path or a part of one: every character but letters, digits and ``-_.`` becomes ``%`` and hexadecimal digits, and
-so does a dot in front. The template itself is checked when the configuration is loaded. Pure; imports nothing of rtmpd.
+A client chooses the name of a stream, so a field can't become more than one component of a path or a part of it: every
+character except letters, digits and ``-_.``, and a dot in front, becomes ``%`` and hexadecimal digits. Pure.
 """
 
 from __future__ import annotations
@@ -20,44 +19,44 @@ __all__ = ["FileNameTemplate", "safe_component"]
 _FIELD = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3, "f": 6, "p": 2, "I": 2, "G": 4, "V": 2, "u": 1}
-"""The directives of strftime that give ASCII of one length in every locale, and that length. For ``%p``, see `_format_time`."""
+"""The strftime directives that produce ASCII of a fixed length in every locale, and that length. ``%p``: see `_format_time`."""
 _NOT_TEXT = re.compile(r"[^\w .,;@+=()/~-]", re.ASCII)
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _NUMBER = re.compile(r"0[1-9]")
 _FIELDS = ("app", "name", "start", "n")
 _COMPONENT_BYTES = 200
-"""The longest component: file systems take 255 bytes, and ``.flv.part`` and a number may follow."""
+"""The longest component: file systems accept 255 bytes, and ``.flv.part`` and a number can follow."""
 _COMPONENTS = 16
 _VALUE_CHARACTERS = 100
 _LENGTH = 1000
 _VALUE_PATTERN = rf"[\w.~%-]{{1,{_VALUE_CHARACTERS}}}"
 _SHORTENED_PATTERN = rf"[ -~]{{{_COMPONENT_BYTES - 17}}}~[0-9a-f]{{16}}"
-# When a name is taken a number is added, and once more if that is taken when the recording is finished.
+# A number is added if the file exists at the start of a recording, and another one if it exists at the end.
 _ADDED_PATTERN = r"(?:-[0-9]{1,2}|-[0-9a-f]{8}){0,2}"
 
 
 def safe_component(text: str) -> str:
-    """Make a part of a path of any text: never empty, hidden, ``.`` or ``..``, at most 100 characters, different for each text.
+    """Convert a text to a path component: unique, never empty, hidden, ``.`` or ``..``, at most 100 characters.
 
-    Bytes of a name that were no UTF-8 (lone surrogates) keep their value. Of a longer text the beginning and a hash are left.
+    Bytes that were not UTF-8 (lone surrogates) keep their value. A longer text becomes its beginning and a hash.
     """
     data = hashed = _as_bytes(text)
     if data is None:
-        # No bytes from a client are decoded to this.
+        # No bytes of a client are decoded to this text, so the hash must differ from that of all bytes.
         data = text.encode("utf-8", "surrogatepass")
         hashed = b"\xff" + data
     encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in data)
     if encoded.startswith("."):
         encoded = "%2E" + encoded[1:]
     if hashed is not data or len(encoded) > _VALUE_CHARACTERS:
-        # Not in the middle of an escape.
+        # An escape must not be cut in the middle.
         head = re.sub(r"%[0-9A-F]?$", "", encoded[: _VALUE_CHARACTERS - 17])
         encoded = f"{head}~{hashlib.sha256(hashed or b'').hexdigest()[:16]}"
     return encoded or "%"
 
 
 def _as_bytes(text: str) -> bytes | None:
-    """Return the only bytes that are decoded to this text; None if there are none."""
+    """Return the bytes that are decoded to this text; None if there are none."""
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -67,7 +66,7 @@ def _as_bytes(text: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A piece of a template: text, or a field with its format."""
+    """A part of a template: text, or a field with its format."""
 
     text: str = ""
     field: str = ""
@@ -76,12 +75,12 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class FileNameTemplate:
-    """A template that has been checked.
+    """A checked template.
 
     Attributes:
-        text: As it is written in the configuration.
-        parts: The same, taken apart.
-        patterns: What each component of a path that it gives looks like.
+        text: The template as the configuration has it.
+        parts: The text and the fields of the template.
+        patterns: A pattern for each path component that the template can produce.
     """
 
     text: str
@@ -93,13 +92,13 @@ class FileNameTemplate:
 
     @classmethod
     def parse(cls, text: str) -> FileNameTemplate:
-        """Check a template.
+        """Parse and check a template.
 
         Raises:
-            ValueError: It can't be used; the message says why.
+            ValueError: The template is wrong; the message gives the reason.
         """
         if not text or len(text) > _LENGTH:
-            raise ValueError(f"it has 1 to {_LENGTH} characters")
+            raise ValueError(f"a template has 1 to {_LENGTH} characters")
         found = []
         position = 0
         for match in _FIELD.finditer(text):
@@ -109,12 +108,12 @@ class FileNameTemplate:
         found.append(_Part(_literal(text[position:])))
         parts = tuple(part for part in found if part.text or part.field)
         if not any(part.field for part in parts):
-            raise ValueError("it has a field, such as {name}")
+            raise ValueError("a field such as {name} is missing")
         if text.endswith(".flv"):
-            raise ValueError(".flv is added to it")
+            raise ValueError(".flv is added automatically")
         components = _components(parts)
         if len(components) > _COMPONENTS:
-            raise ValueError(f'it has at most {_COMPONENTS} parts between "/"')
+            raise ValueError(f'at most {_COMPONENTS} parts between "/" are possible')
         for component in components:
             _check_component(component)
         patterns = [f"(?:{''.join(map(_pattern, component))}|{_SHORTENED_PATTERN})" for component in components]
@@ -122,13 +121,13 @@ class FileNameTemplate:
         return cls(text, parts, tuple(re.compile(pattern, re.ASCII) for pattern in patterns))
 
     def expand(self, app: str, name: str, start: dt.datetime, number: int) -> str:
-        """Return a relative path, without an extension.
+        """Return a relative path without an extension.
 
         Args:
-            app: The stream's application; all but the last part of its key. A slash in it makes no directory.
-            name: The last part.
-            start: When the file begins.
-            number: Counts the files of one publish.
+            app: The stream's application. A slash in it does not create a directory.
+            name: The stream's name.
+            start: The start of the file.
+            number: The number of the file within one publish.
         """
         values = {"app": safe_component(app), "name": safe_component(name)}
         pieces = []
@@ -142,15 +141,15 @@ class FileNameTemplate:
         return "/".join(_shortened(component) for component in "".join(pieces).split("/"))
 
     def matches(self, path: str) -> bool:
-        """Whether a relative path without an extension may be one that this template has given, with an added number or not.
+        """Return whether this template can produce a relative path without an extension, with an added number or not.
 
-        A field matches any value that it can have, so a file of the same shape that somebody else made matches too.
+        A field matches every value that it can have, so a file of another origin with such a name matches, too.
         """
         components = path.split("/")
         return len(components) == len(self.patterns) and self._match(components)
 
     def matches_directory(self, path: str) -> bool:
-        """Whether a relative path may be a directory that paths of this template are in. The topmost, ``""``, is none."""
+        """Return whether a relative path can be a directory of paths of this template. The top directory, ``""``, is not."""
         components = path.split("/")
         return len(components) < len(self.patterns) and self._match(components)
 
@@ -163,32 +162,32 @@ class FileNameTemplate:
 
 def _literal(text: str) -> str:
     if "{" in text or "}" in text:
-        raise ValueError("braces only stand around {app}, {name}, {start:FORMAT} and {n}")
+        raise ValueError("braces are only possible in {app}, {name}, {start:FORMAT} and {n}")
     if "%" in text:
-        raise ValueError('"%" only stands inside {start:...}: write {name} for %s, {n} for %d, {start:%Y%m%d} for %Y%m%d')
+        raise ValueError('"%" is only possible in {start:...}: write {name} for %s, {n} for %d, {start:%Y%m%d} for %Y%m%d')
     if _NOT_TEXT.search(text):
-        raise ValueError("besides fields it has letters from A to Z, digits, spaces and any of /.,;@+=()~_-")
+        raise ValueError("besides fields only letters from A to Z, digits, spaces and any of /.,;@+=()~_- are possible")
     return text
 
 
 def _field(name: str, form: str | None) -> _Part:
     if name not in _FIELDS:
-        raise ValueError("its fields are {app}, {name}, {start:FORMAT} and {n}")
+        raise ValueError("the fields are {app}, {name}, {start:FORMAT} and {n}")
     if name == "start":
         if not form:
             raise ValueError("{start} needs a format, such as {start:%Y%m%d-%H%M%S}")
         directives = _DIRECTIVE.findall(form)
         if not directives or any(directive not in _DIGITS for directive in directives):
-            raise ValueError(f"{{start:...}} takes % and one of {''.join(_DIGITS)}")
+            raise ValueError(f"{{start:...}} needs % and one of {''.join(_DIGITS)}")
         _literal(_DIRECTIVE.sub("", form))
         return _Part(field=name, format=form)
     if form is not None and (name != "n" or not _NUMBER.fullmatch(form)):
-        raise ValueError("of the fields, {start} takes a format, and {n} a number of digits, such as {n:03}")
+        raise ValueError("only {start} takes a format, and {n} a number of digits such as {n:03}")
     return _Part(field=name, format=form or "")
 
 
 def _components(parts: tuple[_Part, ...]) -> list[list[_Part]]:
-    """Divide a template at its slashes, those in formats of times included."""
+    """Split a template at its slashes, including those in time formats."""
     components: list[list[_Part]] = [[]]
     for part in parts:
         is_time = part.field == "start"
@@ -206,15 +205,15 @@ def _components(parts: tuple[_Part, ...]) -> list[list[_Part]]:
 def _check_component(parts: list[_Part]) -> None:
     fields = [part.field for part in parts if part.field not in ("", "start")]
     if len(set(fields)) < len(fields):
-        # Two of them in a row would also take long to match.
-        raise ValueError('{app}, {name} and {n} stand only once between two "/"')
+        # Two such fields in a row would also take long to match.
+        raise ValueError('{app}, {name} and {n} are possible only once between two "/"')
     fixed = "".join(part.text or _DIRECTIVE.sub(_example, part.format) for part in parts)
     if not fields and not fixed.strip():
-        raise ValueError('it is relative to the directory, and no part of it between "/" is empty')
+        raise ValueError('the path is relative, and no part between "/" can be empty')
     if (parts[0].text or parts[0].format).startswith("."):
-        raise ValueError('no part of it between "/" begins with "."')
+        raise ValueError('no part between "/" can begin with "."')
     if len(fixed) > _COMPONENT_BYTES:
-        raise ValueError(f'no part of it between "/" is longer than {_COMPONENT_BYTES} characters')
+        raise ValueError(f'no part between "/" can be longer than {_COMPONENT_BYTES} characters')
 
 
 def _example(directive: re.Match[str]) -> str:
@@ -222,7 +221,7 @@ def _example(directive: re.Match[str]) -> str:
 
 
 def _pattern(part: _Part) -> str:
-    """Return a regular expression for what a part of a component may become."""
+    """Return a regular expression for all values of a part."""
     if part.field == "n":
         return rf"[0-9]{{{part.format[1:] or 1},20}}"
     if part.field == "start":
@@ -234,7 +233,7 @@ def _pattern(part: _Part) -> str:
 
 
 def _format_time(time: dt.datetime, form: str) -> str:
-    # What strftime makes of %p is a locale's: empty, with dots, or in another script.
+    # The %p of strftime depends on the locale: empty, with dots, or in another script.
     return time.strftime(form.replace("%p", "AM" if time.hour < 12 else "PM"))
 
 

@@ -1,4 +1,4 @@
-"""Who is told of events: programs and web servers, as options name them."""
+"""Destinations of events as options name them: programs and web servers. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVENT_NAMES: Final = (
     "relay_up",
     "relay_down",
 )
-"""Every event of rtmpd.events, which is further up; a test compares."""
+"""The events of rtmpd.events, which this room can't import; a test compares the two."""
 
 _LENGTH = 2000
 _WORD = re.compile(r"[A-Za-z_*-]{1,40}", re.ASCII)
@@ -43,9 +43,9 @@ class ScriptHook:
     """A program that is run for events.
 
     Attributes:
-        events: Which ones.
+        events: The events.
         argv: The program and its arguments.
-        text: What the option says.
+        text: The value as the configuration has it.
     """
 
     events: frozenset[str]
@@ -54,25 +54,25 @@ class ScriptHook:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``EVENT=PATH ARGUMENTS``; quotes keep spaces together, as in a shell, and nothing else is special.
+        """Parse ``EVENT=PATH ARGUMENTS``. Quotes keep spaces together, as in a shell; nothing else is special.
 
         Raises:
-            ValueError: It is none; the message says why.
+            ValueError: The text is wrong; the message gives the reason.
         """
         events, command = _split(text)
         if "'" in text and '"' in text:
-            raise ValueError("it has both kinds of quotes")
+            raise ValueError("both kinds of quotes are used")
         try:
             argv = tuple(shlex.split(command))
         except ValueError:
             raise ValueError("the closing quote is missing") from None
         if not argv or "/" not in argv[0]:
-            raise ValueError("a program is named by a path with a slash in it: it is not searched for")
+            raise ValueError("the path of a program needs a slash: PATH is not searched")
         return cls(events, argv, text.strip())
 
     @property
     def label(self) -> str:
-        """What the log calls it: without arguments, which may be secret."""
+        """The program's path, for the log. Arguments may be secret."""
         return self.argv[0]
 
     def __str__(self) -> str:
@@ -84,9 +84,9 @@ class WebhookHook:
     """A web server that events are posted to.
 
     Attributes:
-        events: Which ones.
-        pattern: Which ones, as the option says it.
-        url: Where to. User, password and query may be secret, so nothing but a request shows it.
+        events: The events.
+        pattern: The events as the configuration has them.
+        url: The URL. User, password and query may be secret, so only a request contains it.
     """
 
     events: frozenset[str]
@@ -95,31 +95,31 @@ class WebhookHook:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``EVENT=URL``.
+        """Parse ``EVENT=URL``.
 
         Raises:
-            ValueError: It is none; the message says why, and shows nothing of the URL.
+            ValueError: The text is wrong; the message gives the reason and contains no part of the URL.
         """
         events, url = _split(text)
         pattern = text.partition("=")[0].strip()
         if not url.isprintable() or any(c in url for c in " '\"\\"):
-            raise ValueError("a URL has no spaces, quotes or backslashes")
+            raise ValueError("the URL contains spaces, quotes or backslashes")
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise ValueError("this is not a URL") from None
+            raise ValueError("the URL can't be parsed") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ValueError("a URL is http://HOST/PATH or https://HOST/PATH, with or without a port")
+            raise ValueError("the URL is not http[s]://HOST[:PORT]/PATH")
         if parts.fragment:
-            raise ValueError("a URL that is asked for has no #")
+            raise ValueError("the URL contains a #")
         if MASK in url:
-            raise ValueError("the secret parts of this URL are masked")
+            raise ValueError("the URL contains the mask of a printed configuration")
         return cls(events, pattern, url)
 
     @property
     def label(self) -> str:
-        """What the log calls it: scheme, host and path."""
+        """Scheme, host and path, for the log."""
         parts = urlsplit(self.url)
         return urlunsplit(SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
@@ -135,18 +135,18 @@ class WebhookHook:
 
 
 def _split(text: str) -> tuple[frozenset[str], str]:
-    """Give the events that a target is for, and the rest."""
+    """Split a text into the events before the ``=`` and the destination after it."""
     pattern, equals, rest = text.partition("=")
     pattern, rest = pattern.strip(), rest.strip()
     if not equals or not rest:
-        raise ValueError("an event and what to do with it are joined by =")
+        raise ValueError("an event, = and a destination are needed")
     if len(text) > _LENGTH or not rest.isprintable():
-        raise ValueError(f"it has at most {_LENGTH} characters, and no control characters")
+        raise ValueError(f"the value is longer than {_LENGTH} characters or contains control characters")
     events = frozenset(name for name in EVENT_NAMES if fnmatchcase(name, pattern))
     if not events:
         if not _WORD.fullmatch(pattern):
-            # It may be part of a URL that lacks its event.
-            raise ValueError("what stands before the = is not an event")
+            # The text may be a part of a URL without an event in front, so it is not shown.
+            raise ValueError("the text before the = is not an event")
         close = difflib.get_close_matches(pattern.lower(), EVENT_NAMES, n=1)
         raise ValueError(f'there is no event "{pattern}"' + (f', did you mean "{close[0]}"?' if close else ""))
     return events, rest

@@ -1,4 +1,4 @@
-"""Turns a configuration file into a ``Config``, or into a list of everything that is wrong with it."""
+"""Loads a configuration file into a ``Config``, or reports all its problems."""
 
 from __future__ import annotations
 
@@ -7,32 +7,16 @@ import functools
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from configobj import ConfigObj, ConfigObjError, flatten_errors
 from configobj.validate import ValidateError
 
-from rtmpd.config.access_rules import auth_problem
-from rtmpd.config.checks import NAME_LENGTH, converter, is_name
-from rtmpd.config.model import (
-    DEFAULT_APPLICATION,
-    ApplicationConfig,
-    AuthConfig,
-    BackpressureConfig,
-    Config,
-    HooksConfig,
-    LimitsConfig,
-    LiveConfig,
-    LogConfig,
-    MetricsConfig,
-    RecordConfig,
-    RelayConfig,
-    ServerConfig,
-    TlsConfig,
-    printable,
-)
+from rtmpd.config.access_rules import NAME_LENGTH, is_name
+from rtmpd.config.checks import converter
+from rtmpd.config.model import DEFAULT_APPLICATION, ApplicationConfig, Config, printable
 from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
@@ -40,20 +24,20 @@ from rtmpd.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
-__all__ = ["Overrides", "keep_fixed", "load_file", "load_text", "origins", "restart_needed"]
+__all__ = ["Overrides", "load_file", "load_text", "origins"]
 
 Overrides = Mapping[tuple[str, str], list[str] | str]
-"""(section, option) to a value that replaces the file's: a list for an option that takes several values."""
+"""(section, option) to a value that overrides the file's: a list for an option with several values."""
 
 _NO_OVERRIDES: Overrides = MappingProxyType({})
 _FILE_LIMIT_BYTES = 1 << 20
 
 
 def load_file(path: str | FilePath, overrides: Overrides = _NO_OVERRIDES) -> Config:
-    """Load the file ``path``; ``overrides`` win over it.
+    """Load a configuration file; *overrides* take precedence over it. Blocks, as disks do.
 
     Raises:
-        ConfigError: It can't be read or is wrong; the error holds every problem.
+        ConfigError: The file can't be read or is wrong; the error has all problems.
     """
     try:
         text = _read(path)
@@ -66,18 +50,18 @@ def load_text(text: str, filename: str = "<built-in>", overrides: Overrides = _N
     """Load a configuration from its text. The empty text gives the defaults.
 
     Args:
-        text: What a configuration file would hold.
-        filename: What problems name as their place.
-        overrides: Values that win over the text's, checked as those are.
+        text: The text of a configuration file.
+        filename: The name of the file in messages.
+        overrides: Values that take precedence over the text's. They are checked, too.
 
     Raises:
-        ConfigError: It is wrong; the error holds every problem.
+        ConfigError: The configuration is wrong; the error has all problems.
     """
     found = scan(text)
     try:
         parsed = ConfigObj(found.lines, configspec=configspec(), interpolation=False)
     except ConfigObjError as error:
-        # Not reached as far as we know: the scan lets through only what configobj can read.
+        # Not known to happen: the scan passes on only lines that configobj can read.
         found.problems += [(each.line_number, str(each)) for each in error.errors]
         parsed = ConfigObj(configspec=configspec(), interpolation=False)
     _remove_unknown(parsed, configspec(), (), found)
@@ -99,60 +83,43 @@ def load_text(text: str, filename: str = "<built-in>", overrides: Overrides = _N
 
 
 def _contradictions(config: Config) -> list[tuple[Path, str]]:
-    """What is wrong with options that are right each by itself: where, and what."""
+    """Return problems between options that are valid by themselves: the option's path, and the problem."""
     parts: dict[Path, ApplicationConfig] = {("auth",): config.defaults}
-    # What an application takes from [auth] is reported there.
+    # A problem that an application takes from [auth] is reported there.
     parts |= {("applications", name): each for name, each in config.applications.items() if each.auth != config.auth}
-    problems = [((*path, "auth_mode"), auth_problem(each.auth)) for path, each in parts.items()]
-    return [(path, f"{title(path[:-1])} auth_mode: {problem}") for path, problem in problems if problem]
+    found = []
+    for path, part in parts.items():
+        mode = part.auth.auth_mode
+        option = {"token": "auth_tokens", "file": "auth_file", "callback": "auth_callback"}.get(mode, "auth_mode")
+        if not getattr(part.auth, option):
+            found.append(((*path, "auth_mode"), f'{title(path)} auth_mode: "{mode}" needs {option}'))
+    return found
 
 
 def _line_of(found: Scan, path: Path) -> str:
-    """The line of an option, of its section, or of the option in [auth]; empty if a flag has set it."""
+    """Return the line of an option, of its section, or of the option in [auth]; empty if a flag has set the option."""
     line = found.where.get(path) or found.where.get(path[:-1]) or found.where.get(("auth", path[-1]))
     return f":{line}" if line else ""
 
 
 def origins(path: str | FilePath | None, overrides: Overrides = _NO_OVERRIDES) -> dict[Path, str]:
-    """Return where options are set: a section (or two) and the option's name to ``FILE:LINE`` or the flag.
+    """Return where options are set: the path of each option to ``FILE:LINE`` or the flag.
 
     Args:
-        path: The file, which has been loaded; None: there is none.
+        path: The file, which has been loaded before; None: none was given.
         overrides: As for `load_file`.
     """
     try:
         lines = scan(_read(path)).where if path is not None else {}
     except ValueError:
-        # A pipe can be read but once: only flags are known then.
+        # A pipe can be read only once: only flags are known then.
         lines = {}
     found = {option: f"{printable(str(path))}:{line}" for option, line in lines.items()}
     return found | {option: _flags()[option] for option in overrides}
 
 
-def restart_needed(old: Config, new: Config) -> list[str]:
-    """The options that differ between two configurations but can't be reloaded, each as ``[section] option``."""
-    return [
-        f"[{option.section}] {option.name}"
-        for section in sections()
-        for option in section.options
-        if not option.reloadable
-        and getattr(getattr(old, option.section), option.name) != getattr(getattr(new, option.section), option.name)
-    ]
-
-
-def keep_fixed(old: Config, new: Config) -> Config:
-    """Return *new*, with the values of *old* for options that can't be reloaded."""
-    for section in sections():
-        fixed = [option.name for option in section.options if not option.reloadable]
-        if fixed:
-            kept = getattr(old, section.name)
-            values = replace(getattr(new, section.name), **{name: getattr(kept, name) for name in fixed})
-            new = replace(new, **{section.name: values})
-    return new
-
-
 def _read(path: str | FilePath) -> str:
-    """Read a file, or raise ValueError with what is wrong with it."""
+    """Read a file; raises ValueError with the problem."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(_FILE_LIMIT_BYTES + 1)
@@ -161,10 +128,10 @@ def _read(path: str | FilePath) -> str:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(f"can't be read: {reason}") from None
     if is_pipe and not data:
-        # A shell's <(...), say, that a start has read to its end. It does not mean that all options are left out.
-        raise ValueError("can't be read: it is a pipe that nobody writes to")
+        # For example the <(...) of a shell, which the start has read. It must not count as an empty configuration.
+        raise ValueError("can't be read: the file is a pipe without a writer")
     if len(data) > _FILE_LIMIT_BYTES:
-        raise ValueError(f"can't be read: it is larger than {_FILE_LIMIT_BYTES} bytes")
+        raise ValueError(f"can't be read: the file is larger than {_FILE_LIMIT_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -173,14 +140,14 @@ def _read(path: str | FilePath) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to, too, without waiting until somebody does."""
+    """Open a file. To open a pipe does not wait for its writer."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     return descriptor
 
 
 def _overridden(overrides: Overrides) -> tuple[dict[tuple[str, str], object], list[str]]:
-    """Convert overrides as the file's values are converted; also gives what is wrong with them."""
+    """Convert overrides as the values of a file are. Return the values, and all problems."""
     validator = converter()
     values: dict[tuple[str, str], object] = {}
     problems = []
@@ -203,10 +170,9 @@ def _flags() -> Mapping[tuple[str, str], str]:
 
 
 def _remove_unknown(section: Any, spec: Any, path: Path, found: Scan) -> None:
-    """Report, and take out, what the spec does not know.
+    """Report and remove sections and options that the spec does not have.
 
-    configobj ignores all of it, ``[DEFAULT]`` even when asked for what it ignored, and fails over a section that has
-    the name of an option.
+    configobj ignores them, does not report ``[DEFAULT]`` even when asked, and fails on a section with the name of an option.
     """
     for name in list(section.scalars):
         if name not in spec.scalars:
@@ -231,7 +197,7 @@ def _remove_unknown(section: Any, spec: Any, path: Path, found: Scan) -> None:
 
 
 def _unknown_option(name: str, spec: Any, path: Path) -> str:
-    """Say that an option is unknown, and where it may belong."""
+    """Return the problem of an unknown option, with the section that it may belong to."""
     homes = {option.name: section.name for section in sections() for option in section.options}
     if name in homes:
         return f"this option belongs in [{homes[name]}]" + _or_application(name, spec)
@@ -243,61 +209,41 @@ def _or_application(name: str, spec: Any) -> str:
 
 
 def _similar(name: str, known: list[str]) -> str:
-    # Case counts in the file, so it must not count here.
+    # Names are case-sensitive, and a wrong case must find the right name here.
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f', did you mean "{close[0]}"?' if close else ""
 
 
 def _bad_application(name: str) -> str:
-    """Say why ``name`` can't name an application; empty if it can."""
+    """Return why *name* can't be the name of an application; empty if it can."""
     if name == DEFAULT_APPLICATION:
         return ""
     if "*" in name:
-        return '"*" can be used only by itself: [[*]] takes what no other name takes'
+        return 'expected "*" alone ([[*]] takes connections that no other name takes) or a name without it'
     if name.startswith("/") or name.endswith("/") or "//" in name:
-        return 'an application\'s name has "/" only between its parts'
+        return 'expected "/" only between the parts of an application\'s name'
     if len(name) > NAME_LENGTH:
-        return f"an application's name has at most {NAME_LENGTH} characters"
+        return f"expected at most {NAME_LENGTH} characters in the name of an application"
     if not is_name(name):
-        return "an application's name has no spaces, quotes, brackets, ? or #"
+        return "expected the name of an application without spaces, quotes, brackets, ? and #"
     if name == MANY:
-        return "this name can't be used"
+        return "this name is reserved"
     return ""
 
 
 def _build(parsed: Any) -> Config:
-    live = LiveConfig(**_values(LiveConfig, parsed["live"]))
-    auth = AuthConfig(**_values(AuthConfig, parsed["auth"]))
-    relay = RelayConfig(**_values(RelayConfig, parsed["relay"]))
-    limits = LimitsConfig(**_values(LimitsConfig, parsed["limits"]))
-    backpressure = BackpressureConfig(**_values(BackpressureConfig, parsed["backpressure"]))
-    base = ApplicationConfig(limits=limits, live=live, backpressure=backpressure, auth=auth, relay=relay)
+    kinds = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+    values = {name: kind(**{option.name: parsed[name][option.name] for option in fields(kind)}) for name, kind in kinds.items()}
+    base = ApplicationConfig(**{part.name: values[part.name] for part in fields(ApplicationConfig)})
     applications = {}
     for name in parsed["applications"].sections:
         section = parsed["applications"][name]
-        # A default of the spec must not win over what [live] and the others say.
+        # A default of the spec must not override the value of [live] and the other sections.
         own = {option: section[option] for option in section.scalars if option not in section.defaults}
         applications[name] = ApplicationConfig(**{part.name: _override(getattr(base, part.name), own) for part in fields(base)})
-    return Config(
-        server=ServerConfig(**_values(ServerConfig, parsed["server"])),
-        limits=limits,
-        tls=TlsConfig(**_values(TlsConfig, parsed["tls"])),
-        log=LogConfig(**_values(LogConfig, parsed["log"])),
-        live=live,
-        backpressure=backpressure,
-        auth=auth,
-        record=RecordConfig(**_values(RecordConfig, parsed["record"])),
-        relay=relay,
-        metrics=MetricsConfig(**_values(MetricsConfig, parsed["metrics"])),
-        hooks=HooksConfig(**_values(HooksConfig, parsed["hooks"])),
-        applications=MappingProxyType(applications),
-    )
+    return Config(**values, applications=MappingProxyType(applications))
 
 
 def _override(options: Any, own: Mapping[str, object]) -> Any:
-    """Return the options of a section with those of an application that belong to it."""
+    """Return the options of a section with the values that an application sets itself."""
     return replace(options, **{each.name: own[each.name] for each in fields(options) if each.name in own})
-
-
-def _values(kind: type[Any], section: Any) -> dict[str, Any]:
-    return {each.name: section[each.name] for each in fields(kind)}

@@ -1,23 +1,21 @@
 """The configuration as typed, immutable values.
 
-There is one field per option of rtmpd.configspec, which describes it and holds its default; values come from the loader.
+There is one field per option of rtmpd.configspec, which has the description and the default; the loader sets the values.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping  # noqa: TC003 - a field's type is looked up at run time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from rtmpd.config.access_rules import NamedSecret, Network  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.relay_url import RelayUrl  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = [
     "ApplicationConfig",
@@ -40,7 +38,7 @@ __all__ = [
 ]
 
 DEFAULT_APPLICATION: Final = "*"
-"""The name of the application that takes what no other name takes."""
+"""The name of the application that takes connections that no other name takes."""
 
 _SHOWN_LENGTH = 80
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*", re.ASCII)
@@ -49,21 +47,21 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
 def printable(text: str) -> str:
-    """Make ``text`` safe for a line of a message: control characters become escapes."""
+    """Return *text* with control characters escaped, safe for a log line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(text: str) -> str:
-    """Quote a value for a message, shortened where it is long."""
+    """Return a value in quotes for a message, shortened if it is long."""
     return f'"{printable(text[:_SHOWN_LENGTH])}{"..." if len(text) > _SHOWN_LENGTH else ""}"'
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ListenAddress:
-    """Where to listen.
+    """An address to listen on.
 
     Attributes:
-        host: An address or a host name; an IPv6 address has no brackets. Empty: every address, IPv4 and IPv6.
+        host: An IP address, without brackets, or a host name. Empty: all addresses, IPv4 and IPv6.
         port: The TCP port; 0: the kernel chooses.
     """
 
@@ -76,10 +74,10 @@ class ListenAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``HOST:PORT``, ``:PORT`` or ``[IPv6]:PORT``.
+        """Parse ``HOST:PORT``, ``:PORT`` or ``[IPv6]:PORT``.
 
         Raises:
-            ValueError: It is none of these; the message says what was expected.
+            ValueError: The text is none of these; the message is complete ("expected ..., got ...").
         """
         host, colon, port = text.rpartition(":")
         if not colon:
@@ -96,7 +94,7 @@ class ListenAddress:
         raise ValueError(f"expected HOST:PORT, :PORT or [IPv6]:PORT, got {shown(text)}{hint}")
 
     def overlaps(self, other: ListenAddress) -> bool:
-        """Whether the kernel would refuse to listen on both."""
+        """Return whether the kernel would refuse to listen on both addresses."""
         if self.port != other.port or self.port == 0:
             return False
         hosts = {self.host, other.host}
@@ -114,7 +112,7 @@ def _family(host: str) -> int | None:
 
 
 def _parse_host(host: str) -> str:
-    """Check a host and bring it into the one form that comparisons need."""
+    """Return a valid host in a canonical form, for comparisons; raises ValueError."""
     if not host:
         return ""
     if host.startswith("[") and host.endswith("]"):
@@ -126,7 +124,7 @@ def _parse_host(host: str) -> str:
         if not address or not _ZONE.fullmatch(zone):
             raise ValueError(f"{shown(host[1:-1])} is not an IPv6 address")
         return address
-    # A name that ends in a number is an IPv4 address with a mistake: the resolver would read 1.2.3 as 1.2.0.3.
+    # A host name that ends in a number is a wrong IPv4 address: the resolver would read 1.2.3 as 1.2.0.3.
     if host.rpartition(".")[2].isdigit():
         try:
             return str(ipaddress.IPv4Address(host))
@@ -161,7 +159,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """The options of ``[limits]``; those of an application differ in what can be set for it."""
+    """The options of ``[limits]``. An application can set only some of them."""
 
     connection_limit: int
     connections_per_address_limit: int
@@ -274,7 +272,7 @@ class RelayConfig:
 
 @dataclass(frozen=True, slots=True)
 class ApplicationConfig:
-    """What holds for one application: its own options, and of each section what it does not set itself."""
+    """The options of one application: those that it sets itself, and those of the sections."""
 
     limits: LimitsConfig
     live: LiveConfig
@@ -327,21 +325,10 @@ class HooksConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration, as ``rtmpd.config.loader`` gives it.
+    """A whole configuration: a field for each section.
 
     Attributes:
-        server: ``[server]``.
-        limits: ``[limits]``.
-        tls: ``[tls]``.
-        log: ``[log]``.
-        live: ``[live]``.
-        backpressure: ``[backpressure]``.
-        auth: ``[auth]``.
-        record: ``[record]``.
-        relay: ``[relay]``.
-        metrics: ``[metrics]``.
-        hooks: ``[hooks]``.
-        applications: The named applications, each with all that holds for it.
+        applications: The named applications, each with all its options.
     """
 
     server: ServerConfig
@@ -359,18 +346,18 @@ class Config:
 
     @property
     def defaults(self) -> ApplicationConfig:
-        """What holds for an application that sets nothing itself."""
+        """The options of an application that sets none itself."""
         return ApplicationConfig(
             limits=self.limits, live=self.live, backpressure=self.backpressure, auth=self.auth, relay=self.relay
         )
 
     def application(self, app: str) -> tuple[str, ApplicationConfig] | None:
-        """Find the application that the path ``app`` belongs to: the longest name that is a prefix of it.
+        """Find the application that the path *app* belongs to: the longest name that is a prefix of the path.
 
         Only whole parts of a path match: ``live/sub`` belongs to ``live``, ``lively`` does not.
 
         Returns:
-            The name that matched and what holds for it, or None: a connection to ``app`` is to be refused.
+            The name and the options of the application. None: connections to *app* must be refused.
         """
         if not self.applications:
             return DEFAULT_APPLICATION, self.defaults

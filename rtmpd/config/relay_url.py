@@ -1,6 +1,6 @@
-"""Where a relay pushes streams to: an RTMP URL with fields for the stream's names.
+"""Destinations of relays: RTMP URLs with fields for the names of the stream.
 
-A stream key in such a URL is a password, so a URL shows itself without what may be one. Pure.
+The name of a stream at the destination often is a secret key, so such parts of a URL are masked wherever it is shown. Pure.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FIELDS = ("{app}", "{name}")
 class RelayUrl:
     """A destination: ``rtmp[s]://[user:password@]host[:port]/app/name``, with ``{app}`` and ``{name}`` in app and name.
 
-    The name is the last part of the path, with the query. It is the stream's own where the path has one part only.
+    The name is the last part of the path, with the query. If the path has only one part, the name is ``{name}``.
 
     Attributes:
-        host: Without brackets.
+        host: The host, without brackets.
         port: The TCP port.
-        app, name: With fields.
+        app, name: Application and name, with fields.
         user_info: ``user:password`` as the URL has it, or empty.
-        source: ``file:PATH`` or ``env:NAME``, if the URL came from there.
+        source: ``file:PATH`` or ``env:NAME``, if the URL was read from there.
         scheme: ``rtmp``, or ``rtmps`` with TLS.
     """
 
@@ -47,32 +47,32 @@ class RelayUrl:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a URL, or the file or variable that holds it.
+        """Parse a URL, or read it from a file (``file:PATH``) or an environment variable (``env:NAME``).
 
         Raises:
-            ValueError: It can't be relayed to; the message says why, without what may be a secret.
+            ValueError: The URL is wrong; the message gives the reason and contains nothing that may be secret.
         """
         secret = Secret.parse(text)
         url = secret.reveal()
         scheme, separator, _ = url.partition("://")
         scheme = scheme.lower()
         if not separator or scheme not in _PORTS:
-            raise ValueError("it does not begin with rtmp:// or rtmps://")
+            raise ValueError("the URL does not begin with rtmp:// or rtmps://")
         if len(url) > _LENGTH:
-            raise ValueError(f"it is longer than {_LENGTH} characters")
+            raise ValueError(f"the URL is longer than {_LENGTH} characters")
         if not url.isprintable() or " " in url:
-            raise ValueError("it has spaces or control characters")
+            raise ValueError("the URL contains spaces or control characters")
         if MASK in url:
-            raise ValueError("this is the mask of a printed configuration, not a URL")
+            raise ValueError("the URL contains the mask of a printed configuration")
         host, port, user_info, path, query = _split(url)
         for found in _BRACES.findall(url):
             if found not in _FIELDS:
-                raise ValueError(f"there are only the fields {{app}} and {{name}}, not {found[:20]}")
+                raise ValueError(f"the fields are {{app}} and {{name}}, not {found[:20]}")
         if "{" in host or "{" in user_info:
-            raise ValueError("fields can only stand in the path and the query")
+            raise ValueError("fields are only possible in the path and the query")
         parts = [part for part in path.split("/") if part]
         if not parts:
-            raise ValueError("it names no application")
+            raise ValueError("the URL names no application")
         name = parts.pop() if len(parts) > 1 else "{name}"
         return cls(host, port or _PORTS[scheme], "/".join(parts), name + query, user_info, secret.source, scheme)
 
@@ -82,7 +82,7 @@ class RelayUrl:
         return f"{self.scheme}://{user}{self._address}/{_filled(self.app, app, name)}/{_filled(self.name, app, name)}"
 
     def hide(self, text: str, app: str, name: str) -> str:
-        """Return a text without what a stream is called there, and without the query, if these may be secret."""
+        """Return a text in which the name of the stream at the destination and the query are masked, if they may be secret."""
         if MASK in self.label:
             for part in sorted(_filled(self.name, app, name).split("?", 1), key=len, reverse=True):
                 if part:
@@ -95,7 +95,7 @@ class RelayUrl:
 
     @property
     def label(self) -> str:
-        """What may be shown: address and application; the name only where it is nothing but fields."""
+        """The URL without secrets: address and application; the name only if it consists of fields."""
         name, _, query = self.name.partition("?")
         shown = name if re.fullmatch(r"[-_.]*", _BRACES.sub("", name)) else MASK
         return f"{self.scheme}://{self._address}/{self.app}/{shown}{'?' + MASK if query else ''}"
@@ -110,29 +110,29 @@ def _filled(text: str, app: str, name: str) -> str:
 
 
 def _split(url: str) -> tuple[str, int, str, str, str]:
-    """Take a URL apart: host, port (0: none is named), user info, path, and the query with what it begins with."""
-    problem = "its host or port is wrong"
+    """Split a URL into host, port (0: none is given), user info, path, and query with its first character."""
+    problem = "the host or port is wrong"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        # A bracket or a port that is none. Its own message would show a part of the URL.
+        # The message of urlsplit would show a part of the URL.
         raise ValueError(problem) from None
     if ":" in host:
-        # urlsplit looks at it in newer versions of Python only.
+        # Only newer versions of Python check this in urlsplit.
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
             raise ValueError(problem) from None
     if port == 0 or not (_HOST.fullmatch(host) or ":" in host):
         raise ValueError(problem)
-    # RTMP knows no fragments: one is part of the name.
+    # RTMP has no fragments: the text belongs to the name.
     query = ("?" + parts.query if parts.query else "") + ("#" + parts.fragment if parts.fragment else "")
     return host, port or 0, parts.netloc.rpartition("@")[0], parts.path, query
 
 
 def labels(urls: tuple[RelayUrl, ...]) -> dict[RelayUrl, str]:
-    """Give each of several destinations a label of its own: those that would have the same one are numbered."""
+    """Return a unique label for each destination: equal labels are numbered."""
     found: dict[RelayUrl, str] = {}
     for url in urls:
         label, number = url.label, 1

@@ -1,17 +1,17 @@
-"""Writes configurations, and the texts that describe the options, from rtmpd.configspec.
+"""Renders configurations, and from rtmpd.configspec the texts that describe the options.
 
-``python -m rtmpd.config.render`` brings etc/rtmpd.ini, docs/configuration.rst and the manual pages of a checkout up to date.
+``python -m rtmpd.config.render`` updates etc/rtmpd.ini, docs/configuration.rst and the manual pages of a checkout.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.file_names import FileNameTemplate
-from rtmpd.config.render_man import replace_flags, replace_options
 from rtmpd.config.secret import Secret
 from rtmpd.config.spec import Option, Section, sections
 
@@ -20,28 +20,40 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = ["main", "render_config", "render_rst_tables", "render_sample", "render_value", "replace_tables"]
+__all__ = [
+    "main",
+    "render_config",
+    "render_rst_tables",
+    "render_sample",
+    "render_value",
+    "replace_flags",
+    "replace_options",
+    "replace_tables",
+]
 
 _WIDTH = 100
 _ORIGIN_COLUMN = 50
 _BEGIN = ".. The tables begin: written by python -m rtmpd.config.render from rtmpd/config/rtmpd.configspec, do not edit\n"
 _END = ".. The tables end\n"
+_MAN_WIDTH = 72  # mandoc accepts lines of 80 bytes, including escapes
+_MAN_BEGIN = '.\\" Written by python -m rtmpd.config.render from rtmpd/config/rtmpd.configspec, do not edit\n'
+_MAN_END = '.\\" The end of what is written\n'
 
 _SAMPLE_HEAD = """\
 # rtmpd.ini: the configuration of rtmpd.
 #
-# Every option is here with its default, commented out: remove the "#" in front of an option to set
-# it. "rtmpd -c FILE --check-config" checks a changed file. docs/configuration.rst has the syntax.
+# Every option is listed with its default, commented out: remove the "#" before an option to set it.
+# "rtmpd -c FILE --check-config" checks a changed file. docs/configuration.rst describes the syntax.
 #
-# Units are in the names: _bytes, _s (seconds), _ms (milliseconds). A value may have its own: 4K, 10M,
-# 500ms, 30s, 5m, 2h. SIGHUP reloads the options with "Reload: yes"; the others need a restart.
+# Units are in the names: _bytes, _s (seconds), _ms (milliseconds). A value may have another unit: 4K,
+# 10M, 500ms, 30s, 5m, 2h. SIGHUP reloads the options with "Reload: yes"; the others need a restart.
 #
 # Written by "python -m rtmpd.config.render" from rtmpd/config/rtmpd.configspec.
 """
 
 
 def render_value(value: object) -> str:
-    """Write an option's value as the loader reads it; a secret that is in the file itself, as a mask that it refuses."""
+    """Return a value as text that the loader can read. A secret in the file itself becomes a mask, which the loader refuses."""
     match value:
         case bool():
             return "yes" if value else "no"
@@ -54,17 +66,17 @@ def render_value(value: object) -> str:
         case tuple():
             return ", ".join(_quoted(str(item)) for item in value) or '""'
         case _:
-            raise TypeError(f"there is no way to write {value!r}")
+            raise TypeError(f"can't render {value!r}")
 
 
 def render_config(config: Config, origins: Mapping[tuple[str, ...], str] | None = None) -> str:
-    """Write a whole configuration: every option of every section.
+    """Return a whole configuration as text: every option of every section, with secrets masked.
 
-    It loads back to an equal ``Config``, unless it has secrets in it: these are masked.
+    Without secrets the text loads back to an equal ``Config``.
 
     Args:
         config: The configuration.
-        origins: Where options were set, as `rtmpd.config.loader.origins` gives it; written behind each.
+        origins: Where options are set, as `rtmpd.config.loader.origins` returns it; written after each option.
     """
     blocks = []
     for section in sections():
@@ -84,7 +96,7 @@ def render_config(config: Config, origins: Mapping[tuple[str, ...], str] | None 
 
 
 def render_sample() -> str:
-    """Write etc/rtmpd.ini: every option with its description and its default, commented out."""
+    """Return etc/rtmpd.ini: every option with its description and its default, commented out."""
     parts = [_SAMPLE_HEAD]
     for section in sections():
         parts.append(f"\n\n{_comment(section.description)}[{section.name}]\n")
@@ -95,21 +107,26 @@ def render_sample() -> str:
 
 
 def render_rst_tables() -> str:
-    """Write the reference of all options as reStructuredText, one table per section."""
+    """Return the reference of all options as reStructuredText, one table per section."""
     return "\n".join(_rst_section(section) for section in sections())
 
 
 def replace_tables(text: str) -> str:
-    """Put the current tables into ``text``, docs/configuration.rst, between its two marks."""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError("the marks around the tables are missing")
-    return f"{before}{begin}\n{render_rst_tables()}\n{end}{after}"
+    """Return *text*, docs/configuration.rst, with the current tables between its two marks."""
+    return _replace(text, _BEGIN, f"\n{render_rst_tables()}\n", _END)
+
+
+def _replace(text: str, begin: str, lines: str, end: str) -> str:
+    """Return *text* with *lines* between the two marks."""
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"the marks are missing: {begin}{end}")
+    return f"{before}{begin}{lines}{end}{after}"
 
 
 def main() -> int:
-    """Rewrite what is written from the spec, in the checkout that this module is part of."""
+    """Update the texts in the checkout that this module is part of."""
     root = Path(__file__).resolve().parents[2]
     docs = root / "docs" / "configuration.rst"
     if not docs.is_file():
@@ -118,7 +135,7 @@ def main() -> int:
     docs.write_text(replace_tables(docs.read_text("utf-8")), "utf-8")
     (root / "etc" / "rtmpd.ini").write_text(render_sample(), "utf-8")
     options, flags = root / "man" / "rtmpd.ini.5", root / "man" / "rtmpd.8"
-    options.write_text(replace_options(options.read_text("utf-8"), render_value), "utf-8")
+    options.write_text(replace_options(options.read_text("utf-8")), "utf-8")
     flags.write_text(replace_flags(flags.read_text("utf-8")), "utf-8")
     return 0
 
@@ -130,7 +147,7 @@ def _assignments(
     for option in options:
         line = f"{option.name} = {render_value(getattr(values, option.name))}"
         if origins is not None:
-            # What an application does not set itself it has from the option's own section.
+            # An application has the options that it does not set itself from the option's section.
             origin = origins.get((*path, option.name)) or origins.get((option.section, option.name)) or "default"
             line = f"{line:<{_ORIGIN_COLUMN}}  # {origin}"
         lines.append(line + "\n")
@@ -138,12 +155,12 @@ def _assignments(
 
 
 def _quoted(text: str) -> str:
-    """Quote text where it needs that. Text with both kinds of quotes can't be written; no check accepts it."""
+    """Return a text in quotes if it needs them. No check accepts a text with both kinds of quotes."""
     if text and text.strip() == text and not any(c in "\"',#\n" for c in text):
         return text
     quote = '"' if '"' not in text else "'"
     if quote in text or "\n" in text:
-        raise ValueError(f"there is no way to write {text!r}")
+        raise ValueError(f"can't render {text!r}")
     return f"{quote}{text}{quote}"
 
 
@@ -189,13 +206,59 @@ def _rst_section(section: Section) -> str:
 
 
 def _rst(text: str) -> str:
-    """Escape what would be markup."""
-    # A "file:" would become a link, too.
+    """Escape reStructuredText markup."""
+    # "file:" would become a link.
     return text.replace("\\", r"\\").replace("*", r"\*").replace("`", r"\`").replace("file:", r"file\:")
 
 
 def _rst_wrapped(text: str, start: str) -> list[str]:
     return textwrap.wrap(text, 120, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
+# Manual pages -----------------------------------------------------------------------------------------------------------
+
+
+def replace_options(text: str) -> str:
+    """Return *text*, man/rtmpd.ini.5, with the current sections and options between its two marks."""
+    return _replace(text, _MAN_BEGIN, "".join(_man_section(section) for section in sections()), _MAN_END)
+
+
+def replace_flags(text: str) -> str:
+    """Return *text*, man/rtmpd.8, with the current flags of options between its two marks."""
+    flags = "".join(_man_flag(option) for section in sections() for option in section.options if option.flag)
+    return _replace(text, _MAN_BEGIN, flags, _MAN_END)
+
+
+def _man_section(section: Section) -> str:
+    return f".SS [{section.name}]\n{_paragraph(section.description)}" + "".join(map(_man_option, section.options))
+
+
+def _man_option(option: Option) -> str:
+    facts = f"Value: {_value_with_unit(option)}. Default: {render_value(option.default)}. Reload: {_yes_no(option)}."
+    if option.flag:
+        facts += f" Flag: {option.flag}."
+    return f".TP\n.B {_escaped(option.name)}\n{_paragraph(option.description)}.br\n{_paragraph(facts)}"
+
+
+def _man_flag(option: Option) -> str:
+    name, _, argument = option.flag.partition(" ")
+    shown = f".B {_escaped(name)}" if not argument else f'.BI {_escaped(name)} " {_escaped(argument)}"'
+    return f".TP\n{shown}\n{_paragraph(option.summary)}.br\n{_paragraph(f'Option: {option.name} in [{option.section}].')}"
+
+
+def _paragraph(text: str) -> str:
+    """Return a text as lines of roff. Each sentence begins a line."""
+    lines = []
+    for sentence in re.split(r"(?<=[.!?]) +", text):
+        lines += textwrap.wrap(sentence, _MAN_WIDTH, break_on_hyphens=False, break_long_words=False)
+    return "".join(f"{_escaped(line)}\n" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Escape roff markup."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").replace("'", "\\(aq").replace("^", "\\(ha")
+    text = text.replace("~", "\\(ti").replace("`", "\\(ga")
+    return f"\\&{text}" if text.startswith(".") else text
 
 
 if __name__ == "__main__":

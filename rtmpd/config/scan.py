@@ -1,8 +1,8 @@
-"""Looks over the text of a configuration before configobj parses it.
+"""Checks the syntax of a configuration before configobj parses it. Pure.
 
-configobj forgets line numbers, cuts values at a ``#``, adds the options of a repeated section to the section before
-it, and takes exponential time over some lists that lack a quote. So this pass, in linear time, notes where every
-section and option stands, reports each line that is wrong, and hands on only lines that configobj reads in one way.
+configobj forgets line numbers, cuts values at a ``#``, adds the options of a repeated section to the section before it, and
+needs exponential time for some lists without a closing quote. So this pass, in linear time, records the line of each section
+and option, reports each wrong line, and passes on only lines that configobj can read in exactly one way.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _HEADER = re.compile(
         \s*(\]+)\s*(?:\#.*)?""",
     re.VERBOSE,
 )
-# A value is a list of these; a quote by itself lacks its other half.
+# A value is a list of these tokens. A single quote character is one without its closing quote.
 _TOKEN = re.compile(r"""\s*("[^"]*"|'[^']*'|[^\s"',#][^"',#]*|[,#"'])""")
 _LINE_LENGTH = 4096
 _SECRETIVE = frozenset(("auth", "relay", "hooks", "applications"))
-"""Sections with secrets in them."""
+"""Sections that can contain secrets."""
 
 
 @dataclass(slots=True)
 class Scan:
-    """What was found.
+    """The result of a scan.
 
     Attributes:
-        lines: The text's lines for configobj; those that it must not see are empty.
-        where: The line, counted from 1, of every section and option in ``lines``.
-        problems: A line and what is wrong there.
+        lines: The lines for configobj. Lines that it must not read are empty.
+        where: The line number, from 1, of each section and option in ``lines``.
+        problems: The line number and text of each problem.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -47,16 +47,16 @@ class Scan:
 
 
 def title(path: Path) -> str:
-    """Show a section's path as its headers are written: ``[applications] [[studio]]``."""
+    """Return the path of a section as its headers: ``[applications] [[studio]]``."""
     return " ".join("[" * depth + printable(name) + "]" * depth for depth, name in enumerate(path, 1))
 
 
 def scan(text: str) -> Scan:
-    """Look over the text of a configuration."""
+    """Scan the text of a configuration."""
     found = Scan()
-    # The open section, outermost first. None stands for one with a bad header: what it holds is not read.
+    # The current section, outermost first. None is a section with a wrong header: its options are not read.
     section: list[str | None] = []
-    # Not splitlines(): editors count lines by line feeds, whatever else Unicode takes for a line's end.
+    # Not splitlines(): editors count only line feeds, and Unicode has more line separators.
     for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         line = raw.strip()
         keep = ""
@@ -71,13 +71,13 @@ def scan(text: str) -> Scan:
 
 def _check_characters(line: str) -> None:
     if _CONTROL.search(line):
-        raise ValueError("there is a control character in this line")
+        raise ValueError("expected printable text, got a control character in this line")
     if len(line) > _LINE_LENGTH:
-        raise ValueError(f"this line is longer than {_LINE_LENGTH} characters")
+        raise ValueError(f"expected at most {_LINE_LENGTH} characters in a line, got {len(line)}")
 
 
 def _header(found: Scan, line: str, number: int, section: list[str | None]) -> str:
-    """Enter the section whose header ``line`` is; ``section`` becomes its path."""
+    """Parse a section header; *section* becomes the path of the section. Return the line for configobj."""
     depth = len(line) - len(line.lstrip("["))
     orphan = depth > len(section) + 1
     del section[depth - 1 :]
@@ -92,34 +92,34 @@ def _header(found: Scan, line: str, number: int, section: list[str | None]) -> s
         return ""
     name = match[2][1:-1] if match[2][0] in "\"'" else match[2]
     if orphan:
-        raise ValueError(f"{'[' * depth}{printable(name)}{']' * depth}: there is no section that it could be inside")
+        raise ValueError(f"{'[' * depth}{printable(name)}{']' * depth}: expected inside a section, got it outside")
     path = (*outer, name)
     if path in found.where:
-        raise ValueError(f"{title(path)}: given again (line {found.where[path]} has it first): put both together")
+        raise ValueError(f"{title(path)}: given twice (first in line {found.where[path]}): merge both")
     found.where[path] = number
     section[-1] = name
     return match[1] + match[2] + match[3]
 
 
 def _option(found: Scan, line: str, number: int, section: list[str | None]) -> str:
-    """Check the syntax of a line that sets an option."""
+    """Parse a line that sets an option. Return the line for configobj."""
     _check_characters(line)
     name, equals, value = line.partition("=")
     name = name.rstrip()
     if line[0] == ";":
-        raise ValueError('comments start with "#", not ";"')
+        raise ValueError('expected a comment to start with "#", got ";"')
     outer = [part for part in section if part is not None]
     if not equals or not name or '"' in name or "'" in name:
-        # It may be a part of a list of secrets, on a line of its own.
-        got = "a line that is not shown here" if _SECRETIVE.intersection(outer) else shown(line)
+        # The line may be a part of a list of secrets.
+        got = "a hidden line" if _SECRETIVE.intersection(outer) else shown(line)
         raise ValueError(f'expected a section header or "option = value", got {got}')
     if len(outer) < len(section):
         return ""
     path = (*outer, name)
     label = f"{title(tuple(outer))} {printable(name)}".lstrip()
     if path in found.where:
-        raise ValueError(f"{label}: given again (line {found.where[path]} has it first)")
-    # Before the value is judged: a second line of the same name is a problem of its own.
+        raise ValueError(f"{label}: given twice (first in line {found.where[path]})")
+    # Before the value is checked: a second line of the same name is a separate problem.
     found.where[path] = number
     try:
         return f"{name} = {_value(value)}"
@@ -128,9 +128,9 @@ def _option(found: Scan, line: str, number: int, section: list[str | None]) -> s
 
 
 def _value(text: str) -> str:
-    """Give the value in ``text``, checked, without the comment behind it."""
+    """Return the value of an option without the comment after it."""
     if text.lstrip().startswith(('"""', "'''")):
-        raise ValueError("triple quotes can't be used: a value is on one line, in single or double quotes")
+        raise ValueError("expected a value on one line, in single or double quotes, got triple quotes")
     end = 0
     item_expected = True
     for match in _TOKEN.finditer(text):
@@ -138,18 +138,18 @@ def _value(text: str) -> str:
         if part == "#":
             before = text[: match.start(1)]
             if not before.strip():
-                raise ValueError('nothing stands before the "#", which starts a comment: quote a value that contains "#"')
+                raise ValueError('expected a value, got a comment: quote a value that contains "#"')
             if before[-1] not in "\"'," and not before[-1].isspace():
                 raise ValueError('quote a value that contains "#", or put a space before a comment')
             break
         if part == ",":
             if item_expected:
-                raise ValueError("nothing stands before a comma")
+                raise ValueError("expected a value before the comma, got nothing")
             item_expected = True
         elif not item_expected:
-            raise ValueError("quotes must be around a whole value")
+            raise ValueError("expected quotes around a whole value")
         elif part in ('"', "'"):
-            raise ValueError("the closing quote is missing")
+            raise ValueError("expected a closing quote")
         else:
             item_expected = False
         end = match.end()

@@ -1,4 +1,4 @@
-"""Secrets of the configuration: keys, tokens and passwords, which no message, log line or printed configuration shows."""
+"""Secrets of the configuration: keys, tokens and passwords, which no message, log line or printed configuration contains."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from typing import Final, Self
 __all__ = ["MASK", "Secret"]
 
 MASK: Final = "********"
-"""What stands for a secret wherever something is shown."""
+"""The text that is shown in place of a secret."""
 
 _LENGTH = 4096
 
 
 class Secret:
-    """A text that shows itself to nobody who does not ask for it by `reveal`.
-
-    Two secrets compare in a time that does not tell how much of them is equal. The empty one is false: it means "none".
+    """A text that only `reveal` returns. Comparisons take constant time. The empty secret is false: it means "none".
 
     Args:
-        value: The text itself.
-        source: ``file:PATH`` or ``env:NAME``, if it came from there.
+        value: The text.
+        source: ``file:PATH`` or ``env:NAME``, if the text was read from there.
     """
 
     __slots__ = ("_value", "source")
@@ -33,34 +31,34 @@ class Secret:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a secret: ``file:PATH`` is the content of a file, ``env:NAME`` an environment variable, all else itself.
+        """Read a secret: from a file (``file:PATH``), from an environment variable (``env:NAME``), or the text itself.
 
-        A line feed at the end of a file is not part of the secret. A file or variable must hold something.
+        A line feed at the end of a file is not part of the secret. A file or variable must not be empty.
 
         Raises:
-            ValueError: There is no such file or variable, or it holds no secret. The message shows none either.
+            ValueError: There is no such file or variable, or no valid secret. The message contains no part of a secret.
         """
         kind, colon, name = text.partition(":")
         if colon and kind == "file":
-            return cls(_checked(_read(name), text), text)
+            return cls(_checked(_read(name)), text)
         if colon and kind == "env":
             value = os.environ.get(name)
             if value is None:
-                raise ValueError("there is no such environment variable")
-            return cls(_checked(value, text), text)
-        return cls(_checked(text, "") if text else "")
+                raise ValueError("the environment variable is not set")
+            return cls(_checked(value), text)
+        return cls(_checked(text) if text else "")
 
     def reveal(self) -> str:
-        """Return the secret itself."""
+        """Return the text of the secret."""
         return self._value
 
     def matches(self, given: str) -> bool:
-        """Whether *given* is the secret, in a time that does not tell how much of it is right. Nothing matches "none"."""
+        """Return whether *given* is the secret, in constant time. Nothing matches the empty secret."""
         return bool(self._value) & hmac.compare_digest(_encoded(self._value), _encoded(given))
 
     @property
     def shown(self) -> str:
-        """What may be shown: where it comes from, else a mask; nothing for "none"."""
+        """The text to show: the source, else the mask; empty for the empty secret."""
         return self.source or (MASK if self._value else "")
 
     def __str__(self) -> str:
@@ -91,19 +89,18 @@ def _read(path: str) -> str:
             data = file.read(_LENGTH + 3)
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except OSError as error:
-        raise ValueError(f"can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None
+        raise ValueError(f"the file can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
+        raise ValueError("the secret is not UTF-8 text") from None
 
 
-def _checked(value: str, source: str) -> str:
+def _checked(value: str) -> str:
     if not value:
-        raise ValueError("it is empty")
+        raise ValueError("the secret is empty")
     if value == MASK:
-        raise ValueError("this is the mask of a printed configuration, not a secret")
+        raise ValueError("the secret is the mask of a printed configuration")
     if len(value) > _LENGTH:
-        raise ValueError(f"it is longer than {_LENGTH} characters")
+        raise ValueError(f"the secret is longer than {_LENGTH} characters")
     if not value.isprintable():
-        where = "it" if source else "the value"
-        raise ValueError(f"{where} has control characters or several lines")
+        raise ValueError("the secret contains control characters or several lines")
     return value

@@ -1,8 +1,9 @@
-"""Reads rtmpd.configspec: the checks, and what its comments say about each option."""
+"""Reads rtmpd.configspec: the check of each option, and the facts in its comments."""
 
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,19 +20,19 @@ MANY = "__many__"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What the spec says about one option.
+    """An option of the spec.
 
     Attributes:
-        section: Its section.
+        section: The name of its section.
         name: Its name.
         kind: The name of its check.
-        expected: What a value may be, in words.
+        expected: The accepted values, in words.
         default: The default, converted.
         description: One paragraph.
-        unit: What a value counts; empty where there is nothing to count.
-        reloadable: Whether SIGHUP takes a new value.
-        flag: The command-line flag that overrides it, with its argument's name: ``--listen ADDR``. Empty: none.
-        scope: ``application`` in a section of which applications take only some options; else empty.
+        unit: What a value counts; empty if a value is not a number.
+        reloadable: Whether SIGHUP applies a new value.
+        flag: The command-line flag that overrides the option, and the name of its argument: ``--listen ADDR``. Empty: none.
+        scope: ``application`` in a section of which applications have only some options; else empty.
     """
 
     section: str
@@ -45,17 +46,21 @@ class Option:
     flag: str
     scope: str = ""
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of the description."""
+        return re.split(r"(?<=[.]) (?=[A-Z])", self.description)[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section of the spec.
+    """A section of the spec.
 
     Attributes:
         name: Its name.
         description: One paragraph.
         options: Its options, in the spec's order.
-        subsections_of: Not empty: it holds named subsections, each with any option of these other sections.
-        for_applications: Of its options, those that subsections take: the ones of that scope, or else all.
+        subsections_of: If not empty, the section contains named subsections with the options of these other sections.
     """
 
     name: str
@@ -65,13 +70,13 @@ class Section:
 
     @property
     def for_applications(self) -> tuple[Option, ...]:
-        """See above."""
+        """The options that can be set for an application: those with that scope, or all if none has a scope."""
         return tuple(option for option in self.options if option.scope == "application") or self.options
 
 
 @functools.cache
 def configspec() -> Any:
-    """The spec as configobj uses it, with the options of each named subsection filled in."""
+    """Return the spec for configobj, with the options of named subsections filled in."""
     spec = _read()
     for section in sections():
         if section.subsections_of:
@@ -83,16 +88,16 @@ def configspec() -> Any:
 
 @functools.cache
 def sections() -> tuple[Section, ...]:
-    """Every section of the spec, with its options, in the spec's order."""
+    """Return all sections with their options, in the spec's order."""
     spec = _read()
-    # configobj takes every comment up to the first header for the file's.
+    # configobj assigns the comment before the first header to the file.
     spec.comments[spec.sections[0]] = spec.initial_comment
     return tuple(_section(spec, name) for name in spec.sections)
 
 
 def _read() -> Any:
     text = resources.files(__package__).joinpath("rtmpd.configspec").read_text("utf-8")
-    # These three keep configobj from reading commas, quotes and %(name)s in a check as it does in a configuration.
+    # With these arguments configobj does not interpret commas, quotes and %(name)s in a check.
     return ConfigObj(text.splitlines(), interpolation=False, list_values=False, _inspec=True, raise_errors=True)
 
 
@@ -126,7 +131,7 @@ def _option(section: Any, section_name: str, name: str) -> Option:
 
 
 def _comment(lines: list[str]) -> tuple[str, dict[str, str]]:
-    """Split the comment lines that stand before something into its description and its facts."""
+    """Split the comment lines before an option or a section into its description and its facts."""
     words: list[str] = []
     facts: dict[str, str] = {}
     for line in lines:
@@ -138,5 +143,5 @@ def _comment(lines: list[str]) -> tuple[str, dict[str, str]]:
         elif text.startswith("#"):
             words.append(text[1:].strip())
         else:
-            words.clear()  # a blank line ends a comment that is about something else
+            words.clear()  # a blank line ends an unrelated comment
     return " ".join(words), facts

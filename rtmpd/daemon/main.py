@@ -19,8 +19,7 @@ from gevent import get_hub
 from gevent.event import Event
 
 import rtmpd
-from rtmpd.config.changes import changes
-from rtmpd.config.loader import keep_fixed, restart_needed
+from rtmpd.config.changes import changes, keep_fixed, restart_needed
 from rtmpd.daemon.descriptors import provide_descriptors
 from rtmpd.daemon.dump import Dump
 from rtmpd.daemon.logs import Logs

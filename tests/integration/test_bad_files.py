@@ -24,13 +24,13 @@ GOOD = "[live]\npublisher_grace_s = 7\n"
 
 BAD = {
     "a tab in a value": (b"[log]\nlevel = in\tfo\n", r':2: \[log\] level: expected debug, .*, got "in\\tfo"'),
-    "a section twice": (b"[live]\n[log]\n[live]\n", r":3: \[live\]: given again \(line 1 has it first\): put both together"),
+    "a section twice": (b"[live]\n[log]\n[live]\n", r":3: \[live\]: given twice \(first in line 1\): merge both"),
     "a number sign": (b"[log]\nlog_file = /tmp/a#b\n", r':2: \[log\] log_file: quote a value that contains "#", or '),
     "a comma": (b"[server]\nread_timeout_s = 5,5\n", r":2: \[server\] read_timeout_s: .*quote a value that contains commas"),
     "a mark in the middle": ("[log]\n\ufefflevel = info\n".encode(), r":2: .*unknown option"),
     "UTF-16": ("[log]\n".encode("utf-16"), r": can't be read: line 1 is not UTF-8 \(byte 0xff\)"),
-    "10 MB": (b"# long\n" * (10 << 20 >> 3), r": can't be read: it is larger than 1048576 bytes"),
-    "10 MB in a line": (b"#" * (10 << 20), r": can't be read: it is larger than 1048576 bytes"),
+    "10 MB": (b"# long\n" * (10 << 20 >> 3), r": can't be read: the file is larger than 1048576 bytes"),
+    "10 MB in a line": (b"#" * (10 << 20), r": can't be read: the file is larger than 1048576 bytes"),
     "the rest is missing": (b"[server]\nlisten", r':2: expected a section header or "option = value", got "listen"'),
 }
 

@@ -15,8 +15,7 @@ import pytest
 
 import rtmpd
 from rtmpd.config.loader import load_text
-from rtmpd.config.render import render_value
-from rtmpd.config.render_man import replace_flags, replace_options
+from rtmpd.config.render import replace_flags, replace_options
 from rtmpd.config.spec import sections
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +50,7 @@ def examples(page):
 
 def test_options_and_flags_are_written_from_the_spec():
     text = FILE.read_text("utf-8")
-    assert replace_options(text, render_value) == text, UPDATE
+    assert replace_options(text) == text, UPDATE
     text = COMMAND.read_text("utf-8")
     assert replace_flags(text) == text, UPDATE
 

@@ -21,7 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
-from rtmpd.config.checks import is_name
+from rtmpd.config.access_rules import is_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

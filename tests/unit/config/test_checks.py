@@ -69,10 +69,10 @@ def test_a_file_name_becomes_a_template():
 
 def test_a_file_name_that_is_wrong_says_what_was_expected_and_why():
     expected = "expected a relative path with {app}, {name}, {start:FORMAT} or {n} in it, got "
-    assert problem("file_name", "x") == expected + '"x": it has a field, such as {name}'
-    assert problem("file_name", "") == expected + "nothing: it has 1 to 1000 characters"
+    assert problem("file_name", "x") == expected + '"x": a field such as {name} is missing'
+    assert problem("file_name", "") == expected + "nothing: a template has 1 to 1000 characters"
     assert problem("file_name", "a\n{name}") == (
-        expected + r'"a\n{name}": besides fields it has letters from A to Z, digits, spaces and any of /.,;@+=()~_-'
+        expected + r'"a\n{name}": besides fields only letters from A to Z, digits, spaces and any of /.,;@+=()~_- are possible'
     )
     assert problem("file_name", ["{app}", "{name}"]) == expected + "a list of 2: quote a value that contains commas"
     assert description("file_name") == "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"
@@ -105,7 +105,8 @@ def test_patterns(value, patterns):
     ],
 )
 def test_what_is_no_pattern(value, shown):
-    assert problem("patterns", value) == f'expected {description("patterns")}, got "{shown}"'
+    got = f'"{shown}"' if shown else "nothing"
+    assert problem("patterns", value) == f"expected APPLICATION/NAME with * and ? for any text and any character, got {got}"
 
 
 # Addresses ----------------------------------------------------------------------------------------------------------------
@@ -136,11 +137,11 @@ def test_addresses(spec, value, addresses):
     ("spec", "value", "message"),
     [
         (ALL, "", 'expected HOST:PORT, :PORT or [IPv6]:PORT, got ""'),
-        (ALL, [], "expected at least one address"),
+        (ALL, [], "expected at least one address, got nothing"),
         (OFF, "off", 'expected HOST:PORT, :PORT or [IPv6]:PORT, got "off"'),
-        (OFF, [":9100", "127.0.0.1:9100"], '"127.0.0.1:9100" is given twice'),
-        (OFF, [":9100", "0.0.0.0:9100"], '"127.0.0.1:9100" and "0.0.0.0:9100" overlap'),
-        (ALL, [":9100", "127.0.0.1:9100"], '":9100" and "127.0.0.1:9100" overlap'),
+        (OFF, [":9100", "127.0.0.1:9100"], 'expected different addresses, got "127.0.0.1:9100" twice'),
+        (OFF, [":9100", "0.0.0.0:9100"], 'expected addresses that do not overlap, got "127.0.0.1:9100" and "0.0.0.0:9100"'),
+        (ALL, [":9100", "127.0.0.1:9100"], 'expected addresses that do not overlap, got ":9100" and "127.0.0.1:9100"'),
         (OFF, [":9100", ""], 'expected HOST:PORT, :PORT or [IPv6]:PORT, got ""'),
     ],
 )

@@ -48,25 +48,27 @@ def test_an_event_may_have_stars(pattern, events):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("/bin/true", "an event and what to do with it are joined by ="),
-        ("publish_start=", "an event and what to do with it are joined by ="),
+        ("/bin/true", "an event, = and a destination are needed"),
+        ("publish_start=", "an event, = and a destination are needed"),
         ("publish=/bin/true", 'there is no event "publish", did you mean "publish_stop"?'),
         ("Play_Start=/bin/true", 'there is no event "Play_Start", did you mean "play_start"?'),
         ("nothing=/bin/true", 'there is no event "nothing"'),
-        ("=/bin/true", "what stands before the = is not an event"),
-        ("*=true", "a program is named by a path with a slash in it: it is not searched for"),
+        ("=/bin/true", "the text before the = is not an event"),
+        ("*=true", "the path of a program needs a slash: PATH is not searched"),
         ("*='/bin/true", "the closing quote is missing"),
-        ("*=/bin/true 'a' \"b\"", "it has both kinds of quotes"),
-        ("*=/bin/\x07", "it has at most 2000 characters, and no control characters"),
-        ("*=/" + "x" * 2000, "it has at most 2000 characters, and no control characters"),
+        ("*=/bin/true 'a' \"b\"", "both kinds of quotes are used"),
+        ("*=/bin/\x07", "the value is longer than 2000 characters or contains control characters"),
+        ("*=/" + "x" * 2000, "the value is longer than 2000 characters or contains control characters"),
     ],
 )
 def test_what_is_no_script(text, message):
-    assert problem("scripts", text) == f"expected EVENT=PATH ARGUMENTS: {message}"
+    assert problem("scripts", text) == f"expected EVENT=PATH ARGUMENTS, got a hidden value: {message}"
 
 
 def test_of_several_the_wrong_one_is_counted():
-    assert problem("scripts", ["*=/bin/true", "*=x"]).startswith("expected EVENT=PATH ARGUMENTS: number 2 is another: ")
+    assert problem("scripts", ["*=/bin/true", "*=x"]).startswith(
+        "expected EVENT=PATH ARGUMENTS, got a hidden value, number 2: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_urls(url):
 )
 def test_what_is_no_url_is_not_shown(url):
     said = problem("webhooks", f"*={url}")
-    assert said.startswith("expected EVENT=URL: ")
+    assert said.startswith("expected EVENT=URL, got a hidden value: ")
     assert url not in said
 
 
@@ -133,7 +135,7 @@ def test_a_printed_configuration_has_no_secrets_and_is_refused_with_its_masks():
     with pytest.raises(ConfigError) as raised:
         load_text(printed)
     assert len(raised.value.problems) == 2
-    assert "masked" in raised.value.problems[0]
+    assert "mask" in raised.value.problems[0]
     assert "mask" in raised.value.problems[1]
 
 
@@ -143,5 +145,5 @@ def test_there_may_be_none():
 
 
 def test_the_checks_are_described():
-    assert describer().check("scripts", "") == "EVENT=PATH ARGUMENTS"
-    assert describer().check("webhooks", "") == "EVENT=URL"
+    assert describer().check("scripts", "") == "EVENT=PATH ARGUMENTS, separated by commas, or nothing"
+    assert describer().check("webhooks", "") == "EVENT=URL, separated by commas, or nothing"

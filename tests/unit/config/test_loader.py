@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from rtmpd.config.loader import load_file, load_text, restart_needed
+from rtmpd.config.changes import restart_needed
+from rtmpd.config.loader import load_file, load_text
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import ConfigError
 
@@ -122,10 +123,18 @@ def test_texts_that_say_nothing_new(text):
             "listen = 1935",
             'expected HOST:PORT, :PORT or [IPv6]:PORT, got "1935"; a port alone is written ":1935"',
         ),
-        ("server", "listen = :1935, :1935", '":1935" is given twice'),
-        ("server", "listen = [::1]:1, [0:0::1]:1", '"[::1]:1" is given twice'),
-        ("server", "listen = :1935, 127.0.0.1:1935", '":1935" and "127.0.0.1:1935" overlap'),
-        ("server", "listen = 127.0.0.1:1935, :1935", '"127.0.0.1:1935" and ":1935" overlap'),
+        ("server", "listen = :1935, :1935", 'expected different addresses, got ":1935" twice'),
+        ("server", "listen = [::1]:1, [0:0::1]:1", 'expected different addresses, got "[::1]:1" twice'),
+        (
+            "server",
+            "listen = :1935, 127.0.0.1:1935",
+            'expected addresses that do not overlap, got ":1935" and "127.0.0.1:1935"',
+        ),
+        (
+            "server",
+            "listen = 127.0.0.1:1935, :1935",
+            'expected addresses that do not overlap, got "127.0.0.1:1935" and ":1935"',
+        ),
         # Commas, comments and quotes.
         (
             "log",
@@ -150,26 +159,26 @@ def test_texts_that_say_nothing_new(text):
         (
             "live",
             "default_stream_name = #1",
-            'nothing stands before the "#", which starts a comment: quote a value that contains "#"',
+            'expected a value, got a comment: quote a value that contains "#"',
         ),
         (
             "live",
             "default_stream_name =#",
-            'nothing stands before the "#", which starts a comment: quote a value that contains "#"',
+            'expected a value, got a comment: quote a value that contains "#"',
         ),
-        ("live", 'default_stream_name = "a', "the closing quote is missing"),
-        ("live", "default_stream_name = 'a\"", "the closing quote is missing"),
-        ("live", "default_stream_name = it's", "quotes must be around a whole value"),
-        ("live", 'default_stream_name = "a" b', "quotes must be around a whole value"),
-        ("live", 'default_stream_name = "a""b"', "quotes must be around a whole value"),
+        ("live", 'default_stream_name = "a', "expected a closing quote"),
+        ("live", "default_stream_name = 'a\"", "expected a closing quote"),
+        ("live", "default_stream_name = it's", "expected quotes around a whole value"),
+        ("live", 'default_stream_name = "a" b', "expected quotes around a whole value"),
+        ("live", 'default_stream_name = "a""b"', "expected quotes around a whole value"),
         (
             "live",
             'default_stream_name = """a"""',
-            "triple quotes can't be used: a value is on one line, in single or double quotes",
+            "expected a value on one line, in single or double quotes, got triple quotes",
         ),
-        ("server", "listen = , :1935", "nothing stands before a comma"),
-        ("server", "listen = ,", "nothing stands before a comma"),
-        ("server", "listen = :1935,, :1936", "nothing stands before a comma"),
+        ("server", "listen = , :1935", "expected a value before the comma, got nothing"),
+        ("server", "listen = ,", "expected a value before the comma, got nothing"),
+        ("server", "listen = :1935,, :1936", "expected a value before the comma, got nothing"),
         # Names.
         ("server", "handshake_timeout = 5", 'unknown option, did you mean "handshake_timeout_s"?'),
         ("server", "Listen = :1935", 'unknown option, did you mean "listen"?'),
@@ -213,14 +222,14 @@ def test_a_wrong_option_of_an_application(line, what):
             "[applications]\n[[live]]\n[[[x]]]",
             "3: [applications] [[live]] [[[x]]]: [applications] [[live]] has no sections inside",
         ),
-        ("[[live]]\ngop_cache = no", "1: [[live]]: there is no section that it could be inside"),
-        ("[applications]\n[[[live]]]\nx = 1", "2: [[[live]]]: there is no section that it could be inside"),
-        ("[server]\n[log]\n[server]\nx = 1", "3: [server]: given again (line 1 has it first): put both together"),
+        ("[[live]]\ngop_cache = no", "1: [[live]]: expected inside a section, got it outside"),
+        ("[applications]\n[[[live]]]\nx = 1", "2: [[[live]]]: expected inside a section, got it outside"),
+        ("[server]\n[log]\n[server]\nx = 1", "3: [server]: given twice (first in line 1): merge both"),
         (
             "[applications]\n[[a]]\n[[b]]\n[['a']]\nx = 1",
-            "4: [applications] [[a]]: given again (line 2 has it first): put both together",
+            "4: [applications] [[a]]: given twice (first in line 2): merge both",
         ),
-        ("[log]\nlevel = info\nlevel = info", "3: [log] level: given again (line 2 has it first)"),
+        ("[log]\nlevel = info\nlevel = info", "3: [log] level: given twice (first in line 2)"),
         ("level = info", "1: level: this option belongs in [log]"),
         ("levle = info", '1: levle: unknown option, did you mean "level"?'),
         ("server = 1", '1: server: unknown option, did you mean "user"?'),
@@ -235,24 +244,33 @@ def test_a_wrong_option_of_an_application(line, what):
         ("[log]\nlevel: info", '2: expected a section header or "option = value", got "level: info"'),
         ("[log]\n= info", '2: expected a section header or "option = value", got "= info"'),
         ('[log]\n"level" = info', '2: expected a section header or "option = value", got ""level" = info"'),
-        ("[log]\n; level = info", '2: comments start with "#", not ";"'),
-        ("[log]\nlevel = in\x00fo", "2: there is a control character in this line"),
-        ("[log]\rlevel = info\r", "1: there is a control character in this line"),
-        ("[log]\nlevel = " + "x" * 5000, "2: this line is longer than 4096 characters"),
+        ("[log]\n; level = info", '2: expected a comment to start with "#", got ";"'),
+        ("[log]\nlevel = in\x00fo", "2: expected printable text, got a control character in this line"),
+        ("[log]\rlevel = info\r", "1: expected printable text, got a control character in this line"),
+        ("[log]\nlevel = " + "x" * 5000, "2: expected at most 4096 characters in a line, got 5008"),
         (
             "[applications]\n[[live*]]",
-            '2: [applications] [[live*]]: "*" can be used only by itself: [[*]] takes what no other name takes',
+            '2: [applications] [[live*]]: expected "*" alone ([[*]] takes connections that no other name takes) or a name without it',
         ),
-        ("[applications]\n[[/live]]", '2: [applications] [[/live]]: an application\'s name has "/" only between its parts'),
-        ("[applications]\n[[live/]]", '2: [applications] [[live/]]: an application\'s name has "/" only between its parts'),
-        ("[applications]\n[[a//b]]", '2: [applications] [[a//b]]: an application\'s name has "/" only between its parts'),
+        (
+            "[applications]\n[[/live]]",
+            '2: [applications] [[/live]]: expected "/" only between the parts of an application\'s name',
+        ),
+        (
+            "[applications]\n[[live/]]",
+            '2: [applications] [[live/]]: expected "/" only between the parts of an application\'s name',
+        ),
+        (
+            "[applications]\n[[a//b]]",
+            '2: [applications] [[a//b]]: expected "/" only between the parts of an application\'s name',
+        ),
         (
             f"[applications]\n[[{'a' * 256}]]",
-            f"2: [applications] [[{'a' * 256}]]: an application's name has at most 255 characters",
+            f"2: [applications] [[{'a' * 256}]]: expected at most 255 characters in the name of an application",
         ),
         (
             "[applications]\n[[a b]]",
-            "2: [applications] [[a b]]: an application's name has no spaces, quotes, brackets, ? or #",
+            "2: [applications] [[a b]]: expected the name of an application without spaces, quotes, brackets, ? and #",
         ),
     ],
 )
@@ -261,7 +279,7 @@ def test_a_wrong_structure(text, what):
 
 
 def test_the_name_that_a_spec_uses_for_any_name_is_no_application():
-    assert problem("[applications]\n[[__many__]]\n").startswith("2: [applications] [[__many__]]: this name can't be used")
+    assert problem("[applications]\n[[__many__]]\n").startswith("2: [applications] [[__many__]]: this name is reserved")
 
 
 @pytest.mark.parametrize("header", ["[bad", "[lo\0g]", "[server]", "[sever]", "[sever]\n[[y]]", "[[[log]]]\nx = 1\n[ba]d"])
@@ -308,7 +326,7 @@ def test_lines_are_counted_as_editors_count_them():
 
 def test_a_list_that_configobj_would_take_for_ever_over():
     assert "quote" in problem("[server]\nlisten = " + "a, " * 1000 + '"')
-    assert "quotes must be" in problem("[server]\nlisten = " + '"a", ' * 600 + 'x"')
+    assert "expected quotes around" in problem("[server]\nlisten = " + '"a", ' * 600 + 'x"')
 
 
 @pytest.mark.parametrize("separator", [",", " , ", ",   "])
@@ -338,7 +356,7 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("option", "value", "what"),
         [
-            (("server", "listen"), [":1", ":1"], '--listen: ":1" is given twice'),
+            (("server", "listen"), [":1", ":1"], '--listen: expected different addresses, got ":1" twice'),
             (("server", "listen"), [":1,:2"], "--listen: expected HOST:PORT"),
             (("log", "level"), "loud", '--log-level: expected debug, info, warning or error, got "loud"'),
             (("server", "chunk_size_bytes"), "nan", "--chunk-size: expected a size from 128 to 16777215"),
@@ -389,7 +407,7 @@ class TestFiles:
     def test_a_pipe_is_read_and_one_that_nobody_writes_to_is_not_waited_for(self, tmp_path):
         path = tmp_path / "pipe"
         os.mkfifo(path)
-        assert self.failure(path) == [f"{path}: can't be read: it is a pipe that nobody writes to"]
+        assert self.failure(path) == [f"{path}: can't be read: the file is a pipe without a writer"]
         reading, writing = os.pipe()
         try:
             os.write(writing, b"[log]\nlevel = error\n")
@@ -397,7 +415,7 @@ class TestFiles:
             assert load_file(f"/dev/fd/{reading}").log.level == "error"
             # A reload finds it at its end.
             assert self.failure(f"/dev/fd/{reading}") == [
-                f"/dev/fd/{reading}: can't be read: it is a pipe that nobody writes to"
+                f"/dev/fd/{reading}: can't be read: the file is a pipe without a writer"
             ]
         finally:
             os.close(reading)
@@ -410,7 +428,7 @@ class TestFiles:
         [
             (b"[log]\n# \xe4\n", "can't be read: line 2 is not UTF-8 (byte 0xe4)"),
             ("[log]\n".encode("utf-16"), "can't be read: line 1 is not UTF-8 (byte 0xff)"),
-            (b"#" * (1 << 20) + b"\n", "can't be read: it is larger than 1048576 bytes"),
+            (b"#" * (1 << 20) + b"\n", "can't be read: the file is larger than 1048576 bytes"),
         ],
     )
     def test_what_is_no_configuration_file(self, tmp_path, data, what):

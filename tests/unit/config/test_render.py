@@ -1,6 +1,6 @@
 import pytest
 
-from rtmpd.config import render, render_man
+from rtmpd.config import render
 from rtmpd.config.loader import load_text
 from rtmpd.config.model import ListenAddress
 
@@ -30,7 +30,7 @@ def test_how_values_are_written(value, text):
 
 @pytest.mark.parametrize("value", [None, "\"'", "a\nb"])
 def test_what_can_not_be_written_is_refused(value):
-    with pytest.raises((TypeError, ValueError), match="no way to write"):
+    with pytest.raises((TypeError, ValueError), match="can't render"):
         render.render_value(value)
 
 
@@ -86,7 +86,7 @@ def test_the_command_rewrites_a_checkout(tmp_path, monkeypatch, capsys):
     (tmp_path / "man").mkdir()
     pages = [tmp_path / "man" / name for name in ("rtmpd.ini.5", "rtmpd.8")]
     for page in pages:
-        page.write_text(f"before\n{render_man._BEGIN}{render_man._END}after\n")
+        page.write_text(f"before\n{render._MAN_BEGIN}{render._MAN_END}after\n")
     docs = tmp_path / "docs" / "configuration.rst"
     docs.write_text(f"ä\n{render._BEGIN}{render._END}", "utf-8")
     assert render.main() == 0

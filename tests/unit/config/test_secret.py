@@ -63,13 +63,13 @@ def test_a_secret_is_read_from_the_environment_and_shown_as_its_name(monkeypatch
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it is empty"),
-        (b"\n", "it is empty"),
-        (b"a\nb", "it has control characters or several lines"),
-        (b"\xff", "it is not UTF-8 text"),
-        (b"a" * 4097, "it is longer than 4096 characters"),
-        (b"********", "this is the mask of a printed configuration, not a secret"),
-        (None, "can't be read: No such file or directory"),
+        (b"", "the secret is empty"),
+        (b"\n", "the secret is empty"),
+        (b"a\nb", "the secret contains control characters or several lines"),
+        (b"\xff", "the secret is not UTF-8 text"),
+        (b"a" * 4097, "the secret is longer than 4096 characters"),
+        (b"********", "the secret is the mask of a printed configuration"),
+        (None, "the file can't be read: No such file or directory"),
     ],
 )
 def test_a_file_that_holds_no_secret_says_why(tmp_path, content, message):
@@ -85,7 +85,7 @@ def test_a_file_that_holds_no_secret_says_why(tmp_path, content, message):
 def test_a_directory_and_a_missing_variable_are_no_secrets(tmp_path):
     with pytest.raises(Wrong, match="Is a directory"):
         check(f"file:{tmp_path}")
-    with pytest.raises(Wrong, match='got "env:NOT_THERE_AT_ALL": there is no such environment variable'):
+    with pytest.raises(Wrong, match='got "env:NOT_THERE_AT_ALL": the environment variable is not set'):
         check("env:NOT_THERE_AT_ALL")
 
 

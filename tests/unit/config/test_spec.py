@@ -2,7 +2,8 @@ import pytest
 from configobj.validate import VdtUnknownCheckError
 
 from rtmpd.config import spec
-from rtmpd.config.checks import converter, is_name
+from rtmpd.config.access_rules import is_name
+from rtmpd.config.checks import converter
 
 
 def test_comments_are_descriptions_and_facts():
