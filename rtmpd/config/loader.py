@@ -219,7 +219,7 @@ def _bad_application(name: str) -> str:
     if name == DEFAULT_APPLICATION:
         return ""
     if "*" in name:
-        return 'expected "*" alone ([[*]] takes connections that no other name takes) or a name without it'
+        return 'expected "*" alone ([[*]] takes all other connections) or a name without it'
     if name.startswith("/") or name.endswith("/") or "//" in name:
         return 'expected "/" only between the parts of an application\'s name'
     if len(name) > NAME_LENGTH:
@@ -232,7 +232,7 @@ def _bad_application(name: str) -> str:
 
 
 def _build(parsed: Any) -> Config:
-    kinds = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+    kinds: dict[str, Any] = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
     values = {name: kind(**{option.name: parsed[name][option.name] for option in fields(kind)}) for name, kind in kinds.items()}
     base = ApplicationConfig(**{part.name: values[part.name] for part in fields(ApplicationConfig)})
     applications = {}

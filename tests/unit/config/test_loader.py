@@ -250,7 +250,7 @@ def test_a_wrong_option_of_an_application(line, what):
         ("[log]\nlevel = " + "x" * 5000, "2: expected at most 4096 characters in a line, got 5008"),
         (
             "[applications]\n[[live*]]",
-            '2: [applications] [[live*]]: expected "*" alone ([[*]] takes connections that no other name takes) or a name without it',
+            '2: [applications] [[live*]]: expected "*" alone ([[*]] takes all other connections) or a name without it',
         ),
         (
             "[applications]\n[[/live]]",
