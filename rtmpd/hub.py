@@ -22,7 +22,7 @@ from rtmpd.events import EventBus, EventType
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.stream import Stream
 from rtmpd.media.track_config import VideoConfig
-from rtmpd.net.proxied import is_from, read_proxy_header
+from rtmpd.net.load_balancer import is_from, read_proxy_header
 from rtmpd.net.tls import Tls
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop

@@ -1,14 +1,12 @@
-"""Listening sockets.
-
-Imports gevent, rtmpd.errors and the configuration's address type.
-"""
+"""Listening sockets, and which addresses lead to them."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket as stdlib_socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -21,20 +19,20 @@ from rtmpd.net.transport import Transport, format_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Listener", "bind", "inherit", "numeric", "places", "reserve", "why_not"]
+__all__ = ["Listener", "bind", "inherit", "is_listened_on", "is_local", "numeric", "places", "reserve", "why_not"]
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _MAX_ACCEPT = 16
-"""Connections accepted in a row, so that a storm of reconnects can't delay media."""
+"""Connections accepted in one round of the event loop, so that many reconnects at once can't delay media."""
 
 
 def bind(address: ListenAddress) -> socket:
-    """Make a listening socket; an empty host means every address, over one IPv6 socket where there is IPv6.
+    """Return a socket that listens on an address. An empty host means every address of IPv4 and, if available, IPv6.
 
     Raises:
-        RtmpdError: The address can't be listened on; the message says why and what to do.
+        RtmpdError: The address can't be listened on; the message has the reason and a hint.
     """
     try:
         sock = reserve(address)
@@ -49,20 +47,20 @@ def bind(address: ListenAddress) -> socket:
 
 
 def why_not(error: OSError) -> str:
-    """Say why an address can't be listened on, and what to do."""
+    """Return why an address can't be listened on, with a hint."""
     hint = {
-        errno.EADDRINUSE: ": another server (or another rtmpd) has it",
+        errno.EADDRINUSE: ": another process listens on it",
         errno.EACCES: ": ports below 1024 need CAP_NET_BIND_SERVICE",
-        errno.EADDRNOTAVAIL: ": no interface of this host has it",
+        errno.EADDRNOTAVAIL: ": no network interface of this host has it",
     }.get(error.errno or 0, "")
     return f"{error.strerror or error}{hint}"
 
 
 def reserve(address: ListenAddress) -> socket:
-    """Make a socket for an address, bound as `bind` does, that does not listen.
+    """Return a socket that is bound as by `bind`, but does not listen.
 
     Raises:
-        OSError: It can't be bound, or nobody knows the host.
+        OSError: The address can't be bound, or the host name can't be resolved.
     """
     host = address.host
     if not host:
@@ -92,14 +90,14 @@ def _resolve(address: ListenAddress) -> tuple[stdlib_socket.AddressFamily, tuple
 
 
 def inherit(descriptor: int) -> socket:
-    """Return a socket that another process bound and listens with; it may go on to hold it."""
+    """Return a listening socket of another process, which may keep its copy of the descriptor."""
     return socket(fileno=descriptor)
 
 
 def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> list[ListenAddress | socket]:
-    """Return where to listen: with every inherited socket, and on the addresses that none of them has.
+    """Return where to listen: the inherited sockets, and the addresses that overlap none of them.
 
-    An address that one of them has at least a part of can't be bound, since the kernel knows that it is taken.
+    An address that overlaps an inherited socket can't be bound: the kernel reports it as in use.
     """
     sockets = {sock: ListenAddress(*_bound(sock)) for sock in inherited}
     others: list[ListenAddress] = []
@@ -108,18 +106,18 @@ def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> l
         if holder is None:
             others.append(address)
         elif holder != numeric(address):
-            log.warning("not listening on %s by itself: the socket %s, which was handed over, has it", address, holder)
+            log.warning("not listening on %s separately: the inherited socket %s includes it", address, holder)
     return [*sockets, *others]
 
 
 def _bound(sock: socket) -> tuple[str, int]:
-    """Return where a socket is bound; the host is empty when that is every address, IPv4 and IPv6."""
+    """Return host and port of a bound socket; the host is empty for every address of IPv4 and IPv6."""
     addresses = _accepted(sock)
     return ("", addresses[0][1]) if len(addresses) > 1 else addresses[0]
 
 
 def numeric(address: ListenAddress) -> ListenAddress:
-    """Return an address without a name in it; as it is, if nobody knows the name: to bind it fails in time, and says so."""
+    """Return an address with its host name resolved; unchanged if that fails, because `bind` reports the failure."""
     try:
         return ListenAddress(str(_resolve(address)[1][0]), address.port) if address.host else address
     except OSError:
@@ -127,28 +125,61 @@ def numeric(address: ListenAddress) -> ListenAddress:
 
 
 def _accepted(sock: socket) -> tuple[tuple[str, int], ...]:
-    """Return the addresses that a listening socket accepts connections on, IPv4 apart where it comes over an IPv6 socket."""
+    """Return the addresses that a listening socket accepts connections on; two for a socket of both IPv6 and IPv4."""
     host, port = sock.getsockname()[:2]
     dual = sock.family == stdlib_socket.AF_INET6 and not sock.getsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY)
     return ((host, port), ("0.0.0.0", port)) if dual else ((host, port),)  # noqa: S104
 
 
-class Listener:
-    """Accepts connections on one address and runs each in a greenlet of its own.
+def _parse(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Parse an address. IPv4 mapped to IPv6 becomes IPv4."""
+    address = ipaddress.ip_address(host)
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def is_local(address: tuple[Any, ...]) -> bool:
+    """Return whether this host has an address: only those can be bound."""
+    host = _parse(address[0])
+    family = stdlib_socket.AF_INET if host.version == 4 else stdlib_socket.AF_INET6
+    with stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(host), 0) if host.version == 4 else (address[0], 0, *address[2:]))
+        except OSError:
+            return False
+    return True
+
+
+def is_listened_on(address: tuple[Any, ...], listening: Iterable[tuple[str, int]]) -> bool:
+    """Return whether a connection to *address* arrives at a listener of this process.
 
     Args:
-        address: Where to listen; or a socket that listens already.
-        serve: Called in the connection's greenlet; the connection is closed when it returns.
-        kind: What connections are made of: with TLS or without.
+        address: A socket address of IPv4 or IPv6.
+        listening: `Listener.addresses` of every listener.
+    """
+    host, port = _parse(address[0]), address[1]
+    for own, own_port in listening:
+        found = _parse(own)
+        if port == own_port and found.version == host.version and (found == host or found.is_unspecified):
+            return found == host or is_local(address)
+    return False
+
+
+class Listener:
+    """Accepts connections on one address, and serves each in its own greenlet.
+
+    Args:
+        address: The address to listen on, or a socket that already listens.
+        serve: Called in the connection's greenlet. The connection is closed when it returns.
+        kind: The class of the transports: with TLS or without.
 
     Attributes:
-        place, kind: What it was made with.
-        bound: Where it listens, as text.
-        port: The port.
-        addresses: Host and port of each address that it accepts connections on; the host may mean any.
+        place, kind: The arguments *address* and *kind*.
+        bound: The address that the socket is bound to, as text.
+        port: Its port.
+        addresses: Host and port of each address that connections are accepted on; the host may be the unspecified one.
 
     Raises:
-        RtmpdError: The address can't be listened on; the message says why and what to do.
+        RtmpdError: The address can't be listened on; the message has the reason and a hint.
     """
 
     def __init__(
@@ -167,18 +198,18 @@ class Listener:
 
     @property
     def busy(self) -> bool:
-        """Whether there are connections."""
+        """Whether a connection is being served."""
         return len(self._pool) > 0
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start accepting connections."""
         self._server.start()
 
     def _handle(self, sock: socket, address: tuple[object, ...]) -> None:
         try:
             transport = self.kind(sock, format_address(address))
         except OSError as error:
-            log.debug("%s: gone before it was served: %s", format_address(address), error)
+            log.debug("%s: connection lost before it was served: %s", format_address(address), error)
             return
         try:
             self._serve(transport)
@@ -186,13 +217,13 @@ class Listener:
             transport.dispose()
 
     def close(self) -> None:
-        """Accept no more; connections go on. On a socket that another process holds too, new ones wait for who is next."""
+        """Stop accepting. Open connections stay. If another process has the socket, too, it can accept the new ones."""
         self._server.close()
 
     def wait(self, limit_s: float) -> bool:
-        """Wait until every connection has ended, at most *limit_s*; return whether they have."""
+        """Wait up to *limit_s* until every connection has ended; return whether all have."""
         return bool(self._pool.join(timeout=limit_s))
 
     def kill(self) -> None:
-        """End the greenlets of connections that are still there."""
+        """Kill the greenlets of the connections that are still open."""
         self._pool.kill(timeout=1)

@@ -1,12 +1,10 @@
-"""The contexts of TLS: what we show and what we ask for. The only place that makes them.
+"""TLS contexts and certificates: builds, checks and holds what connections use. The only module that makes contexts.
 
-Certificates are looked at by a handshake with ourselves, in memory: the interpreter has no public way to read one, and a
-dependency for two dates and some names would be a large one. That also shows that the key does what it is for.
+Certificates are parsed by a TLS handshake in memory between two contexts of this process: the standard library has no public
+function for that, and a dependency would be large for two dates and some names. The handshake also proves that the key works.
 
-What is wrong with a certificate is told by `tls_problems`. Most of it makes a server impossible; that a certificate has expired
-does not: clients say so themselves, and a server that does not even start at night because of it would be worse.
-
-Imports gevent, rtmpd.errors and the configuration.
+`tls_problems` returns everything that is wrong with the options and their files. Most of it prevents a start; an expired
+certificate does not, because a server that does not come up at night is worse than clients that refuse to connect.
 """
 
 from __future__ import annotations
@@ -22,14 +20,15 @@ from typing import TYPE_CHECKING
 
 from gevent import get_hub
 
-from rtmpd.errors import RtmpdError, TlsError
-from rtmpd.net.tls_turns import HandshakeTurns
-from rtmpd.net.tls_words import words
+from rtmpd.errors import RtmpdError, TlsError, TransportClosed
+from rtmpd.net.tls_errors import explain
+from rtmpd.net.tls_transport import HandshakeTurns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rtmpd.config.model import TlsConfig
+    from rtmpd.net.tls_transport import TlsTransport
 
 __all__ = ["Certificate", "ClientTls", "ServerTls", "Tls", "client_context", "tls_problems"]
 
@@ -37,14 +36,14 @@ _FILE_BYTES = 1 << 20
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _KEY = b"PRIVATE KEY-----"
 _NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which the interpreter has no name."""
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python's ssl does not define."""
 
 Problem = tuple[str, str]
-"""An option of [tls], and what is wrong with it."""
+"""An option of [tls] and a description of its problem."""
 
 
 class _Problem(Exception):
-    """What is wrong with an option."""
+    """An option can't be used as it is."""
 
     def __init__(self, option: str, text: str) -> None:
         super().__init__(text)
@@ -52,22 +51,22 @@ class _Problem(Exception):
 
 
 class _Encrypted(Exception):
-    """A key wants a passphrase."""
+    """A private key is encrypted with a passphrase."""
 
 
 class _ServerObject(ssl.SSLObject):
     asked_for = ""
-    """The name of the server that the client wants."""
+    """The server name that the client asked for (SNI)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What is to be known of a certificate of ours.
+    """A certificate of the server.
 
     Attributes:
         path: Its file.
-        names: The names of hosts in it, in lower case; the first label of one may be ``*``.
-        not_before, not_after: When it is good, as Unix time.
+        names: Its host names in lower case; the first label of a name may be ``*``.
+        not_before, not_after: Its period of validity, as Unix time in seconds.
     """
 
     path: str
@@ -77,23 +76,23 @@ class Certificate:
 
 
 class ServerTls:
-    """What connections that come in are shown and asked for.
+    """The certificates and the requirements for incoming TLS connections.
 
     Args:
         tls: The options.
 
     Attributes:
-        context: For `TlsTransport.secure`. It gives each client the certificate that has the name which it asks for.
-        certificates: In the order of ``tls_cert``.
+        context: The context for `TlsTransport.secure`. It selects the certificate by the name that the client asks for.
+        certificates: The certificates in the order of ``tls_cert``.
 
     Raises:
-        RtmpdError: There is no server with these; the message has every reason.
+        RtmpdError: The options can't be used; the message has every reason.
     """
 
     def __init__(self, tls: TlsConfig) -> None:
         loaded, problems = _load(tls)
         if not loaded and not problems:
-            problems = [("tls_cert", "it is not set: RTMPS needs a certificate")]
+            problems = [("tls_cert", "not set: RTMPS needs a certificate")]
         _refuse(problems)
         self.certificates = tuple(certificate for _, certificate in loaded)
         self.context = loaded[0][0]
@@ -105,15 +104,15 @@ class ServerTls:
 
     @property
     def not_after(self) -> float:
-        """When the first of the certificates expires, as Unix time."""
+        """The time when the first of the certificates expires, as Unix time in seconds."""
         return min(each.not_after for each in self.certificates)
 
     def warnings(self, now_s: float) -> list[str]:
-        """Return what clients will find wrong with the certificates at a time (Unix)."""
+        """Return the reasons why clients will reject the certificates at a time (Unix, seconds)."""
         return [text for each in self.certificates for _, text in _warnings(each, now_s)]
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-        """Give a client the certificate with the name that it asks for (RFC 6066 section 3); without one it gets the first."""
+        """Select the certificate with the name that the client asks for (RFC 6066 section 3), or else the first one."""
         if name is None or not isinstance(connection, _ServerObject):
             return
         connection.asked_for = name
@@ -124,73 +123,89 @@ class ServerTls:
 
 
 class ClientTls:
-    """What servers that are connected to have to show.
+    """The authorities for outgoing TLS connections.
 
     Args:
-        tls: The options; None: those that are the default.
+        tls: The options; None: the defaults.
 
     Raises:
-        RtmpdError: ``tls_ca`` can't be used.
+        RtmpdError: ``tls_ca`` can't be used; the message says why.
     """
 
     def __init__(self, tls: TlsConfig | None = None) -> None:
         self._ca, self._verify = (tls.tls_ca, tls.tls_verify) if tls is not None else ("", True)
         self._context: ssl.SSLContext | None = None
         if self._ca:
-            # What is wrong with the file is to be known now, though few servers relay.
+            # A wrong file must be reported at start and reload, not at the first relay.
             _refuse(_ca_problems("tls_ca", self._ca))
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For rtmps://. Made when it is first wanted, in a thread: to read the system's authorities takes 50 ms.
+        """The context for rtmps://. Made at the first use, in a native thread: reading the system's authorities takes 50 ms.
 
         Raises:
-            TlsError: The file is not as it was at start.
+            TlsError: The file of ``tls_ca`` was readable at start and is not now.
         """
         if self._context is None:
             try:
                 self._context = get_hub().threadpool.apply(client_context, (self._ca,), {"verify": self._verify})
             except OSError as error:
-                raise TlsError(f"tls_ca can't be read any more: {error.strerror or error}") from None
+                raise TlsError(f"[tls] tls_ca: {self._ca}: {error.strerror or error}") from None
         return self._context
 
     @property
     def ca(self) -> str | bool:
-        """For https://, as ``requests`` has it: a file or directory; True where the system has neither: its own."""
+        """The authorities for https://, as ``requests`` expects them: a file, a directory, or True for its own."""
         return self._ca or _system_ca()
 
 
 @functools.cache
 def _system_ca() -> str | bool:
     paths = ssl.get_default_verify_paths()
-    # There may be a directory with nothing in it.
+    # An empty directory is no use: requests would trust nobody.
     return paths.cafile or (paths.capath if paths.capath and any(Path(paths.capath).iterdir()) else True)
 
 
 @dataclass
 class Tls:
-    """What is in force for new connections; a reload puts others in place.
+    """The TLS settings for new connections. A reload replaces them.
 
     Attributes:
-        server: For those that come in; None: RTMPS is not served.
-        client: For those that are made.
-        turns: When handshakes of those that come in compute.
+        server: The settings of incoming connections; None: RTMPS is not served.
+        client: The settings of outgoing connections.
+        turns: Limits the handshakes of incoming connections.
     """
 
     server: ServerTls | None = None
     client: ClientTls = field(default_factory=ClientTls)
     turns: HandshakeTurns = field(default_factory=HandshakeTurns)
 
+    def accept(self, transport: TlsTransport, limit_s: float, first: bytes = b"") -> None:
+        """Do the TLS handshake of an incoming connection.
+
+        Args:
+            transport: The connection. Limits and bans have been checked already: a refused client must not cost a handshake.
+            limit_s: The time limit for the whole handshake.
+            first: Bytes of the client that have been read already.
+
+        Raises:
+            TransportClosed: A reload has ended RTMPS since the connection was accepted; or as `TlsTransport.secure`.
+            TlsError, DeadlineExceeded: As `TlsTransport.secure`.
+        """
+        if self.server is None:
+            raise TransportClosed("RTMPS is no longer served")
+        transport.secure(self.server.context, limit_s, first=first, turns=self.turns)
+
 
 def client_context(ca: str = "", *, verify: bool = True) -> ssl.SSLContext:
-    """Return a context for connections that we make.
+    """Return a context for outgoing connections.
 
     Args:
-        ca: A file with the certificates of authorities, PEM; empty: the system's.
-        verify: Whether the server has to be who it says; without, anybody can be it.
+        ca: A file with the certificates of the trusted authorities (PEM); empty: the system's.
+        verify: Whether to verify the server's certificate and name. Without, the connection can be intercepted.
 
     Raises:
-        OSError: The file can't be used.
+        OSError: The file can't be read, or holds no certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
@@ -204,15 +219,15 @@ def client_context(ca: str = "", *, verify: bool = True) -> ssl.SSLContext:
 
 
 def tls_problems(tls: TlsConfig, now_s: float | None = None) -> list[Problem]:
-    """Return everything that is wrong with the options, their files included: options, and what is wrong.
+    """Return every problem of the options and their files.
 
     Args:
         tls: The options.
-        now_s: The time that certificates are to be good at (Unix); now by default.
+        now_s: The time at which certificates must be valid (Unix, seconds); now by default.
     """
     loaded, problems = _load(tls)
     if tls.tls_listen and not tls.tls_cert:
-        problems.append(("tls_cert", "it is not set, but tls_listen is: RTMPS needs a certificate"))
+        problems.append(("tls_cert", "not set, but tls_listen is: RTMPS needs a certificate"))
     if tls.tls_ca:
         problems += _ca_problems("tls_ca", tls.tls_ca)
     now_s = time.time() if now_s is None else now_s
@@ -241,26 +256,25 @@ def _day(time_s: float) -> str:
 
 
 def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], list[Problem]]:
-    """Return a context for each certificate that can be used, and what is wrong with the others and with the options."""
+    """Return a context for each usable certificate, and the problems of the others and of the options."""
     problems: list[Problem] = []
     if tls.tls_key and len(tls.tls_key) != len(tls.tls_cert):
-        text = f"it has {len(tls.tls_key)} files, and tls_cert has {len(tls.tls_cert)}"
-        return [], [("tls_key", text)]
+        return [], [("tls_key", f"{len(tls.tls_key)} files, but tls_cert has {len(tls.tls_cert)}")]
     asks = tls.tls_client_auth != "off"
     if asks and not tls.tls_client_ca:
-        problems.append(("tls_client_ca", f"it is not set, but tls_client_auth is {tls.tls_client_auth}"))
+        problems.append(("tls_client_ca", f"not set, but tls_client_auth is {tls.tls_client_auth}"))
     if tls.tls_client_ca:
         problems += _ca_problems("tls_client_ca", tls.tls_client_ca)
     asks = asks and not problems
     loaded = []
     for path, key_path in zip(tls.tls_cert, tls.tls_key or tls.tls_cert, strict=True):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # The ciphers are the interpreter's, which leaves out what OpenSSL only has for the sake of old peers.
+        # The ciphers are Python's default, which excludes those that OpenSSL keeps for old peers only.
         context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls_version == "1.3" else ssl.TLSVersion.TLSv1_2
-        # To begin anew in the middle takes a lot of our time and little of the peer's.
+        # A renegotiation costs the server much and the peer little.
         context.options |= ssl.OP_NO_RENEGOTIATION
-        # TLS 1.3 sends them behind the handshake, and librtmp with GnuTLS takes them for the end of the connection. A client
-        # that leaves them unread would close with a reset, too. RTMP connects seldom: there is little to resume.
+        # TLS 1.3 sends session tickets after the handshake. librtmp with GnuTLS takes them for the end of the connection, and a
+        # client that closes without having read them resets it. RTMP clients connect rarely: resumption would save little.
         context.num_tickets = 0
         context.sslobject_class = _ServerObject
         try:
@@ -284,33 +298,33 @@ def _read(option: str, path: str) -> bytes:
 
 
 def _load_certificate(context: ssl.SSLContext, path: str, key_path: str) -> Certificate:
-    """Have a context use a certificate and its key; raises `_Problem`."""
+    """Load a certificate and its key into a context, and return the certificate; raises `_Problem`."""
     found = _CERTIFICATE.search(_read("tls_cert", path))
     if found is None:
-        raise _Problem("tls_cert", f"{path}: there is no certificate (PEM) in it")
+        raise _Problem("tls_cert", f"{path}: contains no certificate (PEM)")
     if _KEY not in _read("tls_key", key_path):
-        hint = "; tls_key says where the key is" if key_path == path else ""
-        raise _Problem("tls_key", f"{key_path}: there is no private key (PEM) in it{hint}")
+        hint = "; if the key has its own file, set tls_key" if key_path == path else ""
+        raise _Problem("tls_key", f"{key_path}: contains no private key (PEM){hint}")
 
     def no_password() -> str:
-        # Else OpenSSL would ask for it on the terminal, and wait.
+        # Without a callback OpenSSL would prompt on the terminal, and wait.
         raise _Encrypted
 
     try:
         context.load_cert_chain(path, key_path, no_password)
     except _Encrypted:
-        raise _Problem("tls_key", f"{key_path}: the key is encrypted; a server can't be asked for a passphrase") from None
+        raise _Problem("tls_key", f"{key_path}: the key is encrypted, and the server can't prompt for its passphrase") from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise _Problem("tls_key", f"{key_path}: the key is not that of the certificate in {path}") from None
+            raise _Problem("tls_key", f"{key_path}: the key does not belong to the certificate in {path}") from None
         raise _Problem("tls_cert", f"{path} with {key_path}: {_plain(error)}") from None
     except OSError as error:
         raise _Problem("tls_cert", f"{path} with {key_path}: {error.strerror or error}") from None
     try:
-        shown = _look_at(context, found[0].decode("ascii"))
+        shown = _parse(context, found[0].decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        text = words(error, "server") if isinstance(error, ssl.SSLError) else str(error)
-        raise _Problem("tls_cert", f"{path}: no client would take it: {text}") from None
+        text = explain(error, "server") if isinstance(error, ssl.SSLError) else str(error)
+        raise _Problem("tls_cert", f"{path}: every client would reject it: {text}") from None
     return Certificate(
         path,
         tuple(_names(shown)),
@@ -319,11 +333,11 @@ def _load_certificate(context: ssl.SSLContext, path: str, key_path: str) -> Cert
     )
 
 
-def _look_at(server_context: ssl.SSLContext, certificate: str) -> dict[str, object]:
-    """Shake hands with ourselves, and return what the certificate says, as ``getpeercert`` does."""
+def _parse(server_context: ssl.SSLContext, certificate: str) -> dict[str, object]:
+    """Return the fields of a certificate, as ``getpeercert`` does, by a TLS handshake in memory."""
     client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client_side.check_hostname = False
-    # It is trusted for itself, and whatever the date.
+    # The certificate is its own trust anchor, and its dates are ignored.
     client_side.load_verify_locations(cadata=certificate)
     client_side.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -338,7 +352,7 @@ def _look_at(server_context: ssl.SSLContext, certificate: str) -> dict[str, obje
 
 
 def _names(certificate: dict[str, object]) -> Iterable[str]:
-    """Return the names of hosts in a certificate; its subject's only where it has no others (RFC 6125 section 6.4.4)."""
+    """Return the host names of a certificate; that of the subject only if it has no others (RFC 6125 section 6.4.4)."""
     alternatives = certificate.get("subjectAltName", ())
     assert isinstance(alternatives, tuple)
     if alternatives:
@@ -351,7 +365,7 @@ def _names(certificate: dict[str, object]) -> Iterable[str]:
 def _ca_problems(option: str, path: str) -> list[Problem]:
     try:
         if not _CERTIFICATE.search(_read(option, path)):
-            raise _Problem(option, f"{path}: there is no certificate (PEM) in it")
+            raise _Problem(option, f"{path}: contains no certificate (PEM)")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except _Problem as error:
         return [error.problem]

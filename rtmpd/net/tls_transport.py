@@ -1,11 +1,9 @@
-"""A connection with TLS: a `Transport` whose bytes are encrypted on their way, and that waits no more than one.
+"""A `Transport` with TLS, whose sends do not wait either.
 
-gevent's TLS sockets wait for the socket inside of a send, and for a read in the middle of a write; so the fan-out, which sends
-to thousands in turn, can't use them. Here OpenSSL never sees the socket: it works on two buffers in memory, and what it wants
-to send or have is moved by the transport. A send that does not wait takes whole records (16 KiB) as long as the socket takes
-them whole. What the socket leaves of the last one is kept and goes out as soon as it fits; before that nothing more is taken.
-
-Imports gevent, rtmpd.errors and the transport.
+gevent's TLS sockets wait for the socket inside a send, and for a read in the middle of a write, so the fan-out, which sends to
+thousands of players in turn, can't use them. Here OpenSSL never sees the socket: it works on two buffers in memory, and the
+transport moves the bytes. A send that does not wait takes whole records (16 KiB) as long as the socket takes them whole. The
+unsent end of the last record is kept and sent as soon as it fits; until then the transport takes nothing more.
 """
 
 from __future__ import annotations
@@ -13,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import socket as stdlib_socket
 import ssl
+import time
 from typing import TYPE_CHECKING
 
 import gevent
 from gevent import get_hub
+from gevent.lock import BoundedSemaphore
 from gevent.socket import wait
 
 from rtmpd.errors import TlsError, TransportClosed
-from rtmpd.net.tls_records import RecordCounter
-from rtmpd.net.tls_words import not_tls, words
+from rtmpd.net.tls_errors import explain, not_tls
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 from rtmpd.util.event_loop import give_way
 
@@ -30,33 +29,79 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-    from rtmpd.net.tls_turns import HandshakeTurns
-
-__all__ = ["KEPT_LIMIT_BYTES", "TlsTransport"]
+__all__ = ["KEPT_LIMIT_BYTES", "HandshakeTurns", "RecordCounter", "TlsTransport"]
 
 _WRITE = 2
 _RECORD_BYTES = 16 << 10
+_RECORD_HEADER_BYTES = 5
 _RECORD_OVERHEAD_BYTES = 256
 _OWN_LIMIT_BYTES = 16 << 10
-"""What TLS itself may have to say (answers to key updates, alerts) to a peer that does not read."""
+"""The most that is kept of TLS's own messages (answers to key updates, alerts) for a peer that does not read."""
 
 KEPT_LIMIT_BYTES = _RECORD_BYTES + _RECORD_OVERHEAD_BYTES + _OWN_LIMIT_BYTES
-"""The most that a transport keeps: the rest of one record, and what TLS itself has to say."""
+"""The most that a transport keeps: the end of one record, and TLS's own messages."""
 
 _NOTHING = ssl.MemoryBIO()
 
 
-class TlsTransport(Transport):
-    """A connected TCP socket with TLS on it. Until `secure` it is a plain one, for what stands before TLS: a PROXY header.
+class HandshakeTurns:
+    """Limits the TLS handshakes of clients: one computes at a time, and all together at most half of the time.
 
-    Memory: OpenSSL gives its own buffers back when they are empty; the two in memory grow to the largest piece that they have
-    held (up to 32 KiB in, one record out) and stay so. With what is kept for the socket that makes less than 200 KiB, and 20 to
-    45 KiB for who merely plays. In the handshake OpenSSL takes messages of up to 128 KiB.
+    A step of a handshake takes 0.4 ms (ECDSA) to 5 ms (RSA with 4096 bits), and can't be interrupted. Fifty clients that
+    connect at once would hold the event loop for the sum of all their steps, since it runs every ready greenlet in one round.
+    """
+
+    def __init__(self) -> None:
+        self._turn = BoundedSemaphore(1)
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Wait for a turn, then run one step of a handshake."""
+        with self._turn:
+            begun = time.thread_time()
+            try:
+                step()
+            finally:
+                # A failed step costs as much as a successful one, and a flood of them must not hold the event loop either.
+                gevent.sleep(max(time.thread_time() - begun, 1e-6))
+
+
+class RecordCounter:
+    """Counts the bytes of TLS records (RFC 8446 section 5.1), to detect a connection that ends inside a record.
 
     Attributes:
-        try_send: As in `Transport`; returns how much of *data* was taken, as the fan-out counts: plain bytes, not encrypted.
-        bytes_sent: Likewise plain, by `send_all` only.
-        server_name: The name that a client asked for (SNI), or "".
+        missing: Bytes of the current record (or of its header, if that is incomplete) that have not arrived; 0 between records.
+    """
+
+    __slots__ = ("_header", "missing")
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self._header = b""
+
+    def feed(self, data: bytes) -> None:
+        """Count received bytes."""
+        position = self.missing
+        if self._header:
+            data = self._header + data
+            position = 0
+        size = len(data)
+        while position + _RECORD_HEADER_BYTES <= size:
+            position += _RECORD_HEADER_BYTES + (data[position + 3] << 8 | data[position + 4])
+        self._header = data[position:] if position < size else b""
+        self.missing = _RECORD_HEADER_BYTES - len(self._header) if self._header else position - size
+
+
+class TlsTransport(Transport):
+    """A connected TCP socket with TLS. Until `secure` it is a plain one, so that a PROXY header can be read before TLS.
+
+    Memory: OpenSSL frees its own buffers when they are empty. The two buffers in memory grow to the largest piece that they
+    have held (up to 32 KiB inward, one record outward) and keep that size. Together with the kept bytes a transport takes less
+    than 200 KiB, and that of a player 20 to 45 KiB. During the handshake OpenSSL accepts messages of up to 128 KiB.
+
+    Attributes:
+        try_send: As in `Transport`; returns the number of plain bytes taken, not of encrypted ones.
+        bytes_sent: Plain bytes sent by `send_all`.
+        server_name: The server name of the handshake (SNI), or "".
     """
 
     __slots__ = (
@@ -81,13 +126,13 @@ class TlsTransport(Transport):
         self._tls: ssl.SSLObject | None = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._rest = b""  # encrypted, what the socket did not take
-        self._ready = b""  # read ahead by `ensure_open`
-        self._ended = ""  # why no more can be read
-        self._full = False  # the socket has probably more than was read last
+        self._rest = b""  # encrypted bytes that the socket has not taken yet
+        self._ready = b""  # plain bytes that `ensure_open` has read ahead
+        self._ended = ""  # why nothing more can be read
+        self._full = False  # the last read filled its buffer: the socket probably has more
         self._records = RecordCounter()
         self._callback: Callable[[], None] | None = None
-        # One of its own: the other is waited for by `send_all`.
+        # `send_all` waits on the other write watcher, and a watcher has only one user.
         self._flush_watcher = get_hub().loop.io(sock.fileno(), _WRITE)
         self._watching = False
         self.server_name = ""
@@ -103,19 +148,21 @@ class TlsTransport(Transport):
         host: str | None = None,
         turns: HandshakeTurns | None = None,
     ) -> None:
-        """Shake hands; from then on everything is encrypted.
+        """Do the TLS handshake. From then on the connection is encrypted.
 
         Args:
-            context: The certificates, and what is asked of the peer.
-            limit_s: Time for all of it.
-            first: What the peer has sent already.
-            host: As a client: the server's name or address, which its certificate must have. None: we are the server.
-            turns: When to compute.
+            context: The certificates of this side, and the requirements on those of the peer.
+            limit_s: The time limit for the whole handshake.
+            first: Bytes of the peer that have been read already.
+            host: For a client: the server's name or address, which its certificate must contain. None: this side is the server.
+            turns: Limits the time that handshakes compute. None: no limit.
 
         Raises:
-            TlsError: It came to nothing; the message says why. TransportClosed: The peer has gone. DeadlineExceeded.
+            TlsError: The handshake failed; the message says why.
+            TransportClosed: The peer has closed the connection.
+            DeadlineExceeded: The handshake took longer than *limit_s*.
         """
-        step = give_way_and_do if turns is None else turns.run
+        step = _give_way_and_run if turns is None else turns.run
         with deadline(limit_s, "the TLS handshake"):
             if host is None:
                 first = first or self.recv()
@@ -126,11 +173,11 @@ class TlsTransport(Transport):
                 name = host.rstrip(".") if host is not None else None
                 self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=name)
             except ValueError as error:
-                raise TlsError(f"{host!r} can't be the name of a TLS server: {error}") from None
+                raise TlsError(f"{host!r} is not a valid TLS server name: {error}") from None
             self.try_send = self._try_send
             self._take(first)
             self._shake_hands(step, "client" if host is None else "server")
-            # What came with the last of the handshake has been read from the socket already.
+            # Data that arrived together with the end of the handshake is in the buffer, not in the socket.
             self._more = True
         self.server_name = getattr(self._tls, "asked_for", "") if host is None else name or ""
 
@@ -147,11 +194,11 @@ class TlsTransport(Transport):
             except ssl.SSLEOFError:
                 raise TransportClosed(self.close_reason or "closed by the peer in the TLS handshake") from None
             except ssl.SSLError as error:
-                self._say_why()
-                # Whose name is wrong, or which of several certificates is meant, is told by the name that the client asked for.
+                self._send_alert()
+                # The name shows which of several certificates the client got, or that it used a wrong name.
                 asked = getattr(tls, "asked_for", "")
-                name = f" (it asked for {asked!r})" if asked else ""
-                raise TlsError(f"{words(error, peer, tls.context)}{name}") from None
+                name = f" (the client asked for {asked!r})" if asked else ""
+                raise TlsError(f"{explain(error, peer, tls.context)}{name}") from None
             try:
                 self._send_own()
             except OSError as error:
@@ -159,17 +206,17 @@ class TlsTransport(Transport):
             if not done:
                 self._read_more()
 
-    def _say_why(self) -> None:
-        """Send the alert that tells the peer what is wrong, if the socket takes it."""
+    def _send_alert(self) -> None:
+        """Send the alert that tells the peer what failed, if the socket takes it."""
         try:
             self._send_own()
         except OSError:
-            # It has gone. What was wrong is told by the error that led here.
+            # The connection is lost. The caller raises the error that matters.
             return
 
     @property
     def description(self) -> str:
-        """Version, cipher and what else is of interest, for the log."""
+        """The TLS version, the cipher and the server name, for the log."""
         tls = self._tls
         if tls is None:
             return "no TLS"
@@ -179,7 +226,7 @@ class TlsTransport(Transport):
 
     @property
     def certificate_subject(self) -> str:
-        """The subject of the peer's certificate, if it has shown one that is good: its attributes, as ``commonName=x``."""
+        """The attributes of the subject of the peer's verified certificate, as ``commonName=x``; empty without one."""
         found = self._tls.getpeercert() if self._tls is not None else None
         subject = found.get("subject", ()) if found else ()
         return ", ".join(f"{name}={value!r}" for part in subject for name, value in part)  # type: ignore[str-unpack]
@@ -187,10 +234,11 @@ class TlsTransport(Transport):
     # Reading -----------------------------------------------------------------------------------------------------------
 
     def recv(self) -> bytes:
-        """Wait for bytes from the peer and return them decrypted, at most `RECEIVE_BYTES`; else as `Transport.recv`.
+        """Wait for bytes from the peer and return at most `RECEIVE_BYTES` of them, decrypted.
 
         Raises:
-            TransportClosed: As there. TlsError: What came is not TLS any more, or the peer says that something is wrong.
+            TransportClosed: The peer or the server has closed the connection, or it has failed.
+            TlsError: The peer sent something that is not TLS, or a TLS alert.
         """
         if self._tls is None:
             return super().recv()
@@ -207,13 +255,14 @@ class TlsTransport(Transport):
             if self._ended:
                 raise TransportClosed(self.close_reason or self._ended)
             if not first:
-                # What came was for TLS itself, or not yet a record. Who sends nothing else must not hold the event loop.
+                # The bytes were a message of TLS itself, or part of a record. A peer that sends nothing else must not hold
+                # the event loop.
                 give_way()
             first = False
             self._read_more()
 
     def _decrypt(self) -> bytes:
-        """Return plain bytes of what has been read from the socket, at most `RECEIVE_BYTES`; nothing if there are none."""
+        """Decrypt what has been read from the socket, and return at most `RECEIVE_BYTES`; empty without a whole record."""
         tls, ready = self._tls, self._ready
         assert tls is not None
         if ready:
@@ -222,7 +271,7 @@ class TlsTransport(Transport):
         parts = []
         left = RECEIVE_BYTES
         try:
-            # A read gives one record at the most.
+            # Each read returns at most one record.
             while left and not self._ended:
                 part = tls.read(left)
                 if part:
@@ -233,14 +282,15 @@ class TlsTransport(Transport):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLEOFError:
-            # Without a close_notify. Many do so, and RTMP says by itself where a message ends; but half a record is damage.
+            # The peer closed without a close_notify. Many clients do, and RTMP messages carry their length; but an incomplete
+            # record means lost data.
             missing = self._records.missing
             cut = f": the connection ended {missing} bytes before the end of a TLS record" if missing else ""
             self._ended = f"closed by the peer{cut}"
         except ssl.SSLError as error:
-            self._say_why()
+            self._send_alert()
             if not self.close_reason:
-                raise TlsError(words(error, "peer")) from None
+                raise TlsError(explain(error, "peer")) from None
             self._ended = self.close_reason
         try:
             self._send_own()
@@ -249,7 +299,7 @@ class TlsTransport(Transport):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _read_more(self) -> None:
-        """Wait for encrypted bytes and hand them to OpenSSL."""
+        """Wait for encrypted bytes and pass them to OpenSSL."""
         while True:
             try:
                 data = self._sock.recv(RECEIVE_BYTES)
@@ -271,13 +321,13 @@ class TlsTransport(Transport):
             self._incoming.write_eof()
 
     def ensure_open(self) -> None:
-        """Look whether the connection is still there, without waiting.
+        """Check that the connection is open, without waiting.
 
-        A glance at the socket would not do: a close_notify that waits there looks like data. So what the socket has is read
-        and decrypted, one piece at the most, and kept for the next `recv`.
+        Peeking at the socket is not enough: a close_notify looks like data there. So one piece of data is read, decrypted and
+        kept for the next `recv`.
 
         Raises:
-            TransportClosed: It is not.
+            TransportClosed: The peer or the server has closed the connection, or it has failed.
         """
         if self._tls is None:
             super().ensure_open()
@@ -295,7 +345,7 @@ class TlsTransport(Transport):
                 raise TransportClosed(f"read failed: {error.strerror or error}") from None
             self._take(data, end=not data)
         self._ready = self._decrypt()
-        # Else the next read would wait for the socket, which has nothing more.
+        # Otherwise the next `recv` would wait for the socket, which may have no more data.
         self._more = True
         if self._ended and not self._ready:
             raise TransportClosed(self._ended)
@@ -306,7 +356,8 @@ class TlsTransport(Transport):
         """Encrypt and send as much as the socket takes, and up to one record more.
 
         Raises:
-            BlockingIOError: The last record has not gone out yet. OSError: The connection is gone.
+            BlockingIOError: A part of the last record is still unsent.
+            OSError: The connection is lost.
         """
         if self._rest:
             self._flush()
@@ -315,7 +366,7 @@ class TlsTransport(Transport):
         assert self._tls is not None
         write, read, send = self._tls.write, self._outgoing.read, self._sock.send
         taken, size = 0, len(data)
-        # Views are given back even on the way out: whoever catches the error must be able to empty the buffer.
+        # The views are released on errors, too: the caller that catches the error must be able to empty the buffer.
         with memoryview(data) as view:
             while taken < size:
                 with view[taken : taken + _RECORD_BYTES] as piece:
@@ -337,7 +388,7 @@ class TlsTransport(Transport):
             return 0
 
     def _flush(self) -> None:
-        """Send what is kept, as far as the socket takes it."""
+        """Send as much of the kept bytes as the socket takes."""
         if self._rest:
             self._rest = self._rest[self._sent(self._rest) :]
 
@@ -346,16 +397,16 @@ class TlsTransport(Transport):
         self._watch()
 
     def _send_own(self) -> None:
-        """Send what OpenSSL has to say for itself. Never waits: what does not fit is kept."""
+        """Send OpenSSL's own messages, without waiting. Bytes that do not fit are kept."""
         if not self._outgoing.pending:
             return
         self._keep(self._outgoing.read())
         self._flush()
         if len(self._rest) > KEPT_LIMIT_BYTES:
-            self.close("it does not read the answers of TLS that it asks for")
+            self.close("the peer requests TLS messages and does not read them")
 
     def send_all(self, data: bytes, limit_s: float) -> None:
-        """Send everything, and wait until the socket has all of it; else as `Transport.send_all`."""
+        """Send all of *data*, and wait until the socket has taken its last record; as `Transport.send_all`."""
         if self._tls is None:
             super().send_all(data, limit_s)
             return
@@ -378,19 +429,19 @@ class TlsTransport(Transport):
             self.sending = False
 
     def _finish(self) -> None:
-        """Wait until nothing is kept."""
+        """Wait until the socket has taken all kept bytes."""
         while self._rest:
             self._flush()
             if self._rest:
                 wait(self._write_watcher)
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
-        """Call *callback* in the event loop while the socket takes data and nothing is kept, until `unwatch_writable`."""
+        """Call *callback* in the event loop whenever the socket takes data and nothing is kept, until `unwatch_writable`."""
         self._callback = callback
         self._watch()
 
     def unwatch_writable(self) -> None:
-        """Stop that. What is kept goes out all the same."""
+        """Stop calling the callback of `watch_writable`. Kept bytes are still sent."""
         self._callback = None
 
     def _watch(self) -> None:
@@ -415,40 +466,40 @@ class TlsTransport(Transport):
     # The end -----------------------------------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
-        """Say good-bye (close_notify) if that does not have to wait, and shut the connection down. The first reason counts."""
+        """Send a close_notify if the socket takes it, and shut the connection down. Only the first call's reason is kept."""
         if not self.close_reason:
-            self._say_goodbye()
+            self._send_close_notify()
         super().close(reason)
 
-    def _say_goodbye(self) -> None:
-        """Send a close_notify if it fits, unless a record is half sent: it would be taken for a part of that."""
+    def _send_close_notify(self) -> None:
+        """Send a close_notify if the socket takes it, and not after a part of a record, whose rest it would be taken for."""
         try:
             self._flush()
             if not self._rest:
-                self._sent(self._goodbye())
+                self._sent(self._close_notify())
         except OSError:
-            # It has gone, or never came as far as to speak TLS.
+            # The connection is lost, or its TLS handshake failed.
             return
 
-    def _goodbye(self) -> bytes:
-        """Return a close_notify, once."""
+    def _close_notify(self) -> bytes:
+        """Return a close_notify; empty at the second call."""
         tls = self._tls
         if tls is None:
             return b""
-        # What it wants to read is the peer's own, for which nobody waits.
+        # OpenSSL wants to read the peer's close_notify, which the transport does not wait for.
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.unwrap()
         return self._outgoing.read()
 
     def linger(self, limit_s: float) -> None:
-        """Close orderly: as `Transport.linger`, with a close_notify. What the peer still sends is not even decrypted."""
+        """Send a close_notify, then do the same as `Transport.linger`. The data that the peer still sends is not decrypted."""
         if self._tls is None:
             super().linger(limit_s)
             return
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
             try:
                 self._finish()
-                self._rest = self._goodbye()
+                self._rest = self._close_notify()
                 self._finish()
                 self._shutdown(stdlib_socket.SHUT_WR)
                 while True:
@@ -459,25 +510,25 @@ class TlsTransport(Transport):
                     except BlockingIOError:
                         wait(self._read_watcher)
             except OSError:
-                # The peer has gone, in its own way.
+                # The peer has reset the connection.
                 return
 
     def dispose(self) -> None:
-        """Release the descriptor, and what OpenSSL holds. By the owner, once nobody else holds the transport."""
+        """Release the file descriptor and OpenSSL's state. Called by the owner, as `Transport.dispose`."""
         self._flush_watcher.stop()
         self._flush_watcher.close()
         self._callback = None
         self._tls, self._incoming, self._outgoing, self._rest, self._ready = None, _NOTHING, _NOTHING, b"", b""
-        # A bound method that is kept in its own object is a cycle, and the collector comes seldom.
+        # A bound method stored in its own object is a reference cycle, and the garbage collector rarely runs.
         self.try_send = _disposed
         super().dispose()
 
 
-def give_way_and_do(step: Callable[[], None]) -> None:
-    """Do something that takes long for the event loop, after it has had its turn."""
+def _give_way_and_run(step: Callable[[], None]) -> None:
+    """Give way to other greenlets, then run a step of a handshake."""
     give_way()
     step()
 
 
 def _disposed(data: object) -> int:
-    raise OSError("the connection has been disposed of")
+    raise OSError("the transport has been disposed of")

@@ -1,9 +1,7 @@
-"""A TCP connection, for blocking-style reading in one greenlet and non-blocking writing from any.
+"""A TCP connection: blocking-style reads in one greenlet, non-blocking writes from any.
 
-One greenlet owns a transport: it reads, and it disposes of it at the end. Everyone else may ``try_send`` and ``close``; closing
-shuts the connection down, so that the owner's read or write ends, and says why.
-
-Imports gevent and rtmpd.errors.
+One greenlet owns a transport: it reads from it, and disposes of it at the end. Other greenlets may call ``try_send`` and
+``close``. Closing shuts the socket down, which ends the owner's read or write with the reason.
 """
 
 from __future__ import annotations
@@ -30,17 +28,17 @@ RECEIVE_BYTES = 32 << 10
 
 _READ, _WRITE = 1, 2
 
-# Of Linux's struct tcp_info: tcpi_unacked (segments) and tcpi_last_ack_recv (ms).
+# Fields of Linux's struct tcp_info: tcpi_unacked (segments) and tcpi_last_ack_recv (ms).
 _TCP_INFO = struct.Struct("=24xI28xI")
 
 
 def deadline(limit_s: float, phase: str) -> gevent.Timeout:
-    """Return a context manager that raises `DeadlineExceeded` when its body takes longer than *limit_s*."""
+    """Return a context manager that raises `DeadlineExceeded` if its body takes longer than *limit_s*."""
     return gevent.Timeout(limit_s, DeadlineExceeded(phase, limit_s))
 
 
 def format_address(address: tuple[object, ...] | str) -> str:
-    """Return a socket address as ``host:port``, IPv6 in brackets, and IPv4 as such where it came over an IPv6 socket."""
+    """Return a socket address as ``host:port``: IPv6 in brackets, IPv4 mapped to IPv6 as plain IPv4."""
     if isinstance(address, str):
         return address or "unix"
     host, port = str(address[0]), address[1]
@@ -53,17 +51,17 @@ class Transport:
 
     Args:
         sock: gevent's socket; the transport only uses its descriptor, never its blocking methods.
-        peer: The peer's address as text.
+        peer: The peer's address and port, as `format_address` returns it.
 
     Attributes:
         scheme: ``rtmp``; ``rtmps`` with TLS.
-        try_send: ``send(data) -> int`` without waiting; raises BlockingIOError when nothing fits, OSError when it is gone. The
-            socket's own method, since the fan-out calls it for every player.
-        close_reason: Why it was closed from our side; empty if it was not.
-        bytes_sent: By `send_all` only.
-        sending: `send_all` is under way; anything else would land inside what it sends.
-        interactive: Acknowledge what arrives at once (TCP_QUICKACK): FFmpeg and librtmp write C2 and each command in several
-            small pieces with Nagle's algorithm on, and wait 40 ms for the delayed acknowledgement at every step otherwise.
+        try_send: ``send(data) -> int``, which never waits: raises BlockingIOError if nothing fits, OSError if the connection is
+            lost. It is the socket's own method, because the fan-out calls it for every player.
+        close_reason: The reason given to `close`; empty while the transport is open.
+        bytes_sent: Bytes sent by `send_all`; ``try_send`` does not count.
+        sending: `send_all` is waiting with a part sent; other bytes would end up inside its data.
+        interactive: Acknowledge received data at once (TCP_QUICKACK). FFmpeg and librtmp write C2 and each command in several
+            small pieces with Nagle's algorithm on, and would wait 40 ms for the delayed acknowledgement at every step.
     """
 
     __slots__ = (
@@ -89,7 +87,7 @@ class Transport:
         self.bytes_sent = 0
         self.sending = False
         self.interactive = sock.family != stdlib_socket.AF_UNIX
-        # gevent's socket wraps the interpreter's; that one is non-blocking and a fifth faster to send with.
+        # The interpreter's socket inside gevent's is non-blocking already, and sends a fifth faster.
         self._sock: stdlib_socket.socket = sock._sock  # type: ignore[attr-defined]
         self.try_send: Callable[[bytes | bytearray | memoryview], int] = self._sock.send
         loop = get_hub().loop
@@ -106,19 +104,19 @@ class Transport:
         return self.peer.rpartition(":")[0]
 
     def limit_unsent(self, limit_bytes: int) -> None:
-        """Let the kernel hold at most about *limit_bytes* that are not on their way (TCP_NOTSENT_LOWAT).
+        """Let the kernel buffer at most about *limit_bytes* of unsent data (TCP_NOTSENT_LOWAT); 0 sets no limit.
 
-        Without it the kernel takes megabytes for a player that is too slow: half a minute of video, which then is late however
-        soon we notice.
+        Without a limit the kernel accepts megabytes for a slow player: half a minute of video that is late however early the
+        server notices.
         """
         if limit_bytes and self.sock.family != stdlib_socket.AF_UNIX:
             self.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, limit_bytes)
 
     def ensure_open(self) -> None:
-        """Look whether the connection is still there, without waiting.
+        """Check that the connection is open, without waiting.
 
         Raises:
-            TransportClosed: It is not.
+            TransportClosed: The peer or the server has closed the connection, or it has failed.
         """
         try:
             gone = bool(self.close_reason) or self._sock.recv(1, stdlib_socket.MSG_PEEK) == b""
@@ -130,7 +128,7 @@ class Transport:
             raise TransportClosed(self.close_reason or "closed by the peer")
 
     def unacknowledged(self) -> tuple[int, float]:
-        """Return how many segments the peer's host has not acknowledged, and how many seconds ago it last acknowledged any."""
+        """Return the number of segments that the peer's host has not acknowledged, and the seconds since its last ACK."""
         if self.sock.family == stdlib_socket.AF_UNIX:
             return 0, 0.0
         try:
@@ -141,17 +139,17 @@ class Transport:
         return segments, last_ack_ms / 1000
 
     def recv(self) -> bytes:
-        """Wait for bytes from the peer and return them, at most `RECEIVE_BYTES`.
+        """Wait for bytes from the peer and return at most `RECEIVE_BYTES` of them.
 
-        Gives way to other greenlets at each call: a peer that always has more to read must not hold the event loop.
+        Each call gives way to other greenlets: a peer that sends without a pause must not hold the event loop.
 
         Raises:
-            TransportClosed: The peer or we have closed the connection, or it has failed.
+            TransportClosed: The peer or the server has closed the connection, or it has failed.
         """
         if self._more:
             give_way()
         else:
-            # The last read took all there was: don't ask in vain.
+            # The last read emptied the socket: another one would only fail.
             wait(self._read_watcher)
         while True:
             try:
@@ -169,17 +167,18 @@ class Transport:
             return data
 
     def _acknowledge(self) -> None:
-        # Not sticky: the kernel goes back to delaying by itself.
+        # The option is not permanent: the kernel returns to delayed acknowledgements by itself.
         try:
             self._sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_QUICKACK, 1)
         except OSError:
             self.interactive = False
 
     def send_all(self, data: bytes, limit_s: float) -> None:
-        """Send everything, waiting as long as it takes, at most *limit_s*.
+        """Send all of *data*, and wait until the socket has taken it.
 
         Raises:
-            TransportClosed: The connection is gone. DeadlineExceeded: The peer did not take it in time.
+            TransportClosed: The connection was closed, or has failed.
+            DeadlineExceeded: The peer did not read fast enough for *limit_s*.
         """
         view = memoryview(data)
         self.sending = True
@@ -199,24 +198,24 @@ class Transport:
             self.sending = False
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
-        """Call *callback* in the event loop as long as the socket takes data, until `unwatch_writable`."""
+        """Call *callback* in the event loop whenever the socket takes data, until `unwatch_writable`."""
         self._write_watcher.start(callback)
 
     def unwatch_writable(self) -> None:
-        """Stop watching; harmless if nothing is watched."""
+        """Stop calling the callback of `watch_writable`, if there is one."""
         self._write_watcher.stop()
 
     def close(self, reason: str) -> None:
-        """Shut the connection down; what was sent before still goes out. Only the first reason counts."""
+        """Shut the connection down. Data sent before is still delivered. Only the first call's reason is kept."""
         if not self.close_reason:
             self.close_reason = reason
             self._shutdown(stdlib_socket.SHUT_RDWR)
 
     def linger(self, limit_s: float) -> None:
-        """Close orderly: say that nothing more comes, and wait until the peer has closed, at most *limit_s*.
+        """Half-close the connection, then read and discard until the peer closes or *limit_s* has passed.
 
-        A refused encoder must read why before the connection ends: data that it still sends would otherwise make the kernel
-        reset the connection, and the reason would be lost.
+        A refused encoder must be able to read the refusal: the data that it still sends would otherwise make the kernel reset
+        the connection, and the refusal would be lost.
         """
         self._shutdown(stdlib_socket.SHUT_WR)
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
@@ -230,11 +229,11 @@ class Transport:
         try:
             self._sock.shutdown(how)
         except OSError:
-            # The peer was faster. There is nothing left to shut down.
+            # The peer has closed the connection already.
             return
 
     def dispose(self) -> None:
-        """Release the descriptor. By the owner, once nobody else holds the transport."""
+        """Release the file descriptor. Called by the owner, after every other greenlet has dropped the transport."""
         self._read_watcher.stop()
         self._write_watcher.stop()
         self._read_watcher.close()

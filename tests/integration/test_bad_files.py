@@ -115,7 +115,7 @@ def test_an_address_that_somebody_has_fails_the_reload_and_costs_nothing(server,
         port = taken.getsockname()[1]
         put(running.ini, f"[server]\nlisten = {free}, 127.0.0.2:0, 127.0.0.1:{port}\n".encode())
         line = reload(running)
-    reason = f"can't listen on 127.0.0.1:{port}: Address already in use: another server (or another rtmpd) has it"
+    reason = f"can't listen on 127.0.0.1:{port}: Address already in use: another process listens on it"
     assert line.endswith(f"reload failed: {reason}; the old configuration stays in force")
     bystander.check()
     # And is had when it is free again.

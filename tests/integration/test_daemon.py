@@ -215,7 +215,7 @@ def test_a_port_in_use_is_exit_code_1_and_a_clear_line(server):
         check=False,
     )
     assert second.returncode == 1
-    problem = f"can't listen on 127.0.0.1:{running.port}: Address already in use: another server (or another rtmpd) has it"
+    problem = f"can't listen on 127.0.0.1:{running.port}: Address already in use: another process listens on it"
     assert re.search(rf"ERROR +{re.escape(problem)}$", second.stderr, re.MULTILINE)
     assert "Traceback" not in second.stderr
     with Client(running.url()) as client:

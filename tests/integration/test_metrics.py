@@ -229,7 +229,7 @@ def test_a_port_in_use_stops_the_start_and_says_why():
         command = [sys.executable, "-m", "rtmpd", "--listen", "127.0.0.1:0", "--metrics-addr", f":{port}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=20, check=False)
     assert done.returncode == 1
-    assert f"can't listen on 127.0.0.1:{port}: Address already in use: another server (or another rtmpd) has it" in done.stderr
+    assert f"can't listen on 127.0.0.1:{port}: Address already in use: another process listens on it" in done.stderr
     assert "Traceback" not in done.stderr
     assert "listening on" not in done.stderr
 

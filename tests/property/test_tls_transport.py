@@ -11,8 +11,7 @@ from gevent import socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rtmpd.net.tls_records import RecordCounter
-from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, TlsTransport
+from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, RecordCounter, TlsTransport
 from rtmpd.net.transport import RECEIVE_BYTES
 from tests.unit.net.tls_peer import Peer
 
@@ -49,7 +48,7 @@ def take(peer, limit):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.sampled_from(["send", "read", "loop"]), SIZES), max_size=40))
-def test_what_is_taken_comes_out_whole_and_in_order(contexts, steps):
+def test_taken_bytes_arrive_whole_and_in_order(contexts, steps):
     transport, peer = connect(contexts)
     taken, got, number = bytearray(), bytearray(), 0
     for what, size in steps:
@@ -83,7 +82,7 @@ def test_what_is_taken_comes_out_whole_and_in_order(contexts, steps):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(SIZES, min_size=1, max_size=8), cuts=st.lists(st.integers(1, 20_000), max_size=20))
-def test_what_the_peer_sends_is_read_however_it_is_cut(contexts, sizes, cuts):
+def test_received_bytes_are_read_in_any_pieces(contexts, sizes, cuts):
     transport, peer = connect(contexts, 1 << 20)
     plain = b"".join(bytes([index]) * size for index, size in enumerate(sizes))
     records = b"".join(peer.encrypt(bytes([index]) * size) for index, size in enumerate(sizes))
@@ -110,7 +109,7 @@ def test_what_the_peer_sends_is_read_however_it_is_cut(contexts, sizes, cuts):
 
 
 @given(sizes=st.lists(st.integers(0, 20_000), max_size=6), cuts=st.lists(st.integers(1, 9000)), end=st.integers(0, 60_000))
-def test_records_are_followed(sizes, cuts, end):
+def test_records_are_counted(sizes, cuts, end):
     data = b"".join(b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size) for size in sizes)[:end]
     counter = RecordCounter()
     rest = data

@@ -21,7 +21,7 @@ from rtmpd.errors import Refused, RtmpdError
 from rtmpd.events import EventType
 from rtmpd.hub import RelayFigures
 from rtmpd.live.subscriber import State
-from rtmpd.net.local import is_listened_on
+from rtmpd.net.listener import is_listened_on
 from rtmpd.net.transport import deadline
 from rtmpd.protocol import via
 from rtmpd.protocol.enhanced import server_answer

@@ -127,7 +127,7 @@ def test_one_address_for_two_things():
     ("address", "problem"),
     [
         ("media.invalid:1935", "Name or service not known"),
-        ("192.0.2.1:1935", "Cannot assign requested address: no interface of this host has it"),
+        ("192.0.2.1:1935", "Cannot assign requested address: no network interface of this host has it"),
     ],
 )
 def test_what_can_not_be_bound_at_all(address, problem):

@@ -100,4 +100,4 @@ def test_certificates_are_looked_at(tmp_path):
     (problem,) = check(tmp_path, ini + f"tls_cert = {good.cert}\ntls_key = {old.key}\n").problems
     assert "] tls_" in problem
     (problem,) = check(tmp_path, ini).problems
-    assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [tls] tls_cert: it is not set")
+    assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [tls] tls_cert: not set")

@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError, TransportClosed
-from rtmpd.net.listener import Listener, inherit, places
+from rtmpd.net.listener import Listener, inherit, is_listened_on, is_local, places
 
 LIMIT_S = 10
 LOOPBACK = ListenAddress("127.0.0.1", 0)
@@ -69,7 +69,7 @@ def read_all(sock):
 # Addresses --------------------------------------------------------------------------------------------------------------
 
 
-def test_with_port_0_the_kernel_chooses_and_the_listener_says_which(listen, connect):
+def test_port_0_listens_on_a_free_port_and_returns_it(listen, connect):
     listener = listen(say_who)
     assert listener.port > 0
     assert listener.bound == f"127.0.0.1:{listener.port}"
@@ -77,9 +77,9 @@ def test_with_port_0_the_kernel_chooses_and_the_listener_says_which(listen, conn
     assert read_all(client) == f"127.0.0.1:{client.getsockname()[1]}"
 
 
-def test_an_address_in_use_is_an_error_that_says_so(listen):
+def test_an_address_in_use_is_an_error_with_a_hint(listen):
     port = listen(say_who).port
-    with pytest.raises(RtmpdError, match=rf"^can't listen on 127\.0\.0\.1:{port}: .*: another server .* has it$"):
+    with pytest.raises(RtmpdError, match=rf"^can't listen on 127\.0\.0\.1:{port}: .*: another process listens on it$"):
         Listener(ListenAddress("127.0.0.1", port), say_who)
 
 
@@ -92,7 +92,7 @@ def test_an_address_that_is_free_again_can_be_used_at_once(listen, connect):
     assert listen(say_who, ListenAddress("127.0.0.1", first.port)).port == first.port
 
 
-def test_a_port_for_root_only_is_an_error_that_says_what_helps(monkeypatch):
+def test_a_privileged_port_is_an_error_with_a_hint(monkeypatch):
     class Forbidden(socket.socket):
         def bind(self, address):
             raise PermissionError(13, "Permission denied")
@@ -102,7 +102,7 @@ def test_a_port_for_root_only_is_an_error_that_says_what_helps(monkeypatch):
         Listener(ListenAddress("127.0.0.1", 80), say_who)
 
 
-def test_a_host_that_is_not_known_is_an_error_that_says_so(monkeypatch):
+def test_an_unknown_host_is_an_error(monkeypatch):
     def fail(*_, **__):
         raise stdlib_socket.gaierror(-2, "Name or service not known")
 
@@ -174,13 +174,13 @@ def test_an_error_in_one_handler_harms_no_other(listen, connect, monkeypatch):
     assert kept[1].sock.fileno() == -1
 
 
-def test_a_storm_of_connections_is_served(listen, connect):
+def test_many_connections_at_once_are_served(listen, connect):
     port = listen(serve_until_closed).port
     clients = [connect(port) for _ in range(200)]
     assert all(client.recv(10) == b"hello" for client in clients)
 
 
-def test_who_is_gone_before_being_served_does_no_harm(listen, connect, monkeypatch):
+def test_a_connection_lost_before_it_is_served_does_no_harm(listen, connect, monkeypatch):
     served = Event()
 
     def vanish(sock, peer):
@@ -199,7 +199,7 @@ def test_who_is_gone_before_being_served_does_no_harm(listen, connect, monkeypat
 # The end ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_listener_accepts_no_more_and_connections_go_on(listen, connect):
+def test_a_closed_listener_accepts_no_more_and_keeps_its_connections(listen, connect):
     kept = []
 
     def serve(transport):
@@ -231,7 +231,7 @@ def test_waiting_ends_when_the_last_connection_has_ended(listen, connect):
     assert waiting.get(timeout=LIMIT_S)
 
 
-def test_those_who_do_not_leave_are_ended(listen, connect):
+def test_connections_that_do_not_end_are_killed(listen, connect):
     ended = []
 
     def serve(transport):
@@ -301,7 +301,7 @@ def test_an_inherited_socket_is_listened_with_and_the_other_process_keeps_it(lis
         ("::1", False, "::1", False),
     ],
 )
-def test_an_address_that_an_inherited_socket_has_is_not_bound_again(
+def test_an_address_that_overlaps_an_inherited_socket_is_not_bound_again(
     inherited, caplog, monkeypatch, host, dual, address, warned
 ):
     # Whatever this machine's name service says.
@@ -313,21 +313,21 @@ def test_an_address_that_an_inherited_socket_has_is_not_bound_again(
     )
     sock, port = inherited(host, dual=dual)
     assert places([ListenAddress(address, port)], [sock]) == [sock]
-    assert ("which was handed over, has it" in caplog.text) is warned
+    assert ("the inherited socket" in caplog.text) is warned
 
 
 @ipv6
 @pytest.mark.parametrize(
     ("host", "address"), [("127.0.0.1", "::1"), ("::1", "127.0.0.1"), ("127.0.0.1", "127.0.0.2"), ("::", "127.0.0.1")]
 )
-def test_addresses_that_no_inherited_socket_has_are_listened_on_besides(inherited, caplog, host, address):
+def test_addresses_without_an_inherited_socket_are_bound(inherited, caplog, host, address):
     sock, port = inherited(host)
     wanted = [ListenAddress(address, port), ListenAddress("127.0.0.1", 0)]
     assert places(wanted, [sock]) == [sock, *wanted]
     assert not caplog.records
 
 
-def test_a_name_that_nobody_knows_is_left_to_who_binds(inherited, monkeypatch):
+def test_an_unknown_name_is_left_to_bind(inherited, monkeypatch):
     def fail(*_, **__):
         raise stdlib_socket.gaierror(-2, "Name or service not known")
 
@@ -335,3 +335,54 @@ def test_a_name_that_nobody_knows_is_left_to_who_binds(inherited, monkeypatch):
     monkeypatch.setattr(stdlib_socket, "getaddrinfo", fail)
     wanted = ListenAddress("nowhere.invalid", 1935)
     assert places([wanted], [sock]) == [sock, wanted]
+
+
+# Which addresses lead here --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::ffff:127.0.0.1", "0.0.0.0"])
+def test_addresses_of_this_host_are_local(host):
+    assert is_local((host, 1935))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"])
+def test_addresses_of_others_are_not(host):
+    assert not is_local((host, 1935, 0, 0) if ":" in host else (host, 1935))
+
+
+@pytest.mark.parametrize(
+    ("address", "listening", "own"),
+    [
+        (("127.0.0.1", 1935), [("127.0.0.1", 1935)], True),
+        (("127.0.0.1", 1935), [("127.0.0.1", 1936)], False),
+        (("127.0.0.1", 1935), [("127.0.0.2", 1935)], False),
+        (("127.0.0.1", 1935), [("0.0.0.0", 1935)], True),
+        (("127.0.0.1", 1935), [("::", 1935)], False),
+        (("127.0.0.1", 1935), [("::", 1935), ("0.0.0.0", 1935)], True),
+        (("::ffff:127.0.0.1", 1935, 0, 0), [("127.0.0.1", 1935)], True),
+        (("127.5.5.5", 1935), [("0.0.0.0", 1935)], True),
+        (("192.0.2.1", 1935), [("0.0.0.0", 1935)], False),
+        # It may have come here by a translation of addresses that leaves it as it is.
+        (("192.0.2.1", 1935), [("192.0.2.1", 1935)], True),
+        (("127.0.0.1", 1935), [], False),
+    ],
+)
+def test_is_listened_on_finds_the_listener_that_an_address_leads_to(address, listening, own):
+    assert is_listened_on(address, listening) is own
+
+
+def test_a_listener_for_every_address_accepts_ipv4():
+    listener = Listener(ListenAddress("", 0), lambda _: None)
+    try:
+        assert is_listened_on(("127.0.0.1", listener.port), listener.addresses)
+        assert not is_listened_on(("127.0.0.1", listener.port + 1), listener.addresses)
+    finally:
+        listener.close()
+
+
+def test_a_listener_for_one_address_accepts_only_that():
+    listener = Listener(ListenAddress("127.0.0.1", 0), lambda _: None)
+    try:
+        assert listener.addresses == (("127.0.0.1", listener.port),)
+    finally:
+        listener.close()

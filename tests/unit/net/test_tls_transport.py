@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import ssl
 import struct
@@ -11,11 +12,11 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
+from rtmpd.config.loader import load_text
 from rtmpd.errors import DeadlineExceeded, TlsError, TransportClosed
-from rtmpd.net.tls_records import RecordCounter
-from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, TlsTransport
-from rtmpd.net.tls_turns import HandshakeTurns
-from rtmpd.net.transport import RECEIVE_BYTES, format_address
+from rtmpd.net.tls import ServerTls, Tls
+from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, HandshakeTurns, RecordCounter, TlsTransport
+from rtmpd.net.transport import RECEIVE_BYTES
 from tests.unit.net.tls_peer import Peer
 
 LIMIT_S = 10
@@ -29,33 +30,9 @@ def contexts(authority):
 
 
 @pytest.fixture
-def make():
-    """Make a transport and the peer's socket: by loopback, or a pair of the Unix family."""
-    made = []
-
-    def make(send_buffer=None, *, tcp=False):
-        if tcp:
-            with socket.socket() as listener:
-                listener.bind(("127.0.0.1", 0))
-                listener.listen()
-                peer = socket.socket()
-                peer.connect(listener.getsockname())
-                ours, address = listener.accept()
-            name = format_address(address)
-        else:
-            ours, peer = socket.socketpair()
-            name = "unix"
-        if send_buffer:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        transport = TlsTransport(ours, name)
-        made.append((transport, peer))
-        return transport, peer
-
-    yield make
-    for transport, peer in made:
-        peer.close()
-        if transport.sock.fileno() >= 0:
-            transport.dispose()
+def make(make_transport):
+    """Make a transport and the peer's socket, before their TLS handshake."""
+    return functools.partial(make_transport, TlsTransport)
 
 
 @pytest.fixture
@@ -139,7 +116,7 @@ def test_a_client_speaks_to_a_server_of_the_same_kind(make, contexts):
     server._flush_watcher.close()
 
 
-def test_before_the_handshake_it_is_plain_and_what_was_read_too_far_belongs_to_tls(make, contexts):
+def test_bytes_read_before_the_handshake_are_passed_to_tls(make, contexts):
     transport, sock = make()
     peer = Peer(sock, contexts[1])
     sock.sendall(b"PROXY ...\r\n")
@@ -155,7 +132,7 @@ def test_before_the_handshake_it_is_plain_and_what_was_read_too_far_belongs_to_t
     assert transport.recv() == b"hello"
 
 
-def test_what_comes_with_the_end_of_the_handshake_is_not_waited_for(make, contexts):
+def test_data_with_the_end_of_the_handshake_is_returned_at_once(make, contexts):
     transport, sock = make()
     peer = Peer(sock, contexts[1])
 
@@ -178,14 +155,14 @@ def test_what_comes_with_the_end_of_the_handshake_is_not_waited_for(make, contex
         assert transport.recv() == b"hello"
 
 
-def test_a_record_in_any_two_pieces_is_one(pair):
+def test_a_record_in_two_pieces_is_decrypted(pair):
     transport, peer = pair()
     for split in range(1, 5 + 5 + 1 + 16):
         peer.send(b"hello", [split])
         assert transport.recv() == b"hello"
 
 
-def test_a_record_byte_by_byte_is_one(pair):
+def test_a_record_byte_by_byte_is_decrypted(pair):
     transport, peer = pair()
     records = peer.encrypt(b"hello")
     reading = gevent.spawn(transport.recv)
@@ -197,7 +174,7 @@ def test_a_record_byte_by_byte_is_one(pair):
     assert reading.get(timeout=LIMIT_S) == b"hello"
 
 
-def test_what_came_with_one_read_of_the_socket_is_not_waited_for(pair):
+def test_records_of_one_read_are_returned_without_waiting(pair):
     transport, peer = pair()
     data = b"".join(peer.encrypt(bytes([n]) * 100) for n in range(100))
     peer.sock.sendall(data)
@@ -244,7 +221,7 @@ def test_a_full_socket_takes_one_record_more_and_then_nothing(pair):
 
 
 @pytest.mark.parametrize("piece", [1, 200, 16384, 16385, 100_000])
-def test_what_was_taken_is_what_comes_out(pair, piece):
+def test_taken_bytes_arrive_in_order(pair, piece):
     transport, peer = pair(SMALL)
     total = b""
     for _ in range(5):
@@ -258,7 +235,7 @@ def test_what_was_taken_is_what_comes_out(pair, piece):
     assert total
 
 
-def test_what_is_kept_goes_out_by_itself(pair):
+def test_kept_bytes_are_sent_when_the_socket_takes_them(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
     # The event loop sends it: nobody calls.
@@ -268,7 +245,7 @@ def test_what_is_kept_goes_out_by_itself(pair):
     assert not transport._watching
 
 
-def test_who_waits_is_called_only_when_nothing_is_kept(pair):
+def test_watch_writable_calls_back_only_when_nothing_is_kept(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
     called = Event()
@@ -289,7 +266,7 @@ def test_who_waits_is_called_only_when_nothing_is_kept(pair):
     assert len(kept) == 1
 
 
-def test_who_no_longer_waits_is_not_called_and_what_is_kept_goes_out(pair):
+def test_unwatch_writable_still_sends_kept_bytes(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
     transport.watch_writable(lambda: pytest.fail("called"))
@@ -299,7 +276,7 @@ def test_who_no_longer_waits_is_not_called_and_what_is_kept_goes_out(pair):
     assert not transport._rest
 
 
-def test_who_waits_is_called_again_and_again(pair):
+def test_watch_writable_calls_back_until_unwatched(pair):
     transport, _peer = pair()
     calls = []
     over = Event()
@@ -314,7 +291,7 @@ def test_who_waits_is_called_again_and_again(pair):
     assert over.wait(LIMIT_S)
 
 
-def test_who_waits_hears_of_a_connection_that_is_gone(pair):
+def test_watch_writable_calls_back_when_the_connection_is_lost(pair):
     transport, peer = pair(SMALL)
     fill(transport)
     called = Event()
@@ -327,7 +304,7 @@ def test_who_waits_hears_of_a_connection_that_is_gone(pair):
 
 
 @pytest.mark.parametrize("end", ["said good-bye", "peer gone"])
-def test_a_buffer_that_could_not_be_sent_can_be_emptied_by_who_handles_the_error(pair, end):
+def test_a_failed_send_releases_the_callers_buffer(pair, end):
     transport, peer = pair()
     if end == "peer gone":
         peer.sock.close()
@@ -342,7 +319,7 @@ def test_a_buffer_that_could_not_be_sent_can_be_emptied_by_who_handles_the_error
     assert not pending
 
 
-def test_everything_is_sent_through_a_narrow_socket_and_what_is_kept_too(pair):
+def test_send_all_waits_until_kept_bytes_are_sent(pair):
     transport, peer = pair(SMALL)
     data = bytes(range(256)) * 1000
     reading = gevent.spawn(peer.read, len(data))
@@ -361,7 +338,7 @@ def test_sending_has_a_deadline(pair):
     assert not transport.sending
 
 
-def test_reading_goes_on_while_the_socket_takes_nothing(pair):
+def test_recv_works_while_the_socket_takes_nothing(pair):
     transport, peer = pair(SMALL)
     fill(transport)
     transport.watch_writable(lambda: None)
@@ -369,7 +346,7 @@ def test_reading_goes_on_while_the_socket_takes_nothing(pair):
     assert transport.recv() == b"still here"
 
 
-def test_who_asks_and_does_not_read_the_answers_is_cut_off(pair):
+def test_a_peer_that_does_not_read_tls_answers_is_closed(pair):
     transport, _peer = pair(SMALL)
     fill(transport)
     for _ in range(10):
@@ -379,7 +356,7 @@ def test_who_asks_and_does_not_read_the_answers_is_cut_off(pair):
         if transport.close_reason:
             break
         assert len(transport._rest) <= KEPT_LIMIT_BYTES
-    assert transport.close_reason == "it does not read the answers of TLS that it asks for"
+    assert transport.close_reason == "the peer requests TLS messages and does not read them"
 
 
 # The handshake ----------------------------------------------------------------------------------------------------------
@@ -394,7 +371,7 @@ def test_who_asks_and_does_not_read_the_answers_is_cut_off(pair):
         (b"\x16\x03\x01\x00\x05hello", "."),
     ],
 )
-def test_what_is_not_tls_is_told(make, contexts, first, message):
+def test_bytes_that_are_not_tls_are_explained(make, contexts, first, message):
     transport, sock = make()
     sock.sendall(first)
     with pytest.raises(TlsError, match=message):
@@ -408,7 +385,7 @@ def test_the_handshake_has_a_deadline(make, contexts):
         transport.secure(contexts[0], 0.05)
 
 
-def test_who_leaves_in_the_handshake_is_no_failure_of_tls(make, contexts):
+def test_leaving_during_the_handshake_is_no_tls_error(make, contexts):
     transport, sock = make()
     sock.sendall(b"\x16\x03\x01")
     sock.shutdown(socket.SHUT_WR)
@@ -420,11 +397,11 @@ def test_who_leaves_in_the_handshake_is_no_failure_of_tls(make, contexts):
 @pytest.mark.parametrize(
     ("host", "trusting", "message"),
     [
-        ("other.example", True, "the server's certificate is not good: Hostname mismatch.*other.example"),
-        ("localhost", False, "the server's certificate is not good: unable to get local issuer"),
+        ("other.example", True, "the server's certificate can't be verified: Hostname mismatch.*other.example"),
+        ("localhost", False, "the server's certificate can't be verified: unable to get local issuer"),
     ],
 )
-def test_a_client_says_what_is_wrong_with_a_server(make, contexts, host, trusting, message):
+def test_a_client_explains_an_invalid_server_certificate(make, contexts, host, trusting, message):
     transport, sock = make()
     server = Peer(sock, contexts[0], None)
     shaking = gevent.spawn(server.handshake)
@@ -436,7 +413,7 @@ def test_a_client_says_what_is_wrong_with_a_server(make, contexts, host, trustin
         shaking.get(timeout=LIMIT_S)
 
 
-def test_a_server_hears_that_it_is_not_trusted(make, contexts):
+def test_a_server_explains_the_alert_of_a_client(make, contexts):
     transport, sock = make()
     peer = Peer(sock, ssl.create_default_context())
 
@@ -446,28 +423,43 @@ def test_a_server_hears_that_it_is_not_trusted(make, contexts):
         sock.sendall(peer._out.read())
 
     shaking = gevent.spawn(distrust)
-    with pytest.raises(TlsError, match="the client does not trust our certificate: it does not know who signed it"):
+    with pytest.raises(TlsError, match="the client does not trust our certificate: it does not know the issuer"):
         transport.secure(contexts[0], LIMIT_S)
     shaking.get(timeout=LIMIT_S)
 
 
-def test_versions_that_do_not_meet_are_told(make, contexts, authority):
+def test_no_common_version_is_explained(make, contexts, authority):
     transport, sock = make()
     old = authority.client_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     strict = authority.server_context(authority.issue("localhost"))
     strict.minimum_version = ssl.TLSVersion.TLSv1_3
     shaking = gevent.spawn(Peer(sock, old).handshake)
-    with pytest.raises(TlsError, match=r"no version of TLS that both know \(ours: TLS 1\.3 and newer\)"):
+    with pytest.raises(TlsError, match=r"no TLS version in common with the client \(ours: TLS 1\.3 and newer\)"):
         transport.secure(strict, LIMIT_S)
     with pytest.raises(ssl.SSLError):
         shaking.get(timeout=LIMIT_S)
 
 
-def test_a_host_that_can_not_be_a_name_is_refused(make, contexts):
+def test_an_invalid_server_name_is_an_error(make, contexts):
     transport, _ = make()
-    with pytest.raises(TlsError, match="can't be the name of a TLS server"):
+    with pytest.raises(TlsError, match="is not a valid TLS server name"):
         transport.secure(contexts[1], LIMIT_S, host=".")
+
+
+def test_accept_secures_a_server_connection(make, contexts, authority):
+    transport, sock = make()
+    settings = Tls(ServerTls(load_text(f"[tls]\n{authority.issue('localhost').ini}").tls))
+    shaking = gevent.spawn(Peer(sock, contexts[1]).handshake)
+    settings.accept(transport, LIMIT_S, transport.recv())
+    shaking.get(timeout=LIMIT_S)
+    assert transport.server_name == "localhost"
+
+
+def test_accept_raises_when_a_reload_has_ended_rtmps(make):
+    transport, _ = make()
+    with pytest.raises(TransportClosed, match="RTMPS is no longer served"):
+        Tls().accept(transport, LIMIT_S)
 
 
 def test_handshakes_compute_one_at_a_time_and_leave_the_event_loop_its_turn():
@@ -493,7 +485,7 @@ def test_handshakes_compute_one_at_a_time_and_leave_the_event_loop_its_turn():
     assert "ss" not in text
 
 
-def test_a_step_that_fails_takes_as_long_a_rest():
+def test_a_failed_step_is_followed_by_a_pause_too():
     turns = HandshakeTurns()
 
     def step():
@@ -511,7 +503,7 @@ def test_a_step_that_fails_takes_as_long_a_rest():
 # The end ----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_orderly_end_says_that_it_was_the_peers(pair):
+def test_a_close_notify_ends_the_connection(pair):
     transport, peer = pair()
     peer.send(b"last words")
     peer.sock.sendall(peer.goodbye())
@@ -519,7 +511,7 @@ def test_an_orderly_end_says_that_it_was_the_peers(pair):
     assert (data, str(error)) == (b"last words", "closed by the peer")
 
 
-def test_an_end_without_a_close_notify_is_an_ordinary_one(pair):
+def test_an_end_without_a_close_notify_is_no_error(pair):
     transport, peer = pair()
     peer.send(b"last words")
     peer.sock.shutdown(socket.SHUT_WR)
@@ -529,7 +521,7 @@ def test_an_end_without_a_close_notify_is_an_ordinary_one(pair):
 
 
 @pytest.mark.parametrize("missing", [1, 20, 25])
-def test_half_a_record_is_told(pair, missing):
+def test_an_incomplete_record_is_reported(pair, missing):
     transport, peer = pair()
     peer.send(b"whole")
     record = peer.encrypt(b"half")
@@ -549,20 +541,20 @@ def test_a_reset_says_so(pair):
     assert str(ending(transport)[1]) == "read failed: Connection reset by peer"
 
 
-def test_what_was_changed_on_its_way_is_an_error_of_tls(pair):
+def test_a_modified_record_is_a_tls_error(pair):
     transport, peer = pair()
     record = bytearray(peer.encrypt(b"hello"))
     record[-1] ^= 1
     peer.sock.sendall(bytes(record))
     error = ending(transport)[1]
     assert isinstance(error, TlsError)
-    assert "changed on its way" in str(error)
+    assert "modified on its way" in str(error)
     # The peer is told, by an alert.
     with pytest.raises(ssl.SSLError, match="ALERT"):
         peer.read_some()
 
 
-def test_closing_says_good_bye(pair):
+def test_closing_sends_a_close_notify(pair):
     transport, peer = pair()
     reading = gevent.spawn(ending, transport)
     gevent.sleep(0)
@@ -575,7 +567,7 @@ def test_closing_says_good_bye(pair):
         transport.try_send(b"more")
 
 
-def test_closing_in_the_middle_of_a_record_sends_nothing_that_could_be_taken_for_a_part_of_it(pair):
+def test_closing_with_half_a_record_sent_sends_no_close_notify(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
     begun = time.monotonic()
@@ -589,7 +581,7 @@ def test_closing_in_the_middle_of_a_record_sends_nothing_that_could_be_taken_for
     assert sent.startswith(bytes(got))
 
 
-def test_an_end_that_lingers_gets_everything_there_though_the_peer_still_sends(pair):
+def test_linger_delivers_kept_bytes_while_the_peer_still_sends(pair):
     transport, peer = pair(SMALL, tcp=True)
     over = Event()
 
@@ -615,7 +607,7 @@ def test_lingering_has_a_deadline(pair):
         transport.linger(0.05)
 
 
-def test_a_look_whether_the_peer_is_there_takes_nothing_from_it(pair):
+def test_ensure_open_takes_no_bytes(pair):
     transport, peer = pair()
     transport.ensure_open()
     peer.send(b"hello")
@@ -627,7 +619,7 @@ def test_a_look_whether_the_peer_is_there_takes_nothing_from_it(pair):
     transport.ensure_open()
 
 
-def test_a_look_at_half_a_record_loses_nothing(pair):
+def test_ensure_open_keeps_half_a_record(pair):
     transport, peer = pair()
     record = peer.encrypt(b"hello")
     peer.sock.sendall(record[:10])
@@ -639,7 +631,7 @@ def test_a_look_at_half_a_record_loses_nothing(pair):
 
 
 @pytest.mark.parametrize("orderly", [True, False])
-def test_a_look_finds_that_the_peer_has_gone(pair, orderly):
+def test_ensure_open_raises_when_the_peer_has_left(pair, orderly):
     transport, peer = pair()
     peer.send(b"last words")
     if orderly:
@@ -655,21 +647,21 @@ def test_a_look_finds_that_the_peer_has_gone(pair, orderly):
         transport.recv()
 
 
-def test_a_look_finds_a_close_notify_behind_which_the_connection_is_open(pair):
+def test_ensure_open_raises_after_a_close_notify(pair):
     transport, peer = pair()
     peer.sock.sendall(peer.goodbye())
     with pytest.raises(TransportClosed, match="closed by the peer"):
         transport.ensure_open()
 
 
-def test_a_look_finds_that_we_have_closed(pair):
+def test_ensure_open_raises_after_close(pair):
     transport, _peer = pair()
     transport.close("enough")
     with pytest.raises(TransportClosed, match="enough"):
         transport.ensure_open()
 
 
-def test_what_openssl_holds_goes_with_the_transport(pair):
+def test_dispose_frees_what_openssl_holds(pair):
     transport, _peer = pair()
     held = weakref.ref(transport._tls)
     gc.disable()
@@ -685,7 +677,7 @@ def test_what_openssl_holds_goes_with_the_transport(pair):
 # Records ----------------------------------------------------------------------------------------------------------------
 
 
-def test_records_are_followed_through_any_pieces():
+def test_records_are_counted_in_any_pieces():
     data = b"".join(b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size) for size in (0, 1, 5, 300, 16640))
     for step in (1, 2, 3, 5, 7, 100, 20_000):
         counter = RecordCounter()

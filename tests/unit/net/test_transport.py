@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import socket as stdlib_socket
 import struct
 import time
@@ -16,43 +17,15 @@ LIMIT_S = 10  # for what should take no time
 
 
 @pytest.fixture
-def tcp():
-    """Make a transport and the peer's socket, connected over loopback with small buffers on our side."""
-    made = []
-
-    def make(send_buffer=None, receive_buffer=None):
-        with socket.socket() as listener:
-            if receive_buffer:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            peer = socket.socket()
-            peer.settimeout(LIMIT_S)
-            if send_buffer:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, send_buffer)
-            peer.connect(listener.getsockname())
-            accepted, address = listener.accept()
-        if send_buffer:
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        transport = Transport(accepted, format_address(address))
-        made.append((transport, peer))
-        return transport, peer
-
-    yield make
-    for transport, peer in made:
-        peer.close()
-        if transport.sock.fileno() >= 0:
-            transport.dispose()
+def tcp(make_transport):
+    """Make a transport and the peer's socket, connected over loopback."""
+    return functools.partial(make_transport, Transport, tcp=True)
 
 
 @pytest.fixture
-def pair():
-    """A transport over a socket pair of the Unix family, as tests and tools use it."""
-    ours, peer = socket.socketpair()
-    transport = Transport(ours, "unix")
-    yield transport, peer
-    peer.close()
-    transport.dispose()
+def pair(make_transport):
+    """Return a transport and the peer's socket, connected by a pair of Unix sockets."""
+    return make_transport(Transport)
 
 
 def fill(transport):
@@ -97,7 +70,7 @@ def test_what_the_peer_sends_is_read(tcp):
     assert reading.get(timeout=LIMIT_S) == b"two"
 
 
-def test_a_socket_pair_will_do_as_well(pair):
+def test_unix_sockets_work(pair):
     transport, peer = pair
     peer.sendall(b"one")
     assert transport.recv() == b"one"
@@ -106,7 +79,7 @@ def test_a_socket_pair_will_do_as_well(pair):
     assert peer.recv(10) == b"two"
 
 
-def test_the_end_says_that_it_was_the_peers(tcp):
+def test_the_peers_end_is_reported(tcp):
     transport, peer = tcp()
     peer.sendall(b"last words")
     peer.close()
@@ -136,7 +109,7 @@ def until_gone(transport, message):
         look()
 
 
-def test_a_look_whether_the_peer_is_there_takes_nothing_from_it(tcp):
+def test_ensure_open_takes_no_bytes(tcp):
     transport, peer = tcp()
     transport.ensure_open()
     peer.sendall(b"waiting")
@@ -146,7 +119,7 @@ def test_a_look_whether_the_peer_is_there_takes_nothing_from_it(tcp):
     until_gone(transport, r"^closed by the peer$")
 
 
-def test_a_look_finds_a_reset_and_our_own_closing(tcp):
+def test_ensure_open_raises_after_a_reset_and_after_close(tcp):
     transport, peer = tcp()
     reset(peer)
     until_gone(transport, r"^read failed: Connection reset by peer$")
@@ -155,7 +128,7 @@ def test_a_look_finds_a_reset_and_our_own_closing(tcp):
     until_gone(transport, r"^we had enough$")
 
 
-def test_what_the_peers_host_has_acknowledged_is_known(tcp):
+def test_unacknowledged_segments_are_counted(tcp):
     transport, peer = tcp()
     transport.send_all(b"x" * 1000, LIMIT_S)
     assert peer.recv(1000)
@@ -165,13 +138,13 @@ def test_what_the_peers_host_has_acknowledged_is_known(tcp):
     assert 0 <= transport.unacknowledged()[1] < LIMIT_S
 
 
-def test_a_connection_that_is_gone_owes_no_acknowledgement(tcp):
+def test_a_lost_connection_has_no_unacknowledged_segments(tcp):
     transport, _ = tcp()
     transport._sock.close()
     assert transport.unacknowledged() == (0, 0.0)
 
 
-def test_a_socket_pair_acknowledges_nothing(pair):
+def test_unix_sockets_have_no_unacknowledged_segments(pair):
     transport, _ = pair
     assert transport.unacknowledged() == (0, 0.0)
 
@@ -225,7 +198,7 @@ def test_replies_are_acknowledged_at_once_as_long_as_it_is_interactive(tcp):
 # Deadlines --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_phase_ends_though_the_peer_keeps_dripping(tcp):
+def test_a_deadline_holds_though_the_peer_sends_byte_by_byte(tcp):
     transport, peer = tcp()
 
     def drip():
@@ -242,7 +215,7 @@ def test_a_phase_ends_though_the_peer_keeps_dripping(tcp):
     dripping.kill()
 
 
-def test_a_phase_that_is_over_in_time_leaves_no_timer(tcp):
+def test_a_deadline_that_was_met_leaves_no_timer(tcp):
     transport, peer = tcp()
     peer.sendall(b"x")
     with deadline(0.02, "handshake"):
@@ -275,7 +248,7 @@ def test_everything_is_sent_however_slowly_it_is_read(tcp):
     assert (transport.bytes_sent, transport.sending) == (len(data), False)
 
 
-def test_a_peer_that_does_not_read_is_given_up(tcp):
+def test_send_all_has_a_deadline(tcp):
     transport, _ = tcp(send_buffer=4096)
     with pytest.raises(DeadlineExceeded, match=r"^sending took longer than 0\.05 s$"):
         transport.send_all(bytes(1 << 20), 0.05)
@@ -283,7 +256,7 @@ def test_a_peer_that_does_not_read_is_given_up(tcp):
     assert not transport.sending
 
 
-def test_sending_to_a_peer_that_is_gone_says_so(tcp):
+def test_sending_on_a_lost_connection_raises(tcp):
     transport, peer = tcp(send_buffer=4096)
     sending = gevent.spawn(transport.send_all, bytes(1 << 20), LIMIT_S)
     gevent.sleep(0)
@@ -292,7 +265,7 @@ def test_sending_to_a_peer_that_is_gone_says_so(tcp):
         sending.get(timeout=LIMIT_S)
 
 
-def test_sending_nothing_is_nothing(tcp):
+def test_sending_nothing_does_nothing(tcp):
     transport, _ = tcp()
     transport.send_all(b"", LIMIT_S)
     assert transport.bytes_sent == 0
@@ -325,7 +298,7 @@ def test_try_send_on_a_closed_connection_fails(tcp):
         transport.try_send(b"x")
 
 
-def test_who_waits_for_room_is_called_until_it_has_enough(tcp):
+def test_watch_writable_calls_back_until_it_is_unwatched(tcp):
     transport, peer = tcp(send_buffer=4096)
     sent = fill(transport)
     calls = []
@@ -349,7 +322,7 @@ def test_who_waits_for_room_is_called_until_it_has_enough(tcp):
     assert calls == [1, 1, 1]
 
 
-def test_unwatching_what_is_not_watched_is_harmless(tcp):
+def test_unwatching_twice_is_harmless(tcp):
     transport, _ = tcp()
     transport.unwatch_writable()
     transport.watch_writable(lambda: None)
@@ -357,7 +330,7 @@ def test_unwatching_what_is_not_watched_is_harmless(tcp):
     transport.unwatch_writable()
 
 
-def test_who_waits_for_room_hears_of_the_end(tcp):
+def test_watch_writable_calls_back_when_the_peer_has_closed(tcp):
     transport, peer = tcp(send_buffer=4096)
     fill(transport)
     called = Event()
@@ -367,7 +340,7 @@ def test_who_waits_for_room_hears_of_the_end(tcp):
     transport.unwatch_writable()
 
 
-def test_the_kernel_may_be_told_to_hold_little(tcp):
+def test_limit_unsent_bounds_what_the_kernel_holds(tcp):
     transport, _ = tcp()
     before = transport.sock.getsockopt(socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT)
     transport.limit_unsent(0)
@@ -415,7 +388,7 @@ def test_the_first_reason_counts(tcp):
         transport.send_all(b"x", LIMIT_S)
 
 
-def test_what_was_sent_before_still_goes_out(tcp):
+def test_data_sent_before_close_is_delivered(tcp):
     transport, peer = tcp()
     transport.send_all(bytes(100_000), LIMIT_S)
     transport.close("done")
@@ -438,7 +411,7 @@ def test_a_disposed_transport_has_no_descriptor(tcp):
     assert peer.recv(1) == b""
 
 
-def test_the_last_words_reach_a_peer_that_is_still_sending(tcp):
+def test_a_refusal_reaches_a_peer_that_is_still_sending(tcp):
     """Closing with unread data would make the kernel reset the connection, and the peer never reads why."""
     transport, peer = tcp()
     over = Event()
@@ -505,7 +478,7 @@ def test_lingering_ends_when_the_peer_has_closed(tcp):
         ("/run/rtmpd.sock", "/run/rtmpd.sock"),
     ],
 )
-def test_addresses_are_written_as_people_write_them(address, text):
+def test_addresses_are_formatted(address, text):
     assert format_address(address) == text
 
 

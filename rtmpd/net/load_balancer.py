@@ -1,7 +1,4 @@
-"""Connections that come through a load balancer: who is behind it.
-
-Imports gevent, the transport, the PROXY protocol and the configuration's networks.
-"""
+"""Connections through a load balancer: reads the PROXY header that names the client. I/O of `rtmpd.protocol.proxy`."""
 
 from __future__ import annotations
 
@@ -21,18 +18,20 @@ __all__ = ["is_from", "read_proxy_header"]
 
 
 def is_from(transport: Transport, networks: Iterable[Network]) -> bool:
-    """Whether a connection comes from one of these networks."""
+    """Return whether the peer's address is in one of the networks."""
     return within(parse_address(transport.address), networks)
 
 
 def read_proxy_header(transport: Transport, limit_s: float) -> bytes:
-    """Read the PROXY header of a balancer; from then on ``transport.peer`` is the client's address.
+    """Read a PROXY header, and set ``transport.peer`` to the client's address.
 
     Returns:
-        What the client has sent behind it.
+        The bytes after the header, which are the client's first ones.
 
     Raises:
-        HandshakeError: There is none. DeadlineExceeded: It did not come in time. TransportClosed: The connection is gone.
+        HandshakeError: The first bytes are not a PROXY header, or it is malformed.
+        DeadlineExceeded: The header was not complete after *limit_s*.
+        TransportClosed: The connection was closed, or has failed.
     """
     header = ProxyHeader()
     with deadline(limit_s, "the PROXY header"):
