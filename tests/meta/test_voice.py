@@ -56,7 +56,6 @@ DIRTY: tuple[str, ...] = (
     "docs/migrating.rst",
     "docs/operations.rst",
     "docs/recording.rst",
-    "docs/relay.rst",
     "docs/spec-compliance.rst",
     "docs/tls.rst",
     "docs/troubleshooting.rst",
