@@ -57,7 +57,6 @@ DIRTY: tuple[str, ...] = (
     "docs/operations.rst",
     "docs/recording.rst",
     "docs/spec-compliance.rst",
-    "docs/tls.rst",
     "docs/troubleshooting.rst",
     "man/rtmpd.8",
 )
