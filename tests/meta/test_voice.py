@@ -48,16 +48,13 @@ DIRTY: tuple[str, ...] = (
     "rtmpd/rtmp",
     "rtmpd/services",
     "docs/auth.rst",
-    "docs/client.rst",
     "docs/configuration.rst",
     "docs/design.rst",
     "docs/hooks.rst",
     "docs/metrics.rst",
-    "docs/migrating.rst",
     "docs/operations.rst",
     "docs/recording.rst",
     "docs/spec-compliance.rst",
-    "docs/troubleshooting.rst",
     "man/rtmpd.8",
 )
 
