@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rtmpd import __version__
 from rtmpd.errors import ConfigError
 
-# What only a started server needs is imported where it is used: --version and --help must not wait for gevent.
+# Modules that --version and --help do not need are imported where they are used, since gevent and the configuration are slow.
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,11 +28,11 @@ class Flag:
 
     Attributes:
         name: The flag.
-        argument: What its argument is called; empty: it has none, and means yes.
+        argument: The name of its argument; empty: the flag has none and means yes.
         section: The option's section.
         option: The option.
-        repeated: Whether it can be given more than once, for an option that takes several values.
-        description: What ``--help`` says.
+        repeated: Whether the flag can be repeated, for an option with several values.
+        description: The text of ``--help``.
     """
 
     name: str
@@ -44,46 +44,74 @@ class Flag:
 
 
 FLAGS: Final = (
-    Flag("--listen", "ADDR", "server", "listen", True, "listen on HOST:PORT, :PORT or [IPv6]:PORT; can be repeated"),
-    Flag("--log-level", "LEVEL", "log", "level", False, "log this level and above: debug, info, warning or error"),
-    Flag("--log-target", "TARGET", "log", "log_target", False, "log to stderr or journal"),
-    Flag("--log-file", "PATH", "log", "log_file", False, "log to this file"),
-    Flag("--log-format", "FORMAT", "log", "log_format", False, "log text or json"),
-    Flag("--access-log", "PATH", "log", "access_log_file", False, "write to this file how each publish and play went"),
+    Flag(
+        "--listen",
+        "ADDR",
+        "server",
+        "listen",
+        True,
+        "listen on HOST:PORT, [IPv6]:PORT or :PORT (all addresses); can be repeated",
+    ),
+    Flag("--log-level", "LEVEL", "log", "level", False, "lowest level that is logged: debug, info, warning or error"),
+    Flag("--log-target", "TARGET", "log", "log_target", False, "write the log to stderr or to the systemd journal"),
+    Flag("--log-file", "PATH", "log", "log_file", False, "write the log to this file"),
+    Flag("--log-format", "FORMAT", "log", "log_format", False, "format of the log: text or json"),
+    Flag("--access-log", "PATH", "log", "access_log_file", False, "write one line per publish and play to this file"),
     Flag("--tls-listen", "ADDR", "tls", "tls_listen", True, "listen on this address for RTMPS; can be repeated"),
-    Flag("--tls-cert", "PATH", "tls", "tls_cert", True, "a file with certificates (PEM); can be repeated"),
-    Flag("--tls-key", "PATH", "tls", "tls_key", True, "a file with the certificate's key (PEM); can be repeated"),
-    Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "send chunks of this size"),
+    Flag("--tls-cert", "PATH", "tls", "tls_cert", True, "file with the server's certificates (PEM); can be repeated"),
+    Flag("--tls-key", "PATH", "tls", "tls_key", True, "file with the private key of a certificate (PEM); can be repeated"),
+    Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "size of the RTMP chunks that the server sends"),
     Flag("--record-all", "", "record", "record_all", False, "record every stream"),
     Flag("--record-dir", "DIR", "record", "record_directory", False, "write recordings to this directory"),
-    Flag("--segment-duration", "SECONDS", "record", "segment_duration_s", False, "begin another file after this time"),
-    Flag("--segment-pattern", "NAME", "record", "record_file_name", False, "name recordings like this"),
-    Flag("--auth-mode", "MODE", "auth", "auth_mode", False, "what a client has to show: none, token, file or callback"),
-    Flag("--auth-token", "KEY=TOKEN", "auth", "auth_tokens", True, "the token of a stream, APPLICATION/NAME; can be repeated"),
-    Flag("--auth-file", "PATH", "auth", "auth_file", False, "a JSON file with the tokens of streams"),
-    Flag("--auth-callback", "URL", "auth", "auth_callback", False, "ask this web server"),
-    Flag("--auth-callback-timeout", "SECONDS", "auth", "auth_callback_timeout_s", False, "time that the callback has"),
+    Flag("--segment-duration", "SECONDS", "record", "segment_duration_s", False, "longest duration of one recorded file"),
+    Flag("--segment-pattern", "NAME", "record", "record_file_name", False, "name of recordings, for example {app}/{name}-{n}"),
+    Flag("--auth-mode", "MODE", "auth", "auth_mode", False, "credentials that clients need: none, token, file or callback"),
+    Flag("--auth-token", "KEY=TOKEN", "auth", "auth_tokens", True, "token of the stream APPLICATION/NAME; can be repeated"),
+    Flag("--auth-file", "PATH", "auth", "auth_file", False, "JSON file with tokens, publish keys and users"),
+    Flag("--auth-callback", "URL", "auth", "auth_callback", False, "URL of the web server that authorizes clients"),
+    Flag("--auth-callback-timeout", "SECONDS", "auth", "auth_callback_timeout_s", False, "time for the answer of the callback"),
     Flag(
-        "--relay-to", "URL", "relay", "relay_to", True, "push every stream on to rtmp://HOST/APPLICATION/NAME; can be repeated"
+        "--relay-to", "URL", "relay", "relay_to", True, "push each stream to rtmp[s]://HOST/APPLICATION/NAME; can be repeated"
     ),
-    Flag("--metrics-addr", "ADDR", "metrics", "metrics_listen", True, "serve metrics on HOST:PORT or :PORT; can be repeated"),
-    Flag("--hook-script", "HOOK", "hooks", "hook_scripts", True, "run a program: EVENT=PATH ARGUMENTS; can be repeated"),
+    Flag(
+        "--metrics-addr",
+        "ADDR",
+        "metrics",
+        "metrics_listen",
+        True,
+        "serve metrics over HTTP on HOST:PORT or :PORT (127.0.0.1); can be repeated",
+    ),
+    Flag(
+        "--hook-script",
+        "HOOK",
+        "hooks",
+        "hook_scripts",
+        True,
+        "run a program for events: EVENT=PATH ARGUMENTS; can be repeated",
+    ),
     Flag("--hook-webhook", "HOOK", "hooks", "hook_webhooks", True, "post events to a web server: EVENT=URL; can be repeated"),
-    Flag("--hook-stdio-format", "FORMAT", "hooks", "hook_stdio_format", False, "write events to standard output: json or env"),
-    Flag("--hook-timeout", "SECONDS", "hooks", "hook_timeout_s", False, "time for a program, or for one try to post"),
-    Flag("--hook-concurrency", "COUNT", "hooks", "hook_concurrency", False, "programs and posts at the same time"),
+    Flag(
+        "--hook-stdio-format",
+        "FORMAT",
+        "hooks",
+        "hook_stdio_format",
+        False,
+        "write events to standard output: off, json or env",
+    ),
+    Flag("--hook-timeout", "SECONDS", "hooks", "hook_timeout_s", False, "time for a program, or for one attempt to post"),
+    Flag("--hook-concurrency", "COUNT", "hooks", "hook_concurrency", False, "most programs and posts at the same time"),
 )
-"""Every flag that overrides an option; the spec names the same ones."""
+"""The flags that override options. The spec names them, too, and a test compares the two."""
 
 _DEFAULTS_NAME = "the built-in configuration"
 _SIGN_S = 86400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (``sys.argv`` if there are none) and give its exit status.
+    """Run the command and return its exit status. *argv* are the arguments; None: those of ``sys.argv``.
 
     Raises:
-        SystemExit: As argparse does: status 2 for arguments that are wrong, 0 after ``--help`` and ``--version``.
+        SystemExit: By argparse: status 2 for wrong arguments, 0 after ``--help`` and ``--version``.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -107,15 +135,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Without abbreviations: one that works today would be ambiguous after the next flag.
+    # No abbreviations: they could become ambiguous with the next flag.
     parser = argparse.ArgumentParser(prog="rtmpd", description="An RTMP server.", allow_abbrev=False)
-    parser.add_argument("-c", "--config", metavar="FILE", help="the configuration file; without it, the defaults")
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration file; without it the defaults apply")
     actions = parser.add_mutually_exclusive_group()
-    actions.add_argument("--check-config", action="store_true", help="say whether the configuration would work here, and exit")
-    actions.add_argument("--print-config", action="store_true", help="print the whole effective configuration, and exit")
-    actions.add_argument("--sign-publish", metavar="URL", help="print this URL with a signature to publish, and exit")
-    actions.add_argument("--sign-play", metavar="URL", help="print this URL with a signature to play, and exit")
-    parser.add_argument("--sign-for", metavar="SECONDS", type=_seconds, default=_SIGN_S, help="how long a signature is good")
+    actions.add_argument(
+        "--check-config", action="store_true", help="check whether the configuration would work on this machine, and exit"
+    )
+    actions.add_argument("--print-config", action="store_true", help="print all options with their effective values, and exit")
+    actions.add_argument("--sign-publish", metavar="URL", help="print this URL with a signature for publishing, and exit")
+    actions.add_argument("--sign-play", metavar="URL", help="print this URL with a signature for playing, and exit")
+    parser.add_argument(
+        "--sign-for", metavar="SECONDS", type=_seconds, default=_SIGN_S, help="validity of the signature; default: one day"
+    )
     parser.add_argument("--version", action="version", version=f"rtmpd {__version__}")
     for flag in FLAGS:
         if flag.argument:
@@ -135,19 +167,19 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[tuple[str, str], list[str] | str]:
-    """Return the options that flags have set."""
+    """Return the values of options that flags set."""
     given = {(flag.section, flag.option): getattr(arguments, flag.name[2:].replace("-", "_")) for flag in FLAGS}
     return {option: value for option, value in given.items() if value is not None}
 
 
 def _seconds(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**10:
-        raise argparse.ArgumentTypeError("expected a whole number of seconds")
+        raise argparse.ArgumentTypeError(f"expected a whole number of seconds, got {text!r}")
     return int(text)
 
 
 def _check(config: Config, arguments: argparse.Namespace) -> int:
-    """Check a configuration, whose values are right, against this machine; say what is wrong."""
+    """Check a valid configuration against this machine and print the findings."""
     from rtmpd.config.loader import origins
     from rtmpd.daemon.preflight import preflight
 
@@ -160,31 +192,32 @@ def _check(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _sign(config: Config, arguments: argparse.Namespace) -> int:
-    """Print a signed URL. The secret is the first one of the URL's application."""
+    """Print a signed URL. It is signed with the first secret of its application."""
     from rtmpd.services.auth.signing import sign_url, stream_of_url
+    from rtmpd.util.stream_key import StreamKey
 
     action, url = ("publish", arguments.sign_publish) if arguments.sign_publish else ("play", arguments.sign_play)
     try:
-        found = config.application(stream_of_url(url).rpartition("/")[0])
+        found = config.application(StreamKey(stream_of_url(url)).app)
     except ValueError as error:
         print(f"rtmpd: {error}", file=sys.stderr)
         return 1
     secrets = found[1].auth.auth_sign_secrets if found is not None else ()
     if not secrets:
-        print("rtmpd: there are no auth_sign_secrets for this application", file=sys.stderr)
+        print("rtmpd: can't sign: auth_sign_secrets is not set for this application", file=sys.stderr)
         return 1
     return _print(sign_url(secrets[0], action, url, int(time.time()) + arguments.sign_for) + "\n")
 
 
 def _print(text: str) -> int:
-    """Print ``text``, also into a pipe that nobody reads to the end."""
+    """Print *text*; a pipe whose reader closes it early is not an error. Return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A configuration is UTF-8 whatever the locale is; a file's name goes out as it came in.
+        # A configuration is UTF-8 in every locale; the bytes of a file's name are printed as they were given.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        # The reader has what it wanted. The interpreter would complain when it flushes at exit: give it nothing to hit.
+        # Without another descriptor the interpreter would report an error when it flushes at exit.
         _discard_stdout()
     except OSError as error:
         _discard_stdout()
