@@ -1,7 +1,7 @@
-"""What a record of the log looks like on its way out: a line of text or JSON, or a datagram for the journal.
+"""Formats of log records: lines of text or JSON, datagrams for the journal. Pure.
 
-All of it runs in the thread of a log, never in the event loop. What looks like a secret is masked here, whatever the message:
-nothing that logs should hand over a secret, and this is what is left if something does. Imports the standard library only.
+Formats run in the thread of a log, not in the event loop. They mask what looks like a secret in any message, as a last line of
+defence: no log call should contain a secret.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["AccessJson", "AccessText", "Format", "JournalDatagram", "JsonLine", 
 
 MASK: Final = "***"
 MESSAGE_LIMIT: Final = 48 * 1024
-"""The longest message that the journal gets, in characters: with the rest it fits into one datagram by any default of Linux."""
+"""Longest message for the journal, characters. The datagram then fits into the default limits of Linux."""
 
 _SECRET = re.compile(
     r"""((?:token|key|sign|signature|secret|pass\w{0,16}|pwd)(?:=|['"]\s*:\s*))("[^"]*"|'[^']*'|[^\s&'"]+)""", re.IGNORECASE
@@ -37,14 +37,14 @@ _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
 
 
 class Format(Protocol):
-    """What turns a record into bytes."""
+    """Converts a record to bytes."""
 
     def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as it goes out."""
+        """Return the record as bytes."""
 
 
 def mask(text: str) -> str:
-    """Hide values of parameters that are named like secrets, and user and password of URLs."""
+    """Mask values of parameters with names of secrets, and user and password of URLs."""
     if "=" in text or '"' in text or "'" in text:
         text = _SECRET.sub(rf"\1{MASK}", text)
     if "@" in text:
@@ -53,7 +53,7 @@ def mask(text: str) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Return a time as RFC 3339 has it, local, with milliseconds and the offset to UTC."""
+    """Return a local time in the form of RFC 3339, with milliseconds and the offset to UTC."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="milliseconds")
 
 
@@ -66,7 +66,7 @@ def _priority(record: logging.LogRecord) -> int:
 
 
 def _text_message(record: logging.LogRecord) -> str:
-    """Return the message with the connection in front, and its stream behind if the message does not name it."""
+    """Return the message after its connection, and before its stream if it does not contain the stream's key."""
     message = _one_line(mask(record.msg))
     number = getattr(record, "connection", None)
     if number is None:
@@ -80,8 +80,8 @@ class TextLine:
     """Lines for people: time, level, message.
 
     Args:
-        encoding: Of the terminal; what it can't show is escaped.
-        journal: The journal reads it: it adds the time itself, and takes a number in front of each line as its level.
+        encoding: The encoding of the terminal. Other characters are escaped.
+        journal: The journal is the reader: it adds the time, and reads a number before each line as the level.
     """
 
     def __init__(self, encoding: str = "utf-8", *, journal: bool = False) -> None:
@@ -90,7 +90,7 @@ class TextLine:
         self._times = logging.Formatter()
 
     def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as a line, and as more with a traceback."""
+        """Return the record as a line, or as several lines with a traceback."""
         text = f"{record.levelname:<7} {_text_message(record)}"
         if record.exc_text:
             text += f"\n{mask(record.exc_text)}"
@@ -103,7 +103,7 @@ class TextLine:
 
 
 class JsonLine:
-    """One object of JSON a line.
+    """Lines with one JSON object each.
 
     Args:
         journal: As for `TextLine`.
@@ -130,12 +130,12 @@ class JsonLine:
 
 
 def _json(entry: Mapping[str, Any]) -> bytes:
-    # Only surrogates can't be encoded, and JSON writes those as Python does.
+    # Only surrogates can't be encoded, and JSON escapes those as Python does.
     return f"{json.dumps(entry, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
 
 
 class JournalDatagram:
-    """The journal's own protocol: fields, each a line or, with a newline in it, a length and bytes."""
+    """The native protocol of the journal: each field is a line or, if it contains a newline, a length and bytes."""
 
     def __call__(self, record: logging.LogRecord) -> bytes:
         """Return the record as a datagram."""
@@ -166,7 +166,7 @@ def _field(name: str, value: str) -> bytes:
 
 
 class AccessText:
-    """Lines of the access log as ``name=value``; a value with spaces or the like is quoted, as in JSON."""
+    """Lines of the access log as ``name=value``. Values with spaces, quotes, ``=`` or ``\\`` are quoted as in JSON."""
 
     def __call__(self, record: logging.LogRecord) -> bytes:
         """Return the record's entry as a line."""
@@ -175,7 +175,7 @@ class AccessText:
 
 
 class AccessJson:
-    """Lines of the access log as objects of JSON."""
+    """Lines of the access log as JSON objects."""
 
     def __call__(self, record: logging.LogRecord) -> bytes:
         """Return the record's entry as a line."""

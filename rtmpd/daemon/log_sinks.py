@@ -1,7 +1,7 @@
-"""Where lines of a log go: standard error, a file, the journal.
+"""Sinks of a log: standard error, a file, the journal.
 
-A sink may block, and so is only used by the thread of a log. One that fails says how many lines were lost and why, and is tried
-again with the next lines: it raises nothing. Imports the standard library only.
+A sink may block, so only the thread of a log uses it. A failed write raises nothing: it returns the number of lost lines, and
+the next write tries again.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["FileSink", "JournalSink", "NoSink", "Sink", "StreamSink", "Target", "is_journal", "open_sink", "stderr_descriptor"]
+__all__ = ["FileSink", "JournalSink", "Sink", "StreamSink", "Target", "is_journal", "open_sink", "stderr_descriptor"]
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 _FILE_MODE = 0o640
 _FILE_BYTES = 65536
 _PIPE_BYTES = 4096
-"""What goes into a pipe in one piece (PIPE_BUF), whoever else writes to it."""
+"""The most that a pipe takes in one piece while other processes write to it (PIPE_BUF)."""
 _LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a log goes.
+    """The target of a log.
 
     Attributes:
-        kind: stderr, file, journal, or off.
-        path: The file's.
+        kind: stderr, file, journal or off.
+        path: The path of the file.
     """
 
     kind: str
@@ -44,63 +44,43 @@ class Target:
         return {"file": self.path, "stderr": "standard error", "journal": "the journal"}.get(self.kind, "nowhere")
 
 
-class Sink(Protocol):
-    """Takes lines.
+class Sink:
+    """Discards lines; the base of all sinks.
 
     Attributes:
-        batch_bytes: How much it likes to be given at a time.
-        problem: Why lines were lost the last time; empty: none were.
+        batch_bytes: The preferred size of a batch, bytes.
+        problem: Why the last write lost lines; empty: it did not.
     """
-
-    batch_bytes: int
-    problem: str
-
-    def write(self, lines: list[bytes]) -> int:
-        """Write lines, however long that takes; return how many of them were lost."""
-
-    def reopen(self) -> None:
-        """Open it again, under the name that it has; raises OSError, and then goes on as it was."""
-
-    def follow(self) -> None:
-        """Open it again if it has been moved away some time ago; raises OSError, and then goes on as it was."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class NoSink:
-    """Takes lines that nobody wants."""
 
     batch_bytes = _FILE_BYTES
     problem = ""
 
     def write(self, lines: list[bytes]) -> int:
-        """Drop them."""
+        """Write lines, however long that takes; return how many were lost."""
         return 0
 
     def reopen(self) -> None:
-        """Nothing."""
+        """Open the target again, by its name. Raises OSError, and then continues with the old one."""
 
     def follow(self) -> None:
-        """Nothing."""
+        """Open the target again if it was moved some time ago. Raises OSError, and then continues with the old one."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Close the sink and release its file descriptor."""
 
 
-class StreamSink:
-    """A descriptor that lines are written to.
+class StreamSink(Sink):
+    """Writes lines to a file descriptor.
 
-    The rest of a line that was cut off, since a disk had no more room, is written before anything else.
+    If a full disk cuts a line off, the next write begins with the rest of the line.
 
     Args:
-        descriptor: The descriptor; not closed.
-        batch_bytes: The most that is written at a time, unless one line is longer.
+        descriptor: The descriptor. It is not closed.
+        batch_bytes: Most bytes of one write, unless a line is longer.
     """
 
     def __init__(self, descriptor: int, batch_bytes: int = _PIPE_BYTES) -> None:
         self.batch_bytes = batch_bytes
-        self.problem = ""
         self._descriptor = descriptor
         self._torn = b""
         self._rest = b""
@@ -114,7 +94,7 @@ class StreamSink:
         return 0
 
     def _write_together(self, lines: list[bytes]) -> int:
-        """Write lines in one go; return how many were taken, of which the last may be torn."""
+        """Write lines at once; return how many were accepted. The last of them may be incomplete so far."""
         data = b"".join([self._rest, *lines])
         done = 0
         try:
@@ -145,23 +125,14 @@ class StreamSink:
             try:
                 return os.write(self._descriptor, data)
             except BlockingIOError:
-                # Whoever shares it wants it like that.
+                # Another process that shares the descriptor has made it non-blocking.
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
 
-    def reopen(self) -> None:
-        """Nothing: it has no name."""
-
-    def follow(self) -> None:
-        """Nothing: it has no name."""
-
-    def close(self) -> None:
-        """Nothing: it belongs to others."""
-
 
 def _groups(lines: list[bytes], limit: int) -> Iterator[tuple[int, int]]:
-    """Cut a list of lines into parts of at most *limit* bytes, but of one line at least."""
+    """Split a list of lines into ranges of at most *limit* bytes, or one line."""
     begin = size = 0
     for index, line in enumerate(lines):
         if size and size + len(line) > limit:
@@ -174,17 +145,17 @@ def _groups(lines: list[bytes], limit: int) -> Iterator[tuple[int, int]]:
 
 
 class FileSink(StreamSink):
-    """A file that is appended to, and made if there is none.
+    """Appends lines to a file, which is created if it does not exist.
 
-    A file that was moved away, or deleted, is noticed when lines are written; it is made anew once that has been so for a
-    while: what rotates logs makes the new file itself, and says so by a signal.
+    Writes notice a file that was moved or deleted. It is created again only after a while, since a log rotation creates the new
+    file itself and then sends a signal.
 
     Args:
-        path: The file.
-        clock: The time in seconds.
+        path: The path of the file.
+        clock: The monotonic clock, seconds.
 
     Raises:
-        OSError: It can't be opened.
+        OSError: The file can't be opened.
     """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -196,26 +167,26 @@ class FileSink(StreamSink):
         self._gone = False
 
     def reopen(self) -> None:
-        """Open the file that has the name now; raises OSError, and then goes on with the old one."""
+        """Open the file that has the name now. Raises OSError, and then continues with the old one."""
         descriptor = _open(self._path)
         old, self._descriptor = self._descriptor, descriptor
         with contextlib.suppress(OSError):
             os.close(old)
         identity = _identity(os.fstat(descriptor))
         if identity != self._identity and self._rest:
-            # No half of a line at the head of a file.
+            # A new file must begin with a whole line.
             self._rest = self._torn
         self._identity = identity
         self._gone = False
 
     def follow(self) -> None:
-        """Look, now and then, whether the file still has its name; raises OSError if it can't be made anew."""
+        """Reopen the file if two checks in a row found it moved. Raises OSError if it can't be created."""
         now = self._clock()
         if now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
         try:
-            gone = _identity(os.stat(self._path)) != self._identity  # noqa: PTH116 - the path is a text, as in the file
+            gone = _identity(os.stat(self._path)) != self._identity  # noqa: PTH116 - the path is a text, as in the configuration
         except FileNotFoundError:
             gone = True
         if gone and self._gone:
@@ -230,7 +201,7 @@ class FileSink(StreamSink):
 
 
 def _open(path: str) -> int:
-    # Non-blocking, since opening a named pipe waits for its reader, who may never come; there must be one.
+    # Non-blocking: to open a named pipe would wait for a reader. Without a reader it fails.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags, _FILE_MODE)
     os.set_blocking(descriptor, True)
@@ -241,24 +212,21 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-class JournalSink:
-    """The journal's socket; each line is a datagram with fields.
+class JournalSink(Sink):
+    """Sends lines to the journal's socket, each as a datagram with fields.
 
     Args:
-        path: The socket.
+        path: The path of the socket.
 
     Raises:
-        OSError: Nobody listens there.
+        OSError: No journal listens on the socket.
     """
 
-    batch_bytes = _FILE_BYTES
-
     def __init__(self, path: str = JOURNAL_SOCKET) -> None:
-        self.problem = ""
         self._path = path
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             probe.connect(path)
-        # Not connected: a journal that is started again is found again.
+        # Not connected, so that a restarted journal is found again.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def write(self, lines: list[bytes]) -> int:
@@ -274,12 +242,6 @@ class JournalSink:
         self.problem = problem
         return lost
 
-    def reopen(self) -> None:
-        """Nothing: it is found by its name each time."""
-
-    def follow(self) -> None:
-        """Nothing: it is found by its name each time."""
-
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -289,7 +251,7 @@ def open_sink(target: Target) -> Sink:
     """Open a target.
 
     Raises:
-        OSError: It can't be opened.
+        OSError: The target can't be opened.
     """
     match target.kind:
         case "file":
@@ -298,18 +260,18 @@ def open_sink(target: Target) -> Sink:
             return JournalSink()
         case "stderr":
             descriptor = stderr_descriptor()
-            return NoSink() if descriptor is None else StreamSink(descriptor)
+            return Sink() if descriptor is None else StreamSink(descriptor)
         case _:
-            return NoSink()
+            return Sink()
 
 
 def stderr_descriptor() -> int | None:
-    """Return the descriptor of standard error; None: it was closed from the start, and may be anything by now."""
+    """Return the descriptor of standard error; None: it was closed at start, and its number may be another file by now."""
     return None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
 
 def is_journal(descriptor: int) -> bool:
-    """Whether the journal reads what is written to *descriptor*: systemd names the stream that it has made for it."""
+    """Return whether *descriptor* is a stream to the journal, which systemd names in the environment."""
     try:
         status = os.fstat(descriptor)
     except OSError:

@@ -1,7 +1,7 @@
-"""The logs: through a queue to a native thread, since a terminal, a disk or a journal that pauses must not pause the media.
+"""The log and the access log: a bounded queue, and a native thread that formats and writes.
 
-The queue is bounded; lines that find it full are dropped and counted, and so are those that the sink does not take. The thread
-does all that may block: it formats, opens and writes. The event loop only puts records into the queue.
+A terminal, disk or journal that pauses must not pause the media, so the event loop only puts records into the queue. Lines that
+find the queue full, and lines that the sink does not accept, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import queue
 import select
 import sys
 import threading
-import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.daemon.log_formats import AccessJson, AccessText, JournalDatagram, JsonLine, TextLine
 from rtmpd.daemon.log_sinks import StreamSink, Target, is_journal, open_sink, stderr_descriptor
 from rtmpd.errors import RtmpdError
+from rtmpd.util.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,38 +37,30 @@ log = logging.getLogger(__name__)
 _STDERR = Target("stderr")
 _OFF = Target("off")
 _ACCESS = "rtmpd.access"
-_COMPLAINT_S = 10.0
 
 _Item = tuple[int, logging.LogRecord | None]
-"""How many lines were dropped before, and the next line; or None, to look what else there is to do."""
+"""The number of lines dropped before this one, and the line; None instead of a line wakes the thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What the thread is asked to do between two lines.
-
-    Attributes:
-        target: Where the log is to go.
-        form: How it is to look.
-        told: It was asked for in so many words, and so is worth a line.
-    """
+class _Change(NamedTuple):
+    """A new target and format for a pipe; *logged*: a reopened file is worth a log line."""
 
     target: Target
-    form: str
-    told: bool = False
+    format_name: str
+    logged: bool
 
 
-class _Lines(logging.handlers.QueueHandler):
+class _QueueHandler(logging.handlers.QueueHandler):
     """Puts records into the queue, or drops and counts them."""
 
     def __init__(self, lines: queue.Queue[_Item | None]) -> None:
         super().__init__(lines)
         self.dropped = 0
-        self._told = 0
+        self._reported = 0
         self._lines = lines
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Make the message at once: what it is made of may change, and a traceback holds on to what it went through."""
+        """Format the message at once: its arguments may change, and a traceback keeps frames alive."""
         message = record.getMessage()
         if record.exc_info:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
@@ -79,22 +70,21 @@ class _Lines(logging.handlers.QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Put a record into the queue, with how many before it were lost."""
+        """Put a record into the queue, together with the number of lines dropped before it."""
         try:
-            self._lines.put_nowait((self.untold, record))
-            self._told = self.dropped
+            self._lines.put_nowait((self.unreported, record))
+            self._reported = self.dropped
         except queue.Full:
             self.dropped += 1
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
-        """Say that a line can't be made, which is a bug, without the ways of `logging`, which would wait for a terminal."""
-        text = f"internal error: a line can't be made of {record.msg!r}\n{traceback.format_exc()}"
-        self.enqueue(_record(logging.ERROR, text))
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name in logging
+        """Log that a message can't be formatted. The method of `logging` would write to standard error, which may block."""
+        self.enqueue(_record(logging.ERROR, f"internal error: can't format {record.msg!r}\n{traceback.format_exc()}"))
 
     @property
-    def untold(self) -> int:
-        """How many lines were dropped since the last that was not."""
-        return self.dropped - self._told
+    def unreported(self) -> int:
+        """The number of lines dropped since the last one that was not."""
+        return self.dropped - self._reported
 
 
 def _record(level: int, message: str) -> logging.LogRecord:
@@ -102,14 +92,14 @@ def _record(level: int, message: str) -> logging.LogRecord:
 
 
 class LogPipe:
-    """The way of one logger's lines out of the process.
+    """Writes the lines of one logger to a target.
 
     Args:
         logger: The logger.
-        queue_limit: Lines that may wait.
-        make_format: Gives the format for a target, by the name of the configuration.
-        complain: Says, elsewhere, what is wrong with the target.
-        tells: Its own lines may say so, too: those of a log for people, not of one for programs.
+        queue_limit: Most lines that wait.
+        make_format: Returns the format for a target and the name of a format.
+        report: Logs a problem of the target elsewhere.
+        self_reporting: The lines may also report problems of their own target: those of a log for people, not for programs.
     """
 
     def __init__(
@@ -117,67 +107,64 @@ class LogPipe:
         logger: logging.Logger,
         queue_limit: int,
         make_format: Callable[[Target, str], Format],
-        complain: Callable[[int, str], None],
+        report: Callable[[int, str], None],
         *,
-        tells: bool,
+        self_reporting: bool,
     ) -> None:
         self._logger = logger
         self._make_format = make_format
-        self._complain = complain
-        self._tells = tells
+        self._report = report
+        self._self_reporting = self_reporting
         self._lines: queue.Queue[_Item | None] = queue.Queue(queue_limit)
-        self._handler = _Lines(self._lines)
+        self._handler = _QueueHandler(self._lines)
         self._changes: deque[_Change] = deque()
         self._target = _OFF
         self._sink: Sink = open_sink(_OFF)
         self._format = make_format(_OFF, "text")
         self._lost = 0
-        # Lines that were lost since the sink worked, and why.
+        # Lines lost since the last successful write, and the reason.
         self._outage = 0
-        self._why = ""
-        self._complained = ""
-        self._complained_at = -_COMPLAINT_S
+        self._reason = ""
+        self._outage_throttle = LogThrottle()
+        self._last_problem = ""
         self._thread: threading.Thread | None = None
         logger.addHandler(self._handler)
         logger.propagate = False
 
     @property
     def dropped(self) -> int:
-        """Lines that were dropped because the queue was full, or because the sink did not take them."""
+        """Lines dropped because the queue was full, or because the sink did not accept them."""
         return self._handler.dropped + self._lost
 
     # In the event loop -------------------------------------------------------------------------------------------------
 
-    def start(self, target: Target, form: str, sink: Sink | None = None) -> None:
-        """Begin to write: also what has waited so far.
+    def start(self, target: Target, format_name: str, sink: Sink | None = None) -> None:
+        """Start to write, including the lines that have waited so far.
 
         Args:
-            target: Where to.
-            form: How: the name of a format.
-            sink: The target, open; without it, it is opened.
+            target: The target.
+            format_name: The name of the format.
+            sink: The open target; None: open it.
 
         Raises:
-            OSError: It can't be opened.
+            OSError: The target can't be opened.
         """
         self._sink = sink or open_sink(target)
         self._target = target
-        self._format = self._make_format(target, form)
-        # A daemon thread: one that is stuck in a write must not keep the process.
+        self._format = self._make_format(target, format_name)
+        # A daemon thread: one that blocks in a write must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name=self._logger.name, daemon=True)
         self._thread.start()
 
-    def change(self, target: Target, form: str, *, told: bool = False) -> None:
-        """Ask for another target or format; a file is opened again in any case. Does not wait: what waits goes there, too."""
-        self._changes.append(_Change(target, form, told))
+    def change(self, target: Target, format_name: str, *, logged: bool = False) -> None:
+        """Request another target or format, also for lines that wait. A file is reopened in any case. Does not wait."""
+        self._changes.append(_Change(target, format_name, logged))
         # If the queue is full the thread is awake.
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait((0, None))
 
     def stop(self, limit_s: float = 2.0) -> bool:
-        """Write out what waits and end the thread; return whether that was done within *limit_s*.
-
-        If not, whoever reads the log has paused, and the thread is stuck in a write.
-        """
+        """Write all waiting lines and end the thread; return False if the target blocked for longer than *limit_s*."""
         self._logger.removeHandler(self._handler)
         if self._thread is None:
             return True
@@ -191,235 +178,232 @@ class LogPipe:
     # In the thread -----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        going_on = True
-        while going_on:
+        running = True
+        while running:
             try:
-                going_on = self._turn()
+                running = self._write_batch()
             except Exception:  # noqa: BLE001 - the top of a thread
                 self._lost += 1
-                _to_stderr(logging.ERROR, f"internal error in the log: {traceback.format_exc()}")
+                _write_stderr(logging.ERROR, f"internal error in the log: {traceback.format_exc()}")
 
-    def _turn(self) -> bool:
-        """Write what waits, as much as makes a batch; return whether there may be more."""
+    def _write_batch(self) -> bool:
+        """Wait for lines, and write one batch; return False after the last."""
         item = self._lines.get()
-        self._make_changes()
+        self._apply_changes()
         lines: list[bytes] = []
         size = 0
         with contextlib.suppress(queue.Empty):
             while item is not None:
                 dropped, record = item
                 if dropped:
-                    self._note_drops(dropped, lines)
+                    self._report_drops(dropped, lines)
                 if record is not None:
                     lines.append(self._format(record))
                     size += len(lines[-1])
                 if size >= self._sink.batch_bytes:
                     break
                 item = self._lines.get_nowait()
-        if item is None and self._handler.untold:
-            self._note_drops(self._handler.untold, lines)
+        if item is None and self._handler.unreported:
+            self._report_drops(self._handler.unreported, lines)
         if lines:
             self._write(lines)
         if item is None:
             self._sink.close()
         return item is not None
 
-    def _note_drops(self, count: int, lines: list[bytes]) -> None:
-        if self._tells:
-            message = f"{count} log lines were dropped: whoever reads the log paused"
+    def _report_drops(self, count: int, lines: list[bytes]) -> None:
+        message = f"{count} log lines were dropped: {self._target} is too slow (queue_limit)"
+        if self._self_reporting:
             lines.append(self._format(_record(logging.WARNING, message)))
         elif self._target != _OFF:
-            self._complain(logging.WARNING, f"{count} lines for {self._target} were dropped: it is too slow")
+            self._report(logging.WARNING, message)
 
     def _write(self, lines: list[bytes]) -> None:
         sink = self._sink
         try:
             sink.follow()
         except OSError as error:
-            self._say_once(f"can't open {self._target}, which was moved, again: {error.strerror}; its lines go with the file")
-        notice = [self._format(_record(logging.WARNING, self._about_outage()))] if self._outage and self._tells else []
+            problem = f"can't reopen {self._target} after it was moved: {error.strerror}; lines are written to the moved file"
+            if problem != self._last_problem:
+                self._last_problem = problem
+                self._log(logging.ERROR, problem)
+        notice = []
+        if self._outage and self._self_reporting:
+            notice = [self._format(_record(logging.WARNING, self._about_outage()))]
         lost = sink.write([*notice, *lines])
         if not lost:
             if self._outage:
-                self._complain(logging.WARNING, f"{self._target} can be written to again; {self._about_outage()}")
+                self._report(logging.WARNING, f"{self._target} can be written to again; {self._about_outage()}")
             self._outage = 0
             return
         if notice and lost <= len(lines):
-            # It has been told, up to here.
+            # The notice was written, so the count starts again.
             self._outage = 0
         lost = min(lost, len(lines))
-        self._why = f"can't write to {self._target}: {sink.problem}"
-        now = time.monotonic()
-        if not self._outage and now - self._complained_at > _COMPLAINT_S:
-            self._complained_at = now
-            self._complain(logging.ERROR, f"{self._why}; its lines are dropped until that works again")
+        self._reason = f"can't write to {self._target}: {sink.problem}"
+        if not self._outage and self._outage_throttle.due():
+            self._report(logging.ERROR, f"{self._reason}; its lines are dropped until writing works again")
         self._outage += lost
         self._lost += lost
 
     def _about_outage(self) -> str:
-        return f"{self._outage} log lines were dropped: {self._why}"
+        return f"{self._outage} log lines were dropped: {self._reason}"
 
-    def _say_once(self, problem: str) -> None:
-        if problem != self._complained:
-            self._complained = problem
-            self._say(logging.ERROR, problem)
-
-    def _say(self, level: int, message: str) -> None:
-        """Say something about the log: in it if it is for people, and otherwise where complaints go."""
-        if self._tells:
+    def _log(self, level: int, message: str) -> None:
+        """Log something about the target: in the target itself if it is for people, else elsewhere."""
+        if self._self_reporting:
             self._sink.write([self._format(_record(level, message))])
         else:
-            self._complain(level, message)
+            self._report(level, message)
 
-    def _make_changes(self) -> None:
+    def _apply_changes(self) -> None:
         while self._changes:
             change = self._changes.popleft()
             if change.target == self._target:
-                self._reopen(told=change.told)
+                self._reopen(logged=change.logged)
             else:
                 self._move(change.target)
-            self._format = self._make_format(self._target, change.form)
+            self._format = self._make_format(self._target, change.format_name)
 
     def _move(self, target: Target) -> None:
         try:
             sink = open_sink(target)
         except OSError as error:
-            self._say(logging.ERROR, f"can't open {target}: {error.strerror}; the log stays with {self._target}")
+            self._log(logging.ERROR, f"can't open {target}: {error.strerror}; the log is still written to {self._target}")
             return
         old, self._sink = self._sink, sink
         self._target = target
         old.close()
 
-    def _reopen(self, *, told: bool) -> None:
+    def _reopen(self, *, logged: bool) -> None:
         try:
             self._sink.reopen()
         except OSError as error:
-            self._say(logging.ERROR, f"can't open {self._target} again: {error.strerror}; the log stays with the old file")
+            self._log(logging.ERROR, f"can't reopen {self._target}: {error.strerror}; the log is still written to the old file")
         else:
-            if told and self._target.kind == "file":
-                self._say(logging.INFO, f"{self._target} was opened again")
+            if logged and self._target.kind == "file":
+                self._log(logging.INFO, f"{self._target} was reopened")
 
 
 class Logs:
-    """The log and the access log; for the daemon, a service that starts before the others and ends after all else.
+    """The log and the access log; for the daemon, a service that starts before all others and ends after them.
 
-    Lines for standard error go out at once. Those for a file or the journal wait for `start`, when the process has become the
-    user that is to own the file; if it never comes to that, they go to standard error.
+    Lines for standard error are written at once. Lines for a file or the journal wait for `start`, when the process runs as the
+    user that must own the file. If `start` is never called, they are written to standard error.
 
     Args:
-        config: What to begin with.
+        options: ``[log]``.
     """
 
-    def __init__(self, config: LogConfig) -> None:
-        self._config = config
+    def __init__(self, options: LogConfig) -> None:
+        self._options = options
         logger = logging.getLogger("rtmpd")
-        logger.setLevel(config.level.upper())
-        self._main = LogPipe(logger, config.queue_limit, _main_format, self._main_complains, tells=True)
-        self._access = LogPipe(logging.getLogger(_ACCESS), config.queue_limit, _access_format, log.log, tells=False)
-        logging.getLogger(_ACCESS).setLevel(logging.INFO)
-        self._to = _STDERR
-        self._begun = False
-        if _main_target(config) == _STDERR:
-            self._begin(_STDERR, config.log_format)
+        logger.setLevel(options.level.upper())
+        self._main = LogPipe(logger, options.queue_limit, _main_format, self._report, self_reporting=True)
+        access = logging.getLogger(_ACCESS)
+        access.setLevel(logging.INFO)
+        self._access = LogPipe(access, options.queue_limit, _access_format, log.log, self_reporting=False)
+        self._target = _STDERR
+        self._started = False
+        if _main_target(options) == _STDERR:
+            self._start(_STDERR)
 
-    def _begin(self, target: Target, form: str, sink: Sink | None = None) -> None:
-        self._main.start(target, form, sink)
-        self._to = target
-        self._begun = True
+    def _start(self, target: Target, sink: Sink | None = None) -> None:
+        self._main.start(target, self._options.log_format, sink)
+        self._target = target
+        self._started = True
 
     @property
     def dropped(self) -> int:
-        """Lines of the log that were lost."""
+        """The number of lost lines of the log."""
         return self._main.dropped
 
     @property
     def access_dropped(self) -> int:
-        """Lines of the access log that were lost."""
+        """The number of lost lines of the access log."""
         return self._access.dropped
 
     def start(self) -> None:
-        """Open what the configuration says.
+        """Open the targets.
 
         Raises:
-            RtmpdError: It can't be opened.
+            RtmpdError: A target can't be opened.
         """
-        config = self._config
-        target, access = _main_target(config), _access_target(config)
+        target, access = _main_target(self._options), _access_target(self._options)
         sinks = []
         for each in (target, access):
             try:
                 sinks.append(open_sink(each))
             except OSError as error:
                 raise RtmpdError(f"can't log to {each}: {error.strerror}") from None
-        if not self._begun:
-            self._begin(target, config.log_format, sinks[0])
-        self._access.start(access, config.log_format, sinks[1])
+        if not self._started:
+            self._start(target, sinks[0])
+        self._access.start(access, self._options.log_format, sinks[1])
 
     @staticmethod
-    def select(config: Config) -> Config:
-        """Return the part of a configuration that the service uses."""
-        return config
+    def select(config: Config) -> LogConfig:
+        """Return the options of the logs."""
+        return config.log
 
-    def reload(self, config: Config) -> None:
-        """Take another configuration, and open files again. Where a target can't be opened, the old one stays."""
-        self._config = config.log
-        logging.getLogger("rtmpd").setLevel(config.log.level.upper())
-        self._change(told=False)
+    def reload(self, options: LogConfig) -> None:
+        """Apply options and reopen files. A target that can't be opened is an error in the log, and the old one is kept."""
+        self._options = options
+        logging.getLogger("rtmpd").setLevel(options.level.upper())
+        self._change(logged=False)
 
     def reopen(self) -> None:
-        """Open files again: they have been moved."""
-        self._change(told=True)
+        """Reopen files after a rotation."""
+        self._change(logged=True)
 
-    def _change(self, *, told: bool) -> None:
-        config = self._config
-        self._to = _main_target(config)
-        self._main.change(self._to, config.log_format, told=told)
-        self._access.change(_access_target(config), config.log_format, told=told)
+    def _change(self, *, logged: bool) -> None:
+        self._target = _main_target(self._options)
+        self._main.change(self._target, self._options.log_format, logged=logged)
+        self._access.change(_access_target(self._options), self._options.log_format, logged=logged)
 
     def stop(self, limit_s: float) -> None:
-        """Nothing: others have things to say about their end. `finish` is the end."""
+        """Do nothing: other services still log how they end. See `finish`."""
 
-    def say_on_stderr(self, message: str) -> None:
-        """Say an error on standard error, too, if the log goes elsewhere: somebody may wait there for the server to start."""
-        if self._begun and self._to != _STDERR:
-            _to_stderr(logging.ERROR, message)
+    def echo_error(self, message: str) -> None:
+        """Write an error to standard error, too, if the log is elsewhere: an operator may have started the server there."""
+        if self._started and self._target != _STDERR:
+            _write_stderr(logging.ERROR, message)
 
     def finish(self) -> bool:
-        """Write out what waits; return whether everything came out."""
-        if not self._begun:
-            self._begin(_STDERR, self._config.log_format)
+        """Write all waiting lines and end; return False if a target blocked."""
+        if not self._started:
+            self._start(_STDERR)
         done = self._access.stop()
         return self._main.stop() and done
 
-    def _main_complains(self, level: int, message: str) -> None:
-        if self._to != _STDERR:
-            _to_stderr(level, message)
+    def _report(self, level: int, message: str) -> None:
+        if self._target != _STDERR:
+            _write_stderr(level, message)
 
 
-def _main_target(config: LogConfig) -> Target:
-    return Target("file", config.log_file) if config.log_file else Target(config.log_target)
+def _main_target(options: LogConfig) -> Target:
+    return Target("file", options.log_file) if options.log_file else Target(options.log_target)
 
 
-def _access_target(config: LogConfig) -> Target:
-    return Target("file", config.access_log_file) if config.access_log_file else _OFF
+def _access_target(options: LogConfig) -> Target:
+    return Target("file", options.access_log_file) if options.access_log_file else _OFF
 
 
-def _main_format(target: Target, form: str) -> Format:
+def _main_format(target: Target, format_name: str) -> Format:
     if target.kind == "journal":
         return JournalDatagram()
     terminal = sys.__stderr__ if target == _STDERR else None
     journal = terminal is not None and is_journal(terminal.fileno())
-    if form == "json":
+    if format_name == "json":
         return JsonLine(journal=journal)
     return TextLine(terminal.encoding if terminal is not None else "utf-8", journal=journal)
 
 
-def _access_format(_target: Target, form: str) -> Format:
-    return AccessJson() if form == "json" else AccessText()
+def _access_format(_target: Target, format_name: str) -> Format:
+    return AccessJson() if format_name == "json" else AccessText()
 
 
-def _to_stderr(level: int, message: str) -> None:
-    """Write a line to standard error, unless it has paused: then nothing helps."""
+def _write_stderr(level: int, message: str) -> None:
+    """Write a line to standard error, unless that would block."""
     descriptor = stderr_descriptor()
     if descriptor is None:
         return

@@ -306,6 +306,6 @@ def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
 def _refuse(error: RtmpdError, notifier: Notifier, logs: Logs) -> int:
     """Say why the server can't start; return the exit code."""
     log.error("%s", error)
-    logs.say_on_stderr(str(error))
+    logs.echo_error(str(error))
     notifier.send(STATUS=str(error))
     return 1

@@ -184,7 +184,7 @@ def test_a_file_that_is_rotated_under_load_loses_and_tears_no_line(process, raw,
             running.process.send_signal(signal.SIGUSR1)
             # logrotate does not come again before the signal has been heard.
             wire.sync()
-            running.wait_for("was opened again$")
+            running.wait_for("was reopened$")
     wire.sync()
     wire.close()
     running.wait_for(f"{wire.address} closed: ")
@@ -224,7 +224,7 @@ def test_a_full_disk_costs_lines_and_no_stream(process, tmpfs, raw):
     bystander.close()
     (complaint,) = [line for line in running.stderr.read_text().splitlines() if " ERROR " in line]
     assert complaint.endswith(
-        f"can't write to {running.log}: No space left on device; its lines are dropped until that works again"
+        f"can't write to {running.log}: No space left on device; its lines are dropped until writing works again"
     )
     text = running.text()
     dropped = re.search(r"WARNING (\d+) log lines were dropped: can't write to .*/log: No space left on device$", text, re.M)
@@ -256,7 +256,7 @@ def test_a_reload_moves_the_log_changes_its_format_and_stays_where_it_is_rather_
     ini = running.ini.read_text()
     running.reload(ini.replace(f"{tmp_path}/log", f"{tmp_path}/nowhere/log"))
     running.wait_for(
-        f"ERROR   can't open {tmp_path}/nowhere/log: No such file or directory; the log stays with {tmp_path}/log$"
+        f"ERROR   can't open {tmp_path}/nowhere/log: No such file or directory; the log is still written to {tmp_path}/log$"
     )
     running.wait_for("configuration reloaded: ")
     running.reload(ini.replace(f"{tmp_path}/log", f"{tmp_path}/other") + "log_format = json\n")
@@ -421,7 +421,7 @@ def test_the_access_log_is_rotated_and_switched_by_reloads(process, raw, tmp_pat
     wait_until(lambda: "live/one" in access.read_text(), "one")
     access.rename(tmp_path / "access.1")
     running.process.send_signal(signal.SIGUSR1)
-    running.wait_for("/access was opened again$")
+    running.wait_for("/access was reopened$")
     publish("two")
     wait_until(lambda: "live/two" in access.read_text(), "two")
     running.reload(running.ini.read_text().replace("access_log_file", "#access_log_file"))
@@ -440,7 +440,9 @@ def test_an_access_log_on_a_full_disk_is_an_error_in_the_log_and_harms_no_stream
         assert played(watcher, key(number))
         encoder.close()
         wait_until(lambda number=number: running.text().count("stopped publishing") == number + 1, "the end of the publish")
-    running.wait_for("ERROR   can't write to /dev/full: No space left on device; its lines are dropped until that works again$")
+    running.wait_for(
+        "ERROR   can't write to /dev/full: No space left on device; its lines are dropped until writing works again$"
+    )
     assert running.text().count("/dev/full") == 1
 
 

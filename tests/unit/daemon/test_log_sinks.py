@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rtmpd.daemon.log_sinks import FileSink, JournalSink, NoSink, StreamSink, Target, is_journal, open_sink
+from rtmpd.daemon.log_sinks import FileSink, JournalSink, Sink, StreamSink, Target, is_journal, open_sink
 
 LIMIT_S = 10
 
@@ -296,7 +296,7 @@ def test_a_pipe_whose_reader_has_gone_costs_lines_and_no_more():
 
 
 def test_nobody_takes_everything():
-    sink = NoSink()
+    sink = Sink()
     assert sink.write(lines(3)) == 0
     sink.reopen()
     sink.follow()

@@ -81,7 +81,7 @@ class Collected:
 class Pipe:
     """A log pipe with a sink in memory, and what it complains of."""
 
-    def __init__(self, queue_limit=1000, *, tells=True):
+    def __init__(self, queue_limit=1000, *, self_reporting=True):
         self.sink = Collected()
         self.complaints = []
         logger = logging.getLogger("rtmpd")
@@ -91,7 +91,7 @@ class Pipe:
             queue_limit,
             lambda target, form: TextLine(),
             lambda level, text: self.complaints.append((logging.getLevelName(level), text)),
-            tells=tells,
+            self_reporting=self_reporting,
         )
         self.pipe.start(HERE, "text", self.sink)
         self.stop = self.pipe.stop
@@ -100,10 +100,10 @@ class Pipe:
         wait_until(self.pipe._lines.empty)
         # The thread has taken the last; this one comes after it has been written.
         done = threading.Event()
-        self.pipe._make_changes, before = (lambda: (before(), done.set())), self.pipe._make_changes
+        self.pipe._apply_changes, before = (lambda: (before(), done.set())), self.pipe._apply_changes
         self.pipe._lines.put((0, None))
         assert done.wait(LIMIT_S)
-        self.pipe._make_changes = before
+        self.pipe._apply_changes = before
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_line_that_can_not_be_made_says_so(pipe, capfd):
     log.info("the last")
     made.stop()
     text = b"".join(made.sink.taken).decode()
-    assert "internal error: a line can't be made of '%d lines'" in text
+    assert "internal error: can't format '%d lines'" in text
     assert made.sink.lines()[-1].endswith("the last")
     assert capfd.readouterr().err == ""
 
@@ -206,7 +206,7 @@ def test_a_paused_terminal_holds_nobody_up_and_costs_lines_that_are_counted(pipe
     made.stop()
     lines = made.sink.lines()
     assert lines[10].endswith("line 9")
-    assert "WARNING 40 log lines were dropped: whoever reads the log paused" in lines[11]
+    assert "WARNING 40 log lines were dropped: /var/log/here is too slow (queue_limit)" in lines[11]
     assert lines[12].endswith("the last")
     assert len(lines) == 13
     assert made.pipe.dropped == 40
@@ -226,7 +226,7 @@ def test_lines_that_were_dropped_last_are_told_at_the_end(pipe):
 
 
 def test_a_log_for_programs_has_nothing_but_its_lines(pipe):
-    made = pipe(3, tells=False)
+    made = pipe(3, self_reporting=False)
     made.sink.pause()
     log.info("the first")
     assert made.sink.entered.wait(LIMIT_S)
@@ -243,8 +243,8 @@ def test_a_log_for_programs_has_nothing_but_its_lines(pipe):
     assert made.sink.words() == ["first", "0", "1", "2", "last"]
     problem = "can't write to /var/log/here: No space left on device"
     assert made.complaints == [
-        ("WARNING", "2 lines for /var/log/here were dropped: it is too slow"),
-        ("ERROR", f"{problem}; its lines are dropped until that works again"),
+        ("WARNING", "2 log lines were dropped: /var/log/here is too slow (queue_limit)"),
+        ("ERROR", f"{problem}; its lines are dropped until writing works again"),
         ("WARNING", f"/var/log/here can be written to again; 1 log lines were dropped: {problem}"),
     ]
     assert made.pipe.dropped == 3
@@ -298,7 +298,7 @@ def test_a_full_disk_is_said_once_elsewhere_and_in_the_log_when_it_works_again(p
         made.flush()
     assert made.pipe.dropped == 4
     problem = "can't write to /var/log/here: No space left on device"
-    assert made.complaints == [("ERROR", f"{problem}; its lines are dropped until that works again")]
+    assert made.complaints == [("ERROR", f"{problem}; its lines are dropped until writing works again")]
     made.sink.room = 100
     log.info("line 5")
     made.flush()
@@ -364,7 +364,7 @@ def test_a_log_stays_where_it_is_if_it_can_not_move(pipe, tmp_path):
     made.stop()
     lines = made.sink.lines()
     assert lines[0].endswith(
-        f"ERROR   can't open {tmp_path}/nowhere/log: No such file or directory; the log stays with /var/log/here"
+        f"ERROR   can't open {tmp_path}/nowhere/log: No such file or directory; the log is still written to /var/log/here"
     )
     assert lines[1].endswith("still here")
 
@@ -386,12 +386,12 @@ def test_a_change_is_made_though_the_queue_is_full_and_nothing_is_logged(pipe, t
 
 def test_asking_to_reopen_reopens_and_says_so(pipe):
     made = pipe()
-    made.pipe.change(HERE, "text", told=True)
+    made.pipe.change(HERE, "text", logged=True)
     made.pipe.change(HERE, "text")
     made.stop()
     assert made.sink.reopened == 2
     (line,) = made.sink.lines()
-    assert line.endswith("INFO    /var/log/here was opened again")
+    assert line.endswith("INFO    /var/log/here was reopened")
 
 
 def test_a_file_that_can_not_be_opened_again_is_an_error_once(pipe):
@@ -402,15 +402,15 @@ def test_a_file_that_can_not_be_opened_again_is_an_error_once(pipe):
 
     made.sink.reopen = fail
     made.sink.follow = fail
-    made.pipe.change(HERE, "text", told=True)
+    made.pipe.change(HERE, "text", logged=True)
     for number in range(3):
         log.info("line %d", number)
         made.flush()
     made.stop()
     lines = made.sink.lines()
-    assert lines[0].endswith("ERROR   can't open /var/log/here again: Permission denied; the log stays with the old file")
+    assert lines[0].endswith("ERROR   can't reopen /var/log/here: Permission denied; the log is still written to the old file")
     assert lines[1].endswith(
-        "ERROR   can't open /var/log/here, which was moved, again: Permission denied; its lines go with the file"
+        "ERROR   can't reopen /var/log/here after it was moved: Permission denied; lines are written to the moved file"
     )
     assert [line[-6:] for line in lines[2:]] == ["line 0", "line 1", "line 2"]
 
@@ -446,7 +446,7 @@ def test_lines_before_the_start_wait_for_the_file(make_logs, tmp_path, capfd):
 def test_if_there_is_no_start_they_go_to_standard_error(make_logs, tmp_path, capfd):
     made = make_logs(f"log_file = {tmp_path}/log\n")
     log.error("can't listen")
-    made.say_on_stderr("can't listen")
+    made.echo_error("can't listen")
     assert made.finish()
     assert capfd.readouterr().err.count("ERROR   can't listen\n") == 1
     assert not (tmp_path / "log").exists()
@@ -456,7 +456,7 @@ def test_a_start_that_fails_later_is_said_on_standard_error_too(make_logs, tmp_p
     made = make_logs(f"log_file = {tmp_path}/log\n")
     made.start()
     log.error("can't begin")
-    made.say_on_stderr("can't begin")
+    made.echo_error("can't begin")
     made.finish()
     assert capfd.readouterr().err.count("ERROR   can't begin\n") == 1
     assert (tmp_path / "log").read_text().count("ERROR   can't begin\n") == 1
@@ -490,10 +490,10 @@ def test_a_reload_changes_level_format_and_target_at_once(make_logs, tmp_path):
     log.info("no")
     log.warning("text")
     wait_until(lambda: path.exists() and "text" in path.read_text())
-    made.reload(config_of(f"log_file = {path}\nlevel = debug\nlog_format = json\n"))
+    made.reload(config_of(f"log_file = {path}\nlevel = debug\nlog_format = json\n").log)
     log.debug("json")
     wait_until(lambda: "json" in path.read_text())
-    made.reload(config_of(f"log_file = {tmp_path}/other\nlevel = debug\n"))
+    made.reload(config_of(f"log_file = {tmp_path}/other\nlevel = debug\n").log)
     log.debug("elsewhere")
     made.finish()
     lines = path.read_text().splitlines()
@@ -508,12 +508,12 @@ def test_a_reload_to_a_target_that_can_not_be_opened_keeps_the_old_and_the_next_
     made = make_logs(f"log_file = {path}\n")
     made.start()
     elsewhere = config_of(f"log_file = {tmp_path}/later/log\n")
-    made.reload(elsewhere)
+    made.reload(elsewhere.log)
     wait_until(lambda: path.exists() and f"can't open {tmp_path}/later/log: No such file or directory" in path.read_text())
     log.info("here")
     (tmp_path / "later").mkdir()
     wait_until(lambda: "here\n" in path.read_text())
-    made.reload(elsewhere)
+    made.reload(elsewhere.log)
     log.info("there")
     made.finish()
     assert "there" not in path.read_text().replace("later", "")
@@ -523,10 +523,10 @@ def test_a_reload_to_a_target_that_can_not_be_opened_keeps_the_old_and_the_next_
 def test_the_access_log_begins_and_ends_with_a_reload(make_logs, tmp_path, capfd):
     made = make_logs()
     made.start()
-    made.reload(config_of(f"access_log_file = {tmp_path}/access\n"))
+    made.reload(config_of(f"access_log_file = {tmp_path}/access\n").log)
     access.info("x", extra={"entry": {"action": "one"}})
     wait_until(lambda: (tmp_path / "access").exists() and "one" in (tmp_path / "access").read_text())
-    made.reload(config_of(""))
+    made.reload(config_of("").log)
     access.info("x", extra={"entry": {"action": "two"}})
     made.finish()
     (line,) = (tmp_path / "access").read_text().splitlines()
@@ -562,7 +562,7 @@ def test_standard_error_tells_of_a_log_that_fails(make_logs, capfd):
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].endswith(
-        "ERROR   can't write to /dev/full: No space left on device; its lines are dropped until that works again"
+        "ERROR   can't write to /dev/full: No space left on device; its lines are dropped until writing works again"
     )
 
 
@@ -579,7 +579,7 @@ def test_a_standard_error_that_has_paused_does_not_hold_up_the_file(make_logs, t
     made.start()
     log.info("lost")
     wait_until(lambda: made.dropped == 1)
-    made.reload(replace(config_of(f"log_file = {tmp_path}/log\n")))
+    made.reload(replace(config_of(f"log_file = {tmp_path}/log\n").log))
     log.info("kept")
     assert made.finish()
     assert "kept" in (tmp_path / "log").read_text()
