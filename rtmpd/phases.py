@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSE_COUNTERS",
     "CONNECTION",
+    "RECORDING",
     "RELAY",
     "STREAM",
     "CloseKind",
@@ -22,6 +23,7 @@ __all__ = [
     "ConnectionPhase",
     "IllegalTransition",
     "Machine",
+    "RecordingPhase",
     "RelayPhase",
     "StreamPhase",
     "Table",
@@ -148,6 +150,31 @@ RELAY: Final = _table(
     (_R.WAITING, (_R.CONNECTING, _R.ENDED)),
     (_R.FAILED, (_R.CONNECTING, _R.ENDED)),
     (_R.ENDED, ()),
+)
+
+
+class RecordingPhase(enum.Enum):
+    """The phase of the recording of one publish."""
+
+    WAITING = "waiting"
+    """It reads the log of the stream and waits for a batch of media."""
+    WRITING = "writing"
+    """A thread writes a batch; meanwhile the log may grow up to ``disk_backlog_limit_bytes``."""
+    RETRYING = "retrying"
+    """The disk failed or was too slow: the memory of the log is released, and another file follows after ``record_retry_s``."""
+    ENDING = "ending"
+    """The publish has ended; its remaining media is being written."""
+    ENDED = "ended"
+
+
+_W = RecordingPhase
+
+RECORDING: Final = _table(
+    (_W.WAITING, (_W.WRITING, _W.RETRYING, _W.ENDING, _W.ENDED)),
+    (_W.WRITING, (_W.WAITING, _W.RETRYING, _W.ENDING, _W.ENDED)),
+    (_W.RETRYING, (_W.WAITING, _W.ENDED)),
+    (_W.ENDING, (_W.ENDED,)),
+    (_W.ENDED, ()),
 )
 
 

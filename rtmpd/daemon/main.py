@@ -92,7 +92,7 @@ class Daemon:
         self.services: list[Service] = [
             *first,
             Auth(self.hub),
-            Recorder(self.hub),
+            Recorder(self.hub, Recorder.select(config)),
             Relays(self.hub),
             MediaLog(self.hub, MediaLog.select(config)),
             Hooks(self.hub),

@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up_costs_the_player_nothing(tmp_path, mounted, progra
     with serving(ini, tmp_path) as server:
         publisher = publish_forever(programs, server.url("full"))
         player = programs.play(server.url("full"), name="full")
-        server.wait_for_line(r"ERROR +live/full: can't record .*disk_reserve_bytes are to be left; trying again every 0.2 s")
+        server.wait_for_line(r"ERROR +live/full: can't record .*are required \(disk_reserve_bytes\); retrying every 0.2 s")
         server.wait_for_line(r"recorded .*live/full\.flv")
         until(lambda: player.has_reached(0), "the player")
         seen = len(player.packets()["video 0"])
@@ -326,7 +326,10 @@ def test_a_disk_that_is_read_only_is_said_once(tmp_path, mounted, programs):
         player.succeed()
         assert len(player.packets()["video 0"]) == 75
         (line,) = lines_about(server, "ERROR")
-        assert f"live/a: can't record: Read-only file system: {mounted}/live/a.flv.part; trying again every 0.1 s" in line
+        assert (
+            f"live/a: can't record: Read-only file system: {mounted}/live/a.flv.part; retrying every 0.1 s (record_retry_s)"
+            in line
+        )
 
 
 def test_a_directory_that_is_removed_under_way_is_made_again(tmp_path, programs):
@@ -337,7 +340,7 @@ def test_a_directory_that_is_removed_under_way_is_made_again(tmp_path, programs)
         (recordings / "live" / "a.flv.part").unlink()
         (recordings / "live").rmdir()
         recordings.rmdir()
-        server.wait_for_line(r"ERROR +live/a: can't record .*somebody has deleted the file")
+        server.wait_for_line(r"ERROR +live/a: can't record .*the file was deleted by another program")
         server.wait_for_line(r"WARNING +live/a: recording again, to .*live/a.flv.part")
         publisher.interrupt()
         publisher.wait()

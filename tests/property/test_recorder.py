@@ -14,7 +14,7 @@ from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import RawMessage
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from tests.unit.services.recorder.files import write_pieces
+from tests.unit.services.recorder.recordings import write_pieces
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
@@ -50,7 +50,8 @@ class Reader:
 
     def __init__(self, stream, limits):
         self.stream = stream
-        self.assembler = Assembler(stream.vitals, limits, stream.headers.current)
+        self.assembler = Assembler(stream.vitals, limits)
+        self.assembler.restart(stream.headers.current)
         self.log = stream.read_flv(self)
         self.page, self.offset = self.log.tail, self.log.tail.end
         self.files = {}

@@ -1,10 +1,8 @@
-"""Makes FLV files of a stream's tags: where a file begins and where the next one does, what is at its head, what is patched.
+"""Assembles FLV files from the tags of a stream: where a file begins and ends, its header, and its patches. Pure.
 
-A file begins at a keyframe, or with audio where there is no video; its timestamps count from there. First come the metadata,
-with room for the keyframe index, and the sequence headers in force. It goes on in another file at a keyframe, once it is long
-or large enough.
-
-Pure: bytes come in and go out. Imports media and what the stream keeps of headers; no event loop, no file, no clock.
+A file begins at a keyframe, or with audio if there is no video, and its timestamps start there. It starts with metadata that
+have room for the keyframe index, and the sequence headers in force. Once it is long or large enough, another file continues at
+the next keyframe.
 """
 
 from __future__ import annotations
@@ -33,31 +31,26 @@ _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int
 _HALF = 0x8000_0000
 
 _AUDIO_ALONE_MS = 1000
-"""How long audio is held back for a first video message. Without one, the file begins with what was held."""
+"""How long audio is held back to wait for a first video message. Without one, the file begins with the audio held back."""
 _KEYFRAME_WAIT_MS = 10_000
-"""A file begins without a keyframe when none has come for this long: some encoders send only one. And where video has been
-missing for this long, audio is a place to go on in another file."""
+"""A file begins without a keyframe if none arrives for this long: some encoders send only one. If no video arrives for this
+long, another file may begin at an audio frame."""
 _HELD_LIMIT_BYTES = 4 << 20
 _LONGEST_MS = 20 * 86_400_000
-"""A file is never longer: many players take timestamps for signed, and 24.8 days are the most then."""
+"""The longest file: many players treat timestamps as signed, which limits them to 24.8 days."""
 _INDEX_PER_S = 2
 _LEAST_INDEX_ENTRIES = 128
 
 
 class SegmentLimits(NamedTuple):
-    """When a file is to go on in another one; 0: never.
-
-    Attributes:
-        duration_s: Seconds.
-        size_bytes: Bytes.
-    """
+    """The duration and size at which another file continues; 0: no limit."""
 
     duration_s: float = 0.0
     size_bytes: int = 0
 
 
 class Piece(NamedTuple):
-    """What is to be done next: write *data* to the file of *segment*, and close it if it is *last*."""
+    """The next work: write *data* to the file of *segment*, and close that if this is its *last* piece."""
 
     segment: Segment
     data: bytes
@@ -65,13 +58,14 @@ class Piece(NamedTuple):
 
 
 class Segment:
-    """One file: what is in it so far, and what is not written yet.
+    """The content of one file.
 
     Attributes:
-        number: Counts the files of a publish, from 1.
-        size: Its bytes so far, with those of `pending`.
-        pending: Those that have not been taken yet.
-        cut: Another one goes on where it ends.
+        number: The number of the file within the publish, from 1.
+        base: The timestamp of the stream that is 0 in the file.
+        size: The size in bytes, including `pending`.
+        pending: The bytes that have not been taken yet.
+        cut: Whether another file continues where this one ends.
     """
 
     def __init__(self, number: int, base: int, vitals: Vitals, metadata: bytes, headers: Headers, index_entries: int) -> None:
@@ -86,7 +80,7 @@ class Segment:
         self._audio, self._video = FrameTimes(), FrameTimes()
         self._index = KeyframeIndex(index_entries)
         tracks = [type_id for _, type_id, _ in headers.items]
-        # Good enough for a file that is never closed; `patches` knows better.
+        # An estimate for a file that is never closed; `patches` corrects it.
         has_audio = flv.AUDIO in tracks or vitals.audio is not None
         has_video = flv.VIDEO in tracks or vitals.video is not None
         self._flags = flv.header_flags(has_audio, has_video)
@@ -124,7 +118,7 @@ class Segment:
         self._add_tag(data, time_ms)
 
     def other(self, data: bytes | memoryview, time_ms: int) -> None:
-        """Add a tag that is no frame and no sequence header."""
+        """Add a tag that is neither a frame nor a sequence header."""
         self._add_tag(data, time_ms)
 
     def frame(self, type_id: int, kind: int, data: bytes | memoryview, time_ms: int) -> None:
@@ -143,37 +137,37 @@ class Segment:
 
     @property
     def duration_ms(self) -> int:
-        """From its first frame to the end of its last."""
+        """The time from the first frame to the end of the last one."""
         return max(0, self._audio.end_ms, self._video.end_ms)
 
     def take(self) -> bytes:
-        """Return what is to be written next."""
+        """Return and clear the pending bytes."""
         data = bytes(self.pending)
         self.pending.clear()
         return data
 
     def mark_written(self) -> None:
-        """Note that everything that was taken is on the disk: so far the file is good, whatever happens."""
+        """Record that all bytes taken are on the disk. The file is valid up to here, whatever happens later."""
         last_ms = max(0, self._audio.last_ms, self._video.last_ms)
         self._written = (self.size - len(self.pending), self.duration_ms, last_ms, self._frames)
 
     @property
     def written_bytes(self) -> int:
-        """How much of it is on the disk."""
+        """The bytes on the disk."""
         return self._written[0]
 
     @property
     def written_ms(self) -> int:
-        """How long that is."""
+        """The duration of these."""
         return self._written[1]
 
     @property
     def written_frames(self) -> int:
-        """How many audio and video frames that are."""
+        """The audio and video frames in these."""
         return self._written[3]
 
     def patches(self) -> list[tuple[int, bytes]]:
-        """Return what makes a whole file of what is on the disk: positions, and what to write there."""
+        """Return the positions and bytes that complete the file on the disk: its flags, metadata and keyframe index."""
         size, duration_ms, last_ms, _ = self._written
         block = self._block
         block.has_audio, block.has_video = self._has_audio, self._has_video
@@ -191,18 +185,18 @@ class Segment:
 
 
 class Assembler:
-    """Turns the tags of one publish into files.
+    """Assembles the files of one publish.
 
     Args:
-        vitals: What is known of the stream; kept up by the stream.
-        limits: When to go on in another file. May be replaced at any time.
-        headers: The headers in force when the reading begins in the middle of a publish.
+        vitals: The stats of the stream, which the stream updates.
+        limits: The limits of a file.
 
     Attributes:
-        segment: The file that is being made; None before its first frame.
+        limits: See above; may be replaced at any time.
+        segment: The file in progress; None before its first frame.
     """
 
-    def __init__(self, vitals: Vitals, limits: SegmentLimits, headers: Headers | None = None) -> None:
+    def __init__(self, vitals: Vitals, limits: SegmentLimits) -> None:
         self.limits = limits
         self.segment: Segment | None = None
         self._vitals = vitals
@@ -215,13 +209,11 @@ class Assembler:
         self._held_bytes = 0
         self._waiting_since: int | None = None
         self._last_video: int | None = None
-        if headers is not None:
-            self.restart(headers)
 
-    # Tags come in ------------------------------------------------------------------------------------------------------
+    # Input -------------------------------------------------------------------------------------------------------------
 
     def feed(self, tag: LoggedTag) -> None:
-        """Take the stream's next tag."""
+        """Add the next tag of the stream."""
         type_id, kind = tag.type_id, tag.kind
         if kind in (_FRAME, _KEYFRAME):
             self._frame(type_id, kind, tag.timestamp, tag.data)
@@ -236,16 +228,16 @@ class Assembler:
 
     def _header(self, type_id: int, payload: bytes) -> None:
         if type_id == flv.SCRIPT:
-            # The file has its own onMetaData, made of the newest that there is when it begins.
+            # A file has its own onMetaData, made from the newest one when it begins.
             if len(payload) <= MAX_HEADER_BYTES:
                 self._metadata = payload
         elif type_id == flv.VIDEO:
-            self._video_is_there()
+            self._note_video()
             self._headers.add_video(payload)
         else:
             self._headers.add_audio(payload)
 
-    def _video_is_there(self) -> None:
+    def _note_video(self) -> None:
         if not self._has_video:
             self._has_video = True
             self._held.clear()
@@ -253,7 +245,7 @@ class Assembler:
 
     @staticmethod
     def _time(segment: Segment, timestamp: int) -> int:
-        """Return a timestamp from the segment's beginning on; what is earlier is put there."""
+        """Return a timestamp relative to the beginning of the segment; an earlier one becomes 0."""
         time_ms = (timestamp - segment.base) & 0xFFFFFFFF
         return time_ms if time_ms < _HALF else 0
 
@@ -270,17 +262,17 @@ class Assembler:
             self._close(segment)
             segment = self._begin(timestamp)
         elif self._count == 1 and (timestamp - segment.base) & _HALF:
-            # Of before the first picture: nobody is given that.
+            # The frame is older than the first picture: players do not get it either.
             return
         if type_id == flv.VIDEO:
             self._last_video = timestamp
         segment.frame(type_id, kind, data, self._time(segment, timestamp))
 
-    # Where files begin -------------------------------------------------------------------------------------------------
+    # The beginning of files --------------------------------------------------------------------------------------------
 
     def _may_begin(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> bool:
         if type_id == flv.VIDEO:
-            self._video_is_there()
+            self._note_video()
         if kind == _KEYFRAME:
             return True
         if self._waiting_since is None:
@@ -317,7 +309,7 @@ class Assembler:
         return _HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
 
     def _is_cut(self, type_id: int, kind: int, timestamp: int) -> bool:
-        """Whether a file may begin with this frame."""
+        """Return whether a file may begin with this frame."""
         if type_id == flv.VIDEO:
             return kind == _KEYFRAME
         if self._last_video is None:
@@ -328,22 +320,22 @@ class Assembler:
         self._done.append(segment)
         self.segment = None
 
-    # Bytes go out ------------------------------------------------------------------------------------------------------
+    # Output ------------------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """The publish has ended: what was held back is audio alone, and the file is closed."""
+        """End the publish: audio that was held back becomes a file of its own, and the last file is closed."""
         if self.segment is None and not self._has_video:
             self._release_held()
         if self.segment is not None:
             self._close(self.segment)
 
     def abandon(self) -> None:
-        """Forget what is being made: it can't be written."""
+        """Discard everything that was not taken, after a failure to write."""
         self._done.clear()
         self.segment = None
 
     def restart(self, headers: Headers) -> None:
-        """Go on after a gap with the headers that are in force: with another file, at the next keyframe."""
+        """Start to read at the next tag, with these headers in force: another file begins at the next keyframe."""
         self._waiting_since = None
         self._held.clear()
         self._held_bytes = 0
@@ -352,7 +344,7 @@ class Assembler:
             self._header(type_id, payload)
 
     def take(self) -> list[Piece]:
-        """Return what is to be done now, in order."""
+        """Return the pieces to write, in order."""
         pieces = [Piece(segment, segment.take(), last=True) for segment in self._done]
         self._done.clear()
         if self.segment is not None and self.segment.pending:

@@ -1,10 +1,8 @@
-"""One publish being recorded: a greenlet that reads the stream's FLV log and has the recorder's threads write it.
+"""The recording of one publish: a greenlet that reads the stream's FLV log and has threads of the recorder write it.
 
-It is a cursor: nothing is copied, and nobody woken, until there is a batch worth writing. If the disk is too slow or full, or
-the file can't be written for any other reason, the file is closed, the cursor is let go, and with it the memory, and after a
-while the recording is begun again. The publisher never notices.
-
-May import gevent; imports the assembler, the file, and the stream's log.
+The greenlet is a cursor in the log: nothing is copied before there is a batch to write. If the disk fails, is full or too slow,
+the file is closed, the cursor and with it the memory of the log is released, and recording starts again after a while. The
+publisher is never delayed.
 """
 
 from __future__ import annotations
@@ -22,9 +20,11 @@ from gevent.event import Event
 
 from rtmpd.config.model import printable
 from rtmpd.live.flvlog import NEVER
+from rtmpd.phases import RECORDING, Machine, RecordingPhase
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from rtmpd.services.recorder.flv_file import FlvFile, file_error
+from rtmpd.services.recorder.files import FlvFile, file_error
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,34 +44,37 @@ Result = TypeVar("Result")
 
 BATCH_BYTES = 256 << 10
 BATCH_S = 1.0
-"""A batch is written when there is as much as this, or this long after the one before."""
+"""A batch is written when it has this size, or this long after the previous one."""
 _TAKE_BYTES = 1 << 20
-"""The most that is taken from the log at once: putting it together holds the event loop."""
+"""The most that is read from the log at once: assembling it holds the event loop."""
+
+_WAITING, _WRITING, _RETRYING = RecordingPhase.WAITING, RecordingPhase.WRITING, RecordingPhase.RETRYING
+_ENDING, _ENDED = RecordingPhase.ENDING, RecordingPhase.ENDED
 
 
 class RecordingOwner(Protocol):
-    """What a recording asks of the service."""
+    """What a recording needs of the service.
 
-    @property
-    def config(self) -> RecordConfig:
-        """The options in force."""
+    Attributes:
+        options: The options in force.
+        threads: The threads that write.
+    """
 
-    @property
-    def threads(self) -> Threads:
-        """Those that write."""
+    options: RecordConfig
+    threads: Threads
 
     def count_error(self) -> None:
-        """Count a recording that could not go on."""
+        """Count a failed attempt to record, or a file that could not be closed."""
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
-        """Take note of a file that is whole."""
+        """Log and announce a finished file."""
 
-    def look_after(self, action: Callable[[], None]) -> None:
-        """Run what may wait for a disk that does not answer, in a greenlet that nobody waits for."""
+    def spawn(self, action: Callable[[], None]) -> None:
+        """Run an action that may wait for the disk in a greenlet that only the stop of the service waits for."""
 
 
-class _Late(OSError):
-    """The disk did not answer in time, or too much waits for it."""
+class _TooSlow(OSError):
+    """The disk did not answer in time, or too much data waits for it."""
 
 
 class Recording:
@@ -79,98 +82,94 @@ class Recording:
 
     Args:
         owner: The service.
-        stream: What is recorded, from now on.
-        connection_id: The publisher's connection, for the event.
+        stream: The stream; it is recorded from now on.
+        connection_id: The connection of the publisher, for the event.
 
     Attributes:
-        key: The stream's.
-        connection_id: The publisher's.
+        key: The stream key.
+        connection_id: See above.
         greenlet: To be started by the owner.
         wake_at: See `rtmpd.live.flvlog.FlvReader`.
-        file: What is being written; None between files.
+        file: The file in progress; None between files.
     """
 
     def __init__(self, owner: RecordingOwner, stream: Stream, connection_id: str = "") -> None:
-        self.key = stream.key
+        self.key = StreamKey(stream.key)
         self.connection_id = connection_id
+        self.greenlet = gevent.Greenlet(self._run)
         self.wake_at = NEVER
         self.file: FlvFile | None = None
         self._owner = owner
         self._stream = stream
-        self._log: FlvLog | None = None
-        self._page: Page | None = None
-        self._offset = 0
-        self._end_position: int | None = None
-        self._overrun = False
-        self._writing = False
-        self._failing = False
+        self._machine = Machine(RECORDING, _WAITING)
+        self._failures = 0  # since the last successful write
         self._reason = ""
         self._segment: Segment | None = None
         self._job: Job[Any] | None = None
         self._woken = Event()
-        self._over = Event()
-        self._assembler: Assembler | None = None
+        self._assembler = Assembler(stream.vitals, self._limits())
+        self._log: FlvLog | None = None
+        self._page: Page | None = None
+        self._offset = 0
+        self._end_position = NEVER
         self._attach()
-        self.greenlet = gevent.Greenlet(self._run)
+
+    def _is(self, *phases: RecordingPhase) -> bool:
+        return self._machine.phase in phases
+
+    def _limits(self) -> SegmentLimits:
+        options = self._owner.options
+        return SegmentLimits(options.segment_duration_s, options.segment_size_bytes)
 
     # The log -----------------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
-        """Read from here on."""
-        stream = self._stream
-        if self._assembler is None:
-            self._assembler = Assembler(stream.vitals, self._limits(), stream.headers.current)
-        else:
-            self._assembler.restart(stream.headers.current)
-        self._overrun = False
-        self._log = stream.read_flv(self)
+        """Start to read at the present end of the log."""
+        self._assembler.restart(self._stream.headers.current)
+        self._log = self._stream.read_flv(self)
         self._page, self._offset = self._log.tail, self._log.tail.end
         self._wake_when(BATCH_BYTES)
 
     def _detach(self) -> None:
+        """Release the cursor, and with it the memory of the log."""
         self._stream.leave_flv(self)
         self._log = self._page = None
 
-    def _limits(self) -> SegmentLimits:
-        config = self._owner.config
-        return SegmentLimits(config.segment_duration_s, config.segment_size_bytes)
-
     def _wake_when(self, size_bytes: int) -> None:
-        """Ask to be woken when so much waits in the log."""
+        """Have `wake` called when the log has this much unread data."""
         if self._log is not None and self._page is not None:
             self.wake_at = self._page.base + self._offset + size_bytes
             self._log.look()
 
     def wake(self) -> None:
-        """Called by the log, in the publisher's greenlet: there is a batch, or too much."""
-        if self._writing:
-            # The pages go at once, whatever the disk does.
-            self._overrun = True
+        """Called by the log in the publisher's greenlet: a batch is complete, or too much data waits for the disk."""
+        if self._is(_WRITING):
+            # The memory is released here and now, even if the disk never answers.
             self._detach()
+            self._machine.to(_RETRYING)
         self._woken.set()
 
     def end(self, reason: str) -> None:
-        """Read no further than the log is now, and close the file."""
-        if self._end_position is None:
+        """Have everything up to the present end of the log written, and the file closed."""
+        if self._is(_RETRYING):
+            self._machine.to(_ENDED)
+        elif self._is(_WAITING, _WRITING) and self._log is not None:
+            self._machine.to(_ENDING)
             self._reason = reason
-            self._end_position = self._log.position if self._log is not None else 0
+            self._end_position = self._log.position
             self._stream.leave_flv(self)
-            self._over.set()
-            self._woken.set()
+        self._woken.set()
 
     def _collect(self) -> bool:
-        """Put together what is in the log, a piece at a time; return whether there is more."""
+        """Assemble at most `_TAKE_BYTES` of the log. Return whether there is more."""
         page, log_ = self._page, self._log
         if page is None or log_ is None:
             return False
-        assert self._assembler is not None
         self._assembler.limits = self._limits()
-        start = page.base + self._offset
-        end = self._end_position
-        limit = start + _TAKE_BYTES
+        limit = page.base + self._offset + _TAKE_BYTES
         for tag in log_.read(page, self._offset):
             position = tag.page.base + tag.offset
-            if end is not None and position > end:
+            if position > self._end_position:
                 break
             self._assembler.feed(tag)
             self._page, self._offset = tag.page, tag.offset
@@ -182,128 +181,140 @@ class Recording:
 
     def _run(self) -> None:
         try:
-            while True:
+            while not self._is(_ENDED):
                 try:
                     self._record()
                 except OSError as error:
-                    self._fail(error)
-                if self._over.wait(self._owner.config.record_retry_s):
-                    return
-                self._attach()
+                    self._suspend(error)
+                    self._wait_for_retry()
         finally:
-            # Whatever it ends with, a bug or a kill: a cursor that nobody moves would keep the stream's memory.
+            # Also after a bug or a kill: a cursor that no longer moves would keep the memory of the log.
             self._detach()
-            self._over.set()
+            self._machine.to(_ENDED)
 
     def _record(self) -> None:
-        """Write until the end; raises OSError when the disk does not take it."""
-        assert self._assembler is not None
-        while True:
-            if not self._over.is_set():
+        """Write until the publish has ended. Raises OSError if the disk fails or is too slow."""
+        while not self._is(_ENDED):
+            if self._is(_WAITING):
                 self._wake_when(BATCH_BYTES)
                 self._woken.wait(BATCH_S)
             self._woken.clear()
-            over = self._over.is_set()
+            ending = self._is(_ENDING)
             more = True
             while more:
                 more = self._collect()
-                if over and not more:
+                if ending and not more:
                     self._assembler.end()
-                    self._page = self._log = None
+                    self._detach()
                 for piece in self._assembler.take():
                     self._write(piece)
-            if over:
-                return
+            if ending:
+                self._machine.to(_ENDED)
 
     def _write(self, piece: Piece) -> None:
         segment, data, last = piece
-        config = self._owner.config
+        options = self._owner.options
         if data:
             if self.file is None:
-                self.file = self._disk(FlvFile.create, *self._place(segment), config.disk_reserve_bytes)
-                log.log(
-                    logging.WARNING if self._failing else logging.INFO,
-                    "%s: recording %sto %s",
-                    self.key,
-                    "again, " if self._failing else "",
-                    printable(str(self.file.part)),
-                )
+                self.file = self._disk(FlvFile.create, *self._place(segment), options.disk_reserve_bytes)
+                level, again = (logging.WARNING, "again, ") if self._failures else (logging.INFO, "")
+                log.log(level, "%s: recording %sto %s", self.key, again, printable(str(self.file.part)))
             self._segment = segment
-            self._disk(self.file.write, data, config.disk_reserve_bytes)
-            self._failing = False
+            self._disk(self.file.write, data, options.disk_reserve_bytes)
+            self._failures = 0
             segment.mark_written()
         if last and self.file is not None:
             file, self.file = self.file, None
-            # Nobody waits for that: writing through to the disk may take long, and the next file is to begin.
-            self._owner.look_after(partial(self._close, file, segment, None, "segment" if segment.cut else self._reason))
+            # In a greenlet of its own: the fsync may take long, and the next file is to begin.
+            self._owner.spawn(partial(self._close, file, segment, None, "segment" if segment.cut else self._reason))
 
     def _place(self, segment: Segment) -> tuple[Path, str]:
         """Return the directory and the name of a file that begins now."""
-        config = self._owner.config
-        app, _, name = self.key.rpartition("/")
+        options = self._owner.options
         now = dt.datetime.now().astimezone()
-        return Path(config.record_directory).absolute(), config.record_file_name.expand(app, name, now, segment.number)
+        name = options.record_file_name.expand(self.key.app, self.key.name, now, segment.number)
+        return Path(options.record_directory).absolute(), name
 
     def _disk(self, job: Callable[..., Result], *args: object) -> Result:
-        """Have a thread do something with the file.
+        """Run a job in a thread, and return its result.
 
         Raises:
-            OSError: It failed; or took too long, or so long that too much waits: then it goes on, and `_fail` sees to the rest.
+            OSError: The job failed, took too long, or too much data waits for it. An unfinished job continues in its thread;
+                `_suspend` takes care of its result.
         """
-        limit_s = self._owner.config.disk_timeout_s
-        self._writing = True
-        self._wake_when(self._owner.config.disk_backlog_limit_bytes)
+        options = self._owner.options
+        limit_s = options.disk_timeout_s
+        if self._is(_WAITING):
+            self._machine.to(_WRITING)
+        self._wake_when(options.disk_backlog_limit_bytes)
         self._woken.clear()
         self._job = None
-        try:
-            with gevent.Timeout(limit_s, _Late(errno.ETIMEDOUT, f"the disk has not answered for {limit_s:g} s")):
-                self._job = running = self._owner.threads.spawn(job, *args)
-                # Woken when it is done, when the log has grown too much, and at the end, which does not matter here.
-                running.when_done(self._woken.set)
-                while not running.done and not self._overrun:
-                    self._woken.wait()
-                    self._woken.clear()
-        finally:
-            self._writing = False
-        if self._overrun:
-            backlog = self._owner.config.disk_backlog_limit_bytes
-            raise _Late(errno.ETIMEDOUT, f"{backlog} bytes waited for the disk (disk_backlog_limit_bytes)")
+        late = _TooSlow(errno.ETIMEDOUT, f"the disk did not answer within {limit_s:g} s (disk_timeout_s)")
+        with gevent.Timeout(limit_s, late):
+            self._job = running = self._owner.threads.spawn(job, *args)
+            # Also set by `wake` and `end`.
+            running.when_done(self._woken.set)
+            while not running.done and self._is(_WRITING, _ENDING):
+                self._woken.wait()
+                self._woken.clear()
+        if not self._is(_WRITING, _ENDING):
+            backlog = options.disk_backlog_limit_bytes
+            raise _TooSlow(errno.ETIMEDOUT, f"the disk is too slow: {backlog} bytes wait for it (disk_backlog_limit_bytes)")
         self._job = None
-        return running.get()
+        result = running.get()
+        if self._is(_WRITING):
+            self._machine.to(_WAITING)
+        return result
 
-    # When it fails -----------------------------------------------------------------------------------------------------
+    # Failures ----------------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: OSError) -> None:
-        """Close what there is, let go of the log."""
-        assert self._assembler is not None
-        owner = self._owner
+    def _suspend(self, error: OSError) -> None:
+        """Release the log, and have the file closed."""
         self._detach()
         self._assembler.abandon()
-        self._woken.clear()
+        self._machine.to(_ENDED if self._is(_ENDING, _ENDED) else _RETRYING)
+        owner = self._owner
         owner.count_error()
         file, self.file = self.file, None
-        segment = self._segment if file is not None else None
-        retry = "" if self._over.is_set() else f"; trying again every {owner.config.record_retry_s:g} s"
-        kept = f" {printable(str(file.part))}" if file is not None else ""
-        level = logging.DEBUG if self._failing else logging.ERROR
-        log.log(level, "%s: can't record%s: %s%s", self.key, kept, _explain(error), retry)
-        self._failing = True
-        job = self._job
-        if file is not None:
-            owner.look_after(partial(self._close, file, segment, job, f"error: {file_error(error)}"))
-        elif job is not None:
-            # A file that is opened after all is not wanted any more.
-            owner.look_after(partial(_discard_late, job))
+        # Only the first failure is reported as an error, not each further attempt.
+        level = logging.DEBUG if self._failures else logging.ERROR
+        self._failures += 1
+        to = f" to {printable(str(file.part))}" if file is not None else ""
+        retry = "" if self._is(_ENDED) else f"; retrying every {owner.options.record_retry_s:g} s (record_retry_s)"
+        log.log(level, "%s: can't record%s: %s%s", self.key, to, _explain(error), retry)
+        if file is not None or self._job is not None:
+            segment = self._segment if file is not None else None
+            owner.spawn(partial(self._close, file, segment, self._job, f"error: {file_error(error)}"))
 
-    def _close(self, file: FlvFile, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
-        """Make a whole file of what was written, once *job*, which is still at it, is done."""
+    def _wait_for_retry(self) -> None:
+        with gevent.Timeout(self._owner.options.record_retry_s, False):  # type: ignore[arg-type]
+            while self._is(_RETRYING):
+                self._woken.wait()
+                self._woken.clear()
+        if self._is(_RETRYING):
+            self._attach()
+            self._machine.to(_WAITING)
+
+    def _close(self, file: FlvFile | None, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
+        """Publish what was written, or delete a file without frames.
+
+        Args:
+            file: The file; None if *job* was to create it.
+            segment: Its content.
+            job: The unfinished job on the file, which is waited for.
+            reason: Why the file ends.
+        """
         if job is not None:
             job.wait()
-            if job.succeeded and segment is not None:
-                # It was written after all.
-                segment.mark_written()
+            if job.succeeded:
+                if file is None:
+                    file = job.get()
+                elif segment is not None:
+                    segment.mark_written()
+        if file is None:
+            return
         owner = self._owner
-        # The index of a long recording takes some ms to put together, and many may end at the same time.
+        # Rendering the index of a long recording takes some ms, and many recordings may end at the same time.
         give_way()
         try:
             if segment is None or not segment.written_frames or file.deleted:
@@ -312,20 +323,10 @@ class Recording:
                 owner.finished(self, owner.threads.call(file.finish, segment.patches()), segment, reason)
         except OSError as error:
             owner.count_error()
-            log.error(
-                "%s: can't close %s: %s; it is repaired at the next start", self.key, printable(str(file.part)), _explain(error)
-            )
-
-
-def _discard_late(job: Job[Any]) -> None:
-    """Delete the file that a job opens too late."""
-    job.wait()
-    if job.succeeded:
-        job.get().discard()
+            part = printable(str(file.part))
+            log.error("%s: can't close %s: %s; the next start of the server repairs it", self.key, part, _explain(error))
 
 
 def _explain(error: OSError) -> str:
-    text = file_error(error)
-    if error.filename:
-        text += f": {printable(os.fsdecode(error.filename))}"
-    return text
+    path = f": {printable(os.fsdecode(error.filename))}" if error.filename else ""
+    return file_error(error) + path

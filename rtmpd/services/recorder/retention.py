@@ -1,7 +1,6 @@
-"""The end of recordings: they are deleted when they are too old, take too much, or leave too little free.
+"""Deletes recordings that are too old, take too much space, or leave too little of it free.
 
-Only what is certainly a recording of rtmpd is deleted (see `Retention`), which blocks: it runs in a native thread, with pauses
-(see polite). `choose` and `ClockWatch` decide. Imports file_names of config, flv and flv_metadata of media, paths and polite.
+Only files that are certainly recordings of rtmpd are deleted, see `Retention`, which blocks: it runs in a native thread.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.media.flv import FILE_HEADER_SIZE, SCRIPT, TAG_HEADER_SIZE
 from rtmpd.media.flv_metadata import METADATA_NAME
-from rtmpd.services.recorder.paths import RECORDING_SUFFIX, find_files
-from rtmpd.services.recorder.polite import Cancelled, Pauses
+from rtmpd.services.recorder.files import RECORDING_SUFFIX, find_files
+from rtmpd.services.recorder.throttle import Cancelled, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["ClockWatch", "Deleted", "Found", "Limits", "Retention", "RetentionReport", "choose"]
 
 JUMP_S = 300.0
-"""How far the wall clock may move against the monotonic one before ages mean nothing."""
+"""The largest change of the wall clock against the monotonic clock with which ages are still trusted."""
 STEADY_S = 3600.0
-"""How long it has to be steady before they mean something again."""
+"""How long the wall clock must be steady after a jump before ages are trusted again."""
 
 _MAX_FILES = 200_000
 _MAX_ERRORS = 10
 _AT_ONCE = 20
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _HEAD_BYTES = 4096
-# How a MetadataBlock begins. FFmpeg keeps a metadatacreator when it copies a recording, but has another order.
+# The first members of a MetadataBlock. FFmpeg keeps the metadatacreator of a recording that it copies, but reorders members.
 _BLOCK = re.compile(
     re.escape(METADATA_NAME) + rb"\x08.{4}\0\x08duration\0.{8}\0\x08filesize\0.{8}\0\x0dlasttimestamp\0", re.DOTALL
 )
@@ -46,8 +45,7 @@ _CREATOR = b"\0\x0fmetadatacreator\2\0\5rtmpd"
 # Decisions ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The options of ``[record]`` with these names; 0: no limit."""
 
     keep_age_s: float = 0.0
@@ -55,35 +53,35 @@ class Limits:
     keep_free_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+Identity = tuple[int, int, int, int]
+"""Device, inode, modification time in nanoseconds and size of a file."""
+
+
+class Found(NamedTuple):
     """A recording.
 
     Attributes:
-        path: In the directory of the recordings.
-        inside: The directory in there that it is in; ``""`` for the topmost.
-        size_bytes: Its size.
-        mtime_s: When it was last written, which is when it ended; seconds of the wall clock.
-        identity: Device, inode, modification time in nanoseconds, size.
+        path: The path in the record directory.
+        size_bytes: The size.
+        mtime_s: The time of the last write, which is the end of the recording; seconds of the wall clock.
     """
 
     path: str
-    inside: str
     size_bytes: int
     mtime_s: float
-    identity: tuple[int, int, int, int] = (0, 0, 0, 0)
+    identity: Identity = (0, 0, 0, 0)
 
 
 def choose(files: Iterable[Found], limits: Limits, now_s: float, free_bytes: int) -> list[tuple[Found, str]]:
-    """Decide which recordings are deleted, the oldest first, each with the option that wants it.
+    """Return the recordings to delete, oldest first, each with the name of the option that requires it. Pure.
 
-    Pure. A recording from the future is as old as one of now; of two of the same age, the first by its path goes first.
+    A time in the future counts as the present; recordings of the same age are ordered by path.
 
     Args:
-        files: What there is.
+        files: All recordings.
         limits: The limits.
         now_s: The wall clock, seconds.
-        free_bytes: What is free on the disk.
+        free_bytes: The free space on the disk.
     """
     ordered = sorted(files, key=lambda file: (min(file.mtime_s, now_s), file.path))
     total = sum(file.size_bytes for file in ordered)
@@ -104,52 +102,45 @@ def choose(files: Iterable[Found], limits: Limits, now_s: float, free_bytes: int
 
 
 class ClockWatch:
-    """Tells whether ages by the wall clock mean something.
+    """Decides whether the ages of files, which depend on the wall clock, can be trusted.
 
-    After the wall clock has moved by more than `JUMP_S` against the monotonic one, at once or since it was last believed, it is
-    not believed until it has been steady for `STEADY_S`, or has come back.
+    After the wall clock has moved by more than `JUMP_S` against the monotonic clock, at once or gradually, it is not trusted
+    until it has been steady for `STEADY_S` or has returned.
     """
 
     def __init__(self) -> None:
-        self._believed_s: float | None = None
+        self._trusted_s: float | None = None
         self._last_s = 0.0
         self._steady_since_s: float | None = None
 
     def look(self, now_s: float, monotonic_s: float) -> bool:
-        """Return whether the wall clock is believed. The first time it is.
+        """Return whether the wall clock is trusted. The first call always returns True.
 
         Args:
             now_s: The wall clock, seconds.
             monotonic_s: The monotonic clock, seconds.
         """
         difference_s = now_s - monotonic_s
-        if self._believed_s is None:
-            self._believed_s = self._last_s = difference_s
+        if self._trusted_s is None:
+            self._trusted_s = self._last_s = difference_s
         jumped = abs(difference_s - self._last_s) > JUMP_S
         self._last_s = difference_s
-        if abs(difference_s - self._believed_s) <= JUMP_S:
+        if abs(difference_s - self._trusted_s) <= JUMP_S:
             self._steady_since_s = None
             return True
         if jumped or self._steady_since_s is None:
             self._steady_since_s = monotonic_s
         if monotonic_s - self._steady_since_s < STEADY_S:
             return False
-        self._believed_s, self._steady_since_s = difference_s, None
+        self._trusted_s, self._steady_since_s = difference_s, None
         return True
 
 
 # Files --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """A recording that has been deleted.
-
-    Attributes:
-        path: Where it was.
-        size_bytes: Its size.
-        reason: The option that wanted it: ``keep_age_s``, ``keep_size_bytes`` or ``keep_free_bytes``.
-    """
+class Deleted(NamedTuple):
+    """A recording that was deleted because of the option *reason*."""
 
     path: Path
     size_bytes: int
@@ -158,15 +149,15 @@ class Deleted:
 
 @dataclass(slots=True)
 class RetentionReport:
-    """What a round has done.
+    """The result of a round.
 
     Attributes:
-        deleted: The oldest first.
-        errors: What the disk did not let us do: one text each, at most 11. The same may come again in each round.
-        notes: What is to be said once.
-        files: How many recordings there are now.
-        total_bytes: What they take.
-        free_bytes: What is free on their disk; 0 if that is unknown.
+        deleted: The deleted recordings, oldest first.
+        errors: At most 11 errors of the disk. The same errors may be reported by each round.
+        notes: Changes that are logged once.
+        files: The number of recordings that remain.
+        total_bytes: The total size of these.
+        free_bytes: The free space on their disk; 0: unknown.
     """
 
     deleted: list[Deleted] = field(default_factory=list)
@@ -178,7 +169,7 @@ class RetentionReport:
     more_errors: int = field(default=0, repr=False)
 
     def failed(self, error: OSError) -> None:
-        """Note an error, unless there are enough, or something was only gone before we came."""
+        """Add an error, unless there are too many. A file that is already gone is not an error."""
         if isinstance(error, FileNotFoundError):
             return
         if len(self.errors) < _MAX_ERRORS:
@@ -188,51 +179,47 @@ class RetentionReport:
 
 
 class Retention:
-    """Deletes old recordings. One thread at a time uses it.
+    """Deletes old recordings. One thread at a time may use it.
 
-    A file is deleted only if it is a regular file with a single link, with a name that the template can have given and ``.flv``
-    behind it, and begins with metadata of rtmpd. So parts, symbolic links, files of other programs and those with names of
-    another shape are left alone. A file with a second link is somebody else's too, and deleting it would free nothing.
+    A file is deleted only if it is a regular file with a single link, its name matches the template and ends in ``.flv``, and
+    it begins with metadata of rtmpd. So parts, symbolic links, files of other programs and renamed recordings are kept. A file
+    with a second link is in use elsewhere, and deleting it would free no space.
 
-    Only recordings that can be deleted count for ``keep_size_bytes``; others, and those being written, don't. A directory whose
-    last entry was a recording is removed with it, but never the topmost.
+    Only recordings that may be deleted count for ``keep_size_bytes``; those in progress don't. A directory that becomes empty
+    is removed with its last recording, except the topmost.
 
-    The first round over 10,000 recordings takes 2.3 s (0.5 s of processor time), later ones 0.9 s (0.2 s), deleting them all
+    The first round over 10,000 recordings takes 2.3 s (0.5 s of processor time), later ones 0.9 s (0.2 s), deleting all of them
     2.7 s (0.6 s). Meanwhile the event loop is late by 2 to 9 ms at the 99th percentile, at most by 22 ms.
 
     Args:
-        pauses: For tests.
+        throttle: Inserts pauses; a round ends early when it is cancelled.
     """
 
-    def __init__(self, pauses: Pauses | None = None) -> None:
-        self._pauses = pauses or Pauses()
+    def __init__(self, throttle: Throttle) -> None:
+        self._throttle = throttle
         self._clock = ClockWatch()
-        self._believed = True
-        self._ours: dict[tuple[int, int, int, int], bool] = {}
-
-    def cancel(self) -> None:
-        """Have the round that is under way end soon, and later ones at once. Called from any thread."""
-        self._pauses.cancel()
+        self._trusted = True
+        self._ours: dict[Identity, bool] = {}
 
     def round(
         self, directory: Path, template: FileNameTemplate, limits: Limits, now_s: float, monotonic_s: float
     ) -> RetentionReport:
-        """Look at all recordings, and delete what is to be. Raises nothing.
+        """Find all recordings, and delete those that exceed the limits. Raises nothing.
 
-        That there is no directory is no error, because the first recording makes it; that it could not be made is.
+        A missing directory is no error, since the first recording creates it; one that could not be created is.
 
         Args:
-            directory: Where recordings are kept.
-            template: The template of their names.
+            directory: The record directory.
+            template: The template of the names.
             limits: The limits.
             now_s: The wall clock, seconds.
             monotonic_s: The monotonic clock, seconds.
         """
         report = RetentionReport()
-        self._pauses.begin()
+        self._throttle.begin()
         self._watch_clock(report, limits, now_s, monotonic_s)
-        if not self._believed:
-            limits = Limits(0.0, limits.keep_size_bytes, limits.keep_free_bytes)
+        if not self._trusted:
+            limits = limits._replace(keep_age_s=0.0)
         with suppress(Cancelled):
             self._round(report, directory, template, limits, now_s)
         if report.more_errors:
@@ -240,14 +227,14 @@ class Retention:
         return report
 
     def _watch_clock(self, report: RetentionReport, limits: Limits, now_s: float, monotonic_s: float) -> None:
-        believed = self._clock.look(now_s, monotonic_s)
-        if believed != self._believed and limits.keep_age_s:
+        trusted = self._clock.look(now_s, monotonic_s)
+        if trusted != self._trusted and limits.keep_age_s:
             report.notes.append(
-                "the clock is steady: recordings are deleted for their age again"
-                if believed
-                else f"the clock has jumped: no recording is deleted for its age until it is steady for {STEADY_S:.0f} s"
+                "the system clock is steady again: keep_age_s is in force"
+                if trusted
+                else f"the system clock has jumped: keep_age_s deletes nothing until the clock is steady for {STEADY_S:.0f} s"
             )
-        self._believed = believed
+        self._trusted = trusted
 
     def _round(
         self, report: RetentionReport, directory: Path, template: FileNameTemplate, limits: Limits, now_s: float
@@ -264,17 +251,17 @@ class Retention:
         emptied = set()
         for number, (file, reason) in enumerate(choose(files, limits, now_s, report.free_bytes), 1):
             if number % _AT_ONCE == 0:
-                self._pauses.pause()
+                self._throttle.pause()
             path = directory / file.path
             try:
                 if _identity(path.lstat()) != file.identity:
-                    # It was replaced; the next round looks at what it is now.
+                    # The file was replaced; the next round examines the new one.
                     continue
                 path.unlink()
             except OSError as error:
                 report.failed(error)
                 continue
-            emptied.add(file.inside)
+            emptied.add(file.path.rpartition("/")[0])
             report.deleted.append(Deleted(path, file.size_bytes, reason))
             report.files -= 1
             report.total_bytes -= file.size_bytes
@@ -285,12 +272,11 @@ class Retention:
 
     def _find(self, report: RetentionReport, directory: Path, template: FileNameTemplate) -> Sequence[Found]:
         files: list[Found] = []
-        ours: dict[tuple[int, int, int, int], bool] = {}
-        looked_at = 0
-        for relative, inside in find_files(directory, template, RECORDING_SUFFIX, self._pauses.pause, report.failed):
-            looked_at += 1
-            if looked_at > _MAX_FILES:
-                report.errors.append(f"{directory}: there are more than {_MAX_FILES} files, only these were looked at")
+        ours: dict[Identity, bool] = {}
+        entries = find_files(directory, template, RECORDING_SUFFIX, self._throttle.pause, report.failed)
+        for number, relative in enumerate(entries):
+            if number == _MAX_FILES:
+                report.errors.append(f"{directory}: there are more than {_MAX_FILES} files; the others were not examined")
                 break
             path = directory / relative
             try:
@@ -302,13 +288,13 @@ class Retention:
                 if verdict is None:
                     verdict = _is_ours(path, identity)
                     if len(ours) % _AT_ONCE == 0:
-                        self._pauses.pause()
+                        self._throttle.pause()
             except OSError as error:
                 report.failed(error)
                 continue
             ours[identity] = verdict
             if verdict:
-                files.append(Found(relative, inside, status.st_size, status.st_mtime, identity))
+                files.append(Found(relative, status.st_size, status.st_mtime, identity))
         self._ours = ours
         return files
 
@@ -321,7 +307,7 @@ class Retention:
                 except OSError:
                     break
                 left = left.rpartition("/")[0]
-            self._pauses.pause()
+            self._throttle.pause()
 
 
 def _free_bytes(directory: Path) -> int:
@@ -329,15 +315,15 @@ def _free_bytes(directory: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _is_ours(path: Path, identity: tuple[int, int, int, int]) -> bool:
-    """Whether a file begins as recordings of rtmpd do.
+def _is_ours(path: Path, identity: Identity) -> bool:
+    """Return whether a file begins with the metadata of a recording of rtmpd.
 
     Raises:
-        OSError: It can't be read.
+        OSError: The file can't be read.
     """
     descriptor = os.open(path, _READ_FLAGS)
     try:

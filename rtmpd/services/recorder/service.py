@@ -1,7 +1,6 @@
-"""The recorder: which streams are recorded, and the life of their recordings.
+"""The recorder: decides which streams are recorded, repairs what an earlier run left, and deletes old recordings.
 
-It follows publishes, mends what an earlier run has left, and deletes what is old. All work on files is done by native threads
-of its own, so that a disk that stands still delays nothing else.
+All work on files is done by its own native threads, so that a disk that does not answer delays nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from gevent.pool import Group
 from rtmpd.config.model import printable
 from rtmpd.events import EventType
 from rtmpd.services.recorder.recording import Recording
-from rtmpd.services.recorder.repair import PartRepair, Repaired, RepairOutcome
-from rtmpd.services.recorder.retention import Limits, Retention, RetentionReport
+from rtmpd.services.recorder.repair import Repaired, find_parts, repair_part
+from rtmpd.services.recorder.retention import Limits, Retention
+from rtmpd.services.recorder.throttle import Throttle
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
     from rtmpd.services.recorder.assembler import Segment
+    from rtmpd.services.recorder.repair import RepairOutcome
+    from rtmpd.services.recorder.retention import RetentionReport
 
 __all__ = ["Recorder"]
 
@@ -39,95 +41,86 @@ log = logging.getLogger(__name__)
 _WRITERS = 4
 _RETENTION_S = 60.0
 _RETENTION_PAUSE_S = 5.0
-"""Between two looks, also when a full disk asks for one."""
+"""The shortest time between two rounds, also when an error or a reload requests one."""
 
 
 class Recorder:
-    """The service.
+    """The recorder service.
 
     Args:
         hub: The hub.
-        retention_interval_s: Time between two looks at what is old.
+        options: The options of ``[record]``.
 
     Attributes:
-        threads: Those that write recordings.
+        options: The options in force.
+        threads: The threads that write recordings.
     """
 
-    def __init__(self, hub: Hub, retention_interval_s: float = _RETENTION_S) -> None:
+    def __init__(self, hub: Hub, options: RecordConfig) -> None:
+        self.options = options
+        self.threads = Threads(_WRITERS)
         self._hub = hub
-        self._retention_interval_s = retention_interval_s
         self._recordings: dict[Stream, Recording] = {}
         self._greenlets = Group()
         self._upkeep = Group()
-        self.threads = Threads(_WRITERS)
-        self._keeper = Threads(1)
-        self._retention = Retention()
-        self._repair: PartRepair | None = None
-        self._look_soon = Flag()
+        self._upkeep_thread = Threads(1)
+        self._throttle = Throttle()
+        self._round_due = Flag()
         self._last_errors: list[str] = []
 
-    @property
-    def config(self) -> RecordConfig:
-        """The options in force."""
-        return self._hub.config.record
+    @staticmethod
+    def select(config: Config) -> RecordConfig:
+        """Return the options of ``[record]``."""
+        return config.record
 
     def start(self) -> None:
-        """Begin."""
+        """Subscribe to publishes, and start the repair and the retention."""
         self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
         self._hub.gauges["recordings_active"] = lambda: len(self._recordings)
-        if self._active:
-            self._upkeep.spawn(self._mend_parts)
-        self._upkeep.spawn(self._keep)
+        if self.options.record_all or self.options.record_streams:
+            self._upkeep.spawn(self._repair)
+        self._upkeep.spawn(self._retain)
 
-    @staticmethod
-    def select(config: Config) -> Config:
-        """Return the part of a configuration that the service uses."""
-        return config
-
-    def reload(self, config: Config) -> None:
-        """Begin and end recordings of live streams as the new configuration wants it."""
+    def reload(self, options: RecordConfig) -> None:
+        """Start and end recordings of live streams as the new options require."""
+        self.options = options
         for stream in self._hub.streams.values():
             if stream.publisher is None:
                 continue
-            wanted = self.wants(stream.key)
+            wanted = self._wants(stream)
             if wanted and stream not in self._recordings:
                 self._begin(stream, "")
             elif not wanted and stream in self._recordings:
                 self._recordings.pop(stream).end("reload")
-        self._look_soon.set()
+        self._round_due.set()
 
     def stop(self, limit_s: float) -> None:
-        """Close every recording, and wait for that."""
+        """Close all recordings."""
         self._hub.bus.unsubscribe(self._handle)
         self._upkeep.kill(block=False)
-        self._retention.cancel()
-        if self._repair is not None:
-            self._repair.cancel()
+        self._throttle.cancel()
         for recording in self._recordings.values():
             recording.end("the server is stopping")
         self._recordings.clear()
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
-            # Recordings that end leave files to be closed.
+            # A recording that ends spawns another greenlet, which closes its file.
             while self._greenlets:
                 self._greenlets.join()
         if self._greenlets:
-            log.error(
-                "%d recordings could not be closed in %g s: they are repaired at the next start", len(self._greenlets), limit_s
-            )
+            log.error("%d recordings not closed within %g s: the next start repairs them", len(self._greenlets), limit_s)
             self._greenlets.kill(block=False)
 
     # Recordings --------------------------------------------------------------------------------------------------------
 
-    def wants(self, key: str) -> bool:
-        """Whether a stream is to be recorded."""
-        config = self.config
-        return config.record_all or any(fnmatchcase(key, pattern) for pattern in config.record_streams)
+    def _wants(self, stream: Stream) -> bool:
+        options = self.options
+        return options.record_all or any(fnmatchcase(stream.key, pattern) for pattern in options.record_streams)
 
     def _handle(self, event: Event) -> None:
         stream = event.stream
         assert stream is not None
         if event.type is EventType.PUBLISH_START:
-            if self.wants(stream.key):
+            if self._wants(stream):
                 self._begin(stream, event.connection_id)
         elif stream in self._recordings:
             self._recordings.pop(stream).end(str(event.data.get("reason", "")))
@@ -136,25 +129,24 @@ class Recorder:
         recording = self._recordings[stream] = Recording(self, stream, connection_id)
         self._greenlets.start(recording.greenlet)  # type: ignore[arg-type]
 
-    # What recordings ask for -------------------------------------------------------------------------------------------
+    # The interface for recordings --------------------------------------------------------------------------------------
 
-    def look_after(self, action: Callable[[], None]) -> None:
-        """Run what may wait for a disk that does not answer, in a greenlet that only a stop waits for."""
+    def spawn(self, action: Callable[[], None]) -> None:
+        """Run an action that may wait for the disk in a greenlet that only `stop` waits for."""
         self._greenlets.spawn(action)
 
     def count_error(self) -> None:
-        """Count a recording that could not go on."""
+        """Count a failure, and request a round of the retention: the disk may be full of old recordings."""
         self._hub.count("recording_errors")
-        # Perhaps the disk is full of what may be deleted.
-        self._look_soon.set()
+        self._round_due.set()
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
-        """Take note of a file that is whole."""
+        """Log and announce a finished file."""
         duration_s, size = segment.written_ms / 1000, segment.written_bytes
         log.info("%s: recorded %s; %.1f s, %d bytes", recording.key, printable(str(path)), duration_s, size)
-        self._say_done(path, duration_s, size, reason, segment.number, recording.key, recording.connection_id)
+        self._announce(path, duration_s, size, reason, segment.number, recording.key, recording.connection_id)
 
-    def _say_done(
+    def _announce(
         self, path: Path, duration_s: float, size: int, reason: str, segment: int = 0, key: str = "", connection_id: str = ""
     ) -> None:
         self._hub.counters["recordings"] += 1
@@ -172,59 +164,55 @@ class Recorder:
 
     @property
     def _directory(self) -> Path:
-        return Path(self.config.record_directory).absolute()
+        return Path(self.options.record_directory).absolute()
 
-    @property
-    def _active(self) -> bool:
-        """Whether anything is recorded at all: if not, the directory is none of our business."""
-        return self.config.record_all or bool(self.config.record_streams)
-
-    def _mend_parts(self) -> None:
-        """Repair what an earlier run has left, while the server already serves."""
-        repair = self._repair = PartRepair(self._directory, self.config.record_file_name)
-        parts, problems = self._keeper.call(repair.find)
-        for problem in problems:
+    def _repair(self) -> None:
+        """Repair the recordings that an earlier run left. The server already serves meanwhile."""
+        call, throttle = self._upkeep_thread.call, self._throttle
+        parts, errors = call(find_parts, self._directory, self.options.record_file_name, throttle)
+        for error in errors:
             self.count_error()
-            log.error("can't look for unfinished recordings in %s: %s", printable(str(problem.filename)), problem.strerror)
+            path = printable(str(error.filename))
+            log.error("can't search %s for unfinished recordings: %s; they are not repaired", path, error.strerror)
         for part in parts:
-            self._say_repaired(self._keeper.call(repair.repair, part))
+            self._report_repair(call(repair_part, part, throttle))
 
-    def _say_repaired(self, outcome: RepairOutcome) -> None:
+    def _report_repair(self, outcome: RepairOutcome) -> None:
         path = printable(str(outcome.path))
         match outcome.action:
             case Repaired.REPAIRED:
                 self._hub.count("recordings_repaired")
                 seconds, size, cut = outcome.duration_s, outcome.size_bytes, outcome.cut_bytes
-                log.info("repaired %s; %.1f s, %d bytes, %d cut off", path, seconds, size, cut)
-                self._say_done(outcome.path, seconds, size, "repaired")
+                log.info("repaired %s; %.1f s, %d bytes, %d bytes cut off", path, seconds, size, cut)
+                self._announce(outcome.path, seconds, size, "repaired")
             case Repaired.REMOVED:
-                log.info("removed %s: there was nothing in it", path)
+                log.info("removed %s: it contained no media", path)
             case Repaired.BROKEN:
                 self.count_error()
-                log.error("an unfinished recording can't be repaired, and is now %s: %s", path, outcome.reason)
+                log.error("can't repair an unfinished recording: %s; it was renamed to %s", outcome.reason, path)
             case Repaired.FAILED:
                 self.count_error()
-                log.error("can't repair %s: %s; the next start tries again", path, outcome.reason)
+                log.error("can't repair %s: %s; the next start of the server tries again", path, outcome.reason)
             case _:
-                log.debug("left %s alone: %s", path, outcome.reason)
+                log.debug("%s is not repaired: %s", path, outcome.reason)
 
-    def _keep(self) -> None:
-        """Delete old recordings, now and then."""
+    def _retain(self) -> None:
+        """Delete old recordings, about once a minute."""
+        retention = Retention(self._throttle)
         while True:
-            config = self.config
-            limits = Limits(config.keep_age_s, config.keep_size_bytes, config.keep_free_bytes)
+            options = self.options
+            limits = Limits(options.keep_age_s, options.keep_size_bytes, options.keep_free_bytes)
             if limits != Limits():
                 now_s, monotonic_s = time.time(), time.monotonic()
-                self._say_deleted(
-                    self._keeper.call(
-                        self._retention.round, self._directory, config.record_file_name, limits, now_s, monotonic_s
-                    )
+                template = options.record_file_name
+                self._report_deleted(
+                    self._upkeep_thread.call(retention.round, self._directory, template, limits, now_s, monotonic_s)
                 )
-            gevent.sleep(min(_RETENTION_PAUSE_S, self._retention_interval_s))
-            self._look_soon.wait(self._retention_interval_s)
-            self._look_soon.clear()
+            gevent.sleep(_RETENTION_PAUSE_S)
+            self._round_due.wait(_RETENTION_S)
+            self._round_due.clear()
 
-    def _say_deleted(self, report: RetentionReport) -> None:
+    def _report_deleted(self, report: RetentionReport) -> None:
         for deleted in report.deleted:
             self._hub.count("recordings_deleted")
             log.info("deleted %s: %s; %d bytes", printable(str(deleted.path)), deleted.reason, deleted.size_bytes)
@@ -232,7 +220,7 @@ class Recorder:
             log.warning("recordings: %s", note)
         for error in report.errors:
             self._hub.count("retention_errors")
-            # The same again is no news.
+            # An error of the previous round is not logged again.
             if error not in self._last_errors:
-                log.error("can't look after old recordings: %s", printable(error))
+                log.error("can't delete old recordings: %s", printable(error))
         self._last_errors = report.errors

@@ -10,7 +10,7 @@ from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.media.tags import Kind, audio_kind, video_kind
 from rtmpd.protocol import amf0
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from tests.unit.services.recorder.files import write_pieces
+from tests.unit.services.recorder.recordings import write_pieces
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
@@ -25,7 +25,9 @@ class Scene:
 
     def __init__(self, headers=None, **limits):
         self.vitals = Vitals(lambda found: None)
-        self.assembler = Assembler(self.vitals, SegmentLimits(**limits), headers)
+        self.assembler = Assembler(self.vitals, SegmentLimits(**limits))
+        if headers is not None:
+            self.assembler.restart(headers)
         self.log = FlvLog()
         self.cursor = (self.log.tail, 0)
         self.files = {}

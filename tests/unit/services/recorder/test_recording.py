@@ -16,7 +16,7 @@ from rtmpd.config.loader import load_text
 from rtmpd.live.stream import Stream
 from rtmpd.media.flv_repair import scan
 from rtmpd.services.recorder import recording as module
-from rtmpd.services.recorder.flv_file import FlvFile
+from rtmpd.services.recorder.files import FlvFile
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.util.threads import Threads
 from tests.unit.live.fakes import live_pages
@@ -32,13 +32,13 @@ class Owner:
         options = {"disk_reserve_bytes": 0, **options}
         lines = "".join(f"{name} = {value}\n" for name, value in options.items())
         ini = f"[record]\nrecord_directory = {directory}\nrecord_file_name = {{name}}-{{n}}\n{lines}"
-        self.config = load_text(ini).record
+        self.options = load_text(ini).record
         self.threads = Threads(2)
         self.greenlets = Group()
         self.errors = 0
         self.files = []
 
-    def look_after(self, action):
+    def spawn(self, action):
         self.greenlets.spawn(action)
 
     def count_error(self):
@@ -184,7 +184,8 @@ def test_a_disk_that_stands_still_costs_no_memory_and_the_publisher_nothing(scen
     wait_for(lambda: made.owner.errors == 1)
     assert live_pages() <= before
     (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "1000000 bytes waited for the disk (disk_backlog_limit_bytes); trying again every 1000 s" in line.getMessage()
+    assert "the disk is too slow: 1000000 bytes wait for it (disk_backlog_limit_bytes)" in line.getMessage()
+    assert "; retrying every 1000 s (record_retry_s)" in line.getMessage()
     assert "live/test: can't record" in line.getMessage()
     # When the disk is back, what it took is made a whole file.
     gate.set()
@@ -201,7 +202,7 @@ def test_a_disk_that_does_not_answer_in_time_is_given_up(scene, gate, caplog):
     gate.clear()
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors == 1)
-    assert "the disk has not answered for 0.1 s" in caplog.text
+    assert "the disk did not answer within 0.1 s (disk_timeout_s)" in caplog.text
     assert made.stream.flvlog is None
     gate.set()
     assert len(made.end()) == 1
@@ -235,7 +236,7 @@ def test_all_threads_stuck_is_a_disk_that_does_not_answer(scene, caplog):
         made.owner.threads.spawn(stuck.wait)
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors == 1)
-    assert "the disk has not answered for 0.1 s" in caplog.text
+    assert "the disk did not answer within 0.1 s (disk_timeout_s)" in caplog.text
     stuck.set()
     made.end()
 
@@ -299,7 +300,7 @@ def test_a_file_that_is_deleted_under_way_is_noticed_and_begun_again(scene, tmp_
     (tmp_path / "test-1.flv.part").unlink()
     made.frames(50, 10_000)
     wait_for(lambda: made.owner.errors)
-    assert "somebody has deleted the file" in caplog.text
+    assert "the file was deleted by another program" in caplog.text
     wait_for(lambda: made.stream.flvlog is not None)
     made.frames(50, 10_000)
     made.end()
@@ -310,7 +311,7 @@ def test_nothing_is_begun_on_a_disk_without_room(scene, tmp_path, caplog):
     made = scene(disk_reserve_bytes=1 << 49, record_retry_s=1000)
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors)
-    assert "disk_reserve_bytes are to be left" in caplog.text
+    assert "are required (disk_reserve_bytes)" in caplog.text
     assert names(tmp_path) == []
     made.end()
 

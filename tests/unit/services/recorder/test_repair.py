@@ -14,20 +14,24 @@ import pytest
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.media import flv, flv_repair
 from rtmpd.services.recorder import repair
-from rtmpd.services.recorder.polite import Pauses
-from rtmpd.services.recorder.repair import PartRepair, Repaired, RepairOutcome
-from tests.unit.services.recorder.files import FRAME, KEYFRAME, recording, write
+from rtmpd.services.recorder.repair import Repaired, RepairOutcome, find_parts, repair_part
+from rtmpd.services.recorder.throttle import Throttle
+from tests.unit.services.recorder.recordings import FRAME, KEYFRAME, recording, write
 
 TEMPLATE = FileNameTemplate.parse("{app}/{name}")
 METADATA_END = 13 + flv.tag_size(flv_repair.scan(io.BytesIO(recording())).metadata_bytes)
 
 
-def make(directory: Path) -> PartRepair:
-    return PartRepair(directory, TEMPLATE, Pauses(lambda _: None))
+def throttle() -> Throttle:
+    return Throttle(lambda _: None)
+
+
+def find(directory: Path) -> tuple[list[Path], list[OSError]]:
+    return find_parts(directory, TEMPLATE, throttle())
 
 
 def repair_one(part: Path) -> RepairOutcome:
-    return make(part.parents[1]).repair(part)
+    return repair_part(part, throttle())
 
 
 def files(directory: Path) -> list[str]:
@@ -166,7 +170,7 @@ def test_what_is_no_file_is_left_alone(tmp_path):
     (directory / "a.flv.part").mkdir()
     (directory / "b.flv.part").symlink_to(outside)
     os.mkfifo(directory / "c.flv.part")
-    found, problems = make(directory.parent).find()
+    found, problems = find(directory.parent)
     assert ([path.name for path in found], problems) == (["a.flv.part", "c.flv.part"], [])
     for name in "abc":
         outcome = repair_one(directory / f"{name}.flv.part")
@@ -194,18 +198,18 @@ def test_only_parts_whose_names_match_are_found(tmp_path):
         write(tmp_path / f"{name}.flv.part", b"")
     write(tmp_path / "live/b.flv", b"")
     write(tmp_path / "live/b-2.flv.part", b"")
-    found, problems = make(tmp_path).find()
+    found, problems = find(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found] == ["live/b-2.flv.part", "live/b.flv.part"]
     assert problems == []
 
 
 def test_no_directory_has_no_parts(tmp_path):
-    assert make(tmp_path / "missing").find() == ([], [])
+    assert find(tmp_path / "missing") == ([], [])
 
 
 def test_a_directory_that_cannot_be_read_is_a_problem(tmp_path):
     (tmp_path / "file").touch()
-    found, problems = make(tmp_path / "file").find()
+    found, problems = find(tmp_path / "file")
     assert (found, [type(problem) for problem in problems]) == ([], [NotADirectoryError])
 
 
@@ -252,19 +256,19 @@ def test_a_kill_between_two_names_is_finished(part, tmp_path, monkeypatch):
 
 def test_a_repair_can_be_cancelled(part, tmp_path):
     path = part(recording()[:-30])
-    job = make(tmp_path)
-    job.cancel()
-    assert job.repair(path) == RepairOutcome(path, Repaired.CANCELLED)
-    assert job.find() == ([], [])
+    cancelled = throttle()
+    cancelled.cancel()
+    assert repair_part(path, cancelled) == RepairOutcome(path, Repaired.CANCELLED)
+    assert find_parts(tmp_path, TEMPLATE, cancelled) == ([], [])
     assert path.read_bytes() == recording()[:-30]
 
 
 def test_a_repair_that_is_cancelled_while_it_reads_changes_nothing(part, tmp_path):
     data = recording(5000)[:-30]
     path = part(data)
-    job = PartRepair(tmp_path, TEMPLATE, pauses := Pauses(lambda _: steps.append(1) or (len(steps) == 3 and pauses.cancel())))
+    cancelled = Throttle(lambda _: steps.append(1) or (len(steps) == 3 and cancelled.cancel()))
     steps: list[int] = []
-    assert job.repair(path).action is Repaired.CANCELLED
+    assert repair_part(path, cancelled).action is Repaired.CANCELLED
     assert len(steps) == 3
     assert path.read_bytes() == data
     assert files(tmp_path) == ["live/cam.flv.part"]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.media import flv, flv_metadata
 from rtmpd.services.recorder import retention
-from rtmpd.services.recorder.polite import Pauses
 from rtmpd.services.recorder.retention import JUMP_S, STEADY_S, ClockWatch, Deleted, Found, Limits, Retention, choose
-from tests.unit.services.recorder.files import recording, write
+from rtmpd.services.recorder.throttle import Throttle
+from tests.unit.services.recorder.recordings import recording, write
 
 DEFAULT = FileNameTemplate.parse("{app}/{name}-{start:%Y%m%d-%H%M%S}")
 DATA = recording(3)
@@ -30,7 +30,7 @@ ALL = Limits(keep_age_s=1, keep_size_bytes=1, keep_free_bytes=1 << 60)
 def run(
     directory: Path, limits: Limits, template: FileNameTemplate = DEFAULT, keeper: Retention | None = None, **clocks: float
 ):
-    keeper = keeper or Retention(Pauses(lambda _: None))
+    keeper = keeper or Retention(Throttle(lambda _: None))
     return keeper.round(directory, template, limits, clocks.get("now_s", NOW), clocks.get("monotonic_s", 1000.0))
 
 
@@ -46,7 +46,7 @@ def files(directory: Path) -> list[str]:
 
 
 def found(*ages_s: float, size: int = 10) -> list[Found]:
-    return [Found(f"{number}", "", size, NOW - age_s) for number, age_s in enumerate(ages_s)]
+    return [Found(f"{number}", size, NOW - age_s) for number, age_s in enumerate(ages_s)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_recording_from_the_future_is_as_old_as_one_of_now():
     assert choose(files, Limits(keep_age_s=2), NOW, 0) == []
 
 
-FOUND = st.builds(Found, st.text("ab", min_size=1, max_size=3), st.just(""), st.integers(0, 1000), st.floats(0, 2e9))
+FOUND = st.builds(Found, st.text("ab", min_size=1, max_size=3), st.integers(0, 1000), st.floats(0, 2e9))
 LIMITS = st.builds(
     Limits, st.just(0.0) | st.floats(1, 3e9), st.just(0) | st.integers(1, 5000), st.just(0) | st.integers(1, 5000)
 )
@@ -157,23 +157,23 @@ def test_a_clock_that_creeps_away_is_not_believed_either():
 
 def test_with_a_clock_that_has_jumped_only_age_deletes_nothing(tmp_path):
     old, older = add(tmp_path, "live/a"), add(tmp_path, "live/b", 61 * DAY)
-    keeper = Retention(Pauses(lambda _: None))
+    keeper = Retention(Throttle(lambda _: None))
     limits = Limits(keep_age_s=90 * DAY, keep_size_bytes=1 << 30)
     assert run(tmp_path, limits, keeper=keeper).notes == []
     jump = run(tmp_path, limits, keeper=keeper, now_s=NOW + 365 * DAY, monotonic_s=1060)
     assert (jump.deleted, jump.files) == ([], 2)
     (note,) = jump.notes
-    assert note == "the clock has jumped: no recording is deleted for its age until it is steady for 3600 s"
+    assert note == "the system clock has jumped: keep_age_s deletes nothing until the clock is steady for 3600 s"
     again = run(tmp_path, Limits(90 * DAY, len(DATA)), keeper=keeper, now_s=NOW + 365 * DAY + 60, monotonic_s=1120)
     assert again.deleted == [Deleted(older, len(DATA), "keep_size_bytes")]
     assert again.notes == []
     steady = run(tmp_path, limits, keeper=keeper, now_s=NOW + 365 * DAY + 3600, monotonic_s=4660)
-    assert steady.notes == ["the clock is steady: recordings are deleted for their age again"]
+    assert steady.notes == ["the system clock is steady again: keep_age_s is in force"]
     assert steady.deleted == [Deleted(old, len(DATA), "keep_age_s")]
 
 
 def test_the_clock_is_of_no_interest_without_a_limit_of_age(tmp_path):
-    keeper = Retention(Pauses(lambda _: None))
+    keeper = Retention(Throttle(lambda _: None))
     run(tmp_path, Limits(), keeper=keeper)
     assert run(tmp_path, Limits(), keeper=keeper, now_s=NOW + 1e6).notes == []
 
@@ -298,7 +298,7 @@ def test_each_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     opened: list[Path] = []
     real = retention._is_ours
     monkeypatch.setattr(retention, "_is_ours", lambda path, identity: opened.append(path) or real(path, identity))
-    keeper = Retention(Pauses(lambda _: None))
+    keeper = Retention(Throttle(lambda _: None))
     ours, other = add(tmp_path, "live/a"), add(tmp_path, "live/b", data=b"other")
     for _ in range(3):
         assert run(tmp_path, Limits(), keeper=keeper).files == 1
@@ -367,7 +367,7 @@ def test_a_round_can_be_cancelled(tmp_path):
     for number in range(200):
         add(tmp_path, f"live/{number}")
     slept: list[float] = []
-    keeper = Retention(pauses := Pauses(lambda _: slept.append(1) or (len(slept) == 12 and pauses.cancel())))
+    keeper = Retention(throttle := Throttle(lambda _: slept.append(1) or (len(slept) == 12 and throttle.cancel())))
     report = run(tmp_path, ALL, keeper=keeper)
     assert report.errors == []
     assert len(slept) == 12
@@ -381,7 +381,7 @@ def test_ten_thousand_recordings_are_looked_at_in_short_pieces(tmp_path):
     for number in range(10_000):
         (directory / f"{number}-20310203-040506.flv").write_bytes(DATA[:2000])
     slept: list[float] = []
-    keeper = Retention(Pauses(slept.append))
+    keeper = Retention(Throttle(slept.append))
     begun = time.process_time()
     report = run(tmp_path, Limits(keep_size_bytes=5000 * 2000), keeper=keeper)
     assert (report.files, len(report.deleted), report.errors) == (5000, 5000, [])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rtmpd.config.file_names import FileNameTemplate
-from rtmpd.services.recorder import paths
-from rtmpd.services.recorder.paths import BROKEN_SUFFIX, find_files, is_same_file, open_part, publish_part
+from rtmpd.services.recorder import files as module
+from rtmpd.services.recorder.files import BROKEN_SUFFIX, find_files, is_same_file, open_part, publish_part
 
 TEMPLATE = FileNameTemplate.parse("{app}/{name}")
 
@@ -94,7 +94,7 @@ def test_after_99_names_come_random_ones(tmp_path, opened):
 
 
 def test_the_search_for_a_name_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths.secrets, "token_hex", lambda _: "00000000")
+    monkeypatch.setattr(module.secrets, "token_hex", lambda _: "00000000")
     for name in ("cam", "cam-00000000", *(f"cam-{number}" for number in range(2, 100))):
         (tmp_path / f"{name}.flv").touch()
     with pytest.raises(FileExistsError):
@@ -111,7 +111,7 @@ def test_a_part_that_a_repair_was_faster_to_lock_is_left_to_it(tmp_path, monkeyp
             flock(repairs[0], fcntl.LOCK_EX)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(paths.fcntl, "flock", steal)
+    monkeypatch.setattr(module.fcntl, "flock", steal)
     assert opened(tmp_path, "cam").name == "cam-2.flv.part"
     repairs[0].close()
 
@@ -126,7 +126,7 @@ def test_a_part_that_a_repair_has_removed_is_not_used(tmp_path, monkeypatch, ope
         calls.append(operation)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(paths.fcntl, "flock", remove)
+    monkeypatch.setattr(module.fcntl, "flock", remove)
     assert opened(tmp_path, "cam").name == "cam-2.flv.part"
 
 
@@ -137,7 +137,7 @@ def test_a_recording_that_appears_in_between_takes_the_name(tmp_path, monkeypatc
         (tmp_path / "cam.flv").touch()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(paths.fcntl, "flock", appear)
+    monkeypatch.setattr(module.fcntl, "flock", appear)
     assert opened(tmp_path, "cam").name == "cam-2.flv.part"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cam-2.flv.part", "cam.flv"]
 
@@ -147,7 +147,7 @@ def test_a_file_system_without_locks_can_be_written_to(code, tmp_path, monkeypat
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(paths.fcntl, "flock", refuse)
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
     assert opened(tmp_path, "cam").name == "cam.flv.part"
 
 
@@ -155,14 +155,14 @@ def test_an_error_of_the_lock_leaves_no_part(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(paths.fcntl, "flock", fail)
+    monkeypatch.setattr(module.fcntl, "flock", fail)
     with pytest.raises(OSError, match="broken"):
         open_part(tmp_path, "cam")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_is_removed_in_between_is_made_again(tmp_path, monkeypatch, opened):
-    make = paths._make_directories
+    make = module._make_directories
     times = iter(range(3))
 
     def remove(directory: Path, relative: str) -> None:
@@ -170,7 +170,7 @@ def test_a_directory_that_is_removed_in_between_is_made_again(tmp_path, monkeypa
         if next(times) < 2:
             (directory / "live").rmdir()
 
-    monkeypatch.setattr(paths, "_make_directories", remove)
+    monkeypatch.setattr(module, "_make_directories", remove)
     assert opened(tmp_path, "live/cam") == tmp_path / "live/cam.flv.part"
 
 
@@ -194,7 +194,7 @@ def file_system(request, monkeypatch):
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(errno.EPERM, "no links here")
 
-        monkeypatch.setattr(paths.os, "link", refuse)
+        monkeypatch.setattr(module.os, "link", refuse)
 
 
 @pytest.mark.usefixtures("file_system")
@@ -245,7 +245,7 @@ def test_an_error_of_the_disk_is_raised(tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(paths.os, "link", fail)
+    monkeypatch.setattr(module.os, "link", fail)
     with pytest.raises(OSError, match="broken"):
         publish_part(part(tmp_path))
     assert names(tmp_path) == {"cam.flv.part": b"new"}
@@ -274,7 +274,7 @@ def test_many_threads_overwrite_nothing(tmp_path):
 # Finding ------------------------------------------------------------------------------------------------------------------
 
 
-def find(directory: Path, template: FileNameTemplate = TEMPLATE) -> tuple[list[tuple[str, str]], list[OSError]]:
+def find(directory: Path, template: FileNameTemplate = TEMPLATE) -> tuple[list[str], list[OSError]]:
     errors: list[OSError] = []
     return sorted(find_files(directory, template, ".flv", lambda: None, errors.append)), errors
 
@@ -301,8 +301,8 @@ def test_files_whose_names_match_are_found(tmp_path):
     (directory / "live/ü.flv").touch()
     Path(os.fsdecode(os.fsencode(directory) + b"/live/\xff.flv")).touch()
     (directory / "loop").symlink_to(directory)
-    assert find(directory) == ([("live/a.flv", "live"), ("x.flv/i.flv", "x.flv")], [])
-    assert find(directory, FileNameTemplate.parse("{name}")) == ([("f.flv", ""), ("x.flv", "")], [])
+    assert find(directory) == (["live/a.flv", "x.flv/i.flv"], [])
+    assert find(directory, FileNameTemplate.parse("{name}")) == (["f.flv", "x.flv"], [])
     (tmp_path / "link").symlink_to(directory)
     assert len(find(tmp_path / "link")[0]) == 2
 
