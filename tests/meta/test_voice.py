@@ -52,7 +52,6 @@ DIRTY: tuple[str, ...] = (
     "docs/design.rst",
     "docs/hooks.rst",
     "docs/metrics.rst",
-    "docs/operations.rst",
     "docs/recording.rst",
     "docs/spec-compliance.rst",
     "man/rtmpd.8",
