@@ -1,0 +1,458 @@
+"""The HTTP client of webhooks and callbacks: one POST with one deadline.
+
+``requests`` blocks, and its timeouts hold for a single read: a server that sends a byte now and then would hold a thread
+without end. So the request runs in a native thread, and the greenlet that waits for it has the deadline, and shuts the socket
+down when the deadline passes. What ``requests`` raises contains the URL with its secrets: an `HttpError` has nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import requests
+from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidURL
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
+from urllib3.exceptions import TimeoutError as PoolTimeoutError
+
+import rtmpd
+from rtmpd.util.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["BROKE_OFF", "HEAD_LIMIT_BYTES", "HttpClient", "HttpError", "Response"]
+
+BROKE_OFF = "broke off"
+"""The `Response.defect` of a body whose connection ended too early."""
+
+HEAD_LIMIT_BYTES = 32 << 10
+"""The largest status line and headers of a response, together."""
+
+_CONNECT_LIMIT_S = 10.0
+"""The longest attempt to connect to one of the addresses of a host."""
+
+_IDLE_LIMIT_S = 15.0
+"""A connection that was unused for longer is replaced: a firewall may have forgotten it, and would answer nothing."""
+
+_RESPONSE = "while waiting for the response"
+_KEPT_CONNECTIONS = 16
+_KEPT_SERVERS = 32
+
+
+class HttpError(Exception):
+    """There is no response. The message says why, and contains nothing of the URL and the request.
+
+    Attributes:
+        timed_out: Whether the deadline passed.
+        permanent: Whether another attempt would fail likewise: the URL can't be used.
+        cpu_s: The CPU time of the attempt, seconds.
+    """
+
+    def __init__(self, message: str, *, timed_out: bool = False, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
+        self.permanent = permanent
+        self.cpu_s = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response, of which at least the head is complete.
+
+    Attributes:
+        status: The status code.
+        headers: The headers, by names in any case.
+        body: The body, as it was sent: nothing is decompressed. Empty for a redirect, whose body is not read.
+        defect: What is wrong with the body, as a text to follow "the response"; empty if it is complete.
+        cpu_s: The CPU time of the exchange, seconds.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    defect: str = ""
+    cpu_s: float = 0.0
+
+
+class HttpClient:
+    """Sends POST requests from native threads, and keeps connections open for further requests.
+
+    Redirects are not followed. Certificates are verified. Nothing is taken from the environment: no proxy, password or
+    certificate. Cookies are not kept.
+
+    Args:
+        threads: The largest number of requests at the same time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = Threads(threads)
+        self._adapter = _Adapter(_KEPT_SERVERS, _KEPT_CONNECTIONS, max_retries=0)
+
+    def resize(self, threads: int) -> None:
+        """Change the largest number of requests at the same time."""
+        self._threads.resize(threads)
+
+    def post(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float,
+        body_limit_bytes: int,
+        ca: str | bool = True,
+    ) -> Response:
+        """Send a POST request and wait for the response. If the waiting greenlet is killed, the exchange ends at once.
+
+        A request is sent again, once, if a connection that was kept open turns out to be closed: a server may close it at the
+        moment in which the next request is sent. The server may then get the request twice.
+
+        Args:
+            url: The URL. User and password in it are sent as Basic authentication.
+            body: The body of the request.
+            headers: Its headers.
+            timeout_s: The time for all of it: waiting for a thread, name lookup, connection, TLS, request and response.
+            body_limit_bytes: The largest body of a response; the rest of a longer one is not read.
+            ca: A file of certificates to trust, or True: the system's.
+
+        Raises:
+            HttpError: No response, or not even its head, came in time.
+        """
+        exchange = _Exchange(self._adapter, url, body, headers, timeout_s, body_limit_bytes, ca)
+        try:
+            with gevent.Timeout(timeout_s, False):  # type: ignore[arg-type]
+                return self._threads.call(exchange.run)
+        finally:
+            exchange.abort()
+        return exchange.late_response()
+
+
+class _Exchange:
+    """One request and its response. `run` belongs to a thread; `abort` and `late_response` to the event loop.
+
+    Attributes:
+        stage: How far the exchange is, as a text to follow "timed out".
+        fresh: Whether no kept connection may be used.
+        reused: Whether the present connection was kept from an earlier exchange.
+        answered: Whether something of the response has come.
+    """
+
+    def __init__(
+        self,
+        adapter: _Adapter,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        body_limit_bytes: int,
+        ca: str | bool,
+    ) -> None:
+        self._adapter = adapter
+        self._url = url
+        self._body = body
+        self._headers = headers
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        self._body_limit = body_limit_bytes
+        self._ca = ca
+        self._lock = threading.Lock()
+        self._twin: socket.socket | None = None
+        self._aborted = False
+        self._response: Response | None = None
+        self._unended = f"did not end within {timeout_s:g} s"
+        self.stage = "while waiting for a free thread"
+        self.fresh = self.reused = self.answered = False
+
+    # In the event loop -------------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """End the exchange, in whatever stage it is. No effect if it is over. Does not wait."""
+        with self._lock:
+            self._aborted = True
+            if self._twin is not None:
+                with contextlib.suppress(OSError):
+                    self._twin.shutdown(socket.SHUT_RDWR)
+
+    def late_response(self) -> Response:
+        """Return the response of an exchange whose deadline has passed, if its head has come; else raise `HttpError`."""
+        if self._response is None:
+            raise self._timeout()
+        return replace(self._response, defect=self._unended)
+
+    def _timeout(self) -> HttpError:
+        left_s = self._deadline_s - time.monotonic()
+        # An attempt to connect may have less time than the exchange.
+        limit_s = self._timeout_s if left_s <= 0 else round(self._timeout_s - left_s, 1)
+        return HttpError(f"timed out after {limit_s:g} s {self.stage}", timed_out=True)
+
+    # In a thread -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Response:
+        """Make the exchange. Blocks.
+
+        Raises:
+            HttpError: There is no response.
+        """
+        began_s = time.thread_time()
+        _thread.exchange = self
+        try:
+            response = self._send()
+        except HttpError as error:
+            error.cpu_s = time.thread_time() - began_s
+            raise
+        finally:
+            _thread.exchange = None
+            with self._lock:
+                if self._twin is not None:
+                    self._twin.close()
+                    self._twin = None
+        return replace(response, cpu_s=time.thread_time() - began_s)
+
+    def _send(self) -> Response:
+        try:
+            request = _prepared(self._url).copy()
+        except (requests.RequestException, ValueError):
+            raise HttpError("the URL can't be used", permanent=True) from None
+        request.headers.update(self._headers)
+        request.prepare_body(self._body, None)
+        while True:
+            try:
+                # Not by a session: it would look for cookies, proxies and redirects.
+                with self._adapter.send(request, stream=True, timeout=self._left_s(), verify=self._ca, proxies={}) as response:
+                    return self._receive(response)
+            except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
+                causes = list(_causes(error))
+                if any(isinstance(each, (InvalidURL, UnicodeError)) for each in causes):
+                    raise HttpError("the URL can't be used", permanent=True) from None
+                if any(isinstance(each, (TimeoutError, requests.Timeout)) for each in causes):
+                    raise self._timeout() from None
+                if self._aborted or not self.reused or self.answered:
+                    raise HttpError(_reason(causes)) from None
+                self.fresh, self.reused = True, False
+
+    def _left_s(self) -> float:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+    def _receive(self, response: requests.Response) -> Response:
+        head = self._response = Response(response.status_code, response.headers)
+        if 300 <= response.status_code < 400:
+            return head
+        body = b""
+        try:
+            # To its end: the connection is only kept then, and a length that was not kept is noticed.
+            while data := response.raw.read(self._body_limit + 1 - len(body), decode_content=False):
+                body += data
+                if len(body) > self._body_limit:
+                    return replace(head, body=body[:-1], defect=f"is longer than {self._body_limit} bytes")
+        except (PoolTimeoutError, TimeoutError):
+            return replace(head, body=body, defect=self._unended)
+        except (HTTPError, HTTPException, OSError, ValueError):
+            return replace(head, body=body, defect=BROKE_OFF)
+        return replace(head, body=body, defect=BROKE_OFF if response.raw.length_remaining else "")
+
+    def connect(self, host: str, port: int, after: str) -> socket.socket:
+        """Return a new connection that `abort` can end; *after* is the stage that follows. Raises OSError."""
+        self.stage = "while looking up the host name"
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.stage = "while connecting"
+        failure = OSError(errno.EADDRNOTAVAIL, "no address")
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                self.watch(sock)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(min(_CONNECT_LIMIT_S, self._left_s()))
+                sock.connect(address)
+                sock.settimeout(self._left_s())
+            except OSError as error:
+                sock.close()
+                failure = error
+            else:
+                self.stage = after
+                return sock
+        raise failure
+
+    def watch(self, sock: socket.socket) -> None:
+        """Let `abort` shut this socket down; raise ConnectionAbortedError if that has been called."""
+        # By a descriptor of its own: the first one changes hands when TLS begins and when the body is read.
+        twin = socket.fromfd(sock.fileno(), sock.family, sock.type)
+        with self._lock:
+            if self._twin is not None:
+                self._twin.close()
+            self._twin = twin
+            if self._aborted:
+                raise ConnectionAbortedError
+
+
+@lru_cache(maxsize=_KEPT_SERVERS)
+def _prepared(url: str) -> requests.PreparedRequest:
+    """Return a request without a body. To take the URL apart is a fifth of what a request costs in ``requests``."""
+    headers = {"User-Agent": f"rtmpd/{rtmpd.__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+    return requests.Request("POST", url, headers).prepare()
+
+
+# What lets an exchange get at the sockets of urllib3 ----------------------------------------------------------------------
+
+
+class _Thread(threading.local):
+    exchange: _Exchange | None = None
+
+
+_thread = _Thread()
+
+
+def _exchange() -> _Exchange:
+    exchange = _thread.exchange
+    assert exchange is not None
+    return exchange
+
+
+class _HeadError(HTTPException):
+    """The head of a response is incomplete or too long."""
+
+
+class _Head:
+    """The lines of a response's head, as long as they are not too long all together."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = HEAD_LIMIT_BYTES
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._file.readline(min(limit, self._left + 1))
+        _exchange().answered |= bool(self.last)
+        self._left -= len(self.last)
+        if self._left < 0:
+            raise _HeadError(f"the head of the response is longer than {HEAD_LIMIT_BYTES} bytes")
+        return self.last
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _BoundedResponse(HTTPResponse):
+    """A response whose head is bounded and complete.
+
+    http.client takes the end of the connection for the end of the headers. The length of a response that breaks off there is
+    missing, and so it would pass for a complete one without a body.
+    """
+
+    fp: Any
+
+    def begin(self) -> None:
+        file = self.fp
+        self.fp = head = _Head(file)
+        try:
+            super().begin()
+        finally:
+            # A response without a body has been closed by now.
+            if self.fp is head:
+                self.fp = file
+        if not head.last.endswith(b"\n"):
+            raise _HeadError("the response broke off within its head")
+
+
+class _Abortable:
+    """A connection of urllib3 that belongs to an exchange while it is in use."""
+
+    after_connect = _RESPONSE
+    response_class = _BoundedResponse
+    sock: socket.socket | None
+    used_at_s = 0.0
+
+    def _new_conn(self) -> socket.socket:
+        self.used_at_s = 0.0
+        try:
+            return _exchange().connect(self._dns_host.strip("[]"), self.port, self.after_connect)  # type: ignore[attr-defined]
+        except OSError as error:
+            # urllib3 would take an OSError of some kinds for a response that came before the request was sent.
+            raise NewConnectionError(self, "no connection") from error  # type: ignore[arg-type]
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        exchange = _exchange()
+        now_s = time.monotonic()
+        if self.used_at_s and self.sock is not None:
+            if exchange.fresh or now_s - self.used_at_s > _IDLE_LIMIT_S:
+                self.close()  # type: ignore[attr-defined]
+            else:
+                exchange.reused = True
+                exchange.watch(self.sock)
+        exchange.stage = _RESPONSE
+        super().request(*args, **kwargs)  # type: ignore[misc]
+        self.used_at_s = now_s
+
+
+class _PlainConnection(_Abortable, HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _TlsConnection(_Abortable, HTTPSConnection):  # type: ignore[misc]
+    after_connect = "in the TLS handshake"
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+
+# What went wrong, without the URL -----------------------------------------------------------------------------------------
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that it wraps."""
+    seen: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue and len(seen) < 20:
+        each = queue.pop(0)
+        if isinstance(each, BaseException) and each not in seen:
+            seen.append(each)
+            yield each
+            queue += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__]
+
+
+def _reason(causes: list[BaseException]) -> str:
+    """Describe what is wrong with a connection or a response."""
+    for each in causes:
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return f"the server's certificate can't be verified: {each.verify_message}"
+        if isinstance(each, ssl.SSLError):
+            return f"TLS failed: {each.reason or 'the connection was closed'}"
+        if isinstance(each, socket.gaierror):
+            return "the host name is unknown" if each.errno == socket.EAI_NONAME else "the host name can't be looked up now"
+        if isinstance(each, _HeadError):
+            return str(each)
+        if isinstance(each, RemoteDisconnected):
+            return "the server closed the connection without a response"
+    for each in causes:
+        if isinstance(each, OSError) and each.errno is not None and each.errno in errno.errorcode:
+            return os.strerror(each.errno)
+    if any(isinstance(each, (HTTPException, InvalidHeader)) for each in causes):
+        return "the response is not HTTP"
+    return f"the request failed: {type(causes[0]).__name__}"
