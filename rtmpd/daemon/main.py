@@ -95,7 +95,7 @@ class Daemon:
             Recorder(self.hub, Recorder.select(config)),
             Relays(self.hub),
             MediaLog(self.hub, MediaLog.select(config)),
-            Hooks(self.hub),
+            Hooks(self.hub, Hooks.select(config)),
             AccessLog(self.hub, AccessLog.select(config)),
             pages,
             metrics,

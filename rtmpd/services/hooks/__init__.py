@@ -1,1 +1,1 @@
-"""Hooks: programs, web servers and whoever reads standard output are told of events."""
+"""Hooks: events are delivered to programs, web servers and the reader of standard output."""

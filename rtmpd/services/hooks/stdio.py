@@ -1,4 +1,4 @@
-"""Events as lines on standard output, written by a thread of their own: whoever reads them may pause."""
+"""Events as lines on standard output, written by a native thread of their own: a reader may pause."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from gevent import get_hub
 
-from rtmpd.services.hooks.board import Hush
-from rtmpd.services.hooks.notice import as_lines
+from rtmpd.util.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
-    from rtmpd.services.hooks.board import Policy
-    from rtmpd.services.hooks.notice import Notice
+    from collections import Counter
+
+    from rtmpd.config.model import HooksConfig
+    from rtmpd.services.hooks.event import HookEvent
 
 __all__ = ["Stdio"]
 
@@ -29,23 +30,19 @@ class Stdio:
     """The thread and its queue.
 
     Args:
-        policy: The service.
-        form: json or env.
-        descriptor: Where to write.
-
-    Attributes:
-        form: May be changed at any time.
+        options: The options in force; may be replaced.
+        counters: The server's counters.
+        descriptor: The file descriptor to write to.
     """
 
-    def __init__(self, policy: Policy, form: str, descriptor: int = 1) -> None:
-        self.form = form
-        self._policy = policy
+    def __init__(self, options: HooksConfig, counters: Counter[str], descriptor: int = 1) -> None:
+        self.options = options
+        self._counters = counters
         self._descriptor = descriptor
         # Bounded by `offer`, by an option that may change.
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._drops = Hush()
+        self._drops = LogThrottle()
         self._dropped = 0
-        self._written = 0
         self._broken = ""
         self._loop = get_hub().loop
         # A daemon thread: one that is stuck in a write must not keep the process.
@@ -54,32 +51,33 @@ class Stdio:
 
     @property
     def waiting(self) -> int:
-        """Events that have not been written yet."""
+        """The number of events that are not written yet."""
         return self._lines.qsize()
 
-    def offer(self, notice: Notice) -> None:
-        """Take an event, or drop it if too many wait. Never waits."""
-        if self.waiting < self._policy.config.hook_queue_limit and not self._broken:
-            self._lines.put(as_lines(notice, self.form))
+    def offer(self, event: HookEvent) -> None:
+        """Queue an event, or discard it if the queue is full. Never waits."""
+        if self.waiting < self.options.hook_queue_limit and not self._broken:
+            self._lines.put(event.lines(self.options.hook_stdio_format))
             return
         self._dropped += 1
-        self._policy.count_drops(1)
-        why = self._broken or "whoever reads it has paused"
-        self._drops.warn("hook standard output: %s: %d events dropped so far", why, self._dropped)
+        self._counters["hook_drops"] += 1
+        reason = self._broken or "the reader has paused (hook_queue_limit)"
+        text = "hook standard output: %s: %d events discarded so far"
+        self._drops.log(log, logging.WARNING, text, reason, self._dropped)
 
     def end(self) -> None:
-        """Write what waits, and end. Does not wait for that."""
+        """Ask the thread to write what is queued and to end. Does not wait."""
         self._lines.put(None)
 
     def stop(self, limit_s: float) -> None:
-        """Write what waits, and wait for that."""
+        """Write what is queued, for at most *limit_s*, and discard the rest."""
         self.end()
-        # A thread can't be waited for in the event loop; one of the loop's own does it.
+        # The event loop can't wait for a thread; a thread of gevent's own does.
         get_hub().threadpool.apply(self._thread.join, (limit_s,))
         if self._thread.is_alive():
-            lost = max(0, self.waiting - 1)
-            self._policy.count_drops(lost)
-            log.warning("hook standard output: %d events could not be written before the end", lost)
+            dropped = max(0, self.waiting - 1)
+            self._counters["hook_drops"] += dropped
+            log.warning("hook standard output: %d events discarded at shutdown", dropped)
 
     def _run(self) -> None:
         over = broken = False
@@ -108,16 +106,12 @@ class Stdio:
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
-                # Somebody who shares the descriptor has changed it.
+                # Another process with the same descriptor has made it non-blocking.
                 os.set_blocking(self._descriptor, True)
 
     def _settle(self, number: int, broken: bool, problem: str) -> None:
-        """Count what the thread has done; in the event loop, where counters are."""
-        for _ in range(number):
-            if broken:
-                self._policy.count_failure()
-            else:
-                self._policy.count_delivery()
+        """Count what the thread has written; in the event loop, which owns the counters."""
+        self._counters["hook_failures" if broken else "hook_deliveries"] += number
         if problem:
             self._broken = problem
-            log.error("hook standard output: %s: no more events are written", problem)
+            log.error("hook standard output: %s: no further events are written until rtmpd is restarted", problem)

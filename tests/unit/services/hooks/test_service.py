@@ -28,15 +28,15 @@ def make(monkeypatch):
     read_end, write_end = os.pipe()
     writers = []
 
-    def writer(policy, form):
-        writers.append(Stdio(policy, form, write_end))
+    def writer(options, counters):
+        writers.append(Stdio(options, counters, write_end))
         return writers[-1]
 
     monkeypatch.setattr(module, "Stdio", writer)
 
     def start(ini=""):
         hub = Hub(load_text("[hooks]\n" + ini))
-        hooks = Hooks(hub)
+        hooks = Hooks(hub, Hooks.select(hub.config))
         hooks.start()
         hooks.lines = read_end
         made.append(hooks)
@@ -67,7 +67,7 @@ def script(tmp_path):
 def reload(hub, hooks, ini):
     config = load_text("[hooks]\n" + ini)
     hub.reload(config)
-    hooks.reload(config)
+    hooks.reload(Hooks.select(config))
 
 
 def test_without_hooks_no_event_is_wanted(make):
@@ -159,7 +159,7 @@ def test_a_stop_tells_what_waits(make, script):
 
 def test_a_service_that_never_began_stops():
     with within(1):
-        Hooks(Hub(load_text(""))).stop(5)
+        Hooks(Hub(load_text("")), load_text("").hooks).stop(5)
 
 
 def test_whoever_emits_never_waits(make, tmp_path):
