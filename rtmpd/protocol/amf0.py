@@ -1,27 +1,20 @@
-"""AMF0: what commands and metadata are written in.
+"""AMF0: the encoding of commands and metadata ("Action Message Format -- AMF 0", Adobe, December 2007).
 
-"Action Message Format -- AMF 0", Adobe, December 2007; section numbers below are its.
-:mod:`rtmpd.protocol.amf_values` says which Python value stands for what.
+Section numbers are those of that document; `rtmpd.protocol.amf_values` has the table of Python values. Decoding takes every
+type except the two that the specification reserves (movie clip, record set). Deviations from the specification:
 
-Decoding takes every type but the two that the specification reserves (movie clip, record set). Where peers stray from
-the specification:
-
-- The count of an ECMA array is a hint (section 2.10): OBS says 20 whatever follows. Elements are read up to the end
-  marker. If the data ends instead, exactly where an element would begin, and as many came as the count says, the array
-  is complete: some muxers leave the last marker out.
+- The count of an ECMA array is a hint (section 2.10): OBS always sends 20. Elements are read up to the end marker. If the data
+  ends instead after exactly as many elements as the count, the array is complete: some muxers omit the last marker.
 - An empty name is a name unless the end marker follows it.
-- A reference inside the object that it names is refused (see
-  :meth:`~rtmpd.protocol.amf_values.AmfReader.refer`).
+- A reference inside the object that it names is an error (see `rtmpd.protocol.amf_values.AmfReader.refer`).
 - The values that switch to AMF3 in one call share their AMF3 reference tables, as in Adobe's BlazeDS.
-
-May import: amf3, amf_values.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import struct
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rtmpd.errors import AmfError, LocalProtocolError
 from rtmpd.protocol import amf3
@@ -52,13 +45,16 @@ _STRING = 0x02
 _OBJECT = 0x03
 _NULL = 0x05
 _UNDEFINED = 0x06
+_REFERENCE = 0x07
 _ECMA_ARRAY = 0x08
 _OBJECT_END = 0x09
 _STRICT_ARRAY = 0x0A
 _DATE = 0x0B
 _LONG_STRING = 0x0C
+_UNSUPPORTED = 0x0D
 _XML_DOCUMENT = 0x0F
 _TYPED_OBJECT = 0x10
+_AMF3 = 0x11
 
 _U16 = struct.Struct(">H")
 _S16 = struct.Struct(">h")
@@ -68,7 +64,7 @@ _U16_MAX = 0xFFFF
 
 
 class _Reader(amf3.Amf3Reader):
-    """A reader with the reference table of AMF0 as well (section 2.9): objects and arrays."""
+    """A reader with the reference table of AMF0, which lists objects and arrays (section 2.9)."""
 
     __slots__ = ("complex",)
 
@@ -78,18 +74,18 @@ class _Reader(amf3.Amf3Reader):
 
 
 def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> tuple[AmfValue, int]:
-    """Decode one value, with reference tables of its own.
+    """Decode one value, with its own reference tables.
 
     Args:
         data: The bytes.
-        offset: Where the value begins, 0..len(data).
-        limits: The bounds.
+        offset: The offset of the value, 0..len(data).
+        limits: The limits.
 
     Returns:
-        The value, and the offset after it.
+        The value and the offset after it.
 
     Raises:
-        AmfError: The bytes at ``offset`` are no AMF0 value.
+        AmfError: The bytes at ``offset`` are not an AMF0 value.
         LimitExceeded: The value exceeds ``limits``.
     """
     reader = _Reader(data, offset, limits)
@@ -97,11 +93,11 @@ def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> 
 
 
 def decode_all(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> list[AmfValue]:
-    """Decode the values from ``offset`` to the end of the data; they share reference tables and limits.
+    """Decode all values from ``offset`` to the end of the data. They share reference tables and limits.
 
     Raises:
         AmfError: The bytes from ``offset`` on are not AMF0 values.
-        LimitExceeded: The values together exceed ``limits``.
+        LimitExceeded: The values exceed ``limits`` together.
     """
     reader = _Reader(data, offset, limits)
     values = []
@@ -114,15 +110,17 @@ def _read_value(reader: _Reader) -> AmfValue:
     offset = reader.take(1, "an AMF0 value")
     reader.spend_values(1)
     marker = reader.data[offset]
-    if marker >= len(_READERS):
-        _refuse(reader)
-    return _READERS[marker](reader)
-
-
-def _refuse(reader: _Reader) -> NoReturn:
-    """Raise for the marker just read: unknown, reserved (sections 2.6 and 2.16) or out of place (2.11)."""
-    offset = reader.offset - 1
-    raise AmfError(f"AMF0: expected a type marker at offset {offset}, found 0x{reader.data[offset]:02x}")
+    read = _CONTAINERS.get(marker)
+    if read is not None:
+        mark = reader.enter(reader.complex)
+        value = read(reader)
+        reader.leave(reader.complex, mark, value)
+        return value
+    read = _SCALARS.get(marker)
+    if read is None:
+        # Unknown, reserved (sections 2.6 and 2.16), or an end marker without an object (section 2.11).
+        raise AmfError(f"AMF0: expected a type marker at offset {offset}, found 0x{marker:02x}")
+    return read(reader)
 
 
 def _read_boolean(reader: _Reader) -> bool:
@@ -139,54 +137,6 @@ def _read_long_string(reader: _Reader) -> str:
     return reader.text(size, "a long string")
 
 
-def _read_members(reader: _Reader, members: dict[str, AmfValue], count: int = -1) -> None:
-    """Read names and values up to the end marker, or to the end of the data if there are ``count`` of them."""
-    data = reader.data
-    read = 0
-    while read != count or reader.offset < reader.end:
-        size = _U16.unpack_from(data, reader.take(2, "the length of a name"))[0]
-        if not size and reader.offset < reader.end and data[reader.offset] == _OBJECT_END:
-            reader.offset += 1
-            return
-        name = reader.text(size, "a name")
-        members[name] = _read_value(reader)
-        read += 1
-
-
-def _read_object(reader: _Reader) -> AmfValue:
-    mark = reader.enter(reader.complex)
-    value: dict[str, AmfValue] = {}
-    _read_members(reader, value)
-    reader.leave(reader.complex, mark, value)
-    return value
-
-
-def _read_typed_object(reader: _Reader) -> AmfValue:
-    mark = reader.enter(reader.complex)
-    value = TypedObject(_read_string(reader))
-    _read_members(reader, value)
-    reader.leave(reader.complex, mark, value)
-    return value
-
-
-def _read_ecma_array(reader: _Reader) -> AmfValue:
-    mark = reader.enter(reader.complex)
-    count = _U32.unpack_from(reader.data, reader.take(4, "an ECMA array's count"))[0]
-    value = EcmaArray()
-    _read_members(reader, value, count)
-    reader.leave(reader.complex, mark, value)
-    return value
-
-
-def _read_strict_array(reader: _Reader) -> AmfValue:
-    mark = reader.enter(reader.complex)
-    count = _U32.unpack_from(reader.data, reader.take(4, "a strict array's count"))[0]
-    reader.check_count(count, 1, "array elements")
-    value: AmfValue = [_read_value(reader) for _ in range(count)]
-    reader.leave(reader.complex, mark, value)
-    return value
-
-
 def _read_reference(reader: _Reader) -> AmfValue:
     index = _U16.unpack_from(reader.data, reader.take(2, "a reference"))[0]
     return reader.refer(reader.complex, index)
@@ -198,42 +148,66 @@ def _read_date(reader: _Reader) -> AmfDate:
 
 
 def _read_amf3(reader: _Reader) -> AmfValue:
-    reader.values_left += 1  # the switch is no value of its own
+    reader.values_left += 1  # the switch to AMF3 is not a value itself
     return amf3.read_value(reader)
 
 
-# By marker.
-_READERS: tuple[Callable[[_Reader], AmfValue], ...] = (
-    lambda reader: reader.double("a number"),
-    _read_boolean,
-    _read_string,
-    _read_object,
-    _refuse,  # movie clip
-    lambda _: None,
-    lambda _: UNDEFINED,
-    _read_reference,
-    _read_ecma_array,
-    _refuse,  # object end
-    _read_strict_array,
-    _read_date,
-    _read_long_string,
-    lambda _: UNDEFINED,  # unsupported
-    _refuse,  # record set
-    lambda reader: XmlDocument(_read_long_string(reader)),
-    _read_typed_object,
-    _read_amf3,
-)
+def _read_members(reader: _Reader, members: dict[str, AmfValue], count: int = -1) -> AmfValue:
+    """Read names and values up to the end marker, or ``count`` of them if the data ends there; return *members*."""
+    data = reader.data
+    read = 0
+    while read != count or reader.offset < reader.end:
+        size = _U16.unpack_from(data, reader.take(2, "the length of a name"))[0]
+        if not size and reader.offset < reader.end and data[reader.offset] == _OBJECT_END:
+            reader.offset += 1
+            break
+        name = reader.text(size, "a name")
+        members[name] = _read_value(reader)
+        read += 1
+    return members
+
+
+def _read_ecma_array(reader: _Reader) -> AmfValue:
+    count = _U32.unpack_from(reader.data, reader.take(4, "an ECMA array's count"))[0]
+    return _read_members(reader, EcmaArray(), count)
+
+
+def _read_strict_array(reader: _Reader) -> AmfValue:
+    count = _U32.unpack_from(reader.data, reader.take(4, "a strict array's count"))[0]
+    reader.check_count(count, 1, "array elements")
+    return [_read_value(reader) for _ in range(count)]
+
+
+_SCALARS: dict[int, Callable[[_Reader], AmfValue]] = {
+    _NUMBER: lambda reader: reader.double("a number"),
+    _BOOLEAN: _read_boolean,
+    _STRING: _read_string,
+    _NULL: lambda _: None,
+    _UNDEFINED: lambda _: UNDEFINED,
+    _REFERENCE: _read_reference,
+    _DATE: _read_date,
+    _LONG_STRING: _read_long_string,
+    _UNSUPPORTED: lambda _: UNDEFINED,
+    _XML_DOCUMENT: lambda reader: XmlDocument(_read_long_string(reader)),
+    _AMF3: _read_amf3,
+}
+_CONTAINERS: dict[int, Callable[[_Reader], AmfValue]] = {
+    _OBJECT: lambda reader: _read_members(reader, {}),
+    _ECMA_ARRAY: _read_ecma_array,
+    _STRICT_ARRAY: _read_strict_array,
+    _TYPED_OBJECT: lambda reader: _read_members(reader, TypedObject(_read_string(reader))),
+}
 
 
 def encode(*values: AmfEncodable, limits: AmfLimits = DEFAULT_LIMITS) -> bytes:
     """Encode values one after the other, without references.
 
-    An int becomes the nearest number. A str becomes a string, or a long string over 65535 bytes. A dict becomes an
-    anonymous object, a TypedObject one of its class, an EcmaArray an ECMA array, list and tuple a strict array.
-    AMF0 has no place for bytes and AmfDictionary.
+    An int becomes the nearest number. A str becomes a string, or a long string if it has more than 65535 bytes. A dict becomes
+    an anonymous object, a TypedObject an object of its class, an EcmaArray an ECMA array, a list or tuple a strict array. AMF0
+    can't express bytes and AmfDictionary.
 
     Raises:
-        LocalProtocolError: AMF0 can't express a value, or they exceed ``limits``, or one holds itself.
+        LocalProtocolError: AMF0 can't express a value, the values exceed ``limits``, or a value contains itself.
     """
     writer = AmfWriter(limits)
     for value in values:
@@ -242,12 +216,12 @@ def encode(*values: AmfEncodable, limits: AmfLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def _write_name(writer: AmfWriter, name: object) -> None:
-    """Write a string of at most 65535 bytes without its marker."""
+    """Write a string of at most 65535 bytes, without a marker."""
     if not isinstance(name, str):
         raise LocalProtocolError(f"expected a str as an AMF0 name, found {name!r}")
     encoded = writer.utf8(name)
     if len(encoded) > _U16_MAX:
-        raise LocalProtocolError(f"an AMF0 name of {len(encoded)} bytes, the most is {_U16_MAX}")
+        raise LocalProtocolError(f"an AMF0 name of {len(encoded)} bytes, expected at most {_U16_MAX}")
     writer.out += _U16.pack(len(encoded))
     writer.out += encoded
 

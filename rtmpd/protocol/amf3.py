@@ -1,22 +1,19 @@
-"""AMF3: the object encoding of ActionScript 3, inside AMF0 values that switch to it.
+"""AMF3: the encoding of ActionScript 3, inside AMF0 values that switch to it ("AMF 3 Specification", Adobe, January 2013).
 
-"AMF 3 Specification", Adobe, January 2013; section numbers below are its. :mod:`rtmpd.protocol.amf_values` says which
-Python value stands for what.
-
-Decoding takes every type, references included. A reference inside the object that it names is refused (see
-:meth:`~rtmpd.protocol.amf_values.AmfReader.refer`). Vectors become lists. Dictionary keys are strings, numbers and
-booleans; one of any other type is an error. Of the externalizable classes, whose format only the class knows, the three
-collection wrappers of Flex are understood: they read as what they wrap.
+Section numbers are those of that document; `rtmpd.protocol.amf_values` has the table of Python values. Decoding takes every
+type, references included; a reference inside the object that it names is an error (see
+`rtmpd.protocol.amf_values.AmfReader.refer`). Vectors become lists. Dictionary keys are strings, numbers and booleans; others
+are an error. Of the externalizable classes, whose format only the class defines, the three collection wrappers of Flex are
+supported: they decode to the value that they wrap.
 
 Encoding writes no references, dates without their time zone, and XML as XMLDocument.
-May import: amf_values.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rtmpd.errors import AmfError, LocalProtocolError
 from rtmpd.protocol.amf_values import (
@@ -69,8 +66,11 @@ _WRAPPERS = frozenset(
 )
 
 
+_Entry = TypeVar("_Entry")
+
+
 class _Traits(NamedTuple):
-    """What the objects of one class share (section 3.12)."""
+    """The description of a class, which its objects share (section 3.12)."""
 
     class_name: str
     names: list[str]
@@ -83,9 +83,9 @@ class Amf3Reader(AmfReader):
     """A reader with the three reference tables of AMF3 (section 2.2).
 
     Attributes:
-        strings: Each string that is not empty, with its length in bytes.
-        objects: Each object, array, date, XML document, byte array, vector and dictionary.
-        traits: Each class description.
+        strings: The strings that are not empty, with their lengths in bytes.
+        objects: The objects, arrays, dates, XML documents, byte arrays, vectors and dictionaries.
+        traits: The class descriptions.
     """
 
     __slots__ = ("objects", "strings", "traits")
@@ -98,37 +98,33 @@ class Amf3Reader(AmfReader):
 
 
 def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> tuple[AmfValue, int]:
-    """Decode one value, with reference tables of its own.
-
-    Args:
-        data: The bytes.
-        offset: Where the value begins, 0..len(data).
-        limits: The bounds.
-
-    Returns:
-        The value, and the offset after it.
-
-    Raises:
-        AmfError: The bytes at ``offset`` are no AMF3 value.
-        LimitExceeded: The value exceeds ``limits``.
-    """
+    """Decode one value, with its own reference tables; arguments, result and errors as `rtmpd.protocol.amf0.decode`."""
     reader = Amf3Reader(data, offset, limits)
     return read_value(reader), reader.offset
 
 
 def read_value(reader: Amf3Reader) -> AmfValue:
-    """Read one value at the reader's offset, with the reader's reference tables.
-
-    Raises:
-        AmfError: It is no AMF3 value.
-        LimitExceeded: The reader's limits are exceeded.
-    """
+    """Read the value at the reader's offset, with the reader's reference tables and limits."""
     offset = reader.take(1, "an AMF3 value")
     reader.spend_values(1)
     marker = reader.data[offset]
-    if marker >= len(_READERS):
+    if marker < len(_SCALARS):
+        return _SCALARS[marker](reader)
+    if marker - len(_SCALARS) >= len(_OBJECTS):
         raise AmfError(f"AMF3: expected a type marker at offset {offset}, found 0x{marker:02x}")
-    return _READERS[marker](reader)
+    what, container, read = _OBJECTS[marker - len(_SCALARS)]
+    header = _read_u29(reader, f"{what}'s header")
+    if not header & 1:
+        return reader.refer(reader.objects, header >> 1)
+    if container:
+        mark = reader.enter(reader.objects)
+        value = read(reader, header >> 1)
+        reader.leave(reader.objects, mark, value)
+    else:
+        bytes_left = reader.bytes_left
+        value = read(reader, header >> 1)
+        reader.remember(reader.objects, value, bytes_left - reader.bytes_left)
+    return value
 
 
 def _read_u29(reader: Amf3Reader, what: str) -> int:
@@ -149,15 +145,9 @@ def _read_integer(reader: Amf3Reader) -> int:
 
 def _read_string(reader: Amf3Reader) -> str:
     """Read a string without its marker (UTF-8-vr, section 1.3.2)."""
-    header = _read_u29(reader, "a string's length or reference")
+    header = _read_u29(reader, "a string's header")
     if not header & 1:
-        index = header >> 1
-        if index >= len(reader.strings):
-            raise AmfError(
-                f"AMF3: expected a reference to one of {len(reader.strings)} strings before offset {reader.offset}, "
-                f"found {index}"
-            )
-        text, size = reader.strings[index]
+        text, size = _look_up(reader, reader.strings, header >> 1, "strings")
         reader.spend_bytes(size)
         return text
     size = header >> 1
@@ -168,31 +158,10 @@ def _read_string(reader: Amf3Reader) -> str:
     return text
 
 
-def _read_xml(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "an XML document's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    value = XmlDocument(reader.text(header >> 1, "an XML document"))
-    reader.remember(reader.objects, value, header >> 1)
-    return value
-
-
-def _read_date(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "a date's flag or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    value = AmfDate(reader.double("a date"))
-    reader.remember(reader.objects, value, 0)
-    return value
-
-
-def _read_byte_array(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "a byte array's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    value = reader.chunk(header >> 1, "a byte array")
-    reader.remember(reader.objects, value, header >> 1)
-    return value
+def _look_up(reader: Amf3Reader, table: list[_Entry], index: int, what: str) -> _Entry:
+    if index >= len(table):
+        raise AmfError(f"AMF3: expected a reference to one of {len(table)} {what} before offset {reader.offset}, found {index}")
+    return table[index]
 
 
 def _read_members(reader: Amf3Reader, members: dict[str, AmfValue]) -> None:
@@ -201,111 +170,72 @@ def _read_members(reader: Amf3Reader, members: dict[str, AmfValue]) -> None:
         members[name] = read_value(reader)
 
 
-def _read_array(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "an array's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    count = header >> 1
-    mark = reader.enter(reader.objects)
+def _read_array(reader: Amf3Reader, count: int) -> AmfValue:
     reader.check_count(count, 1, "array elements")
     named = EcmaArray()
     _read_members(reader, named)
     dense = [read_value(reader) for _ in range(count)]
-    value: AmfValue = dense
-    if named:
-        named.update((str(index), element) for index, element in enumerate(dense))
-        value = named
-    reader.leave(reader.objects, mark, value)
-    return value
+    if not named:
+        return dense
+    named.update((str(index), element) for index, element in enumerate(dense))
+    return named
 
 
 def _read_traits(reader: Amf3Reader, header: int) -> _Traits:
-    """Read an object's class description, or look it up (section 3.12)."""
-    if not header & 2:
-        index = header >> 2
-        if index >= len(reader.traits):
-            raise AmfError(
-                f"AMF3: expected a reference to one of {len(reader.traits)} traits before offset {reader.offset}, found {index}"
-            )
-        return reader.traits[index]
+    """Read the class description of an object, or look it up. *header* is without the object's own flag (section 3.12)."""
+    if not header & 1:
+        return _look_up(reader, reader.traits, header >> 1, "traits")
     bytes_left = reader.bytes_left
     class_name = _read_string(reader)
     names: list[str] = []
-    externalizable = bool(header & 4)
+    externalizable = bool(header & 2)
     if not externalizable:
-        count = header >> 4
+        count = header >> 3
         reader.check_count(count, 1, "member names")
         names = [_read_string(reader) for _ in range(count)]
     size = bytes_left - reader.bytes_left
-    # Every object counts its names, this first one too.
+    # Every object counts these bytes, the first one included.
     reader.bytes_left = bytes_left
-    traits = _Traits(class_name, names, bool(header & 8), externalizable, size)
+    traits = _Traits(class_name, names, bool(header & 4), externalizable, size)
     reader.traits.append(traits)
     return traits
 
 
-def _read_object(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "an object's traits or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    mark = reader.enter(reader.objects)
+def _read_object(reader: Amf3Reader, header: int) -> AmfValue:
     traits = _read_traits(reader, header)
     reader.spend_bytes(traits.size)
-    value: AmfValue
     if traits.externalizable:
         if traits.class_name not in _WRAPPERS:
             raise AmfError(
                 f"AMF3: expected an externalizable class of a known format before offset {reader.offset}, found "
                 f"{traits.class_name!r}"
             )
-        value = read_value(reader)
-    else:
-        members: dict[str, AmfValue] = TypedObject(traits.class_name) if traits.class_name else {}
-        for name in traits.names:
-            members[name] = read_value(reader)
-        if traits.dynamic:
-            _read_members(reader, members)
-        value = members
-    reader.leave(reader.objects, mark, value)
-    return value
+        return read_value(reader)
+    members: dict[str, AmfValue] = TypedObject(traits.class_name) if traits.class_name else {}
+    for name in traits.names:
+        members[name] = read_value(reader)
+    if traits.dynamic:
+        _read_members(reader, members)
+    return members
 
 
-def _read_number_vector(reader: Amf3Reader, code: str, size: int) -> AmfValue:
-    """Read a vector of numbers, each of ``size`` bytes and of the struct format ``code`` (section 3.14)."""
-    header = _read_u29(reader, "a vector's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    count = header >> 1
-    mark = reader.enter(reader.objects)
+def _read_number_vector(reader: Amf3Reader, count: int, code: str, size: int) -> AmfValue:
+    """Read a vector of numbers of ``size`` bytes and the struct format ``code`` (section 3.14)."""
     reader.take(1, "a vector's fixed flag")
     reader.check_count(count, size, "vector elements")
     reader.spend_values(count)
     offset = reader.take(count * size, "vector elements")
-    value: AmfValue = list(struct.unpack_from(f">{count}{code}", reader.data, offset))
-    reader.leave(reader.objects, mark, value)
-    return value
+    return list(struct.unpack_from(f">{count}{code}", reader.data, offset))
 
 
-def _read_object_vector(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "a vector's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    count = header >> 1
-    mark = reader.enter(reader.objects)
+def _read_object_vector(reader: Amf3Reader, count: int) -> AmfValue:
     reader.take(1, "a vector's fixed flag")
-    _read_string(reader)  # the elements' class, which each of them names too
+    _read_string(reader)  # the class of the elements, which each element names as well
     reader.check_count(count, 1, "vector elements")
-    value: AmfValue = [read_value(reader) for _ in range(count)]
-    reader.leave(reader.objects, mark, value)
-    return value
+    return [read_value(reader) for _ in range(count)]
 
 
-def _read_dictionary(reader: Amf3Reader) -> AmfValue:
-    header = _read_u29(reader, "a dictionary's length or reference")
-    if not header & 1:
-        return reader.refer(reader.objects, header >> 1)
-    count = header >> 1
-    mark = reader.enter(reader.objects)
+def _read_dictionary(reader: Amf3Reader, count: int) -> AmfValue:
     reader.take(1, "a dictionary's weak keys flag")
     reader.check_count(count, 2, "dictionary entries")
     value = AmfDictionary()
@@ -318,12 +248,14 @@ def _read_dictionary(reader: Amf3Reader) -> AmfValue:
                 f"{offset}, found {type(key).__name__}"
             )
         value[key] = read_value(reader)
-    reader.leave(reader.objects, mark, value)
     return value
 
 
-# By marker.
-_READERS: tuple[Callable[[Amf3Reader], AmfValue], ...] = (
+def _read_xml(reader: Amf3Reader, size: int) -> AmfValue:
+    return XmlDocument(reader.text(size, "an XML document"))
+
+
+_SCALARS: tuple[Callable[[Amf3Reader], AmfValue], ...] = (
     lambda _: UNDEFINED,
     lambda _: None,
     lambda _: False,
@@ -331,29 +263,34 @@ _READERS: tuple[Callable[[Amf3Reader], AmfValue], ...] = (
     _read_integer,
     lambda reader: reader.double("a double"),
     _read_string,
-    _read_xml,
-    _read_date,
-    _read_array,
-    _read_object,
-    _read_xml,
-    _read_byte_array,
-    lambda reader: _read_number_vector(reader, "i", 4),
-    lambda reader: _read_number_vector(reader, "I", 4),
-    lambda reader: _read_number_vector(reader, "d", 8),
-    _read_object_vector,
-    _read_dictionary,
 )
+"""The readers of the types that are not in the object reference table, indexed by marker."""
+
+_OBJECTS: tuple[tuple[str, bool, Callable[[Amf3Reader, int], AmfValue]], ...] = (
+    ("an XML document", False, _read_xml),
+    ("a date", False, lambda reader, _: AmfDate(reader.double("a date"))),
+    ("an array", True, _read_array),
+    ("an object", True, _read_object),
+    ("an XML document", False, _read_xml),
+    ("a byte array", False, lambda reader, size: reader.chunk(size, "a byte array")),
+    ("a vector", True, lambda reader, count: _read_number_vector(reader, count, "i", 4)),
+    ("a vector", True, lambda reader, count: _read_number_vector(reader, count, "I", 4)),
+    ("a vector", True, lambda reader, count: _read_number_vector(reader, count, "d", 8)),
+    ("a vector", True, _read_object_vector),
+    ("a dictionary", True, _read_dictionary),
+)
+"""The types after those: name, whether values of it contain values, and the reader, which gets the header without its flag."""
 
 
 def encode(value: AmfEncodable, limits: AmfLimits = DEFAULT_LIMITS) -> bytes:
     """Encode one value.
 
-    An int outside the 29 bits of an integer becomes a double. A dict becomes an anonymous dynamic object, a
-    TypedObject one of its class, list and tuple a dense array, an EcmaArray an array of named elements only; an empty
-    one decodes as an empty list.
+    An int outside the 29 bits of an integer becomes a double. A dict becomes an anonymous dynamic object, a TypedObject an
+    object of its class, a list or tuple a dense array, an EcmaArray an array of named elements only; an empty EcmaArray decodes
+    as an empty list.
 
     Raises:
-        LocalProtocolError: AMF3 can't express the value, or it exceeds ``limits``, or it holds itself.
+        LocalProtocolError: AMF3 can't express the value, it exceeds ``limits``, or it contains itself.
     """
     writer = AmfWriter(limits)
     _write_value(writer, value)
@@ -372,9 +309,9 @@ def _write_u29(out: bytearray, value: int) -> None:
 
 
 def _write_length(out: bytearray, length: int) -> None:
-    """Write a length with the flag of a value that is no reference."""
+    """Write a length with the flag of a value that is not a reference."""
     if length > INTEGER_MAX:
-        raise LocalProtocolError(f"a length of {length}, the most in AMF3 is {INTEGER_MAX}")
+        raise LocalProtocolError(f"an AMF3 length of {length}, expected at most {INTEGER_MAX}")
     _write_u29(out, length << 1 | 1)
 
 
@@ -386,7 +323,7 @@ def _write_chunk(out: bytearray, chunk: bytes | bytearray) -> None:
 def _write_members(writer: AmfWriter, members: Iterable[tuple[object, AmfEncodable]]) -> None:
     for name, member in members:
         if not isinstance(name, str) or not name:
-            raise LocalProtocolError(f"expected a name that is not empty for an AMF3 member, found {name!r}")
+            raise LocalProtocolError(f"expected a non-empty name of an AMF3 member, found {name!r}")
         _write_chunk(writer.out, writer.utf8(name))
         _write_value(writer, member)
     writer.out.append(0x01)
@@ -442,7 +379,9 @@ def _write_container(
         out.append(0x00)  # strong keys
         for key, element in value.items():
             if not isinstance(key, (str, int, float)) or isinstance(key, XmlDocument):
-                raise LocalProtocolError(f"AMF3 dictionaries have no {type(key).__name__} as a key here")
+                raise LocalProtocolError(
+                    f"expected a string, number or boolean as a dictionary's key, found {type(key).__name__}"
+                )
             _write_value(writer, key)
             _write_value(writer, element)
     elif isinstance(value, EcmaArray):
@@ -453,7 +392,7 @@ def _write_container(
         if isinstance(value, TypedObject):
             class_name = writer.utf8(value.class_name)
             if not class_name:
-                raise LocalProtocolError("AMF3 has no class without a name")
+                raise LocalProtocolError("expected a TypedObject with a class name")
         out += bytes((_OBJECT, 0x0B))  # traits follow: dynamic, no sealed members
         _write_chunk(out, class_name)
         _write_members(writer, value.items())

@@ -1,4 +1,4 @@
-"""The Python values that stand for AMF values, and the bounds on them.
+"""The Python values of AMF values, and the limits of decoding and encoding them.
 
 =====================================  ==============================================================
 AMF                                    Python
@@ -17,8 +17,7 @@ ECMA array, array with named elements  :class:`EcmaArray`
 dictionary                             :class:`AmfDictionary`
 =====================================  ==============================================================
 
-:class:`AmfReader` and :class:`AmfWriter` hold what a decode or encode call of either version keeps track of.
-May import: rtmpd.errors.
+:class:`AmfReader` and :class:`AmfWriter` hold the state of one decode or encode call of both AMF versions.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class AmfDate:
 
     Attributes:
         milliseconds: Milliseconds since 1970-01-01T00:00Z; may be NaN (Flash's invalid date).
-        timezone_minutes: What AMF0 carries besides, -32768..32767. Reserved: it should be 0 and does not change
-            ``milliseconds``. AMF3 has no place for it.
+        timezone_minutes: The time zone field of AMF0, -32768..32767. Reserved: it should be 0, and does not change
+            ``milliseconds``. AMF3 has no such field.
     """
 
     milliseconds: float
@@ -93,10 +92,10 @@ class AmfDate:
 
     @classmethod
     def from_datetime(cls, moment: dt.datetime) -> AmfDate:
-        """Return the date for an aware datetime.
+        """Return the date of an aware datetime.
 
         Raises:
-            LocalProtocolError: ``moment`` has no time zone, so it is no point in time.
+            LocalProtocolError: ``moment`` has no time zone.
         """
         if moment.utcoffset() is None:
             raise LocalProtocolError(f"expected a datetime with a time zone for an AMF date, found {moment!r}")
@@ -107,7 +106,7 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class EcmaArray(dict[str, "AmfValue"]):
-    """An array with named elements: AMF0 ECMA array (section 2.10), AMF3 array with associative part (3.11).
+    """An array with named elements: AMF0 ECMA array (section 2.10), AMF3 array with associative part (section 3.11).
 
     Equal to a dict with the same members.
     """
@@ -131,7 +130,7 @@ class TypedObject(dict[str, "AmfValue"]):
         super().__init__(members or {})
         self.class_name = class_name
 
-    __hash__ = None  # as dict has it
+    __hash__ = None  # as in dict
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TypedObject) and self.class_name == other.class_name and super().__eq__(other)
@@ -146,7 +145,7 @@ class TypedObject(dict[str, "AmfValue"]):
 class AmfDictionary(dict[str | float, "AmfValue"]):
     """An AMF3 dictionary (section 3.15): keys are str, int, float or bool.
 
-    Keys that Python holds equal (1, 1.0 and True) are one key here though ActionScript tells some of them apart; the
+    Keys that are equal in Python (1, 1.0 and True) are one key here, although ActionScript distinguishes some of them; the
     last one wins.
     """
 
@@ -157,31 +156,31 @@ class AmfDictionary(dict[str | float, "AmfValue"]):
 AmfValue: TypeAlias = (
     "bool | int | float | str | bytes | Undefined | AmfDate | list[AmfValue] | dict[str, AmfValue] | AmfDictionary | None"
 )
-"""What decoding gives. A tree: the same object may be in it twice, never inside itself."""
+"""A decoded value. A tree: the same object may occur twice in it, but never inside itself."""
 
 AmfEncodable: TypeAlias = (
     "bool | int | float | str | bytes | Undefined | AmfDate | dt.datetime | Sequence[AmfEncodable] | "
     "Mapping[str, AmfEncodable] | AmfDictionary | None"
 )
-"""What encoding takes: sequences are list or tuple, mappings are dict or a subclass; wider than :data:`AmfValue` only
-so that a ``dict[str, str]`` is one to mypy."""
+"""A value to encode. Sequences are list or tuple, mappings are dict or a subclass; the type is wider than :data:`AmfValue`
+so that mypy accepts a ``dict[str, str]``."""
 
 
 @dataclass(frozen=True, slots=True)
 class AmfLimits:
-    """The bounds on one decode or encode call.
+    """The limits of one decode or encode call.
 
-    What comes by reference counts as if it were written out, every time: whoever walks, prints or encodes the result
-    handles no more than these bounds say, whatever the references.
+    A value that comes by reference counts each time as if it were written out, so that the limits also bound the work of
+    everything that walks, prints or encodes the result.
 
     Attributes:
-        depth: How deep objects and arrays may nest, 0..128; a scalar has depth 0.
-        values: Values altogether, containers included, property names not.
-        string_bytes: Bytes of one string, name, XML document or byte array.
-        total_bytes: Bytes of all of these together.
+        depth: The deepest nesting of objects and arrays, 0..128; a scalar has depth 0.
+        values: The number of values, containers included, property names not.
+        string_bytes: The length of one string, name, XML document or byte array.
+        total_bytes: The length of all of these together.
 
     Raises:
-        LocalProtocolError: A bound is negative, or the depth is more than the Python stack is sure to bear.
+        LocalProtocolError: A limit is negative, or the depth is more than the Python stack can safely hold.
     """
 
     depth: int = 32
@@ -194,34 +193,35 @@ class AmfLimits:
             raise LocalProtocolError(f"expected AMF limits of 0 or more and a depth of 0..{_DEEPEST}, found {self}")
 
 
-# At most three Python frames a level: under half of the interpreter's default recursion limit.
+# Each level takes at most three Python frames: less than half of the interpreter's default recursion limit.
 _DEEPEST = 128
 
 DEFAULT_LIMITS: Final = AmfLimits()
-"""Room for every command and every metadata of an encoder; a keyframe index of hours needs more ``values``."""
+"""Enough for every command and for the metadata of every encoder; a keyframe index of hours needs more ``values``."""
 
 _DOUBLE = struct.Struct(">d")
 
 AmfTable: TypeAlias = "list[tuple[AmfValue, int, int, int] | None]"
-"""A reference table: value, values in it, string bytes in it, levels in it below its own; None until it is complete."""
+"""A reference table: value, values in it, string bytes in it, levels below its own; None until the value is complete."""
 
 Mark: TypeAlias = tuple[int, int, int, int]
-"""Where a container began: its index in the table, then the reader's counters at that point."""
+"""The start of a container: its index in the table, then the reader's counters at that point."""
 
 
 class AmfReader:
-    """The position and the budgets of one decode call, shared by both versions of AMF.
+    """The position and the counters of one decode call, shared by both versions of AMF.
 
-    After an error the state is undefined: drop the reader.
+    Its methods raise AmfError where the data ends too early, and LimitExceeded where a limit is exceeded. After an error the
+    state is undefined and the reader must not be used.
 
     Attributes:
         data: The bytes.
-        offset: The next byte to read.
+        offset: The offset of the next byte to read.
         end: ``len(data)``.
-        limits: The bounds.
-        values_left: How many values may still come.
-        bytes_left: How many string bytes may still come.
-        depth: How many containers are open.
+        limits: The limits.
+        values_left: The number of values that may follow.
+        bytes_left: The number of string bytes that may follow.
+        depth: The number of open containers.
         deepest: The highest depth inside the innermost open container so far.
     """
 
@@ -238,11 +238,7 @@ class AmfReader:
         self.deepest = 0
 
     def take(self, size: int, what: str) -> int:
-        """Return the offset of the next ``size`` bytes and move past them.
-
-        Raises:
-            AmfError: The data ends before.
-        """
+        """Return the offset of the next ``size`` bytes, and move past them. ``what`` names them in the error."""
         offset = self.offset
         after = offset + size
         if after > self.end:
@@ -251,21 +247,12 @@ class AmfReader:
         return offset
 
     def double(self, what: str) -> float:
-        """Read an IEEE 754 double, big-endian.
-
-        Raises:
-            AmfError: The data ends before.
-        """
+        """Read an IEEE 754 double, big-endian."""
         value: float = _DOUBLE.unpack_from(self.data, self.take(8, what))[0]
         return value
 
     def chunk(self, size: int, what: str) -> bytes:
-        """Read ``size`` bytes which count as string bytes.
-
-        Raises:
-            AmfError: The data ends before.
-            LimitExceeded: More than ``string_bytes`` or ``total_bytes``.
-        """
+        """Read ``size`` bytes that count as string bytes."""
         offset = self.take(size, what)
         self.bytes_left -= size
         if size > self.limits.string_bytes or self.bytes_left < 0:
@@ -273,20 +260,11 @@ class AmfReader:
         return bytes(self.data[offset : offset + size])
 
     def text(self, size: int, what: str) -> str:
-        """Read ``size`` bytes of UTF-8; a byte that isn't becomes a lone surrogate, so encoding gives it back.
-
-        Raises:
-            AmfError: The data ends before.
-            LimitExceeded: More than ``string_bytes`` or ``total_bytes``.
-        """
+        """Read ``size`` bytes of UTF-8. A byte that is not UTF-8 becomes a lone surrogate, which encodes to that byte again."""
         return str(self.chunk(size, what), "utf-8", "surrogateescape")
 
     def spend_bytes(self, size: int) -> None:
-        """Count ``size`` string bytes.
-
-        Raises:
-            LimitExceeded: More than ``total_bytes``.
-        """
+        """Count ``size`` string bytes."""
         self.bytes_left -= size
         if self.bytes_left < 0:
             self._refuse_bytes(0)
@@ -297,41 +275,33 @@ class AmfReader:
         raise LimitExceeded("amf_total_bytes", self.limits.total_bytes, self.limits.total_bytes - self.bytes_left)
 
     def spend_values(self, count: int) -> None:
-        """Count ``count`` values.
-
-        Raises:
-            LimitExceeded: More than ``values``.
-        """
+        """Count ``count`` values."""
         self.values_left -= count
         if self.values_left < 0:
             raise LimitExceeded("amf_values", self.limits.values, self.limits.values - self.values_left)
 
     def check_count(self, count: int, size: int, what: str) -> None:
-        """Refuse an announced count before anything is read or allocated for it.
+        """Check an announced number of elements, before anything is read or allocated for them.
 
         Args:
-            count: How many elements are announced, each of which holds a value.
-            size: The fewest bytes that one element takes.
-            what: The elements, for the message.
+            count: The number of elements, each of which contains a value.
+            size: The smallest size of an element in bytes.
+            what: The name of the elements in the error.
 
         Raises:
-            AmfError: So many don't fit into the rest of the data.
+            AmfError: The rest of the data is too short for so many.
             LimitExceeded: More than ``values``.
         """
         if count * size > self.end - self.offset:
             raise AmfError(
                 f"AMF: expected {count} {what} from offset {self.offset} on, found {self.end - self.offset} bytes, "
-                f"and one takes {size} or more"
+                f"too few for elements of at least {size} bytes"
             )
         if count > self.values_left:
             raise LimitExceeded("amf_values", self.limits.values, self.limits.values - self.values_left + count)
 
     def enter(self, table: AmfTable) -> Mark:
-        """Open a container and give it the next index of the reference table.
-
-        Raises:
-            LimitExceeded: More than ``depth``.
-        """
+        """Open a container, and assign it the next index of the reference table."""
         self.depth += 1
         if self.depth > self.limits.depth:
             raise LimitExceeded("amf_depth", self.limits.depth, self.depth)
@@ -341,22 +311,22 @@ class AmfReader:
         return mark
 
     def leave(self, table: AmfTable, mark: Mark, value: AmfValue) -> None:
-        """Close the container that :meth:`enter` opened; from here on it can be referred to."""
+        """Close the container that :meth:`enter` opened. References to it are valid from here on."""
         index, values_left, bytes_left, deepest = mark
         table[index] = (value, values_left - self.values_left, bytes_left - self.bytes_left, self.deepest - self.depth)
         self.deepest = max(deepest, self.deepest)
         self.depth -= 1
 
     def remember(self, table: AmfTable, value: AmfValue, size: int) -> None:
-        """Give a value that holds no other one, of ``size`` string bytes, the next index of the reference table."""
+        """Assign the next index of the reference table to a value without elements, of ``size`` string bytes."""
         table.append((value, 0, size, -1))
 
     def refer(self, table: AmfTable, index: int) -> AmfValue:
-        """Return the value that a reference names.
+        """Return the value with an index of the reference table.
 
         Raises:
-            AmfError: There is no such value yet, or the reference stands inside it. AMF allows the latter; no RTMP
-                peer has a reason for it, and without it whoever walks the result comes to an end.
+            AmfError: There is no such value yet, or the reference is inside it. AMF allows the latter; no RTMP peer has a
+                use for it, and without it every walk over the result ends.
             LimitExceeded: Written out, the value would exceed a limit.
         """
         if index >= len(table):
@@ -377,11 +347,13 @@ class AmfReader:
 
 
 class AmfWriter:
-    """The output and the budgets of one encode call, shared by both versions of AMF.
+    """The output and the counters of one encode call, shared by both versions of AMF.
+
+    Its methods raise LocalProtocolError where a limit is exceeded, or AMF can't express a value.
 
     Attributes:
-        out: What is encoded so far.
-        limits: The bounds.
+        out: The bytes encoded so far.
+        limits: The limits.
     """
 
     __slots__ = ("_bytes_left", "_depth", "_values_left", "limits", "out")
@@ -394,34 +366,22 @@ class AmfWriter:
         self._depth = 0
 
     def spend_value(self) -> None:
-        """Count a value.
-
-        Raises:
-            LocalProtocolError: More than ``values``.
-        """
+        """Count a value."""
         self._values_left -= 1
         if self._values_left < 0:
             raise LocalProtocolError(f"more than {self.limits.values} AMF values")
 
     def spend_bytes(self, size: int) -> None:
-        """Count a string of ``size`` bytes.
-
-        Raises:
-            LocalProtocolError: More than ``string_bytes`` or ``total_bytes``.
-        """
+        """Count a string of ``size`` bytes."""
         self._bytes_left -= size
         if size > self.limits.string_bytes or self._bytes_left < 0:
             raise LocalProtocolError(
-                f"an AMF string of {size} bytes exceeds {self.limits.string_bytes}, or {self.limits.total_bytes} with "
-                "those before it"
+                f"an AMF string of {size} bytes exceeds {self.limits.string_bytes}, or {self.limits.total_bytes} with the "
+                "strings before it"
             )
 
     def utf8(self, text: str) -> bytes:
-        """Return the bytes of a string and count them.
-
-        Raises:
-            LocalProtocolError: More than ``string_bytes`` or ``total_bytes``, or a surrogate that stands for no byte.
-        """
+        """Return the bytes of a string, and count them."""
         try:
             encoded = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
@@ -430,25 +390,17 @@ class AmfWriter:
         return encoded
 
     def enter(self) -> None:
-        """Open a container.
-
-        Raises:
-            LocalProtocolError: More than ``depth``, which a container inside itself comes to as well.
-        """
+        """Open a container. A container inside itself exceeds ``depth``."""
         self._depth += 1
         if self._depth > self.limits.depth:
-            raise LocalProtocolError(f"an AMF value that nests deeper than {self.limits.depth}, or holds itself")
+            raise LocalProtocolError(f"an AMF value that nests deeper than {self.limits.depth}, or contains itself")
 
     def leave(self) -> None:
         """Close the container that :meth:`enter` opened."""
         self._depth -= 1
 
     def double(self, value: float) -> None:
-        """Write an IEEE 754 double, big-endian; an int becomes the nearest one.
-
-        Raises:
-            LocalProtocolError: An int beyond the doubles.
-        """
+        """Write an IEEE 754 double, big-endian. An int becomes the nearest double."""
         try:
             self.out += _DOUBLE.pack(float(value))
         except OverflowError as error:

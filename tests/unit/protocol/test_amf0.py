@@ -346,7 +346,7 @@ class TestEncode:
             pytest.param(AmfDate(0.0, 32768), "AMF0 can't express the time zone", id="time zone"),
             pytest.param(AmfDate(10**400), "an int that no AMF number can express", id="date"),
             pytest.param("x" * ((1 << 20) + 1), "an AMF string of 1048577 bytes exceeds 1048576", id="string bytes"),
-            pytest.param(["x" * (1 << 20)] * 9, "with those before it", id="total bytes"),
+            pytest.param(["x" * (1 << 20)] * 9, "with the strings before it", id="total bytes"),
             pytest.param([None] * 4096, "more than 4096 AMF values", id="values"),
         ],
     )
@@ -357,7 +357,7 @@ class TestEncode:
     def test_value_that_holds_itself(self):
         members: dict[str, object] = {}
         members["self"] = [members]
-        with pytest.raises(LocalProtocolError, match="nests deeper than 32, or holds itself"):
+        with pytest.raises(LocalProtocolError, match="nests deeper than 32, or contains itself"):
             amf0.encode(members)
 
 
