@@ -49,7 +49,7 @@ def not_tls(first: bytes) -> str:
         return "the client speaks plain RTMP; this port is for rtmps://"
     if first[:1].isalpha() and (b" /" in first[:_SHOWN_BYTES] or b"HTTP/" in first):
         return "the client speaks plain HTTP; this port is for rtmps://"
-    return f"expected a TLS handshake, got {first[:_SHOWN_BYTES]!r}"
+    return f"expected a TLS handshake, found {first[:_SHOWN_BYTES]!r}"
 
 
 def explain(error: ssl.SSLError, peer: str, context: ssl.SSLContext | None = None) -> str:

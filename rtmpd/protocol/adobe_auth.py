@@ -1,12 +1,12 @@
-"""Adobe's login: user and password inside of refused connects, as OBS, FFmpeg, librtmp and GStreamer speak it.
+"""Adobe's login with user and password, which OBS, FFmpeg, librtmp and GStreamer support; client and server. No I/O.
 
-A client connects three times. The first connect is refused with "need auth". The second one carries ``authmod=adobe&user=NAME``
-in the query of the application, and is refused with a salt and a challenge. The third carries the response to that::
+A client connects three times. The first connect is refused with "need auth". The second one has ``authmod=adobe&user=NAME`` in
+the query of the application, and is refused with a salt and a challenge. The third one has the response to it::
 
     base64(md5(base64(md5(user + salt + password)) + opaque + challenge))
 
-with the server's ``opaque`` and a challenge of the client's own. The password is never sent, but MD5 protects it badly: who
-listens can try passwords. Pure, both roles; time and randomness are the caller's. Imports nothing of rtmpd.
+with the server's ``opaque`` and the client's own challenge. The password is never sent, but an eavesdropper can guess it
+offline, because MD5 is fast. Time and random bytes come from the caller.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["AUTH_FAILED", "NEED_AUTH", "UNKNOWN_AUTHMOD", "Challenges", "Login", "query_parameters", "response"]
 
 NEED_AUTH: Final = "[ AccessManager.Reject ] : [ code=403 need auth; authmod=adobe ] : "
-"""The description of the first refusal. Clients look for parts of it, GStreamer for all of it."""
+"""The description of the first refusal. Clients search for parts of it, GStreamer compares all of it."""
 AUTH_FAILED: Final = "[ AccessManager.Reject ] : [ authmod=adobe ] : ?reason=authfailed&opaque=-"
-"""Of the last one, for a wrong user as well: who asks need not know which users there are."""
+"""The description of the last refusal, for unknown users as well: it must not reveal which users exist."""
 UNKNOWN_AUTHMOD: Final = "[ AccessManager.Reject ] : [ authmod=unknown ] : ?reason=invalid_authmod&opaque=-"
-"""For a client that insists on another way, such as llnw."""
+"""The description for clients that use another method, such as llnw."""
 
 _LIFE_S = 60
 _USED_LIMIT = 20_000
 _NONCE_BYTES = 9
 _TAG_BYTES = 12
 _RESPONSE_LENGTH = 24
-_CHALLENGE_LENGTH = 8  # of FFmpeg, librtmp and GStreamer
+_CHALLENGE_LENGTH = 8  # that of FFmpeg, librtmp and GStreamer
 _SEPARATORS = re.compile(r"[?&]")
 
 
 def query_parameters(query: str) -> dict[str, str]:
-    """Take a query apart as these clients put it together: base64 is in it as it is, so a ``+`` is no space.
+    """Parse a query of such a client. It contains unescaped base64, so that a ``+`` is not a space.
 
-    A query that was appended to another one has a ``?`` in the middle. The first of two parameters with one name counts.
+    A query that was appended to another one has a ``?`` in the middle. The first of several parameters with one name counts.
     """
     found: dict[str, str] = {}
     for part in _SEPARATORS.split(query[:8192]):
@@ -59,15 +59,15 @@ def _hashed(*parts: str) -> str:
 
 
 def response(user: str, password: str, salt: str, opaque: str, challenge: str) -> str:
-    """Return what proves that the client knows the password."""
+    """Return the response that proves knowledge of the password."""
     return _hashed(_hashed(user, salt, password), opaque, challenge)
 
 
 class Login:
-    """The client's side: what to send after each refusal.
+    """The client's side of a login.
 
     Args:
-        user, password: Who logs in.
+        user, password: The login.
     """
 
     def __init__(self, user: str, password: str) -> None:
@@ -76,10 +76,10 @@ class Login:
         self._step = 0
 
     def answer(self, description: str, nonce: bytes) -> str:
-        """Return the query for the next connect's application; empty if there is nothing left to try.
+        """Return the query to append to the application of the next connect; empty if the login has failed.
 
         Args:
-            description: Of the refusal.
+            description: The description of the refusal.
             nonce: Four random bytes.
         """
         user = quote(self._user, safe="!$'()*+,-.:;@_~")
@@ -91,7 +91,7 @@ class Login:
             found = query_parameters(description.partition("?")[2])
             opaque = found.get("opaque", "")
             challenge = nonce.hex()
-            # The server counts with the name as it says it.
+            # The server computes the response with the name as it sends it.
             name = found.get("user") or user
             proof = response(name, self._password, found.get("salt", ""), opaque or found.get("challenge", ""), challenge)
             query = f"authmod=adobe&user={user}&challenge={challenge}&response={proof}"
@@ -100,14 +100,14 @@ class Login:
 
 
 class Challenges:
-    """The server's side: makes challenges, and judges responses to them.
+    """The server's side of logins: issues challenges and checks the responses.
 
-    A challenge is signed and holds its time, so that nothing is kept for those who ask for one and never come back. It is good
-    once, and for a minute. What is kept is which ones were used: at most as many as are given here, the oldest go first.
+    A challenge contains its time and is signed, so that unanswered ones take no memory. It is valid once, for a minute. Used
+    ones are remembered, up to a limit.
 
     Args:
         key: Random bytes, new for each process.
-        used_limit: How many used challenges are remembered.
+        used_limit: The number of used challenges to remember; the oldest ones are dropped.
     """
 
     def __init__(self, key: bytes, used_limit: int = _USED_LIMIT) -> None:
@@ -122,15 +122,15 @@ class Challenges:
         return mac.digest()
 
     def _salt(self, user: str) -> str:
-        # The same each time, and for users that don't exist, too.
+        # The salt of a user is always the same, and unknown users have one, too.
         return self._tag("salt", _encoded(user)).hex()[:8]
 
     def describe(self, user: str, now_s: float, nonce: bytes) -> str:
         """Return the description that asks *user* for a response.
 
         Args:
-            user: As the client wrote it; the caller has checked that it is short, since FFmpeg reads 255 bytes.
-            now_s: The time, of a clock that never goes back.
+            user: The name as the client sent it. The caller has limited its length, because FFmpeg reads only 255 bytes.
+            now_s: The time of a monotonic clock.
             nonce: Nine random bytes.
         """
         issued = int(now_s).to_bytes(6, "big") + nonce
@@ -141,7 +141,7 @@ class Challenges:
         )
 
     def fresh(self, user: str, opaque: str, now_s: float) -> bool:
-        """Whether a challenge is one of ours, for this user, and neither too old nor used before. It is used then."""
+        """Mark a challenge as used; return whether it was valid: issued here for this user, recent and unused."""
         data = _decoded(opaque)
         issued, tag = data[: 6 + _NONCE_BYTES], data[6 + _NONCE_BYTES :]
         if not hmac.compare_digest(tag, self._tag("opaque", issued, _encoded(user))):
@@ -154,14 +154,14 @@ class Challenges:
         return True
 
     def proves(self, parameters: dict[str, str], passwords: Iterable[str]) -> bool:
-        """Whether a client's response fits one of the passwords; `fresh` must have said yes to its challenge."""
+        """Return whether a client's response proves one of the passwords. The caller has checked the challenge by `fresh`."""
         user, opaque = parameters.get("user", ""), parameters.get("opaque", "")
         challenge = parameters.get("challenge", "")
-        # Debian's librtmp forgets to end both texts: what happens to lie in its memory follows.
+        # Debian's librtmp does not terminate these two texts: random bytes of its memory may follow.
         given = _encoded(unquote(parameters.get("response", ""))[:_RESPONSE_LENGTH])
         right = False
         for password in passwords:
-            # FFmpeg takes a password out of its URL as it stands there, percent signs and all.
+            # FFmpeg does not decode the percent escapes of a password in its URL.
             for variant in {password, quote(password, safe="")}:
                 for each in {challenge, challenge[:_CHALLENGE_LENGTH]}:
                     proof = response(user, variant, self._salt(user), opaque, each)
@@ -174,7 +174,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _decoded(opaque: str) -> bytes:
-    """Read base64 of ours; anything else gives bytes that no tag fits."""
+    """Decode an opaque value of `Challenges.describe`; other texts give bytes with an invalid tag."""
     size = 6 + _NONCE_BYTES + _TAG_BYTES
     if len(opaque) != size // 3 * 4 or not re.fullmatch(r"[A-Za-z0-9_-]*", opaque, re.ASCII):
         return bytes(size)

@@ -1,8 +1,8 @@
-"""The chunk layer: bytes to messages and back (RTMP 1.0 section 5.3).
+"""The chunk layer: bytes to messages and back (RTMP 1.0 section 5.3). No I/O.
 
-The reader is fed whatever the network gives and returns whole messages; any split of the input gives the same messages.
-The writer starts every message with a type 0 header and repeats an extended timestamp on its type 3 chunks, so that each
-message stands alone. This is the hottest code of ingest: plain loops, no abstraction inside. Imports only rtmpd.errors.
+The reader takes bytes as they arrive and returns whole messages; every split of the input gives the same messages. The writer
+starts each message with a type 0 header and repeats an extended timestamp on its type 3 chunks, so that a peer can start to
+read at any message. This is the hottest code of ingest: plain loops without calls.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 DEFAULT_CHUNK_SIZE = 128
-"""Both directions start with it, bytes."""
+"""The initial chunk size of both directions, bytes."""
 
 MAX_CHUNK_SIZE = 0x7FFFFFFF
 MAX_CSID = 65599
 MAX_MESSAGE_SIZE = 0xFFFFFF
 EXTENDED_TIMESTAMP = 0xFFFFFF
-"""From here on a timestamp has a field of its own behind the header."""
+"""Timestamps from here on are in a field of 32 bits after the header."""
 
 _ABORT = 2
 
@@ -46,7 +46,7 @@ _pack_long_header = struct.Struct(">IIII").pack_into
 
 
 class RawMessage(NamedTuple):
-    """A whole message, its body not looked into.
+    """A whole message with its payload as bytes.
 
     ``timestamp`` is the absolute time in milliseconds, modulo 2**32.
     """
@@ -58,7 +58,7 @@ class RawMessage(NamedTuple):
 
 
 class _ChunkStream:
-    """What the reader remembers of one chunk stream id: the last header, and the message being assembled."""
+    """The state of one chunk stream: the last header, and the message being assembled."""
 
     __slots__ = ("delta", "extended", "field", "length", "message_stream_id", "payload", "timestamp", "type_id")
 
@@ -69,18 +69,18 @@ class _ChunkStream:
         self.type_id = 0
         self.message_stream_id = 0
         self.extended = False
-        self.field = 0  # the 32 bits of the extended timestamp as they were sent
+        self.field = 0  # the 32 bits of the extended timestamp as sent
         self.payload: bytearray | None = None
 
 
 class ChunkReader:
     """Assembles messages from chunks.
 
-    Set Chunk Size and Abort act inside the chunk layer and are not returned. After an exception the reader must not be used.
+    Set Chunk Size and Abort Message are applied and not returned. After an exception the reader must not be used.
 
     Args:
-        message_limit_bytes: Longest message that is accepted. Memory is taken as bytes arrive, never by the length field.
-        chunk_stream_limit: How many chunk stream ids a peer may use.
+        message_limit_bytes: The longest accepted message. Memory grows with the bytes received, never by the length field.
+        chunk_stream_limit: The number of chunk stream ids that a peer may use.
     """
 
     __slots__ = (
@@ -101,30 +101,30 @@ class ChunkReader:
         self.chunk_stream_limit = chunk_stream_limit
         self._streams: dict[int, _ChunkStream] = {}
         self._tail = b""  # an incomplete chunk header
-        self._current: _ChunkStream | None = None  # whose chunk is half read
-        self._chunk_left = 0  # bytes of that chunk still to come
+        self._current: _ChunkStream | None = None  # the chunk stream of an incomplete chunk
+        self._chunk_left = 0  # the missing bytes of that chunk
         self._buffered = 0
-        # Interleaved messages together may take one longest message and some room for small ones beside it.
+        # Interleaved messages may take as much as one longest message and some small ones.
         self._buffered_limit = message_limit_bytes + (1 << 20)
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes held of messages that are not complete yet."""
+        """The bytes held of incomplete messages."""
         return self._buffered + len(self._tail)
 
     def abort(self, csid: int) -> None:
-        """Drop the message that is being assembled on *csid*, if there is one (section 5.4.2)."""
+        """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
         stream = self._streams.get(csid)
         if stream is not None and stream.payload is not None:
             self._buffered -= len(stream.payload)
             stream.payload = None
 
     def feed(self, data: bytes) -> list[RawMessage]:
-        """Take bytes from the peer; return the messages that they complete, in order.
+        """Process bytes from the peer; return the messages that they complete, in order.
 
         Raises:
-            RemoteProtocolError: The bytes are no chunk stream. Says what was expected, what came and on which csid.
-            LimitExceeded: A message or the number of chunk streams is over its limit.
+            RemoteProtocolError: The bytes are not a valid chunk stream; the message has the csid, the expected and the found.
+            LimitExceeded: A message, or the number of chunk streams, exceeds its limit.
         """
         if self._tail:
             data = self._tail + data
@@ -135,7 +135,7 @@ class ChunkReader:
         end = len(data)
         stream: _ChunkStream | None
         if self._chunk_left:
-            # The chunk that the last feed ended in.
+            # The last call ended inside this chunk.
             stream = self._current
             assert stream is not None
             assert stream.payload is not None
@@ -183,11 +183,11 @@ class ChunkReader:
             else:
                 if stream.payload is not None:
                     raise RemoteProtocolError(
-                        f"csid {csid}: type {fmt} header in the middle of a message"
-                        f" ({len(stream.payload)} of {stream.length} bytes have come), expected type 3"
+                        f"csid {csid}: expected a type 3 header after {len(stream.payload)} of {stream.length} bytes of a "
+                        f"message, found type {fmt}"
                     )
-                # 11, 7 or 3 bytes, and 4 more with an extended timestamp. Words are read from one byte before, which is
-                # there: the last byte of the basic header.
+                # The header has 11, 7 or 3 bytes, and 4 more with an extended timestamp. Words of 4 bytes are read from one
+                # byte before it, which always exists: the last byte of the basic header.
                 position += 11 - 4 * fmt
                 if position > end:
                     self._tail = data[start:]
@@ -225,7 +225,7 @@ class ChunkReader:
                 payload = None
                 got = 0
 
-            # The chunk's payload.
+            # The payload of the chunk.
             stop = position + length - got
             if length - got > chunk_size:
                 stop = position + chunk_size
@@ -237,7 +237,7 @@ class ChunkReader:
                     self._chunk_control(stream.type_id, piece)
                     chunk_size = self.chunk_size
                 else:
-                    # RawMessage(...) without the call of a Python function that a named tuple's constructor is.
+                    # RawMessage(...) without the call of a named tuple's constructor, which is a Python function.
                     messages.append(new_tuple(RawMessage, (stream.type_id, stream.message_stream_id, stream.timestamp, piece)))
                 continue
             piece = data[position:stop]
@@ -258,9 +258,9 @@ class ChunkReader:
         return messages
 
     def _open(self, csid: int, fmt: int) -> _ChunkStream:
-        # librtmp answers a ping with type 1 as the first header of its csid (the message stream id is then 0).
+        # librtmp answers a ping with a type 1 header as the first one of its csid; the message stream id is then 0.
         if fmt > 1:
-            raise RemoteProtocolError(f"csid {csid}: the first header is of type {fmt}, expected type 0")
+            raise RemoteProtocolError(f"csid {csid}: expected a type 0 header as the first one, found type {fmt}")
         if len(self._streams) >= self.chunk_stream_limit:
             raise LimitExceeded("chunk_stream_limit", self.chunk_stream_limit, len(self._streams) + 1)
         stream = self._streams[csid] = _ChunkStream()
@@ -272,19 +272,19 @@ class ChunkReader:
 
     @staticmethod
     def _repeated_field(data: bytes, position: int, stream: _ChunkStream) -> int:
-        """Tell whether a type 3 chunk repeats the extended timestamp.
+        """Detect whether a type 3 chunk repeats the extended timestamp.
 
-        The specification says that it does, and FFmpeg and current librtmp do so; older librtmp and some encoders leave it
-        out. So: it is there if the next four bytes are the field of the last header, or the message's absolute time, which
-        some repeat after a delta. Only 31 bits are compared, since some clear the top bit.
+        The specification demands it, and FFmpeg and current librtmp do it; older librtmp and some encoders omit it. The field
+        counts as repeated if the next four bytes equal the field of the last header, or the absolute time of the message, which
+        some peers repeat after a delta. Only 31 bits are compared, because some peers clear the top bit.
 
         Returns:
-            4 or 0, the bytes to skip; -1 if there are too few bytes to tell.
+            The bytes to skip, 4 or 0; -1 if too few bytes have arrived to decide.
         """
         if position + 4 <= len(data):
             seen = _one_word(data, position)[0] & 0x7FFFFFFF
             return 4 if seen in (stream.field & 0x7FFFFFFF, stream.timestamp & 0x7FFFFFFF) else 0
-        # With fewer than four, what is there decides if it can't become either of the two.
+        # Fewer than four bytes decide only if they can't be the start of either value.
         seen_bytes = data[position:]
         for candidate in (stream.field, stream.timestamp):
             for top_bit in (0, 0x80000000):
@@ -294,16 +294,16 @@ class ChunkReader:
 
     def _chunk_control(self, type_id: int, payload: bytes) -> None:
         if type_id == 0:
-            raise RemoteProtocolError("message type 0 does not exist: the chunk stream is out of step")
+            raise RemoteProtocolError("found message type 0, which does not exist: the chunk stream is out of step")
         if len(payload) < 4:
-            raise RemoteProtocolError(f"control message of type {type_id} has {len(payload)} bytes, expected 4")
+            raise RemoteProtocolError(f"control message of type {type_id}: expected 4 bytes, found {len(payload)}")
         value = int.from_bytes(payload[:4], "big")
         if type_id == _ABORT:
             self.abort(value)
         elif 1 <= value <= MAX_CHUNK_SIZE:
             self.chunk_size = value
         else:
-            raise RemoteProtocolError(f"Set Chunk Size to {value}, expected 1 to {MAX_CHUNK_SIZE}")
+            raise RemoteProtocolError(f"Set Chunk Size: expected 1 to {MAX_CHUNK_SIZE} bytes, found {value}")
 
     def _finish(self, stream: _ChunkStream, messages: list[RawMessage]) -> None:
         payload = stream.payload
@@ -317,7 +317,7 @@ class ChunkReader:
 
 
 def framed_size(length: int, timestamp: int, chunk_size: int) -> int:
-    """Bytes that a message of *length* takes as chunks, csid below 64."""
+    """Return the size of a message of *length* bytes as chunks, for a csid below 64."""
     extended = 4 if timestamp >= EXTENDED_TIMESTAMP else 0
     if length <= chunk_size:
         return 12 + extended + length
@@ -334,19 +334,19 @@ def frame_into(
     payload: bytes,
     chunk_size: int,
 ) -> int:
-    """Write one message as chunks into *buffer*; return the offset behind it.
+    """Write one message as chunks into *buffer*; return the offset after it.
 
     The message starts with a type 0 header. An extended timestamp is repeated on every type 3 chunk (section 5.3.1.3).
 
     Args:
-        buffer: Has at least ``framed_size`` bytes behind *offset*.
+        buffer: Must have at least `framed_size` bytes from *offset* on.
         csid: 2..63.
         timestamp: Milliseconds, 0..2**32-1.
         payload: At most 0xFFFFFF bytes.
         chunk_size: 1..0x7FFFFFFF.
     """
     length = len(payload)
-    # The message stream id is the one little-endian field of the protocol. 0 and 1 are nearly all there is.
+    # The message stream id is the only little-endian field of the protocol. Nearly all are 0 or 1.
     if message_stream_id == 1:
         msid = 0x01000000
     elif message_stream_id == 0:
@@ -381,17 +381,17 @@ def frame_into(
 
 
 def frame_message(csid: int, type_id: int, message_stream_id: int, timestamp: int, payload: bytes, chunk_size: int) -> bytes:
-    """Return one message as chunks; the arguments are those of `frame_into`, but that csid may be up to 65599.
+    """Return one message as chunks; arguments as `frame_into`, except that the csid may be up to 65599.
 
     Raises:
-        ValueError: An argument is out of range (a bug in the caller).
+        ValueError: An argument is out of range, which is a bug in the caller.
     """
     if not 2 <= csid <= MAX_CSID:
-        raise ValueError(f"csid {csid}, expected 2 to {MAX_CSID}")
+        raise ValueError(f"expected a csid of 2 to {MAX_CSID}, found {csid}")
     if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
-        raise ValueError(f"chunk size {chunk_size}, expected 1 to {MAX_CHUNK_SIZE}")
+        raise ValueError(f"expected a chunk size of 1 to {MAX_CHUNK_SIZE} bytes, found {chunk_size}")
     if len(payload) > MAX_MESSAGE_SIZE:
-        raise ValueError(f"message of {len(payload)} bytes, expected at most {MAX_MESSAGE_SIZE}")
+        raise ValueError(f"expected a message of at most {MAX_MESSAGE_SIZE} bytes, found {len(payload)}")
     timestamp &= 0xFFFFFFFF
     if csid < 64:
         buffer = bytearray(framed_size(len(payload), timestamp, chunk_size))

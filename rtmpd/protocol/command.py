@@ -1,7 +1,4 @@
-"""Commands and data messages: AMF inside messages of type 20, 17, 18 and 15 (RTMP 1.0 section 7.1.1 and 7.1.2).
-
-Imports the AMF codecs, the message names and errors.
-"""
+"""Command and data messages: AMF in messages of type 20, 17, 18 and 15 (RTMP 1.0 sections 7.1.1 and 7.1.2)."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ class Command:
     """A command message.
 
     Attributes:
-        name: Such as ``connect`` or ``_result``.
-        transaction_id: What the answer must repeat; 0 where no answer is wanted.
-        command_object: The value after the transaction id: a dict for connect, else mostly None.
-        arguments: What follows.
-        message_stream_id: The message stream that it came on.
+        name: The name, such as ``connect`` or ``_result``.
+        transaction_id: The number that the answer repeats; 0 if no answer is expected.
+        command_object: The value after the transaction id: a dict for connect, and None for most other commands.
+        arguments: The values after the command object.
+        message_stream_id: The message stream of the message.
     """
 
     name: str
@@ -38,14 +35,14 @@ class Command:
     message_stream_id: int = 0
 
     def argument(self, index: int, default: Any = None) -> Any:
-        """Return an argument, or *default* where the peer sent fewer."""
+        """Return an argument, or *default* if the peer sent fewer."""
         return self.arguments[index] if index < len(self.arguments) else default
 
 
 def amf0_body(message: RawMessage) -> bytes:
     """Return the AMF0 part of a command or data message.
 
-    Messages of type 17 and 15 start with one byte that says AMF0 follows (values may then switch to AMF3 with marker 0x11).
+    Messages of type 17 and 15 start with a zero byte, which means AMF0. Its values may switch to AMF3 with marker 0x11.
     """
     payload = message.payload
     if message.type_id in (MessageType.COMMAND_AMF3, MessageType.DATA_AMF3) and payload[:1] == b"\0":
@@ -57,19 +54,20 @@ def decode_command(message: RawMessage) -> Command:
     """Decode a command message.
 
     Raises:
-        AmfError: It is no AMF. LimitExceeded: too deep, too many or too long values.
-        RemoteProtocolError: It does not begin with a name, or the transaction id is no number.
+        AmfError: The payload is not valid AMF.
+        LimitExceeded: The values nest too deep, are too many or too long.
+        RemoteProtocolError: The payload does not start with a name, or the transaction id is not a number.
     """
     values = amf0.decode_all(amf0_body(message))
     if not values or not isinstance(values[0], str):
-        seen = type(values[0]).__name__ if values else "nothing"
-        raise RemoteProtocolError(f"command message begins with {seen}, expected the command's name")
+        found = type(values[0]).__name__ if values else "nothing"
+        raise RemoteProtocolError(f"command message: expected the command's name first, found {found}")
     transaction_id = values[1] if len(values) > 1 else 0.0
     if transaction_id is None or transaction_id is UNDEFINED:
         transaction_id = 0.0
     if isinstance(transaction_id, bool) or not isinstance(transaction_id, (int, float)):
         raise RemoteProtocolError(
-            f"command {values[0][:40]!r}: the transaction id is of type {type(transaction_id).__name__}, expected a number"
+            f"command {values[0][:40]!r}: expected a number as the transaction id, found {type(transaction_id).__name__}"
         )
     return Command(
         name=values[0],
@@ -84,6 +82,6 @@ def encode_command(name: str, transaction_id: float, command_object: Any = None,
     """Encode the payload of a command message of type 20.
 
     Raises:
-        LocalProtocolError: A value can't be said in AMF0.
+        LocalProtocolError: AMF0 can't express a value.
     """
     return amf0.encode(name, float(transaction_id), command_object, *arguments)

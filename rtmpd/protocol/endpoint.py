@@ -1,7 +1,7 @@
-"""One end of a connection once the handshake is done: chunks in, acknowledgements and control messages, chunks out.
+"""One end of a connection after the handshake, client or server: chunks, acknowledgements and control messages. No I/O.
 
-Both roles. Pure: ``receive`` takes bytes and gives messages, replies of the protocol itself (acknowledgements, ping responses)
-gather in ``outgoing`` until the caller sends them. Imports only the protocol package.
+``receive`` takes bytes and returns messages. Replies of the protocol itself (acknowledgements, ping responses) collect in
+``outgoing`` until the caller sends them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_WINDOW_BYTES", "Endpoint"]
 
 DEFAULT_WINDOW_BYTES = 2_500_000
-"""What GStreamer, librtmp and Flash Media Server use."""
+"""The acknowledgement window of GStreamer, librtmp and Flash Media Server."""
 
 
 class Endpoint:
-    """Chunk reader, acknowledgement accounts and control messages of one connection.
+    """The chunk reader, the acknowledgement counters and the control messages of one connection.
 
     Args:
-        message_limit_bytes, chunk_stream_limit: See `ChunkReader`.
+        message_limit_bytes, chunk_stream_limit: As in `ChunkReader`.
 
     Attributes:
-        outgoing: Encoded bytes for the peer; the caller sends and clears them.
-        bytes_received: Since the handshake; never wraps (the wire's counter does).
-        bytes_acknowledged: The peer's last Acknowledgement, unwrapped: how much of ours it says to have read.
+        outgoing: Encoded bytes for the peer. The caller sends and clears them.
+        bytes_received: Bytes received since the handshake; unlike the counter on the wire it never wraps.
+        bytes_acknowledged: The bytes that the peer has acknowledged, without wrapping.
         chunk_size_out: The outbound chunk size, bytes.
     """
 
@@ -60,15 +60,15 @@ class Endpoint:
         self._set_window(DEFAULT_WINDOW_BYTES)
 
     def _set_window(self, size_bytes: int) -> None:
-        # At half the window, as FFmpeg does: a peer that stops at the full window then never has to.
+        # Acknowledge at half the window, as FFmpeg does, so that a peer that pauses at the full window never has to.
         self.window_in_bytes = size_bytes
         self._ack_step = max(1, size_bytes // 2)
         self._ack_at = self.bytes_received + self._ack_step
 
     def receive(self, data: bytes) -> list[RawMessage]:
-        """Take bytes from the peer; return the messages that they complete.
+        """Process bytes from the peer; return the messages that they complete.
 
-        Control messages among them go to `control`, by the caller, in their order.
+        The caller passes the control messages among them to `control`, in order.
 
         Raises:
             RemoteProtocolError, LimitExceeded: As `ChunkReader.feed`.
@@ -80,10 +80,10 @@ class Endpoint:
         return self.reader.feed(data)
 
     def control(self, message: RawMessage) -> UserControl | None:
-        """Handle a message of type 3, 4, 5 or 6.
+        """Process a control message of type 3, 4, 5 or 6.
 
         Returns:
-            The event, for a User Control message that is not a ping request (those are answered here); else None.
+            The event of a User Control message, except a ping request, which is answered here; None for other messages.
 
         Raises:
             RemoteProtocolError: The message is too short.
@@ -97,7 +97,7 @@ class Endpoint:
             return event
         value = wire.parse_uint32(message)
         if type_id == MessageType.ACKNOWLEDGEMENT:
-            # The counter has 32 bits on the wire; what looks like half of that or more is a step back, which says nothing.
+            # The counter has 32 bits on the wire. A step of half of that or more is a step back, and is ignored.
             step = (value - self.bytes_acknowledged) & 0xFFFFFFFF
             if step < 0x80000000:
                 self.bytes_acknowledged += step
@@ -105,8 +105,8 @@ class Endpoint:
             if value:
                 self._set_window(value)
         elif type_id == MessageType.SET_PEER_BANDWIDTH:
-            # Section 5.4.5: answer with our window if it differs from the last one sent. A dynamic limit (type 2) may be
-            # ignored; everyone answers it all the same, and so do we, unless we have said before which window we want.
+            # Section 5.4.5: answer with Window Acknowledgement Size if it differs from the last one sent. A dynamic limit
+            # (type 2) may be ignored, but other servers answer it, too; so does this one, unless it has sent a window before.
             self.peer_bandwidth_bytes = value
             dynamic = message.payload[4:5] == b"\2"
             if value and value != self.window_out_bytes and not (dynamic and self.window_out_bytes):
@@ -114,7 +114,7 @@ class Endpoint:
         return None
 
     def send_window_ack_size(self, size_bytes: int) -> None:
-        """Queue Window Acknowledgement Size: the peer acknowledges each time it has read that much."""
+        """Queue Window Acknowledgement Size: the peer then acknowledges whenever it has received that many bytes."""
         self.window_out_bytes = size_bytes
         self.outgoing += wire.window_ack_size(size_bytes, self.chunk_size_out)
 
@@ -123,7 +123,7 @@ class Endpoint:
         self.outgoing += wire.set_peer_bandwidth(size_bytes, limit_type, self.chunk_size_out)
 
     def send_chunk_size(self, size_bytes: int) -> None:
-        """Queue Set Chunk Size; what is encoded after it uses the new size."""
+        """Queue Set Chunk Size. Messages queued after it use the new size."""
         self.outgoing += wire.set_chunk_size(size_bytes, self.chunk_size_out)
         self.chunk_size_out = size_bytes
 
@@ -140,16 +140,16 @@ class Endpoint:
         message_stream_id: int = 0,
         csid: int = wire.CSID_COMMAND,
     ) -> None:
-        """Queue a command, at timestamp 0: OBS does not read an extended timestamp on type 3 chunks."""
+        """Queue a command at timestamp 0, because OBS can't read an extended timestamp on type 3 chunks."""
         payload = encode_command(name, transaction_id, command_object, *arguments)
         self.send_message(csid, MessageType.COMMAND_AMF0, message_stream_id, 0, payload)
 
     def send_message(self, csid: int, type_id: int, message_stream_id: int, timestamp_ms: int, payload: bytes) -> None:
-        """Queue any message."""
+        """Queue a message."""
         self.outgoing += frame_message(csid, type_id, message_stream_id, timestamp_ms, payload, self.chunk_size_out)
 
     def take_outgoing(self) -> bytes:
-        """Return what is queued for the peer, and forget it."""
+        """Return the queued bytes and clear the queue."""
         data = bytes(self.outgoing)
         self.outgoing.clear()
         return data

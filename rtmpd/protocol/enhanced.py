@@ -1,11 +1,8 @@
-"""What Enhanced RTMP v2 adds to the connect command and its answer, and the request to reconnect.
+"""Enhanced RTMP v2 in the connect command and its answer, and the request to reconnect. No I/O, and nothing raises.
 
-A client names the codecs that it takes in ``fourCcList`` (v1) or in ``videoFourCcInfoMap`` and ``audioFourCcInfoMap`` (v2),
-and its other abilities in ``capsEx``; the server answers with the same properties in the command object of ``_result``
-(enhanced-rtmp-v2, "Enhancing NetConnection connect Command"). `parse_capabilities` reads the client's, `server_answer` makes
-the server's.
-
-All of it is optional, and what clients send is sometimes wrong: nothing here raises. Pure; imports status only.
+A client lists the codecs that it supports in ``fourCcList`` (v1) or in ``videoFourCcInfoMap`` and ``audioFourCcInfoMap`` (v2),
+and its other capabilities in ``capsEx``; the server answers with the same properties in the command object of ``_result``
+(enhanced-rtmp-v2, "Enhancing NetConnection connect Command"). All of it is optional, and some clients send wrong values.
 """
 
 from __future__ import annotations
@@ -37,12 +34,12 @@ AUDIO_FOUR_CCS: Final = frozenset({"ac-3", "ec-3", "Opus", ".mp3", "fLaC", "mp4a
 """The FourCCs of AudioFourCc."""
 
 _ANY = "*"
-_MAX_ENTRIES = 64  # there are twelve FourCCs; more are read from nobody
+_MAX_ENTRIES = 64  # there are twelve FourCCs
 _MAX_FLAGS = (1 << 31) - 1
 
 
 class FourCcInfo(enum.IntFlag):
-    """What a peer can do with a codec (FourCcInfoMask)."""
+    """The operations that a peer supports for a codec (FourCcInfoMask)."""
 
     CAN_DECODE = 1
     CAN_ENCODE = 2
@@ -50,7 +47,7 @@ class FourCcInfo(enum.IntFlag):
 
 
 class CapsEx(enum.IntFlag):
-    """What a peer can do besides (CapsExMask)."""
+    """The other capabilities of a peer (CapsExMask)."""
 
     RECONNECT = 1
     MULTITRACK = 2
@@ -63,16 +60,16 @@ _TAKES = FourCcInfo.CAN_DECODE | FourCcInfo.CAN_FORWARD
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a client said of itself in its connect command, as far as it makes a difference.
+    """The capabilities that a client has declared in its connect command.
 
-    Not ``videoCodecs``, ``audioCodecs`` and ``videoFunction``: docs/spec-compliance.rst says why.
+    ``videoCodecs``, ``audioCodecs`` and ``videoFunction`` are ignored; docs/spec-compliance.rst has the reason.
 
     Attributes:
-        four_ccs: The entries of ``fourCcList``: FourCCs of audio and video; ``*`` for all.
-        video: ``videoFourCcInfoMap``: bits of `FourCcInfo` by FourCC; ``*`` adds its bits to every codec's.
-        audio: ``audioFourCcInfoMap``, likewise.
-        caps_ex: Bits of `CapsEx`, and unknown ones.
-        object_encoding: 3 if the client takes AMF3 besides AMF0, else 0.
+        four_ccs: The entries of ``fourCcList``: FourCCs of audio and video codecs; ``*`` means all.
+        video: ``videoFourCcInfoMap``: `FourCcInfo` bits by FourCC. The bits of ``*`` apply to every codec.
+        audio: ``audioFourCcInfoMap`` in the same form.
+        caps_ex: `CapsEx` bits, and unknown ones.
+        object_encoding: 3 if the client supports AMF3 besides AMF0, otherwise 0.
     """
 
     four_ccs: frozenset[str] = frozenset()
@@ -83,36 +80,38 @@ class Capabilities:
 
     @property
     def reconnect(self) -> bool:
-        """Whether it follows a request to reconnect."""
+        """Whether the client follows a request to reconnect."""
         return bool(self.caps_ex & CapsEx.RECONNECT)
 
     @property
     def multitrack(self) -> bool:
-        """Whether it reads multitrack messages."""
+        """Whether the client supports multitrack messages."""
         return bool(self.caps_ex & CapsEx.MULTITRACK)
 
     @property
     def mod_ex(self) -> bool:
-        """Whether it reads ModEx packets; who supports nanosecond offsets does, as these are ModEx packets."""
+        """Whether the client supports ModEx packets. Support of nanosecond offsets, which are ModEx packets, implies it."""
         return bool(self.caps_ex & (CapsEx.MOD_EX | CapsEx.TIMESTAMP_NANO_OFFSET))
 
     def takes_video(self, four_cc: str) -> bool | None:
-        """Whether the client can receive this codec in messages with an Enhanced header.
+        """Return whether the client supports a video codec in messages with an Enhanced header.
 
-        Legacy headers are no matter of this: a client that lists HEVC alone still plays H.264 with CodecID 7.
+        Legacy headers are independent of it: a client that only lists HEVC can still play H.264 with CodecID 7.
 
         Args:
-            four_cc: Such as ``hvc1``.
+            four_cc: The codec's FourCC, such as ``hvc1``.
 
         Returns:
-            None if the client said nothing of video.
+            None if the client has declared nothing about video.
         """
         return self._takes(four_cc, self.video, VIDEO_FOUR_CCS)
 
     def takes_audio(self, four_cc: str) -> bool | None:
-        """Whether the client can receive this codec in messages with an Enhanced header; None if it said nothing of audio.
+        """Return whether the client supports an audio codec in messages with an Enhanced header.
 
-        A list of video codecs alone says nothing of audio: v1 had no FourCCs for audio.
+        Returns:
+            None if the client has declared nothing about audio. A ``fourCcList`` of video codecs only is no declaration about
+            audio, because v1 had no FourCCs for audio.
         """
         return self._takes(four_cc, self.audio, AUDIO_FOUR_CCS)
 
@@ -120,21 +119,21 @@ class Capabilities:
         if (infos.get(four_cc, 0) | infos.get(_ANY, 0)) & _TAKES:
             return True
         if four_cc in infos:
-            return False  # named, but only as what it encodes, or with no flag at all
+            return False  # listed, but only for encoding, or without any flag
         if four_cc in self.four_ccs or _ANY in self.four_ccs:
             return True
         return False if infos or not kind.isdisjoint(self.four_ccs) else None
 
 
 NOTHING_DECLARED: Final = Capabilities()
-"""A client that knows nothing of Enhanced RTMP, or does not say so."""
+"""The capabilities of a client that declares none of Enhanced RTMP."""
 
 
 def parse_capabilities(properties: Mapping[str, Any]) -> Capabilities:
-    """Read the command object of a connect command.
+    """Parse the command object of a connect command.
 
-    What has a wrong type or makes no sense counts as not sent, entry by entry; of a list or map, the first 64 entries count.
-    Those of a connection are mostly those of many others: then it is the same object.
+    Entries of a wrong type or with an invalid value are ignored, and so are all but the first 64 entries of a list or map.
+    Connections with equal capabilities mostly share one object, to save memory.
     """
     found = Capabilities(
         four_ccs=_four_ccs(properties.get("fourCcList")),
@@ -151,11 +150,11 @@ def parse_capabilities(properties: Mapping[str, Any]) -> Capabilities:
 
 
 _known: deque[Capabilities] = deque(maxlen=16)
-"""What clients said lately. Few kinds of clients exist."""
+"""The capabilities of recent clients. There are few different ones."""
 
 
 def server_answer() -> dict[str, Any]:
-    """Return what the command object of the ``_result`` to connect says of this server: it forwards whatever it gets."""
+    """Return the Enhanced RTMP members of the ``_result`` to connect: the server forwards every codec."""
     return {
         "fourCcList": [_ANY],
         "videoFourCcInfoMap": {_ANY: int(FourCcInfo.CAN_FORWARD)},
@@ -165,13 +164,13 @@ def server_answer() -> dict[str, Any]:
 
 
 def reconnect_request(tc_url: str = "", description: str = "") -> dict[str, Any]:
-    """Make the info object of an onStatus command that asks the client to reconnect (section "Reconnect Request").
+    """Return the info object of an onStatus command that asks the client to reconnect (section "Reconnect Request").
 
-    The command has transaction id 0, goes over message stream 0, and may only be sent to clients that declare `reconnect`.
+    The command has transaction id 0 and message stream id 0, and may only be sent to clients that declare `reconnect`.
 
     Args:
-        tc_url: Where to: an absolute URL, or a reference relative to the client's tcUrl. Empty: to where it is connected now.
-        description: For people; empty: left out.
+        tc_url: The target: an absolute URL, or one relative to the client's tcUrl. Empty: the present server.
+        description: A text for people; empty for none.
     """
     found = status.info(status.CONNECT_RECONNECT_REQUEST, description)
     if not description:
@@ -186,7 +185,7 @@ def _is_four_cc(value: object) -> bool:
 
 
 def _entries(value: object) -> list[Any]:
-    """Return the first entries of a strict array, or the values of an ECMA array or object that stands for one."""
+    """Return the first entries of a strict array, or of an ECMA array or object that is used as one."""
     if isinstance(value, Mapping):
         value = list(value.values())[:_MAX_ENTRIES]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
@@ -210,7 +209,7 @@ def _info_map(value: object) -> dict[str, int]:
 
 
 def _flags(value: object) -> int | None:
-    """Return an AMF number as an int; None if it is no whole number that flags could be."""
+    """Return an AMF number as an int; None if it is not a whole number in the range of flags."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_FLAGS:
-        return None  # NaN fails the comparison too
+        return None  # the comparison is also false for NaN
     return int(value) if value == int(value) else None

@@ -1,12 +1,9 @@
-"""The RTMP handshake, both roles, plain and digest.
+"""The RTMP handshake of client and server, plain and digest. No I/O; random bytes come from the caller.
 
-Fed and drained: ``feed(data)`` returns the bytes to send, ``done`` says when the chunk stream begins and ``remainder`` holds
-what came after it. Randomness is a parameter. Imports nothing but rtmpd.errors and the standard library's hashing.
-
-The plain handshake is RTMP 1.0 section 5.2. The digest ("complex") handshake is what Flash Player 9 and later speak: C1 and
-S1 hide an HMAC-SHA256 of themselves at an offset that they also carry, in one of two places (the *schemes*), and C2 and S2
-end in an HMAC that is keyed with the peer's digest. FFmpeg's player and rtmpdump verify it; without it they refuse to play
-from some servers. A client says that it may speak it by a version field in C1 that is not zero.
+The plain handshake is RTMP 1.0 section 5.2. The digest ("complex") handshake is that of Flash Player 9 and later: C1 and S1
+contain an HMAC-SHA256 of themselves, at an offset that they contain as well, in one of two layouts (the *schemes*); C2 and S2
+end with an HMAC that is keyed with the peer's digest. FFmpeg's player and rtmpdump verify it, and refuse to play from some
+servers without it. A client that may use it sends a version field in C1 that is not zero.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["HANDSHAKE_SIZE", "ClientHandshake", "ServerHandshake", "find_digest"]
 
 HANDSHAKE_SIZE = 1536
-"""Bytes of C1, C2, S1 and S2, each."""
+"""The size of C1, C2, S1 and S2, bytes."""
 
 RTMP_VERSION = 3
 RTMPE_VERSIONS = (6, 8)
@@ -34,16 +31,16 @@ _CLIENT_NAME = b"Genuine Adobe Flash Player 001"
 _SERVER_KEY = _SERVER_NAME + _SHARED_KEY
 _CLIENT_KEY = _CLIENT_NAME + _SHARED_KEY
 
-# Where the four bytes that make up the digest's offset stand in C1/S1, by scheme; the digest's block follows them.
+# The position of the four bytes in C1 or S1 whose sum gives the digest's offset, by scheme. The digest's block follows them.
 _OFFSET_FIELDS = (8, 772)
 _OFFSET_MODULUS = 728
 
-# What comes to an RTMP port by mistake begins with these.
+# The first bytes of other protocols that reach an RTMP port by mistake.
 _TLS_HANDSHAKE = 0x16
 _HTTP_METHODS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"HTTP/")
 _LONGEST_METHOD = max(_HTTP_METHODS, key=len)
 
-# The version fields only tell that a digest may be there. These are a Flash Media Server's and a Flash Player's.
+# A version field only announces that there may be a digest. These are the ones of Flash Media Server and Flash Player.
 _SERVER_VERSION = bytes((4, 5, 0, 1))
 _CLIENT_VERSION = bytes((9, 0, 124, 2))
 
@@ -62,14 +59,14 @@ def _compute_digest(block: bytes | bytearray, position: int, key: bytes) -> byte
 
 
 def find_digest(block: bytes, key: bytes) -> tuple[int, bytes] | None:
-    """Look for a valid digest in a C1 or S1.
+    """Find a valid digest in a C1 or S1.
 
     Args:
-        block: The 1536 bytes.
-        key: The part of the peer's key that its first message uses (its name, without the shared half).
+        block: The block of 1536 bytes.
+        key: The part of the peer's key that its first block uses: the name without the shared half.
 
     Returns:
-        The scheme (0 or 1) and the digest of 32 bytes, or None when neither scheme holds a valid one.
+        The scheme (0 or 1) and the digest of 32 bytes; None if neither scheme has a valid digest.
     """
     for scheme in (0, 1):
         position = _digest_position(block, scheme)
@@ -80,89 +77,98 @@ def find_digest(block: bytes, key: bytes) -> tuple[int, bytes] | None:
 
 
 def _signed_block(block: bytearray, scheme: int, key: bytes) -> bytes:
-    """Put the digest into a random C1 or S1."""
+    """Return a C1 or S1 with its digest."""
     position = _digest_position(block, scheme)
     block[position : position + _DIGEST_SIZE] = _compute_digest(block, position, key)
     return bytes(block)
 
 
 def _signed_reply(filler: bytes, key: bytes, peer_digest: bytes) -> bytes:
-    """Make a C2 or S2: random bytes that end in a proof that the peer's digest was read."""
+    """Return a C2 or S2: random bytes, and the proof that the peer's digest was read."""
     return filler + _hmac(_hmac(key, peer_digest), filler)
 
 
 class _Handshake:
-    _peer = "client"
+    """The part that both roles share. Two blocks are read from the peer: the first is answered, the second one checked.
+
+    Attributes:
+        done: The handshake is complete.
+        kind: ``plain`` or ``digest``; empty until the peer's first block has been read.
+    """
+
+    _peer, _version_name = "client", "C0"
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
         self._received = bytearray()
+        self._answered = False
         self.done = False
         self.kind = ""
-        """``plain`` or ``digest``, known once the peer's first block has been read."""
 
     @property
     def remainder(self) -> bytes:
-        """What followed the handshake: the first bytes of the chunk stream. Empty before ``done``."""
+        """The bytes after the handshake: the first ones of the chunk stream. Empty until ``done``."""
         return bytes(self._received) if self.done else b""
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """Process bytes of the peer; return the bytes to send to the peer, possibly none.
+
+        Raises:
+            HandshakeError: The peer's version is not 3, or a server signed S1 but not S2. The object must not be used after it.
+        """
+        self._received += data
+        reply = b""
+        if not self._answered and self._received:
+            self._check_version()
+            if len(self._received) > HANDSHAKE_SIZE:
+                reply = self._answer(self._take(1 + HANDSHAKE_SIZE)[1:])
+                self._answered = True
+        if self._answered and not self.done and len(self._received) >= HANDSHAKE_SIZE:
+            self._check(self._take(HANDSHAKE_SIZE))
+            self.done = True
+        return reply
+
+    def _answer(self, block: bytes) -> bytes:
+        """Return the bytes to send after the peer's C1 or S1."""
+        raise NotImplementedError
+
+    def _check(self, block: bytes) -> None:
+        """Check the peer's C2 or S2."""
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._received[:size])
         del self._received[:size]
         return taken
 
-    def _check_version(self, name: str) -> None:
-        version = self._received[0]
+    def _check_version(self) -> None:
+        name, version = self._version_name, self._received[0]
         if version in RTMPE_VERSIONS:
-            raise HandshakeError(f"{name} asks for version {version}, the encrypted RTMPE, which is not supported; use rtmps")
+            raise HandshakeError(f"{name} is {version}: the {self._peer} asks for RTMPE, which is not supported; use rtmps://")
         if version != RTMP_VERSION:
             start = bytes(self._received[: len(_LONGEST_METHOD)])
             guess = ""
             if version == _TLS_HANDSHAKE:
-                guess = f"; the {self._peer} speaks TLS: rtmps:// has a port of its own"
+                guess = f"; the {self._peer} speaks TLS: rtmps:// has its own port"
             elif any(method.startswith(start) or start.startswith(method) for method in _HTTP_METHODS):
-                guess = ", it looks like HTTP"
+                guess = f"; the {self._peer} speaks HTTP"
             raise HandshakeError(f"{name} is {version}, expected {RTMP_VERSION}: this is not RTMP{guess}")
 
 
 class ServerHandshake(_Handshake):
-    """The server's side: reads C0, C1 and C2, answers S0, S1 and S2.
+    """The server's handshake: reads C0, C1 and C2, sends S0, S1 and S2 as soon as C1 is complete.
 
-    S0, S1 and S2 are sent as soon as C1 is complete. C2 is read and not judged: clients in the field send all sorts
-    (GStreamer and several encoders don't echo exactly, and nothing depends on it).
+    C2 is not checked, because several clients (GStreamer and some encoders) do not echo S1 exactly, and nothing depends on it.
 
     Args:
-        random_bytes: Gives that many random bytes.
+        random_bytes: Returns a number of random bytes.
     """
 
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
-        super().__init__(random_bytes)
-        self._answered = False
-
-    def feed(self, data: bytes | memoryview) -> bytes:
-        """Take what the client sent; return what to send to it, possibly nothing.
-
-        Raises:
-            HandshakeError: C0 is not version 3. The object must not be used after that.
-        """
-        self._received += data
-        reply = b""
-        if not self._answered and self._received:
-            self._check_version("C0")
-            if len(self._received) > HANDSHAKE_SIZE:
-                reply = self._answer(self._take(1 + HANDSHAKE_SIZE)[1:])
-                self._answered = True
-        if self._answered and not self.done and len(self._received) >= HANDSHAKE_SIZE:
-            self._take(HANDSHAKE_SIZE)
-            self.done = True
-        return reply
-
-    def _answer(self, c1: bytes) -> bytes:
-        found = find_digest(c1, _CLIENT_NAME) if c1[4:8] != bytes(4) else None
+    def _answer(self, block: bytes) -> bytes:
+        found = find_digest(block, _CLIENT_NAME) if block[4:8] != bytes(4) else None
         if found is None:
             self.kind = "plain"
             s1 = bytes(8) + self._random_bytes(HANDSHAKE_SIZE - 8)
-            s2 = c1
+            s2 = block
         else:
             self.kind = "digest"
             scheme, digest = found
@@ -174,14 +180,15 @@ class ServerHandshake(_Handshake):
 
 
 class ClientHandshake(_Handshake):
-    """The client's side: ``hello`` first, then feed what the server sends.
+    """The client's handshake: send `hello` first, then pass the server's bytes to `feed`, which returns C2 after S1.
 
     Args:
-        random_bytes: Gives that many random bytes.
-        scheme: None speaks plain; 0 or 1 puts a digest into C1 in that scheme. A server that answers plain gets plain.
+        random_bytes: Returns a number of random bytes.
+        scheme: None for the plain handshake; 0 or 1 for a digest in C1 with that scheme. If the server answers with the plain
+            handshake, the client continues with it.
     """
 
-    _peer = "server"
+    _peer, _version_name = "server", "S0"
 
     def __init__(self, random_bytes: Callable[[int], bytes], scheme: int | None = None) -> None:
         super().__init__(random_bytes)
@@ -191,43 +198,24 @@ class ClientHandshake(_Handshake):
             block = bytearray(bytes(4) + _CLIENT_VERSION + random_bytes(HANDSHAKE_SIZE - 8))
             self._c1 = _signed_block(block, scheme, _CLIENT_NAME)
         self._scheme = scheme
-        self._answered = False
 
     def hello(self) -> bytes:
         """Return C0 and C1."""
         return bytes((RTMP_VERSION,)) + self._c1
 
-    def feed(self, data: bytes | memoryview) -> bytes:
-        """Take what the server sent; return what to send to it: C2, once S1 is complete.
-
-        Raises:
-            HandshakeError: S0 is not version 3, or the server signed S1 and its S2 does not prove that it read C1.
-        """
-        self._received += data
-        reply = b""
-        if not self._answered and self._received:
-            self._check_version("S0")
-            if len(self._received) > HANDSHAKE_SIZE:
-                reply = self._answer(self._take(1 + HANDSHAKE_SIZE)[1:])
-                self._answered = True
-        if self._answered and not self.done and len(self._received) >= HANDSHAKE_SIZE:
-            self._check_s2(self._take(HANDSHAKE_SIZE))
-            self.done = True
-        return reply
-
-    def _answer(self, s1: bytes) -> bytes:
-        found = find_digest(s1, _SERVER_NAME) if self._scheme is not None else None
+    def _answer(self, block: bytes) -> bytes:
+        found = find_digest(block, _SERVER_NAME) if self._scheme is not None else None
         if found is None:
             self.kind = "plain"
-            return s1
+            return block
         self.kind = "digest"
         return _signed_reply(self._random_bytes(HANDSHAKE_SIZE - _DIGEST_SIZE), _CLIENT_KEY, found[1])
 
-    def _check_s2(self, s2: bytes) -> None:
+    def _check(self, block: bytes) -> None:
         if self.kind != "digest" or self._scheme is None:
             return
         position = _digest_position(self._c1, self._scheme)
         digest = self._c1[position : position + _DIGEST_SIZE]
-        proof = _hmac(_hmac(_SERVER_KEY, digest), s2[:-_DIGEST_SIZE])
-        if not hmac.compare_digest(proof, s2[-_DIGEST_SIZE:]):
-            raise HandshakeError("S2 does not prove that the server read C1's digest")
+        proof = _hmac(_hmac(_SERVER_KEY, digest), block[:-_DIGEST_SIZE])
+        if not hmac.compare_digest(proof, block[-_DIGEST_SIZE:]):
+            raise HandshakeError("S2 does not prove that the server has read the digest in C1")

@@ -1,7 +1,4 @@
-"""Messages: what the chunk layer carries, and the encoders of the protocol's own control messages.
-
-Numbers and names are those of RTMP 1.0 sections 5.4, 6.2 and 7.1. Imports nothing of rtmpd but the chunk writer and errors.
-"""
+"""Message types, and the protocol's own control messages. Numbers and names are those of RTMP 1.0 sections 5.4, 6.2 and 7.1."""
 
 from __future__ import annotations
 
@@ -66,9 +63,9 @@ CONTROL_TYPES = (
     MessageType.WINDOW_ACK_SIZE,
     MessageType.SET_PEER_BANDWIDTH,
 )
-"""Those that `Endpoint.control` takes; the chunk reader has handled the other two."""
+"""The types for `Endpoint.control`. The chunk reader processes Set Chunk Size and Abort Message itself."""
 
-# Chunk stream ids that we write on. 2 is given by the specification; the others are what Flash Media Server and librtmp use.
+# The chunk stream ids of sent messages. The specification defines 2; the others are those of Flash Media Server and librtmp.
 CSID_CONTROL = 2
 CSID_COMMAND = 3
 CSID_AUDIO = 4
@@ -94,7 +91,7 @@ class UserControlType(enum.IntEnum):
 class UserControl(NamedTuple):
     """A User Control message.
 
-    ``event`` stays a plain number, since peers send ones that no specification lists. ``value`` is the message stream id, or
+    ``event`` is a plain number, because peers send events that no specification lists. ``value`` is the message stream id, or
     the timestamp of a ping; ``buffer_ms`` is the second field of SetBufferLength.
     """
 
@@ -110,25 +107,25 @@ _BANDWIDTH = struct.Struct(">IB")
 
 
 def _control(type_id: int, payload: bytes, chunk_size: int) -> bytes:
-    # Always at timestamp 0: OBS does not read an extended timestamp on type 3 chunks.
+    # The timestamp is always 0, because OBS can't read an extended timestamp on type 3 chunks.
     return frame_message(CSID_CONTROL, type_id, 0, 0, payload, chunk_size)
 
 
 def set_chunk_size(size_bytes: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
     """Encode Set Chunk Size (section 5.4.1).
 
-    Here and below *chunk_size* is the outbound chunk size in force, which only matters below 10.
+    Here and below *chunk_size* is the current outbound chunk size, which only matters below 10.
     """
     return _control(MessageType.SET_CHUNK_SIZE, _UINT32.pack(size_bytes), chunk_size)
 
 
 def abort(csid: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
-    """Encode Abort Message (section 5.4.2): the peer drops what it has of the message on *csid*."""
+    """Encode Abort Message (section 5.4.2): the peer drops the incomplete message on *csid*."""
     return _control(MessageType.ABORT, _UINT32.pack(csid), chunk_size)
 
 
 def acknowledgement(sequence_number: int, chunk_size: int = DEFAULT_CHUNK_SIZE) -> bytes:
-    """Encode Acknowledgement (section 5.4.3); *sequence_number* is what was received so far, bytes, and wraps at 2**32."""
+    """Encode Acknowledgement (section 5.4.3); *sequence_number* is the number of received bytes and wraps at 2**32."""
     return _control(MessageType.ACKNOWLEDGEMENT, _UINT32.pack(sequence_number & 0xFFFFFFFF), chunk_size)
 
 
@@ -149,27 +146,27 @@ def user_control(event: int, value: int, buffer_ms: int | None = None, chunk_siz
 
 
 def parse_uint32(message: RawMessage) -> int:
-    """Read the one number of an Acknowledgement, Window Acknowledgement Size or Set Peer Bandwidth.
+    """Parse the number in an Acknowledgement, Window Acknowledgement Size or Set Peer Bandwidth.
 
     Raises:
         RemoteProtocolError: The payload has fewer than 4 bytes.
     """
     if len(message.payload) < 4:
         raise RemoteProtocolError(
-            f"control message of type {message.type_id} has {len(message.payload)} bytes, expected at least 4"
+            f"control message of type {message.type_id}: expected at least 4 bytes, found {len(message.payload)}"
         )
     return int(_UINT32.unpack_from(message.payload)[0])
 
 
 def parse_user_control(message: RawMessage) -> UserControl:
-    """Read a User Control message; what it is too short for is 0.
+    """Parse a User Control message. Missing fields are 0.
 
     Raises:
-        RemoteProtocolError: It has fewer than 2 bytes, or fewer than 6 though it is a ping or SetBufferLength.
+        RemoteProtocolError: The payload has fewer than 2 bytes, or fewer than 6 for a ping or SetBufferLength.
     """
     payload = message.payload
     if len(payload) < 2:
-        raise RemoteProtocolError(f"User Control message has {len(payload)} bytes, expected at least 2")
+        raise RemoteProtocolError(f"User Control message: expected at least 2 bytes, found {len(payload)}")
     event = payload[0] << 8 | payload[1]
     if len(payload) >= 10:
         _, value, buffer_ms = _EVENT_2.unpack_from(payload)
@@ -177,18 +174,18 @@ def parse_user_control(message: RawMessage) -> UserControl:
     if len(payload) >= 6:
         return UserControl(event, _EVENT.unpack_from(payload)[1])
     if event in (UserControlType.PING_REQUEST, UserControlType.PING_RESPONSE, UserControlType.SET_BUFFER_LENGTH):
-        raise RemoteProtocolError(f"User Control event {event} has {len(payload)} bytes, expected at least 6")
+        raise RemoteProtocolError(f"User Control event {event}: expected at least 6 bytes, found {len(payload)}")
     return UserControl(event, 0)
 
 
 def split_aggregate(message: RawMessage) -> list[RawMessage]:
-    """Take an Aggregate message (section 7.1.6) apart.
+    """Return the messages inside an Aggregate message (section 7.1.6).
 
-    Inside are FLV tags: a header of 11 bytes, the payload, and 4 bytes with the tag's size that nobody needs. The tags'
-    timestamps count from the first tag's; the first tag stands at the aggregate's own timestamp.
+    It contains FLV tags: a header of 11 bytes, the payload, and 4 bytes with the tag's size, which are ignored. The first tag
+    has the timestamp of the aggregate message; the timestamps of the others are relative to the first tag's.
 
     Raises:
-        RemoteProtocolError: A tag is longer than what is left.
+        RemoteProtocolError: A tag is longer than the rest of the message.
     """
     payload = message.payload
     result: list[RawMessage] = []
@@ -200,7 +197,7 @@ def split_aggregate(message: RawMessage) -> list[RawMessage]:
         body = position + 11
         if body + size > len(payload):
             raise RemoteProtocolError(
-                f"aggregate message: tag at offset {position} has {size} bytes, {len(payload) - body} are left"
+                f"aggregate message: expected {size} bytes of the tag at offset {position}, found {len(payload) - body}"
             )
         if not result:
             base = timestamp

@@ -1,6 +1,6 @@
-"""Names: what the app, the tcUrl and the stream name of a client come to.
+"""Stream keys and parameters from the app, the tcUrl and the stream name of a client.
 
-Clients cut a URL in different places, and hang its query on any of the three parts. Pure; imports nothing of rtmpd.
+Clients split a URL at different places, and append its query to any of the three parts. No I/O.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class StreamName(NamedTuple):
     """A resolved name.
 
     Attributes:
-        key: ``app/name`` without any query; what a stream is registered under.
-        parameters: The merged query: the stream name's wins over the app's, and that over the tcUrl's.
+        key: The stream key, ``app/name`` without a query.
+        parameters: The merged query: that of the stream name overrides that of the app, and both override that of the tcUrl.
     """
 
     key: StreamKey
@@ -29,24 +29,24 @@ class StreamName(NamedTuple):
 
 
 def split_query(text: str) -> tuple[str, str]:
-    """Split off what follows the first ``?``."""
+    """Return the text before and the text after the first ``?``."""
     head, _, query = text.partition("?")
     return head, query
 
 
 def join_key(app: str, name: str) -> StreamKey:
-    """Join app and name with one slash, whatever slashes they bring."""
+    """Join app and name, with single slashes only."""
     return StreamKey("/".join(part for part in f"{app}/{name}".split("/") if part))
 
 
 def resolve(app: str, tc_url: str, name: str, default_name: str) -> StreamName:
-    """Resolve what a client sent in connect and in publish or play.
+    """Resolve the names that a client sent with connect and with publish or play.
 
     Args:
-        app: The connect command's ``app``, possibly with slashes and a query. When empty, the tcUrl's path stands in.
-        tc_url: Its ``tcUrl``; may be missing (empty), or quoted as some clients send it.
-        name: The stream name, possibly with slashes and a query; may be empty.
-        default_name: Used when the name is empty.
+        app: The ``app`` of connect, possibly with slashes and a query. If empty, the path of the tcUrl is used.
+        tc_url: The ``tcUrl`` of connect; empty if missing, and in quotes from some clients.
+        name: The stream name, possibly empty, or with slashes and a query.
+        default_name: The name to use if *name* is empty.
     """
     url, url_query = split_query(tc_url.strip("'\""))
     app, app_query = split_query(app)
@@ -62,5 +62,5 @@ def resolve(app: str, tc_url: str, name: str, default_name: str) -> StreamName:
 
 
 def is_printable(text: str) -> bool:
-    """Whether a name can stand in a log line as it is: no control characters, and not absurdly long."""
+    """Return whether a name can be logged unchanged: no control characters, and at most `MAX_NAME_LENGTH` characters."""
     return len(text) <= MAX_NAME_LENGTH and not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in text)

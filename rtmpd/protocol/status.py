@@ -1,7 +1,7 @@
-"""Status codes as Flash Media Server names them, and the info objects that carry them (RTMP 1.0 section 7.2).
+"""The status codes of Flash Media Server, and the info objects that carry them (RTMP 1.0 section 7.2).
 
-Clients compare these strings: OBS stops for good on BadName, Denied and Rejected and retries on anything else; FFmpeg ends on
-UnpublishNotify and Play.Stop. Imports nothing.
+Clients compare these strings: OBS does not reconnect after BadName, Denied and Rejected, and does after any other code; FFmpeg
+ends on UnpublishNotify and Play.Stop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PUBLISH_BAD_NAME: Final = "NetStream.Publish.BadName"
 PUBLISH_DENIED: Final = "NetStream.Publish.Denied"
 PUBLISH_REJECTED: Final = "NetStream.Publish.Rejected"
 STREAM_FAILED: Final = "NetStream.Failed"
-"""For what no other code says, and what may pass by itself: encoders try again."""
+"""For refusals without a code of their own that may be temporary: encoders try again."""
 
 UNPUBLISH_SUCCESS: Final = "NetStream.Unpublish.Success"
 
@@ -72,6 +72,6 @@ _ERROR_ENDINGS = (".Rejected", ".InvalidApp", ".Failed", ".BadName", ".Denied", 
 
 
 def info(code: str, description: str, **more: Any) -> dict[str, Any]:
-    """Make an info object; its level follows from the code: ``error`` for refusals, else ``status``."""
+    """Return an info object. Its level follows from the code: ``error`` for refusals, otherwise ``status``."""
     level = "error" if code.endswith(_ERROR_ENDINGS) else "status"
     return {"level": level, "code": code, "description": description, **more}

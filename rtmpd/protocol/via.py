@@ -1,8 +1,7 @@
-"""The mark by which a relay that leads back to where it began is noticed.
+"""Detection of relay loops, by a member of the connect command that lists the servers of a stream's path.
 
-A server that pushes a stream on names itself in the connect command, and before itself the servers that the stream has come
-through: ``rtmpdVia``, a string of ids between commas. A server that finds itself there refuses to have the stream published.
-Servers that don't know the member ignore it. Pure; imports nothing.
+A relay sends ``rtmpdVia``: the ids of the servers that the stream has passed and of its own, separated by commas. A server that
+finds its own id there refuses the publish. Other servers ignore the member. No I/O.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ MEMBER: Final = "rtmpdVia"
 """The member of the connect command's object."""
 
 LOOP: Final = "A relay loop: the stream has come from this server."
-"""What a publish is refused with; the relay knows it by this text."""
+"""The description of the refusal, by which the relay recognizes it."""
 
 VIA_LIMIT: Final = 16
-"""A stream that has come through as many servers goes no further, whoever they are."""
+"""The longest path of a stream, servers. A publish with a longer one is refused as a loop."""
 
 _ID_LENGTH = 32
 _ID = re.compile(r"[0-9a-f]{8,32}", re.ASCII)
 
 
 def parse_via(value: object) -> tuple[str, ...]:
-    """Read the member; what is no list of ids is none. At most `VIA_LIMIT` are read."""
+    """Return the ids in the member, at most `VIA_LIMIT`. Malformed ids are ignored."""
     if not isinstance(value, str):
         return ()
     ids = value[: VIA_LIMIT * (_ID_LENGTH + 1)].split(",")[:VIA_LIMIT]
@@ -34,10 +33,10 @@ def parse_via(value: object) -> tuple[str, ...]:
 
 
 def format_via(ids: tuple[str, ...]) -> str:
-    """Write the member."""
+    """Return the value of the member."""
     return ",".join(ids)
 
 
 def is_loop(via: tuple[str, ...], own: str) -> bool:
-    """Whether a stream that has come through these servers must not be published here."""
+    """Return whether a stream with this path must be refused by the server with the id *own*."""
     return own in via or len(via) >= VIA_LIMIT

@@ -96,6 +96,6 @@ def test_a_balancer_that_is_not_named_is_no_authority_and_one_that_is_must_say_w
         server.wait_for_line("configuration reloaded")
         publisher = programs.publish("h264_aac", server.url("b"))
         assert publisher.wait() != 0
-        server.wait_for_line(r"WARNING 127.0.0.1:\d+: expected a PROXY header, got b'\\x03")
+        server.wait_for_line(r"WARNING 127.0.0.1:\d+: expected a PROXY header, found b'\\x03")
         programs.publish("h264_aac", f"rtmp://127.0.0.1:{front}/live/c").succeed()
         server.wait_for_line(r"stopped publishing live/c")

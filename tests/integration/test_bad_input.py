@@ -75,7 +75,7 @@ def refused(server, wire, code, command="publish"):
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "C0 is 71, expected 3: this is not RTMP"),
         (bytes.fromhex("16030100c8010000c4"), "C0 is 22, expected 3"),
         (b"\0" * 10_000, "C0 is 0, expected 3"),
-        (b"\x06" + bytes(HANDSHAKE_BYTES), "C0 asks for version 6, the encrypted RTMPE"),
+        (b"\x06" + bytes(HANDSHAKE_BYTES), "C0 is 6: the client asks for RTMPE"),
         (b"\xff" * 5, "C0 is 255, expected 3"),
     ],
     ids=["HTTP", "TLS", "zeros", "C0 is 6", "ones"],
@@ -138,15 +138,18 @@ def test_media_between_connect_and_publish_is_ignored(shared, wire):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (message.set_chunk_size(0), "Set Chunk Size to 0, expected 1 to 2147483647"),
-        (message.set_chunk_size(0x80000000), "Set Chunk Size to 2147483648"),
-        (b"\xc3", "csid 3: the first header is of type 3, expected type 0"),
-        (b"\x03\0\0\0\0\xff\x00\x14\0\0\0\0" + bytes(128) + b"\x03", "csid 3: type 0 header in the middle of a message"),
-        (b"\x03\0\0\0\0\0\x04\x00\0\0\0\0" + bytes(4), "message type 0 does not exist"),
-        (b"\x02\0\0\0\0\0\x02\x01\0\0\0\0\0\0", "control message of type 1 has 2 bytes, expected 4"),
-        (b"\x02\0\0\0\0\0\x02\x05\0\0\0\0\0\0", "control message of type 5 has 2 bytes"),
-        (b"\x02\0\0\0\0\0\x03\x04\0\0\0\0\0\x06\0", "User Control event 6 has 3 bytes"),
-        (b"\x02\0\0\0\0\0\0\x04\0\0\0\0", "User Control message has 0 bytes"),
+        (message.set_chunk_size(0), "Set Chunk Size: expected 1 to 2147483647 bytes, found 0"),
+        (message.set_chunk_size(0x80000000), "Set Chunk Size: expected 1 to 2147483647 bytes, found 2147483648"),
+        (b"\xc3", "csid 3: expected a type 0 header as the first one, found type 3"),
+        (
+            b"\x03\0\0\0\0\xff\x00\x14\0\0\0\0" + bytes(128) + b"\x03",
+            "csid 3: expected a type 3 header after 128 of 65280 bytes of a message, found type 0",
+        ),
+        (b"\x03\0\0\0\0\0\x04\x00\0\0\0\0" + bytes(4), "found message type 0, which does not exist"),
+        (b"\x02\0\0\0\0\0\x02\x01\0\0\0\0\0\0", "control message of type 1: expected 4 bytes, found 2"),
+        (b"\x02\0\0\0\0\0\x02\x05\0\0\0\0\0\0", "control message of type 5: expected at least 4 bytes, found 2"),
+        (b"\x02\0\0\0\0\0\x03\x04\0\0\0\0\0\x06\0", "User Control event 6: expected at least 6 bytes, found 3"),
+        (b"\x02\0\0\0\0\0\0\x04\0\0\0\0", "User Control message: expected at least 2 bytes, found 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -208,9 +211,9 @@ def nested(depth):
         (amf0.encode("x", 2) + b"\x05" * 90_000, "values"),
         (amf0.encode("x", 2) + b"\x04", ""),
         (amf0.encode("x", 2) + b"\x02\xff\xffabc", ""),
-        (amf0.encode("x", "not a number"), "the transaction id is of type str, expected a number"),
-        (amf0.encode(5, 2), "command message begins with float, expected the command's name"),
-        (b"", "command message begins with nothing"),
+        (amf0.encode("x", "not a number"), "expected a number as the transaction id, found str"),
+        (amf0.encode(5, 2), "command message: expected the command's name first, found float"),
+        (b"", "command message: expected the command's name first, found nothing"),
         (b"\xfe\xfe\xfe", ""),
     ],
     ids=[
@@ -290,10 +293,10 @@ def test_a_name_that_is_not_utf_8_is_a_name_like_others(shared, raw, player, nam
 @pytest.mark.parametrize(
     ("aggregate", "text"),
     [
-        (b"\x09\xff\xff\xff\0\0\0\0\0\0\0abc", "aggregate message: tag at offset 0 has 16777215 bytes, 3 are left"),
+        (b"\x09\xff\xff\xff\0\0\0\0\0\0\0abc", "aggregate message: expected 16777215 bytes of the tag at offset 0, found 3"),
         (
             b"\x08\0\0\x03\0\0\0\0\0\0\0\xaf\x01x\0\0\0\x0e" + b"\x09\0\0\x09\0\0\0\0\0\0\0x",
-            "aggregate message: tag at offset 18 has 9 bytes, 1 are left",
+            "aggregate message: expected 9 bytes of the tag at offset 18, found 1",
         ),
     ],
     ids=["first", "second"],

@@ -70,7 +70,7 @@ def test_row_03_rtmpe_is_refused_cleanly(shared, raw):
     wire = raw(shared)
     wire.write(b"\x06" + os.urandom(HANDSHAKE_BYTES))
     assert wire.read_bytes() == b""
-    assert "handshake: C0 asks for version 6, the encrypted RTMPE" in warning_about(shared, wire)
+    assert "handshake: C0 is 6: the client asks for RTMPE" in warning_about(shared, wire)
 
 
 def test_row_04_gstreamer_c2_need_not_be_right(shared, raw):

@@ -56,7 +56,7 @@ def set_chunk_size(size: int, chunk_size: int) -> bytes:
 
 @CHUNK
 @given(st.lists(st.tuples(csids, messages, chunk_sizes), max_size=8), generators)
-def test_what_we_frame_reads_as_the_same_messages(sent, generator):
+def test_framed_messages_read_as_the_same_messages(sent, generator):
     chunk_size = 128
     data = b""
     for csid, message, new_size in sent:
@@ -230,7 +230,7 @@ def message_lists(draw: st.DrawFn) -> list[Sent]:
 
 @settings(deadline=None, max_examples=400)
 @given(message_lists(), generators)
-def test_what_others_write_reads_as_the_same_messages(sent, generator):
+def test_chunks_of_other_writers_read_as_the_same_messages(sent, generator):
     data, expected = write_interleaved(sent, generator)
     assert ChunkReader().feed(data) == expected
     reader = ChunkReader()

@@ -367,7 +367,7 @@ def test_a_peer_that_does_not_read_tls_answers_is_closed(pair):
     [
         (b"\x03" + bytes(1536), r"the client speaks plain RTMP; this port is for rtmps://"),
         (b"GET / HTTP/1.1\r\n\r\n", "the client speaks plain HTTP"),
-        (b"\x00\x01\x02", r"expected a TLS handshake, got b'\\x00\\x01\\x02'"),
+        (b"\x00\x01\x02", r"expected a TLS handshake, found b'\\x00\\x01\\x02'"),
         (b"\x16\x03\x01\x00\x05hello", "."),
     ],
 )

@@ -59,7 +59,7 @@ def test_any_password_proves_itself_and_no_other_one(password, other):
         assert not log_in(challenges, "ann", other, [password])
 
 
-def test_what_debians_librtmp_forgets_behind_its_texts_does_not_matter():
+def test_bytes_after_librtmps_texts_are_ignored():
     challenges = Challenges(KEY)
     given = query_parameters(challenges.describe("ann", 10, NONCE))
     proof = response("ann", "secret", given["salt"], given["opaque"], "rOH4Qw==")
@@ -90,7 +90,7 @@ def test_a_challenge_is_good_for_a_minute():
 
 
 @pytest.mark.parametrize("opaque", ["", "x", "A" * 36, "é" * 36, "A" * 35 + "=", "A" * 37, "\n" * 36])
-def test_what_is_no_challenge_of_ours(opaque):
+def test_foreign_challenges_are_rejected(opaque):
     assert not Challenges(KEY).fresh("ann", opaque, 10)
 
 
@@ -114,7 +114,7 @@ def test_the_description_is_short_enough_for_ffmpeg():
     assert len(Challenges(KEY).describe("u" * 64, 1e9, NONCE)) < 255
 
 
-def test_descriptions_say_what_clients_look_for():
+def test_descriptions_contain_what_clients_search_for():
     assert "code=403 need auth" in NEED_AUTH
     assert "authmod=adobe" in NEED_AUTH
     for text in (AUTH_FAILED, Challenges(KEY).describe("ann", 1, NONCE)):
@@ -123,7 +123,7 @@ def test_descriptions_say_what_clients_look_for():
     assert "authmod=llnw" not in UNKNOWN_AUTHMOD
 
 
-def test_queries_are_taken_apart_as_these_clients_write_them():
+def test_queries_are_parsed_as_these_clients_write_them():
     query = "key=val?authmod=adobe&user=ann&challenge=ab+/==&response=x+y/z==&user=bob&empty=&flag"
     assert query_parameters(query) == {
         "key": "val",

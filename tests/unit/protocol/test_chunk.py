@@ -454,13 +454,13 @@ def test_keeps_what_follows_it(vector):
 
 
 @every_vector
-def test_gives_bytes_that_nobody_can_change(vector):
+def test_payloads_are_immutable_bytes(vector):
     for pieces in ([vector.data], [vector.data[i : i + 1] for i in range(len(vector.data))]):
         assert all(type(message.payload) is bytes for message in feed(ChunkReader(), pieces))
 
 
 @pytest.mark.parametrize("vector", [pytest.param(v, id=v.name) for v in VECTORS if v not in FIRST_TYPE_1])
-def test_twice_in_a_row_gives_it_twice(vector):
+def test_two_copies_in_a_row_are_two_messages(vector):
     reader = ChunkReader()
     first = reader.feed(vector.data)
     # The vectors start with 128, whatever chunk size they end with.
@@ -508,22 +508,22 @@ def test_abort_by_the_caller_gives_the_memory_back():
 # What can't be read ------------------------------------------------------------------------------------------------------
 
 ERRORS = [
-    ("type 2 first", "86 000001", r"csid 6: the first header is of type 2, expected type 0"),
-    ("type 3 first", "c6", r"csid 6: the first header is of type 3, expected type 0"),
-    ("type 3 first, csid of 3 bytes", "c1 ffff", r"csid 65599: the first header is of type 3"),
+    ("type 2 first", "86 000001", r"csid 6: expected a type 0 header as the first one, found type 2"),
+    ("type 3 first", "c6", r"csid 6: expected a type 0 header as the first one, found type 3"),
+    ("type 3 first, csid of 3 bytes", "c1 ffff", r"csid 65599: expected a type 0 header as the first one, found type 3"),
     ("message type 0", "06 000000 000001 00 01000000 61", r"message type 0"),
     ("message type 0 without payload", "06 000000 000000 00 01000000", r"message type 0"),
-    ("Set Chunk Size 0", "02 000000 000004 01 00000000 00000000", r"Set Chunk Size to 0, expected 1 to 2147483647"),
-    ("Set Chunk Size 0x80000000", "02 000000 000004 01 00000000 80000000", r"Set Chunk Size to 2147483648"),
-    ("Set Chunk Size 0xFFFFFFFF", "02 000000 000004 01 00000000 ffffffff", r"Set Chunk Size to 4294967295"),
-    ("Set Chunk Size of 3 bytes", "02 000000 000003 01 00000000 001000", r"type 1 has 3 bytes, expected 4"),
-    ("Set Chunk Size of 0 bytes", "02 000000 000000 01 00000000", r"type 1 has 0 bytes, expected 4"),
-    ("Abort of 3 bytes", "02 000000 000003 02 00000000 000004", r"type 2 has 3 bytes, expected 4"),
+    ("Set Chunk Size 0", "02 000000 000004 01 00000000 00000000", r"Set Chunk Size: expected 1 to 2147483647 bytes, found 0"),
+    ("Set Chunk Size 0x80000000", "02 000000 000004 01 00000000 80000000", r"Set Chunk Size: expected .*, found 2147483648"),
+    ("Set Chunk Size 0xFFFFFFFF", "02 000000 000004 01 00000000 ffffffff", r"Set Chunk Size: expected .*, found 4294967295"),
+    ("Set Chunk Size of 3 bytes", "02 000000 000003 01 00000000 001000", r"type 1: expected 4 bytes, found 3"),
+    ("Set Chunk Size of 0 bytes", "02 000000 000000 01 00000000", r"type 1: expected 4 bytes, found 0"),
+    ("Abort of 3 bytes", "02 000000 000003 02 00000000 000004", r"type 2: expected 4 bytes, found 3"),
 ]
 
 
 @pytest.mark.parametrize(("data", "text"), [pytest.param(bytes.fromhex(d), t, id=n) for n, d, t in ERRORS])
-def test_what_is_no_chunk_stream_is_an_error_at_any_split(data, text):
+def test_an_invalid_chunk_stream_is_an_error_at_any_split(data, text):
     with pytest.raises(RemoteProtocolError, match=text):
         read(data)
     with pytest.raises(RemoteProtocolError, match=text):
@@ -534,7 +534,7 @@ def test_what_is_no_chunk_stream_is_an_error_at_any_split(data, text):
 def test_a_new_header_in_the_middle_of_a_message_is_an_error(fmt):
     started = h("06 000001 000133 09 01000000", P128)
     header = bytes((fmt << 6 | 6,))
-    text = rf"csid 6: type {fmt} header in the middle of a message \(128 of 307 bytes have come\), expected type 3"
+    text = f"csid 6: expected a type 3 header after 128 of 307 bytes of a message, found type {fmt}"
     with pytest.raises(RemoteProtocolError, match=text):
         read(started + header)
     reader = ChunkReader()
@@ -626,7 +626,7 @@ def test_row_40_set_chunk_size_takes_any_size_at_any_time(size):
 
 @pytest.mark.parametrize("size", [0, 0x80000000, 0x80001000, 0xFFFFFFFF])
 def test_row_40_set_chunk_size_of_zero_or_with_the_top_bit_is_an_error(size):
-    with pytest.raises(RemoteProtocolError, match=f"Set Chunk Size to {size}"):
+    with pytest.raises(RemoteProtocolError, match=f"Set Chunk Size: expected .*, found {size}"):
         read(frame_message(2, 1, 0, 0, size.to_bytes(4, "big"), 128))
 
 
@@ -833,16 +833,16 @@ def test_timestamps_wrap_when_framed():
 
 @pytest.mark.parametrize("csid", [-1, 0, 1, MAX_CSID + 1])
 def test_a_csid_out_of_range_is_the_callers_bug(csid):
-    with pytest.raises(ValueError, match=f"csid {csid}, expected 2 to 65599"):
+    with pytest.raises(ValueError, match=f"expected a csid of 2 to 65599, found {csid}"):
         frame_message(csid, VIDEO, 1, 0, b"a", 128)
 
 
 @pytest.mark.parametrize("chunk_size", [-1, 0, MAX_CHUNK_SIZE + 1])
 def test_a_chunk_size_out_of_range_is_the_callers_bug(chunk_size):
-    with pytest.raises(ValueError, match=f"chunk size {chunk_size}, expected 1 to 2147483647"):
+    with pytest.raises(ValueError, match=f"expected a chunk size of 1 to 2147483647 bytes, found {chunk_size}"):
         frame_message(6, VIDEO, 1, 0, b"a", chunk_size)
 
 
 def test_a_message_too_long_is_the_callers_bug():
-    with pytest.raises(ValueError, match="message of 16777216 bytes, expected at most 16777215"):
+    with pytest.raises(ValueError, match="expected a message of at most 16777215 bytes, found 16777216"):
         frame_message(6, VIDEO, 1, 0, bytes(0x1000000), 128)

@@ -82,31 +82,31 @@ def test_arguments_that_were_not_sent_have_a_default():
     ],
 )
 def test_a_command_without_a_name_is_an_error(payload, seen):
-    with pytest.raises(RemoteProtocolError, match=f"command message begins with {seen}, expected the command's name"):
+    with pytest.raises(RemoteProtocolError, match=f"command message: expected the command's name first, found {seen}"):
         command(payload)
 
 
 @pytest.mark.parametrize(("value", "seen"), [(text("1"), "str"), (b"\x01\x01", "bool"), (b"\x03" + END, "dict")])
 def test_a_transaction_id_that_is_no_number_is_an_error(value, seen):
-    text_of_error = f"command 'connect': the transaction id is of type {seen}, expected a number"
+    text_of_error = f"command 'connect': expected a number as the transaction id, found {seen}"
     with pytest.raises(RemoteProtocolError, match=text_of_error):
         command(text("connect") + value)
 
 
 def test_a_long_name_is_cut_in_the_error():
-    with pytest.raises(RemoteProtocolError, match=f"command '{'x' * 40}': the transaction id"):
+    with pytest.raises(RemoteProtocolError, match=f"command '{'x' * 40}': expected a number as the transaction id"):
         command(text("x" * 1000) + text("1"))
 
 
 @pytest.mark.parametrize(
     "payload", [b"\xff", text("connect")[:-1], text("connect") + number(1)[:-1], text("a") + b"\x03\0\5ab"]
 )
-def test_what_is_no_amf_is_an_error(payload):
+def test_invalid_amf_is_an_error(payload):
     with pytest.raises(AmfError):
         command(payload)
 
 
-def test_what_amf_can_not_say_is_our_own_bug():
+def test_a_value_that_amf0_cannot_express_is_a_local_error():
     with pytest.raises(LocalProtocolError):
         encode_command("name", 1, None, object())
 

@@ -37,7 +37,7 @@ def connect_object(recording: str) -> dict[str, object]:
 # The list ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_says_nothing():
+def test_a_client_that_declares_nothing():
     assert parse_capabilities({"app": "live"}) == NOTHING_DECLARED == Capabilities()
     assert NOTHING_DECLARED.takes_video("hvc1") is None
     assert NOTHING_DECLARED.takes_audio("Opus") is None
@@ -84,7 +84,7 @@ def test_a_codec_is_taken_that_the_client_decodes_or_forwards(mask, taken):
     assert found.takes_video("hvc1") is found.takes_audio("Opus") is taken
 
 
-def test_what_is_not_in_a_map_is_not_taken():
+def test_a_codec_missing_in_a_map_is_not_supported():
     assert parse_capabilities({"videoFourCcInfoMap": {"hvc1": 1}}).takes_video("av01") is False
 
 
@@ -98,7 +98,7 @@ def test_the_wildcard_of_a_map_overrides_a_codec_of_its_own():
     assert parse_capabilities({"videoFourCcInfoMap": {"*": 2, "hvc1": 1}}).takes_video("av01") is False
 
 
-def test_an_empty_map_says_nothing():
+def test_an_empty_map_declares_nothing():
     found = parse_capabilities({"videoFourCcInfoMap": {}, "fourCcList": []})
     assert found == NOTHING_DECLARED
     assert found.takes_video("hvc1") is None
@@ -167,12 +167,12 @@ def test_players_of_today_declare_nothing(recording):
     "value",
     [None, UNDEFINED, True, 5, -1.0, math.nan, math.inf, "hvc1", b"hvc1", "", [None], [["hvc1"]], [5], ["hvc"], ["hvc12"]],
 )
-def test_a_list_that_is_none_says_nothing(value):
+def test_a_malformed_list_declares_nothing(value):
     assert parse_capabilities({"fourCcList": value}) == NOTHING_DECLARED
     assert parse_capabilities({"videoFourCcInfoMap": value, "audioFourCcInfoMap": value}) == NOTHING_DECLARED
 
 
-def test_entries_that_make_no_sense_are_left_out():
+def test_invalid_entries_are_ignored():
     found = parse_capabilities({"fourCcList": ["hvc1", 5, None, "toolong", "**", "a\nbc", "\xe4bcd", "*"]})
     assert found.four_ccs == {"hvc1", "*"}
     masks = {
@@ -211,7 +211,7 @@ def test_of_a_long_list_the_first_entries_count():
 # What the server says -----------------------------------------------------------------------------------------------------
 
 
-def test_the_server_says_that_it_forwards_everything():
+def test_the_answer_declares_that_the_server_forwards_everything():
     answer = server_answer()
     assert answer == {
         "fourCcList": ["*"],
@@ -245,7 +245,7 @@ def test_the_codes_are_those_of_the_specification():
     assert {"ac-3", "ec-3", "Opus", ".mp3", "fLaC", "mp4a"} == enhanced.AUDIO_FOUR_CCS
 
 
-def test_clients_that_say_the_same_share_what_they_said():
+def test_equal_capabilities_share_one_object():
     assert parse_capabilities({}) is NOTHING_DECLARED
     assert parse_capabilities({"capsEx": 6.0}) is parse_capabilities({"capsEx": 6})
     for number in range(100):

@@ -147,7 +147,7 @@ def test_the_name_of_a_recorded_client_is_found(name):
 
 
 @every_recording
-def test_what_a_recorded_server_said_can_be_read(name):
+def test_a_recorded_server_can_be_read(name):
     data = recording(name, "s2c")[HANDSHAKE_BYTES:]
     whole = ChunkReader()
     messages = whole.feed(data)

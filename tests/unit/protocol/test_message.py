@@ -128,7 +128,7 @@ def test_the_number_of_a_control_message(type_id):
 @pytest.mark.parametrize("payload", ["", "00", "000000"])
 @pytest.mark.parametrize("type_id", [3, 5, 6])
 def test_a_control_message_without_its_number_is_an_error(type_id, payload):
-    text = rf"control message of type {type_id} has {len(payload) // 2} bytes, expected at least 4"
+    text = f"control message of type {type_id}: expected at least 4 bytes, found {len(payload) // 2}"
     with pytest.raises(RemoteProtocolError, match=text):
         parse_uint32(control(type_id, payload))
 
@@ -157,13 +157,15 @@ def test_user_control_is_read(payload, expected):
 
 @pytest.mark.parametrize("payload", ["", "00"])
 def test_user_control_without_an_event_is_an_error(payload):
-    with pytest.raises(RemoteProtocolError, match=rf"User Control message has {len(payload) // 2} bytes, expected at least 2"):
+    with pytest.raises(
+        RemoteProtocolError, match=f"User Control message: expected at least 2 bytes, found {len(payload) // 2}"
+    ):
         parse_user_control(control(4, payload))
 
 
 @pytest.mark.parametrize("payload", ["0003", "0006", "0006 000000", "0007 0000"])
 def test_user_control_without_the_value_that_it_needs_is_an_error(payload):
-    with pytest.raises(RemoteProtocolError, match=r"User Control event \d has \d bytes, expected at least 6"):
+    with pytest.raises(RemoteProtocolError, match=r"User Control event \d: expected at least 6 bytes, found \d"):
         parse_user_control(control(4, payload))
 
 
@@ -248,5 +250,5 @@ def test_row_63_an_empty_last_tag_may_be_without_a_back_pointer():
 
 def test_row_63_a_tag_that_is_cut_short_is_an_error():
     payload = tag(8, 0, b"audio") + tag(9, 5, b"video", b"")[:-1]
-    with pytest.raises(RemoteProtocolError, match="aggregate message: tag at offset 20 has 5 bytes, 4 are left"):
+    with pytest.raises(RemoteProtocolError, match="aggregate message: expected 5 bytes of the tag at offset 20, found 4"):
         split_aggregate(aggregate(payload))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rtmpd.protocol.naming import MAX_NAME_LENGTH, StreamName, is_printable, join_key, resolve, split_query
 
 
-def test_the_usual_case():
+def test_app_and_name_make_a_key():
     assert resolve("live", "rtmp://host/live", "key", "stream") == StreamName("live/key", {})
 
 
@@ -122,12 +122,12 @@ def test_joining_leaves_single_slashes():
 
 
 @pytest.mark.parametrize("text", ["", "live/key", "é/日本", "a b", "x" * MAX_NAME_LENGTH])
-def test_names_that_a_log_line_can_hold(text):
+def test_printable_names(text):
     assert is_printable(text)
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\0", "\x1b[2J", "a\x7f", "a\x85", "a\x9b", "x" * (MAX_NAME_LENGTH + 1)])
-def test_names_that_a_log_line_can_not_hold(text):
+def test_unprintable_names(text):
     assert not is_printable(text)
 
 

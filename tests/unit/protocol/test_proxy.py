@@ -35,16 +35,16 @@ GOOD = [
 WRONG = [
     (b"\x03", "expected a PROXY header"),
     (b"GET / HTTP/1.1\r\n", "expected a PROXY header"),
-    (b"PROXY TCP4 192.0.2.1 198.51.100.1 8080\r\n", "a wrong PROXY line"),
-    (b"PROXY UDP4 192.0.2.1 198.51.100.1 8080 1935\r\n", "a wrong PROXY line"),
-    (b"PROXY TCP4 2001:db8::1 198.51.100.1 8080 1935\r\n", "a wrong address"),
-    (b"PROXY TCP4 192.0.2.1 198.51.100.1 08080 1935\r\n", "a wrong port"),
-    (b"PROXY TCP4 192.0.2.1 198.51.100.1 70000 1935\r\n", "a wrong port"),
-    (b"PROXY TCP4 " + b"1" * 200, "without an end in 107 bytes"),
+    (b"PROXY TCP4 192.0.2.1 198.51.100.1 8080\r\n", "expected TCP4 or TCP6, two addresses and two ports"),
+    (b"PROXY UDP4 192.0.2.1 198.51.100.1 8080 1935\r\n", "expected TCP4 or TCP6, two addresses and two ports"),
+    (b"PROXY TCP4 2001:db8::1 198.51.100.1 8080 1935\r\n", "expected two TCP4 addresses"),
+    (b"PROXY TCP4 192.0.2.1 198.51.100.1 08080 1935\r\n", "expected two ports"),
+    (b"PROXY TCP4 192.0.2.1 198.51.100.1 70000 1935\r\n", "expected two ports"),
+    (b"PROXY TCP4 " + b"1" * 200, "expected its end within 107 bytes"),
     (version_2(command=0x11), "version 1, command 1"),
     (version_2(command=0x22), "version 2, command 2"),
-    (version_2(body=bytes(8)), "8 bytes, addresses take 12"),
-    (version_2(length=60_000), "60000 bytes, the most is 4096"),
+    (version_2(body=bytes(8)), "expected 12 bytes of addresses, found 8"),
+    (version_2(length=60_000), "expected at most 4096 bytes, found 60000"),
 ]
 
 
@@ -60,13 +60,13 @@ def test_a_header_is_read_whole_or_byte_by_byte_and_leaves_what_follows(header, 
 
 
 @pytest.mark.parametrize(("data", "problem"), WRONG)
-def test_what_is_wrong_is_said(data, problem):
+def test_a_malformed_header_is_an_error(data, problem):
     with pytest.raises(HandshakeError, match=problem):
         ProxyHeader().feed(data)
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11\0\x0c"]))
-def test_garbage_is_refused_or_waited_for(data, prefix):
+def test_any_bytes_are_an_error_or_an_incomplete_header(data, prefix):
     reader = ProxyHeader()
     try:
         reader.feed(prefix + data)

@@ -11,24 +11,24 @@ def test_what_is_written_is_read():
 
 
 @pytest.mark.parametrize("value", [None, 1.0, "", ",", "x" * 16, ONE.upper(), "a" * 33, [ONE], {"a": ONE}, f"{ONE}\n"])
-def test_what_is_no_list_of_ids_is_none(value):
+def test_a_malformed_member_is_empty(value):
     assert parse_via(value) == ()
 
 
-def test_what_is_wrong_among_ids_is_left_out():
+def test_malformed_ids_are_ignored():
     assert parse_via(f"{ONE},?,{OTHER}") == (ONE, OTHER)
 
 
-def test_a_list_without_an_end_is_read_to_its_limit():
+def test_a_long_list_is_read_to_the_limit():
     assert parse_via(",".join([ONE] * 100_000)) == (ONE,) * VIA_LIMIT
 
 
-def test_who_is_named_has_a_loop():
+def test_a_path_with_the_own_id_is_a_loop():
     assert is_loop((OTHER, ONE), ONE)
     assert not is_loop((OTHER,), ONE)
     assert not is_loop((), ONE)
 
 
-def test_a_way_that_is_too_long_is_a_loop_too():
+def test_a_path_that_is_too_long_is_a_loop():
     assert is_loop((OTHER,) * VIA_LIMIT, ONE)
     assert not is_loop((OTHER,) * (VIA_LIMIT - 1), ONE)
