@@ -53,8 +53,8 @@ DIRTY: tuple[str, ...] = (
     "docs/configuration.rst",
     "docs/design.rst",
     "docs/hooks.rst",
+    "docs/operations.rst",
     "docs/spec-compliance.rst",
-    "man/rtmpd.8",
 )
 
 
