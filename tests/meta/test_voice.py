@@ -54,7 +54,6 @@ DIRTY: tuple[str, ...] = (
     "docs/design.rst",
     "docs/hooks.rst",
     "docs/operations.rst",
-    "docs/spec-compliance.rst",
 )
 
 
