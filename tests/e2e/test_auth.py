@@ -71,7 +71,7 @@ def test_row_16_ffmpeg_logs_in_to_publish_and_to_play(serve, programs, clips):
         ("", "No credentials set"),
     ],
 )
-def test_row_16_ffmpeg_says_what_is_wrong_with_a_login(serve, programs, user, words):
+def test_row_16_ffmpeg_prints_why_a_login_fails(serve, programs, user, words):
     running = serve(USERS)
     assert_refused(programs.publish(CLIP, at(running, user)), words)
     assert_refused(programs.play(at(running, user)), words)
@@ -88,7 +88,7 @@ def test_ffmpeg_publishes_and_plays_with_a_token(serve, programs, clips):
     assert_same(from_first_picture(player.packets()), clips.packets(CLIP), "what was played")
 
 
-def test_ffmpeg_says_that_a_token_is_wrong(serve, programs):
+def test_ffmpeg_prints_that_a_token_is_wrong(serve, programs):
     running = serve(TOKENS)
     assert_refused(programs.publish(CLIP, at(running, "", "test?token=s3cret-x")), "Not authorized: wrong token.")
     assert_refused(programs.play(at(running, "", "test")), "Not authorized: no token.")
@@ -105,7 +105,7 @@ def test_ffmpeg_publishes_under_a_secret_name(serve, programs, clips):
     assert_same(from_first_picture(player.packets()), clips.packets(CLIP), "what was played")
 
 
-def test_a_stream_goes_on_when_its_publisher_loses_its_right(serve, programs, clips, tmp_path):
+def test_a_stream_continues_when_a_reload_withdraws_the_permission_of_its_publisher(serve, programs, clips, tmp_path):
     running = serve(USERS)
     publisher = programs.publish(CLIP, at(running, "ann:s3cret-pw@"))
     running.wait_for_line(r"publishes live/test$")
@@ -133,7 +133,7 @@ def test_rtmpdump_plays_with_a_token(serve, programs, clips, peer):
 
 
 @pytest.mark.peer
-def test_rtmpdump_is_told_that_its_token_is_wrong(serve, programs, peer):
+def test_rtmpdump_prints_that_its_token_is_wrong(serve, programs, peer):
     running = serve(TOKENS)
     rtmpdump = peer("rtmpdump", "rtmpdump")
     dump = programs.start("rtmpdump", rtmpdump, "-r", at(running, "", "test?token=s3cret-x"), "-o", programs.directory / "o")

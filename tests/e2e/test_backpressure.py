@@ -207,7 +207,7 @@ def test_nonref_shows_fewer_pictures_and_jumps_nowhere(outcome, clips):
     assert int(event["LAG_MS"]) > 1000
 
 
-def test_disconnect_ends_the_play_and_says_why(outcome, clips):
+def test_disconnect_ends_the_play_with_a_reason(outcome, clips):
     player = outcome.slow["disconnect"]
     clip, got = clips.packets(CLIP)["video 0"], player.packets()["video 0"]
     assert 10 < len(got) < len(clip)

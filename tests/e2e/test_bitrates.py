@@ -7,7 +7,7 @@ from tests.e2e.media import AT_ONCE, assert_same, wait_for_plays
 KBIT_S = {"slow": (800, 1300), "fast": (45_000, 70_000)}
 
 
-def test_streams_of_one_and_of_fifty_megabits_per_second_arrive_without_a_gap(server, programs, clips):
+def test_streams_of_1_and_50_megabits_per_second_arrive_without_a_gap(server, programs, clips):
     for name, (low, high) in KBIT_S.items():
         video = clips.packets(name)["video 0"]
         seconds = (video[-1].dts - video[0].dts + 40) / 1000

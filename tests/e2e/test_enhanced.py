@@ -52,14 +52,14 @@ def first_tracks(clips: Clips):
     return {name: packets for name, packets in clips.packets(TRACKS).items() if name.endswith(" 0")}
 
 
-def test_a_player_that_does_not_say_it_takes_more_gets_the_first_track_of_each(players, clips: Clips):
+def test_a_player_without_multitrack_support_gets_the_first_track_of_each_kind(players, clips: Clips):
     expected = first_tracks(clips)
     assert sorted(expected) == ["audio 0", "video 0"]
     assert_same(players["waiting"].packets(), expected)
     assert len(players["waiting"].pictures()) == len(expected["video 0"])
 
 
-def test_and_so_does_one_that_comes_late(players, clips: Clips):
+def test_a_late_player_without_multitrack_support_gets_the_first_track_of_each_kind(players, clips: Clips):
     expected, got = first_tracks(clips), players["late"].packets()
     assert got.keys() == expected.keys()
     for track, packets in got.items():
@@ -68,7 +68,7 @@ def test_and_so_does_one_that_comes_late(players, clips: Clips):
 
 
 @pytest.mark.parametrize("name", RELAYED)
-def test_a_relay_takes_everything_on(name, players, clips: Clips):
+def test_a_relay_forwards_every_track(name, players, clips: Clips):
     got, expected = players[name].packets(), clips.packets(name)
     assert got.keys() == expected.keys()
     for track, packets in got.items():

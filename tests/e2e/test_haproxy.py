@@ -82,7 +82,7 @@ def test_a_stream_through_haproxy_has_the_clients_address(option, balancer, prog
         assert not [line for line in server.log() if re.search(" (WARNING|ERROR) +(?!running as root)", line)]
 
 
-def test_a_balancer_that_is_not_named_is_no_authority_and_one_that_is_must_say_who_comes(
+def test_proxy_headers_are_required_from_configured_balancers_and_refused_from_others(
     balancer, programs: Programs, tmp_path: Path
 ):
     with serving(AT_ONCE, tmp_path) as server:

@@ -13,7 +13,7 @@ def loud(programs, url):
     return programs.start("loud", programs.ffmpeg, "-v", "error", "-nostdin", *source, "-c", "copy", "-f", "flv", url)
 
 
-def test_ffmpeg_that_sends_too_much_says_why_it_was_cut_off(server, programs):
+def test_ffmpeg_above_the_bitrate_limit_prints_why_it_was_disconnected(server, programs):
     running = server("[limits]\npublish_bitrate_limit = 16k\npublish_bitrate_grace_s = 1\n")
     publisher = loud(programs, running.url())
     assert publisher.wait() != 0
@@ -24,7 +24,7 @@ def test_ffmpeg_that_sends_too_much_says_why_it_was_cut_off(server, programs):
     )
 
 
-def test_ffmpeg_says_that_there_are_too_many_streams_and_players(server, programs):
+def test_ffmpeg_prints_that_a_limit_of_streams_or_players_is_reached(server, programs):
     running = server("[limits]\nstream_limit = 1\nplayers_per_stream_limit = 1\n")
     publisher = loud(programs, running.url())
     running.wait_for_line("publishes live/test")

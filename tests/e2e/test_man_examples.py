@@ -109,7 +109,7 @@ def test_check_a_configuration(run):
     assert log.endswith("/etc/rtmpd.ini: ok\n")
 
 
-def test_see_one_option(run):
+def test_print_one_option(run):
     code, log = finish(run(which("--print-config")))
     assert code == 0
     assert re.match(r"gop_cache_limit_bytes = 33554432 .*\ngop_cache = yes\b", log)

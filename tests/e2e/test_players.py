@@ -55,7 +55,7 @@ def test_late_player_sees_no_track_that_was_not_published_and_can_record_a_secon
     assert publisher.running
 
 
-def test_killed_player_disturbs_nobody_and_its_connection_ends_once(server, programs, clips):
+def test_a_killed_player_disturbs_no_other_client_and_its_connection_ends_once(server, programs, clips):
     running = server(AT_ONCE)
     url = running.url()
     others = [programs.play(url, name="other") for _ in range(2)]
@@ -77,7 +77,7 @@ def test_killed_player_disturbs_nobody_and_its_connection_ends_once(server, prog
     assert about_victim[-1].endswith(line[0])
 
 
-def test_player_that_comes_before_the_publisher_waits_for_it(server, programs, clips):
+def test_a_player_that_connects_before_the_publisher_waits(server, programs, clips):
     running = server(AT_ONCE)
     player = programs.play(running.url(), "-rtmp_live", "live")
     wait_for_plays(running, "live/test")
@@ -87,7 +87,7 @@ def test_player_that_comes_before_the_publisher_waits_for_it(server, programs, c
     assert_same(player.packets(), clips.packets("h264_aac"), player.name)
 
 
-def test_player_of_a_name_that_nobody_publishes_is_refused_if_the_configuration_says_so(server, programs):
+def test_a_player_without_a_publisher_is_refused_if_wait_for_publisher_is_off(server, programs):
     running = server("[live]\nwait_for_publisher = no\n")
     player = programs.play(running.url())
     assert player.wait() != 0

@@ -65,7 +65,7 @@ def promtool(peer, *arguments, text=b""):
 
 
 @pytest.mark.peer
-def test_promtool_has_nothing_to_say_about_the_metrics(live, peer):
+def test_promtool_accepts_the_metrics(live, peer):
     text = get(metrics_url(live))
     assert b"rtmp_stream_keyframe_interval_seconds{" in text
     assert promtool(peer, "check", "metrics", text=text) == (0, "")

@@ -17,7 +17,7 @@ def assert_time_runs_forward(packets, limit_ms):
     assert max(steps) < limit_ms
 
 
-def test_player_goes_on_with_the_next_publisher_of_the_name(server, programs, clips):
+def test_a_player_continues_with_the_next_publisher_of_the_name(server, programs, clips):
     running = server()
     player = programs.play(running.url())
     wait_for_plays(running, "live/test")
@@ -34,7 +34,7 @@ def test_player_goes_on_with_the_next_publisher_of_the_name(server, programs, cl
     assert len(player.pictures()) == len(expected["video 0"])
 
 
-def test_player_goes_on_when_its_killed_publisher_is_back(server, programs, clips):
+def test_a_player_continues_when_its_killed_publisher_returns(server, programs, clips):
     running = server()
     player = programs.play(running.url())
     wait_for_plays(running, "live/test")
@@ -54,7 +54,7 @@ def test_player_goes_on_when_its_killed_publisher_is_back(server, programs, clip
     assert len(player.pictures()) == len(got)
 
 
-def test_second_publisher_of_a_name_is_refused_and_the_first_goes_on(server, programs, clips):
+def test_a_second_publisher_of_a_name_is_refused_and_the_first_continues(server, programs, clips):
     running = server(AT_ONCE)
     player = programs.play(running.url())
     wait_for_plays(running, "live/test")

@@ -74,7 +74,7 @@ def test_every_packet_is_in_the_recording(name, recordings, clips: Clips):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_recording_says_how_long_it_is_and_needs_no_repair(name, recordings):
+def test_a_recording_has_its_duration_and_needs_no_repair(name, recordings):
     with recordings[name].open("rb") as file:
         result = scan(file)
     assert result.clean
@@ -168,7 +168,7 @@ def test_players_seek_by_the_index(recordings, ffmpeg):
         ("h264_only", r"video h264 High 1\.\d 160x120 4:2:0 8 bit, no audio$"),
     ],
 )
-def test_the_log_says_what_each_stream_is(name, line, recordings):
+def test_the_log_has_the_codecs_of_each_stream(name, line, recordings):
     about = [each for each in recordings["log"].read_text().splitlines() if f" live/{name} is: " in each]
     assert len(about) == 1
     assert re.search(line, about[0]), about

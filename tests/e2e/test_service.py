@@ -105,7 +105,7 @@ def test_no_file_names_the_place_where_it_was_laid_out(installed):
             assert not [needle for needle in needles if needle in data], path
 
 
-def test_installing_again_keeps_the_configuration_and_lays_the_new_one_beside_it(tmp_path, installed):
+def test_a_second_installation_keeps_the_configuration_and_writes_the_new_one_beside_it(tmp_path, installed):
     again = tmp_path / "again"
     shutil.copytree(installed, again, symlinks=True)
     ini = again / "etc/rtmpd.ini"
@@ -140,7 +140,7 @@ def test_something_else_where_the_environment_is_to_be_is_left_alone(tmp_path):
     assert precious.exists()
 
 
-def test_an_environment_that_can_not_be_built_leaves_the_old_one(tmp_path, installed):
+def test_a_failed_installation_keeps_the_old_environment(tmp_path, installed):
     again = tmp_path / "again"
     shutil.copytree(installed, again, symlinks=True)
     command = ["make", "install", f"DESTDIR={again}", "PYTHON=/usr/bin/python3"]
@@ -197,14 +197,14 @@ def test_systemd_analyze_verify_has_nothing_to_say(apart, peer):
     assert apart(f"systemd-analyze verify /{UNITS}/rtmpd.service /{UNITS}/rtmpd.socket /{UNITS}/rtmpd-tls.socket") == (0, "")
 
 
-def test_systemd_analyze_security_says_ok(peer):
+def test_systemd_analyze_security_rates_the_unit_as_ok(peer):
     command = [peer("systemd-analyze", "systemd"), "security", "--offline=true", "--no-pager", "--threshold=25"]
     done = subprocess.run([*command, ROOT / "systemd/rtmpd.service"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
     assert re.search(r"Overall exposure level for rtmpd\.service: [0-2]\.\d OK", done.stdout)
 
 
-def test_the_user_and_who_may_read_the_configuration(apart):
+def test_the_user_and_the_permissions_of_the_configuration(apart):
     code, output = apart("id -un rtmpd; stat -c '%a %U %G' /etc/rtmpd.ini; getent passwd rtmpd")
     assert code == 0
     assert output.splitlines()[:2] == ["rtmpd", "640 root rtmpd"]
@@ -282,7 +282,7 @@ def test_recordings_hooks_and_metrics_work_in_the_sandbox(machine, configure):
     assert "process_start_time_seconds" in page
 
 
-def test_a_restart_refuses_nobody(machine, configure):
+def test_no_connection_is_refused_during_a_restart(machine, configure):
     configure()
     callers = machine.start(
         "/opt/rtmpd/bin/python", "-c", _CALLERS, "1935", "5", stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -344,7 +344,7 @@ def test_rtmps_on_port_443_takes_no_privilege_and_a_reload_renews_the_certificat
         machine.run("systemctl", "stop", "rtmpd-tls.socket")
 
 
-def test_a_reload_that_goes_well_and_one_that_does_not(machine, configure):
+def test_a_reload_that_succeeds_and_one_that_fails(machine, configure):
     configure()
     process = machine.show("MainPID")
     machine.shell("echo 'ping_interval_s = 7' >> /etc/rtmpd.ini")
@@ -402,7 +402,7 @@ def test_a_process_that_hangs_is_ended_and_started_again(machine, configure):
     assert "Fatal Python error: Aborted" in log
 
 
-def test_what_takes_longer_than_systemd_would_wait_is_not_cut_short(machine, configure):
+def test_a_stop_that_takes_longer_than_systemd_waits_is_not_cut_short(machine, configure):
     machine.drop_in("rtmpd.service", "[Service]\nTimeoutStopSec=1")
     machine.shell("echo 'sleep 3; echo done > /run/rtmpd/hook' > /var/lib/hook")
     configure(f"{INI}[hooks]\nhook_scripts = publish_stop=/bin/sh /var/lib/hook\n")
@@ -413,7 +413,7 @@ def test_what_takes_longer_than_systemd_would_wait_is_not_cut_short(machine, con
     assert machine.run("cat", "/run/rtmpd/hook") == "done\n"
 
 
-def test_at_last_uninstall_stops_it_and_leaves_what_is_the_operators(machine):
+def test_uninstall_stops_the_service_and_keeps_the_files_of_the_operator(machine):
     said = machine.run("make", "--no-print-directory", "-C", SOURCE, "uninstall")
     assert "What stays: /etc/rtmpd.ini, /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd." in said
     assert machine.show("LoadState") == "not-found"

@@ -55,7 +55,9 @@ def either(request, programs: Programs, peer, tmp_path, clips) -> Iterator[Progr
     made.kill_all()
 
 
-def test_ffmpeg_publishes_and_plays_and_checks_who_we_are(rtmps, either: Programs, programs: Programs, clips: Clips, authority):
+def test_ffmpeg_publishes_and_plays_and_verifies_the_certificate(
+    rtmps, either: Programs, programs: Programs, clips: Clips, authority
+):
     url = f"rtmps://localhost:{tls_port(rtmps)}/live/a"
     checks = ("-tls_verify", 1, "-ca_file", authority.path)
     player, plain = either.play(url, *checks), programs.play(rtmps.url("a"), name="plain")
@@ -148,7 +150,7 @@ listen wrapping
 
 
 @pytest.mark.peer
-def test_haproxy_says_who_comes_before_tls(programs: Programs, clips: Clips, authority, pair, peer, tmp_path):
+def test_haproxy_sends_the_address_of_the_client_before_tls(programs: Programs, clips: Clips, authority, pair, peer, tmp_path):
     ini = f"{AT_ONCE}[server]\nproxy_protocol_from = 127.0.0.1\n{LISTEN}{pair.ini}"
     with serving(ini, tmp_path) as server:
         through, wrapping = free_port(), free_port()

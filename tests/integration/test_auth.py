@@ -70,7 +70,7 @@ def played(server, name, app="live", user=""):
 TOKENS = "[auth]\nauth_mode = token\nauth_tokens = live/cam=s3cret-1, live/other=s3cret-2\n"
 
 
-def test_a_token_lets_in_and_its_lack_does_not(serve):
+def test_a_client_with_a_token_is_allowed_and_one_without_is_not(serve):
     running = serve(TOKENS)
     published(running, "cam?token=s3cret-1")
     played(running, "cam?token=s3cret-1")
@@ -84,7 +84,7 @@ def test_a_token_lets_in_and_its_lack_does_not(serve):
     running.wait_for_line(r"counted: auth_failures 4, auth_successes 2, ")
 
 
-def test_a_refusal_comes_before_anything_else_and_then_the_connection_ends(serve, raw):
+def test_a_refusal_is_sent_before_other_answers_and_then_the_connection_ends(serve, raw):
     running = serve(TOKENS)
     wire = raw(running)
     wire.connect()
@@ -129,7 +129,7 @@ def test_a_reload_acts_at_once_and_ends_nothing(serve, tmp_path, publisher, play
 # Files ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_again_and_a_half_written_one_changes_nothing(serve, tmp_path):
+def test_a_changed_auth_file_is_read_and_a_half_written_one_changes_nothing(serve, tmp_path):
     path = tmp_path / "tokens.json"
     path.write_text('{"live/stream": "s3cret-1"}')
     running = serve("", "--auth-mode", "file", "--auth-file", str(path))
@@ -182,7 +182,7 @@ def test_a_file_with_publish_keys_users_and_tokens_by_action(serve, tmp_path):
 # Signed URLs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_signed_url_from_the_command_line_lets_in(serve, tmp_path):
+def test_a_signed_url_from_the_command_line_allows(serve, tmp_path):
     running = serve("[auth]\nauth_sign_secrets = s3cret-new, s3cret-old\n")
 
     def signed(*arguments):
@@ -209,7 +209,7 @@ def test_a_signed_url_from_the_command_line_lets_in(serve, tmp_path):
 # Publish keys -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_publish_key_is_seen_by_nobody(serve, raw):
+def test_a_publish_key_is_visible_to_no_other_client(serve, raw):
     running = serve("[auth]\nauth_publish_keys = live/cam=s3cret-key\n")
     viewer = raw(running).play("cam")
     encoder = raw(running)
@@ -230,7 +230,7 @@ def test_a_publish_key_is_seen_by_nobody(serve, raw):
     assert refused(running, "s3cret-key", play=True) == (FAILED, "Not authorized: a publish key can't be played.")
 
 
-def test_two_keys_of_a_stream_are_one_name(serve, publisher):
+def test_two_publish_keys_of_a_stream_are_one_name(serve, publisher):
     running = serve("[auth]\nauth_publish_keys = live/cam=s3cret-a, live/cam=s3cret-b\n")
     publisher(running, "s3cret-a")
     assert refused(running, "s3cret-b") == ("NetStream.Publish.BadName", "live/cam is already being published.")
@@ -328,7 +328,7 @@ def test_the_client_logs_in(serve):
     running.wait_for_line(r"connected to live as bob@host by")
 
 
-def test_a_user_of_one_application_is_nobody_in_another_below_it(serve, raw):
+def test_a_user_of_an_application_has_no_rights_in_an_application_below_it(serve, raw):
     above, below = ("auth_users = ann=s3cret-1, bob=s3cret-3\n", "auth_users = ann=s3cret-2, bob=s3cret-3\n")
     running = serve(f"[applications]\n[[live]]\n{above}[[live/sub]]\n{below}")
     for user, password, right in (("ann", "s3cret-1", False), ("bob", "s3cret-3", True)):
@@ -353,7 +353,7 @@ def test_a_relay_logs_in(serve, server, publisher, player):
     assert not any("s3cret" in line for line in here.log())
 
 
-def test_who_sends_a_login_to_a_server_without_users_is_let_in(serve):
+def test_a_client_that_sends_a_login_to_a_server_without_users_is_allowed(serve):
     running = serve("")
     assert ask_to_connect(running, "live?authmod=adobe&user=ann") == ""
     published(running, "cam", user="ann:s3cret-pw@")
@@ -391,7 +391,7 @@ def guess(running, source, token="s3cret-x"):
             return ""
 
 
-def test_an_address_that_guesses_is_banned_for_a_while(serve):
+def test_an_address_with_many_failures_is_banned_for_a_while(serve):
     running = serve(BANS)
     assert [guess(running, "127.77.200.1") for _ in range(5)] == [FAILED, FAILED, FAILED, "", ""]
     running.wait_for_line(r"WARNING 127\.77\.200\.1 is banned for 1\.5 s after 3 failures$")
@@ -405,7 +405,7 @@ def test_an_address_that_guesses_is_banned_for_a_while(serve):
     running.wait_for_line(r"counted: auth_banned_connections \d+, auth_bans 1, auth_failures 3, ")
 
 
-def test_nobody_is_banned_for_having_no_token(serve):
+def test_no_address_is_banned_for_missing_tokens(serve):
     running = serve(BANS)
     assert [guess(running, "127.77.200.3", "") for _ in range(6)] == [FAILED] * 6
 
@@ -444,7 +444,7 @@ def test_a_connection_of_a_banned_address_gets_no_byte(serve, raw):
     assert wire.read_bytes() == b""
 
 
-def test_what_a_client_says_of_a_wrong_url_has_no_password(serve):
+def test_the_error_of_the_client_for_a_wrong_url_has_no_password(serve):
     for url in ("rtmpx://ann:s3cret@host/live/a?token=s3cret", "ann:s3cret@host/x", "http://ann:s3cret@host"):
         with pytest.raises(ValueError, match=r"expected rtmp\[s\]://") as raised:
             Client(url)

@@ -128,7 +128,7 @@ def test_a_callback_that_misbehaves_denies_in_time_and_costs_no_stream_anything(
 @pytest.mark.parametrize(
     "body", [b"", b"ok", b"[]", b'"x"', b"<html>", b"{}", b'{"name": null}', b'\xff{"name": 7}', b'{"other": 1}']
 )
-def test_200_allows_whatever_else_it_says(serve, web, body, publisher):
+def test_status_200_allows_with_any_body(serve, web, body, publisher):
     web.answers[""] = reply(200, body)
     running = serve()
     publisher(running, "cam")
@@ -142,7 +142,7 @@ def test_a_server_of_http_1_0_ends_its_answer_by_closing(serve, web, publisher):
     running.wait_for_line("publishes live/shown$")
 
 
-def test_a_callback_that_is_not_there_denies(serve, web):
+def test_a_callback_that_can_not_be_reached_denies(serve, web):
     running = serve()
     web.close()
     assert refused(running, "cam")[0] == DENIED
@@ -150,7 +150,7 @@ def test_a_callback_that_is_not_there_denies(serve, web):
 
 
 @pytest.mark.peer
-def test_a_certificate_that_nobody_vouches_for_denies(serve, web, peer, tmp_path):
+def test_a_self_signed_certificate_of_the_callback_denies(serve, web, peer, tmp_path):
     openssl = peer("openssl", "openssl")
     names = ("-keyout", tmp_path / "key", "-out", tmp_path / "certificate", "-subj", "/CN=localhost")
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *map(str, names)]
@@ -181,7 +181,7 @@ def test_the_callback_names_the_stream(serve, web, raw):
     running.wait_for_line("stopped publishing live/sub/cam: FCUnpublish")
 
 
-def test_a_name_for_a_play_is_not_looked_at(serve, web, player):
+def test_the_callback_can_not_rename_a_play(serve, web, player):
     web.answers["cam"] = named("other")
     running = serve()
     player(running, "cam")
@@ -191,7 +191,7 @@ def test_a_name_for_a_play_is_not_looked_at(serve, web, player):
 # Waiting ----------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_client_sends_meanwhile_waits(serve, web, raw, player):
+def test_messages_of_a_client_wait_for_the_answer_of_the_callback(serve, web, raw, player):
     web.answers["cam"] = late(1)
     running = serve()
     viewer = player(running, "viewed")
@@ -204,7 +204,7 @@ def test_what_a_client_sends_meanwhile_waits(serve, web, raw, player):
     assert code_of(encoder.wait_for(lambda command: command.name == "onStatus")) == "NetStream.Publish.Start"
 
 
-def test_answers_to_what_came_before_do_not_wait(serve, web, raw):
+def test_answers_to_earlier_commands_do_not_wait_for_the_callback(serve, web, raw):
     web.answers["cam"] = late(60)
     running = serve()
     wire = raw(running)
@@ -216,7 +216,7 @@ def test_answers_to_what_came_before_do_not_wait(serve, web, raw):
     assert time.monotonic() - begun < 1
 
 
-def test_a_client_may_leave_meanwhile(serve, web):
+def test_a_client_may_disconnect_during_the_callback(serve, web):
     web.answers["cam"] = late(1)
     running = serve()
     with Wire(running) as wire:
@@ -227,7 +227,7 @@ def test_a_client_may_leave_meanwhile(serve, web):
     assert not any("publishes" in line for line in running.log())
 
 
-def test_two_may_ask_for_one_name_and_the_first_answer_has_it(serve, web, raw):
+def test_of_two_publishers_of_one_name_the_first_allowed_one_gets_it(serve, web, raw):
     web.answers["slow"] = late(1, named("cam"))
     web.answers["quick"] = named("cam")
     running = serve()
@@ -239,7 +239,7 @@ def test_two_may_ask_for_one_name_and_the_first_answer_has_it(serve, web, raw):
     slow.status("NetStream.Publish.BadName")
 
 
-def test_waiting_for_a_callback_is_no_idleness(serve, web, raw):
+def test_waiting_for_a_callback_does_not_count_as_idle(serve, web, raw):
     web.answers["cam"] = late(4)
     running = serve(
         "[server]\nconnect_timeout_s = 1.5\nread_timeout_s = 1.5\nping_interval_s = 0.5\nping_timeout_s = 0.5\n", limit_s=8
@@ -247,7 +247,7 @@ def test_waiting_for_a_callback_is_no_idleness(serve, web, raw):
     raw(running).publish("cam")
 
 
-def test_the_server_stops_while_a_callback_is_waited_for(serve, web, raw):
+def test_the_server_stops_during_a_callback(serve, web, raw):
     web.answers["cam"] = late(60)
     running = serve(limit_s=30)
     wire = raw(running)
@@ -259,7 +259,7 @@ def test_the_server_stops_while_a_callback_is_waited_for(serve, web, raw):
     assert time.monotonic() - begun < 9
 
 
-def test_a_reload_holds_for_the_next_question(serve, web, tmp_path, publisher):
+def test_a_reload_applies_to_the_next_callback(serve, web, tmp_path, publisher):
     web.answers[""] = 403
     running = serve()
     assert refused(running, "cam")[0] == DENIED
@@ -271,7 +271,7 @@ def test_a_reload_holds_for_the_next_question(serve, web, tmp_path, publisher):
     assert len(web.questions) == 1
 
 
-def test_many_wait_for_a_callback_that_hangs_and_the_streams_go_on(serve, web):
+def test_many_clients_wait_for_a_callback_that_hangs_and_the_streams_continue(serve, web):
     """More than there are threads: each is denied when its time is over, not when its turn has come."""
     web.answers["cam"] = late(60)
     running = serve(limit_s=2)

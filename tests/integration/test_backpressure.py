@@ -90,7 +90,7 @@ def read_all(wire, last):
     return got
 
 
-def test_a_stuck_player_skips_to_a_keyframe_and_the_others_get_everything(shared, raw, name):
+def test_a_stuck_player_skips_to_a_keyframe_and_other_players_get_everything(shared, raw, name):
     flood = Flood(shared, raw, name)
     slow = stuck(shared, raw, name)
     flood.send(120)

@@ -111,7 +111,7 @@ def check_whole(stream, got):
     return frames, places
 
 
-def test_nonref_leaves_out_what_nobody_misses(running, events, raw, name):
+def test_nonref_drops_only_disposable_frames(running, events, raw, name):
     port = metrics_port(running)
     stream = Stream(running, raw, "nonref", name)
     slow = slow_player(stream, running, raw, name)
@@ -159,7 +159,7 @@ def test_nonref_skips_when_that_is_not_enough(running, events, raw, name):
     running.wait_for_line(rf"stopped playing nonref/{name}: .*, [1-9]\d* skips, [1-9]\d* messages dropped$")
 
 
-def test_disconnect_lets_a_player_go_and_says_why(running, events, raw, name):
+def test_disconnect_closes_a_player_with_a_reason(running, events, raw, name):
     port = metrics_port(running)
     stream = Stream(running, raw, "disconnect", name)
     slow = slow_player(stream, running, raw, name)

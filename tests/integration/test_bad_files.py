@@ -73,7 +73,7 @@ def reload(running) -> str:
     return outcomes(running)[before]
 
 
-def test_files_that_are_wrong_change_nothing_and_those_that_only_look_odd_are_read(running, tmp_path):
+def test_wrong_files_change_nothing_and_odd_but_valid_files_are_read(running, tmp_path):
     for name, (data, problem) in BAD.items():
         put(running.ini, data)
         seen = len(running.log())
@@ -97,7 +97,7 @@ def test_files_that_are_wrong_change_nothing_and_those_that_only_look_odd_are_re
 
 
 @pytest.mark.parametrize(("data", "problem"), BAD.values(), ids=BAD)
-def test_a_start_with_one_says_why_and_ends_at_once(tmp_path, data, problem):
+def test_a_start_with_a_wrong_file_fails_at_once_with_the_reason(tmp_path, data, problem):
     path = tmp_path / "rtmpd.ini"
     path.write_bytes(data)
     done = subprocess.run([sys.executable, "-m", "rtmpd", "-c", str(path)], capture_output=True, timeout=20, cwd=ROOT)
@@ -106,7 +106,7 @@ def test_a_start_with_one_says_why_and_ends_at_once(tmp_path, data, problem):
     assert re.match(re.escape(str(path)) + problem, line), line
 
 
-def test_an_address_that_somebody_has_fails_the_reload_and_costs_nothing(server, tmp_path):
+def test_an_address_in_use_fails_the_reload_and_disturbs_no_stream(server, tmp_path):
     free = "127.0.0.1:0"
     running = server(f"[server]\nlisten = {free}\n", start=("-m", "rtmpd"))
     running.ini = tmp_path / "rtmpd.ini"

@@ -80,7 +80,7 @@ def refused(server, wire, code, command="publish"):
     ],
     ids=["HTTP", "TLS", "zeros", "C0 is 6", "ones"],
 )
-def test_what_is_no_rtmp_is_turned_away_without_an_answer(shared, raw, data, text):
+def test_other_protocols_are_refused_without_an_answer(shared, raw, data, text):
     wire = raw(shared)
     wire.write(data)
     assert wire.read_bytes() == b""
@@ -320,7 +320,7 @@ def test_unknown_message_types_and_shared_objects_are_ignored(encoder):
     encoder.sync()
 
 
-def test_data_messages_that_are_no_amf_do_no_harm(shared, encoder, player, name):
+def test_data_messages_without_valid_amf_do_no_harm(shared, encoder, player, name):
     watcher = player(shared, name)
     encoder.send(VIDEO, 0, key(1))
     played(watcher, key(1))

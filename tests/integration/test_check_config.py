@@ -83,7 +83,7 @@ def test_every_problem_is_said_at_once(tmp_path):
 
 
 @root
-def test_an_ordinary_user_who_may_not_look_at_a_server_of_root_is_told_so(server, tmp_path):
+def test_the_check_notes_that_an_ordinary_user_can_not_see_processes_of_root(server, tmp_path):
     running = server()
     # The Python of the tests may be in root's home: it is loaded before it becomes nobody.
     program = (
@@ -99,7 +99,7 @@ def test_an_ordinary_user_who_may_not_look_at_a_server_of_root_is_told_so(server
 
 
 @root
-def test_what_a_server_may_not_do_as_its_user_is_found_before_it_starts(public_path):
+def test_the_check_finds_missing_permissions_of_the_servers_user(public_path):
     tmp_path = public_path
     recordings, log = tmp_path / "recordings", tmp_path / "logs"
     recordings.mkdir(0o755)

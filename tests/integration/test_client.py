@@ -107,7 +107,7 @@ def test_publish_and_play_with_either_handshake(shared, publisher, player, name,
     assert played(watcher, gop(1)[-1]) == gop(1)
 
 
-def test_connect_tells_what_the_server_said(shared, opened, name):
+def test_connect_returns_the_answer_of_the_server(shared, opened, name):
     client = opened.enter_context(Client(shared.url(name), connect_properties={"objectEncoding": 3}))
     client.connect()
     command_object, info = client.connect_result
@@ -170,7 +170,7 @@ def test_acknowledgements_are_counted_while_publishing(shared, publisher, name):
     wait_until(lambda: encoder.endpoint.bytes_acknowledged > 2_500_000, "acknowledgements")
 
 
-def test_a_client_may_be_closed_twice_and_used_no_more(shared, publisher, name):
+def test_a_client_may_be_closed_twice_and_can_not_be_used_after_that(shared, publisher, name):
     encoder = publisher(shared, name)
     encoder.close()
     encoder.close()
@@ -229,7 +229,7 @@ def test_a_closed_port_is_an_error_that_names_it():
     "act", [silent, lambda fake, sock: (shake(sock), silent(fake, sock))], ids=["at all", "after the handshake"]
 )
 @pytest.mark.parametrize("method", ["connect", "publish", "play"])
-def test_a_server_that_says_nothing_runs_into_the_timeout(fake, opened, act, method):
+def test_a_silent_server_causes_a_timeout(fake, opened, act, method):
     client = opened.enter_context(Client(fake(act).url, timeout_s=0.3))
     with pytest.raises(DeadlineExceeded, match=r"connecting took longer than 0\.3 s"):
         getattr(client, method)()
@@ -318,7 +318,7 @@ def test_urls(url, parts):
         "rtmp://[::1/live/x",
     ],
 )
-def test_urls_that_are_none_say_what_was_expected(url):
+def test_the_error_of_an_invalid_url_has_the_expected_form(url):
     with pytest.raises(ValueError, match=r"expected rtmp\[s\]://") as error:
         Client(url)
     assert "s3cret" not in str(error.value)

@@ -109,7 +109,7 @@ def test_hang_up_with_a_wrong_file_keeps_the_old_configuration(plain, raw, broke
     process.wait_for(rf"DEBUG +#1 {wire.address} < 'play'")
 
 
-def test_hang_up_changes_options_under_running_streams_which_go_on(server, tmp_path, name):
+def test_hang_up_changes_options_of_running_streams_which_continue(server, tmp_path, name):
     running = server("[live]\nwait_for_publisher = yes\n")
     bystander = Bystander(running)
     bystander.check()
@@ -142,7 +142,7 @@ def test_hang_up_many_times_under_load(server, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_on_the_way_out_players_get_the_last_frame_then_are_told(server, raw, name, number):
+def test_at_a_stop_players_get_the_last_frame_and_then_the_end_of_the_stream(server, raw, name, number):
     running = server()
     wire = raw(running).play(name)
     encoder = raw(running).publish(name)
@@ -192,7 +192,7 @@ def test_a_stuck_player_can_not_hold_up_the_way_out(server, raw, name):
     assert time.monotonic() - begun < 5
 
 
-def test_new_connections_find_nobody_once_the_server_stops(server, raw):
+def test_new_connections_are_refused_once_the_server_stops(server, raw):
     running = server()
     raw(running).connect()
     running.process.terminate()
@@ -278,7 +278,7 @@ def unread(tmp_path):
     process.wait()
 
 
-def test_a_log_that_nobody_reads_does_not_stop_the_media(unread, raw, name):
+def test_a_log_pipe_without_a_reader_does_not_stop_the_media(unread, raw, name):
     _, _, port = unread
     watcher = raw(port).play(name)
     encoder = raw(port).publish(name)
@@ -286,7 +286,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_media(unread, raw, name):
     assert played(watcher, key(1)) == [Item(VIDEO, 0, key(1))]
 
 
-def test_a_log_that_is_read_again_goes_on_and_the_way_out_is_clean(unread, raw):
+def test_a_log_pipe_that_is_read_again_continues_and_the_stop_is_clean(unread, raw):
     process, log, port = unread
     lines = []
     reader = threading.Thread(target=lambda: lines.extend(log), daemon=True)
@@ -306,7 +306,7 @@ def test_a_log_that_is_read_again_goes_on_and_the_way_out_is_clean(unread, raw):
     assert not [line for line in lines if b"Traceback" in line]
 
 
-def test_a_log_that_nobody_reads_can_not_hold_up_the_way_out(unread):
+def test_a_log_pipe_without_a_reader_does_not_delay_the_stop(unread):
     process, _, _ = unread
     process.terminate()
     assert process.wait(8) == 0

@@ -137,7 +137,7 @@ def test_after_unpublish_the_connect_deadline_counts_again(shared, raw, name):
 # Numbers
 
 
-def test_connections_over_the_limit_are_turned_away_and_room_is_made_when_one_leaves(server, raw, name):
+def test_connections_over_the_limit_are_refused_until_another_ends(server, raw, name):
     running = server("[limits]\nconnection_limit = 3\n")
     first = raw(running).publish(name)
     watcher = raw(running).play(name)
@@ -156,7 +156,7 @@ def test_connections_over_the_limit_are_turned_away_and_room_is_made_when_one_le
     assert watcher.until(lambda one: one.type_id == VIDEO).payload == key(1)
 
 
-def test_connections_over_the_limit_of_one_address_are_turned_away_and_others_are_not(server, raw):
+def test_connections_over_the_limit_of_an_address_are_refused_and_those_of_others_are_not(server, raw):
     running = server("[limits]\nconnections_per_address_limit = 2\n")
     ours = [raw(running, source="127.88.0.1") for _ in range(2)]
     for wire in ours:

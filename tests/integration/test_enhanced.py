@@ -56,7 +56,7 @@ def said(properties):
     return {"connect_properties": properties}
 
 
-def test_the_answer_to_connect_says_what_the_server_forwards(shared, opened, name):
+def test_the_answer_to_connect_announces_what_the_server_forwards(shared, opened, name):
     client = opened.enter_context(Client(shared.url(name), **said({"objectEncoding": 3, **HEVC_ONLY})))
     client.connect()
     properties, info = client.connect_result
@@ -74,12 +74,12 @@ def test_the_answer_to_connect_says_what_the_server_forwards(shared, opened, nam
         {"fourCcList": ["hvc1"] * 3000, "objectEncoding": "3"},
     ],
 )
-def test_garbage_in_the_connect_command_is_no_reason_to_refuse(shared, player, publisher, name, garbage):
+def test_garbage_in_the_connect_command_is_not_refused(shared, player, publisher, name, garbage):
     watcher = player(shared, name, **said(garbage))
     begin(publisher(shared, name), watcher)
 
 
-def test_who_does_not_take_several_tracks_gets_the_first(shared, player, publisher, name):
+def test_a_player_without_multitrack_support_gets_the_first_track(shared, player, publisher, name):
     simple, capable = player(shared, name), player(shared, name, **said({"capsEx": 2}))
     encoder = publisher(shared, name)
     send(encoder, TRACKS[:-1])
@@ -93,13 +93,13 @@ def test_who_does_not_take_several_tracks_gets_the_first(shared, player, publish
     assert played(simple, TRACKS[-1]) == FIRST_TRACK[-1:]
 
 
-def test_all_tracks_can_be_for_everybody(shared, player, publisher, name):
+def test_every_player_can_get_all_tracks(shared, player, publisher, name):
     watcher = player(shared, name, app="all")
     send(publisher(shared, name, app="all"), TRACKS[:-1])
     assert played(watcher, TRACKS[-2]) == TRACKS[:-1]
 
 
-def test_mod_ex_is_taken_off_for_those_who_do_not_take_it(shared, player, publisher, name):
+def test_mod_ex_is_removed_for_players_without_support(shared, player, publisher, name):
     simple, capable = player(shared, name), player(shared, name, **said({"capsEx": 4}))
     nano = Item(VIDEO, 40, b"\xa7\x02\0\x12\x34\x01avc1\0\0\0inter")
     sent = [Item(VIDEO, 0, AVC_HEADER), Item(VIDEO, 0, key(1)), nano]
@@ -122,14 +122,14 @@ def test_mod_ex_is_taken_off_for_those_who_do_not_take_it(shared, player, publis
         ("old", HVC1, {"fourCcList": ["av01"]}, CODEC12),
     ],
 )
-def test_hevc_comes_in_the_form_that_a_player_takes(shared, player, publisher, name, app, sent, properties, expected):
+def test_hevc_is_sent_in_the_form_that_a_player_supports(shared, player, publisher, name, app, sent, properties, expected):
     waiting = player(shared, name, app=app, **said(properties))
     send(publisher(shared, name, app=app), sent)
     assert played(waiting, expected[-1]) == expected
     assert played(player(shared, name, app=app, **said(properties)), expected[-1]) == expected
 
 
-def test_h264_and_aac_under_a_four_cc_come_with_the_old_headers_for_those_who_say_nothing(shared, player, publisher, name):
+def test_h264_and_aac_under_a_four_cc_have_the_old_headers_for_players_without_a_list(shared, player, publisher, name):
     enhanced = [
         Item(VIDEO, 0, b"\x90avc1" + RECORD),
         Item(AUDIO, 0, b"\x90mp4a\x12\x10"),
@@ -149,7 +149,7 @@ def test_h264_and_aac_under_a_four_cc_come_with_the_old_headers_for_those_who_sa
     assert played(player(shared, name), old[-1]) == old
 
 
-def test_audio_that_a_player_does_not_take_is_left_out(shared, player, publisher, name):
+def test_audio_that_is_not_in_the_players_list_is_left_out(shared, player, publisher, name):
     video_only = player(shared, name, **said({"audioFourCcInfoMap": {"fLaC": 1}}))
     sent = [
         Item(VIDEO, 0, AVC_HEADER),
@@ -162,7 +162,7 @@ def test_audio_that_a_player_does_not_take_is_left_out(shared, player, publisher
     assert played(video_only, last) == [sent[0], sent[2], last]
 
 
-def test_a_player_is_refused_what_it_said_it_does_not_take(shared, player, publisher, name):
+def test_a_play_of_video_that_is_not_in_the_players_list_is_refused(shared, player, publisher, name):
     send(publisher(shared, name), AV1)
     assert played(player(shared, name), AV1[-1]) == AV1
     with pytest.raises(Refused) as raised:
@@ -172,7 +172,7 @@ def test_a_player_is_refused_what_it_said_it_does_not_take(shared, player, publi
     shared.wait_for_line(r"WARNING .* play refused: NetStream.Play.NoSupportedTrackFound: The video is av01")
 
 
-def test_a_player_that_waits_is_told_when_the_stream_is_nothing_for_it(shared, player, publisher, name):
+def test_a_waiting_player_is_refused_when_the_stream_has_an_unsupported_codec(shared, player, publisher, name):
     waiting, other = player(shared, name, **said(HEVC_ONLY)), player(shared, name)
     encoder = publisher(shared, name)
     send(encoder, AV1)
@@ -184,12 +184,12 @@ def test_a_player_that_waits_is_told_when_the_stream_is_nothing_for_it(shared, p
     assert [line for line in shared.log() if f"stopped playing live/{name}: " in line and "refused: " in line] == []
 
 
-def test_what_is_not_supported_can_be_sent_all_the_same(shared, player, publisher, name):
+def test_unsupported_codecs_can_be_sent_nevertheless(shared, player, publisher, name):
     send(publisher(shared, name, app="all"), AV1)
     assert played(player(shared, name, app="all", **said(HEVC_ONLY)), AV1[-1]) == AV1
 
 
-def test_a_change_of_codec_moves_players_to_what_they_take(shared, player, publisher, name):
+def test_a_change_of_codec_moves_players_to_the_form_that_they_support(shared, player, publisher, name):
     """A player that gets HEVC rewritten goes on with H.264 as it is, on the same timeline."""
     watcher = player(shared, name, **said(HEVC_ONLY))
     first = publisher(shared, name)
@@ -219,7 +219,7 @@ def test_a_reload_changes_what_live_players_get(server, player, publisher, tmp_p
     assert [one.payload for one in got] == [CODEC12[0].payload, b"\x2c\1\0\0\x28more"]
 
 
-def test_audio_of_several_tracks_is_brought_down_to_the_first(shared, player, publisher, name):
+def test_audio_of_several_tracks_is_reduced_to_the_first(shared, player, publisher, name):
     simple = player(shared, name)
     first, second = b"\x90OpusOpusHead", b"\x95\x00Opus\x01OpusHead"
     sent = [Item(AUDIO, 0, first), Item(AUDIO, 0, second), Item(AUDIO, 0, b"\x91Opusa"), Item(AUDIO, 0, b"\x95\x01Opus\x01b")]
@@ -237,7 +237,7 @@ def request_of(client):
     return got[-1].argument(0)
 
 
-def test_a_stop_asks_those_to_reconnect_who_can(server, player, publisher, opened):
+def test_a_stop_asks_clients_with_support_to_reconnect(server, player, publisher, opened):
     running = server()
     encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
     encoder.publish(drain=False)
@@ -251,7 +251,7 @@ def test_a_stop_asks_those_to_reconnect_who_can(server, player, publisher, opene
     running.wait_for_line(r"stopped; counted: .*reconnect_requests 2\b")
 
 
-def test_with_another_server_to_go_to_the_stream_goes_on_until_they_have_gone(server, player, opened):
+def test_with_another_server_the_stream_continues_until_the_asked_clients_have_gone(server, player, opened):
     running = server("[server]\ndrain_reconnect_url = rtmp://other.example/live\ndrain_timeout_s = 20\n")
     encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
     encoder.publish(drain=False)
@@ -271,7 +271,7 @@ def test_with_another_server_to_go_to_the_stream_goes_on_until_they_have_gone(se
     running.wait_for_line(r"stopped; counted", 5)
 
 
-def test_who_was_asked_and_stays_does_not_hold_up_the_stop(server, opened):
+def test_a_client_that_ignores_the_request_does_not_delay_the_stop(server, opened):
     running = server("[server]\ndrain_reconnect_url = rtmp://other.example/live\ndrain_timeout_s = 0.5\n")
     encoder = opened.enter_context(Client(running.url("a"), **said(RECONNECT)))
     encoder.publish(drain=False)

@@ -151,7 +151,7 @@ def test_recorded_players_are_served_without_a_complaint(shared, raw, entry):
     assert not [line for line in shared.log() if wire.address in line and ("WARNING" in line or "ERROR" in line)]
 
 
-def test_mutated_recordings_harm_nobody_and_leave_nothing_behind(server):
+def test_mutated_recordings_disturb_no_client_and_leave_nothing_behind(server):
     rng = random.Random(0x52544D50)
     running = server(INI, level="info")
     bystander = Bystander(running)

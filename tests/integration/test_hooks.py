@@ -278,7 +278,7 @@ def test_a_takeover_is_a_stop_and_a_start(server, events, opened):
     ]
 
 
-def test_what_a_connection_goes_through_is_told_in_order(server, events):
+def test_the_events_of_a_connection_are_in_order(server, events):
     running = server("[live]\npublisher_grace_s = 0\n", "--hook-stdio-format", "json", stdout=events.file)
     with Wire(running) as wire:
         wire.publish("a?token=hunter2")
@@ -321,7 +321,7 @@ def test_the_page_lists_every_event():
 # Each kind, in a server -------------------------------------------------------------------------------------------------
 
 
-def test_scripts_webhooks_and_lines_tell_the_same(server, events, web, script, tmp_path):
+def test_scripts_webhooks_and_lines_have_the_same_content(server, events, web, script, tmp_path):
     site = web()
     path = script("hook", f'echo "$RTMP_EVENT_TYPE $RTMP_STREAM_KEY $RTMP_ID" >> {tmp_path}/told')
     running = server(
@@ -369,7 +369,7 @@ def test_a_stop_lets_hooks_end(server, script, tmp_path, web):
     assert [event["type"] for event in site.got] == ["stream_delete"]
 
 
-def test_a_stop_waits_for_nobody_for_ever(server, script, tmp_path):
+def test_a_stop_does_not_wait_without_end_for_a_hook(server, script, tmp_path):
     path = script("stubborn", f"trap '' TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 1; done")
     running = server(f"[hooks]\nhook_scripts = publish_start={path}\n")
     Wire(running).publish("a")

@@ -79,7 +79,7 @@ def test_of_many_connections_at_once_only_so_many_are_let_in(server, tmp_path):
 # Streams and players ----------------------------------------------------------------------------------------------------
 
 
-def test_one_stream_too_many_is_refused_and_those_that_are_there_go_on(server, raw, tmp_path):
+def test_a_stream_above_the_limit_is_refused_and_the_others_continue(server, raw, tmp_path):
     running = server("[limits]\nstream_limit = 2\n")
     bystander = Bystander(running)
     waiting = raw(running).play("a")
@@ -97,7 +97,7 @@ def test_one_stream_too_many_is_refused_and_those_that_are_there_go_on(server, r
     bystander.close()
 
 
-def test_one_player_too_many_is_refused_by_application(server, raw, tmp_path):
+def test_a_player_above_the_limit_of_its_application_is_refused(server, raw, tmp_path):
     ini = "[limits]\nplayers_per_stream_limit = {}\n[applications]\n[[live]]\n[[small]]\nplayers_per_stream_limit = 1\n"
     running = server(ini.format(2))
     first, _ = raw(running).play("a"), raw(running).play("a")
@@ -155,7 +155,7 @@ class Encoder:
 BITRATE = "[limits]\npublish_bitrate_limit = 400k\npublish_bitrate_grace_s = 1\npublish_bitrate_action = {}\n"
 
 
-def test_a_publisher_that_sends_too_much_is_told_why_and_cut_off(server, raw):
+def test_a_publisher_above_the_bitrate_limit_is_disconnected_with_a_reason(server, raw):
     ini = BITRATE.format("disconnect") + "[applications]\n[[live]]\n[[large]]\npublish_bitrate_limit = 2M\n"
     running = server(ini)
     encoder, other = Encoder(raw(running), "a"), Encoder(raw(running), "a", "large")
@@ -211,7 +211,7 @@ metrics_listen = 127.0.0.1:0
 """
 
 
-def test_streams_with_players_that_take_nothing_stay_below_the_limit_and_others_lose_nothing(server, raw):
+def test_streams_with_stuck_players_stay_below_the_limit_and_others_lose_nothing(server, raw):
     running = server(ENDLESS + "[limits]\nmemory_limit_bytes = 16M\n", level="info")
     port = metrics_port(running)
     floods = [Flood(running, raw, f"s{number}") for number in range(4)]
@@ -236,7 +236,7 @@ def test_streams_with_players_that_take_nothing_stay_below_the_limit_and_others_
     assert set(got[1:]) <= set(floods[0].sent)
 
 
-def test_above_the_limit_of_memory_nobody_else_may_publish(server, raw, tmp_path):
+def test_above_the_memory_limit_further_publishes_are_refused(server, raw, tmp_path):
     running = server(ENDLESS)
     bystander = Bystander(running)
     watcher = raw(running).play("a")

@@ -63,7 +63,7 @@ def test_large_and_small_frames_arrive_whole(shared, publisher, player, name):
     assert played(watcher, sent[-1]) == sent
 
 
-def test_a_player_that_comes_first_is_told_when_the_publisher_comes(shared, publisher, player, name):
+def test_a_player_that_connects_first_is_notified_when_the_publisher_starts(shared, publisher, player, name):
     watcher = player(shared, name)
     encoder = publisher(shared, name)
     assert codes(status(watcher, "NetStream.Play.PublishNotify")) == ["NetStream.Play.PublishNotify"]
@@ -141,7 +141,7 @@ def test_data_messages_arrive_in_order_among_the_media(shared, publisher, player
     assert late[0] == Item(DATA, 0, metadata(update))
 
 
-def test_multitrack_and_mod_ex_messages_pass_untouched_to_those_who_take_them(shared, publisher, player, name):
+def test_multitrack_and_mod_ex_messages_are_unchanged_for_players_with_support(shared, publisher, player, name):
     capable = {"connect_properties": {"capsEx": 2 | 4}}
     watcher = player(shared, name, **capable)
     encoder = publisher(shared, name)
@@ -228,7 +228,7 @@ def test_a_player_on_another_message_stream_id_gets_the_same_media(shared, raw, 
     assert {one.message_stream_id for one in notices} == {3}
 
 
-def test_a_stream_that_nobody_publishes_is_not_found_when_players_may_not_wait(server, raw, player, publisher, name):
+def test_a_stream_without_a_publisher_is_not_found_if_players_may_not_wait(server, raw, player, publisher, name):
     running = server("[live]\nwait_for_publisher = no\n")
     wire = raw(running)
     wire.connect()
@@ -280,7 +280,7 @@ def test_the_application_of_a_stream_is_found_wherever_the_url_was_cut(server, r
     assert code_of(raw(running).connect("camera")) == "NetConnection.Connect.InvalidApp"
 
 
-def test_streams_of_one_name_in_two_applications_are_two(shared, publisher, player, name):
+def test_streams_of_one_name_in_two_applications_are_separate(shared, publisher, player, name):
     watchers = [player(shared, name, app) for app in ("one", "two")]
     for number, app in enumerate(("one", "two")):
         send(publisher(shared, name, app), [Item(VIDEO, 0, key(number))])

@@ -50,7 +50,7 @@ def on_stream(wire, msid, last):
     return [Item(one.type_id, one.timestamp, one.payload) for one in got]
 
 
-def test_a_paused_player_gets_no_media_and_goes_on_at_the_newest_keyframe(encoder, wire, shared, player, name):
+def test_a_paused_player_gets_no_media_and_continues_at_the_newest_keyframe(encoder, wire, shared, player, name):
     witness = player(shared, name)
     begin(encoder, wire, witness)
     tell(wire, "pause", True, 120)
@@ -87,7 +87,7 @@ def test_pause_twice_and_unpause_twice_are_harmless(encoder, wire):
     assert played(wire, gop(1)[-1])[-8:] == gop(1)
 
 
-def test_a_paused_player_leaves_cleanly(encoder, wire, shared, player, name):
+def test_a_paused_player_disconnects_cleanly(encoder, wire, shared, player, name):
     witness = player(shared, name)
     begin(encoder, wire, witness)
     tell(wire, "pause", True)
@@ -181,7 +181,7 @@ def test_two_plays_of_the_same_stream_on_one_connection(encoder, wire, name):
     assert wire.media_seen() == gops(1, 10)
 
 
-def test_when_one_of_two_plays_ends_the_other_goes_on(encoder, wire, name):
+def test_when_one_of_two_plays_ends_the_other_continues(encoder, wire, name):
     begin(encoder, wire)
     second = wire.create_stream()
     wire.command("play", name, -2000, msid=second)
@@ -237,7 +237,7 @@ def test_play_of_another_name_on_the_same_message_stream_switches(encoder, wire,
     shared.wait_for_line(f"{wire.address} stopped playing live/{name}: play of another name")
 
 
-def test_players_that_leave_do_not_disturb_those_who_stay_and_are_no_cause_for_alarm(encoder, wire, shared, raw, name):
+def test_players_that_disconnect_disturb_no_others_and_cause_no_warning(encoder, wire, shared, raw, name):
     others = [raw(shared).play(name) for _ in range(20)]
     begin(encoder, wire, *others)
     for n, other in enumerate(others, 1):

@@ -39,7 +39,7 @@ def reset(wire):
 
 
 @pytest.mark.parametrize("leave", ["reset", "close", "deleteStream", "closeStream"])
-def test_a_publisher_that_comes_back_within_the_grace_keeps_its_players(shared, raw, player, name, leave):
+def test_a_publisher_that_returns_within_the_grace_keeps_its_players(shared, raw, player, name, leave):
     watcher, wire = player(shared, name), raw(shared).play(name)
     encoder = raw(shared).publish(name)
     begin(encoder, watcher, wire)
@@ -64,7 +64,7 @@ def test_a_publisher_that_comes_back_within_the_grace_keeps_its_players(shared, 
     assert [one.timestamp for one in played(wire, gop(0)[-1]) if one.type_id != DATA] == stamps
 
 
-def test_other_codecs_after_coming_back_are_what_later_joiners_get(shared, raw, player, name):
+def test_later_joiners_get_the_codecs_of_the_returned_publisher(shared, raw, player, name):
     first = player(shared, name)
     encoder = raw(shared).publish(name)
     begin(encoder, first)
@@ -77,7 +77,7 @@ def test_other_codecs_after_coming_back_are_what_later_joiners_get(shared, raw, 
     assert [one.payload for one in played(player(shared, name), vp6)] == [vp6.payload]
 
 
-def test_when_the_grace_is_over_players_are_told_behind_the_last_frame_and_kept(server, raw, name):
+def test_after_the_grace_players_get_the_end_of_the_stream_after_the_last_frame_and_stay(server, raw, name):
     running = server(SHORT_GRACE)
     wire = raw(running).play(name)
     encoder = raw(running).publish(name)
@@ -104,7 +104,7 @@ def test_when_the_grace_is_over_players_are_told_behind_the_last_frame_and_kept(
 
 
 @pytest.mark.parametrize("who", ["waits for a keyframe", "is paused"])
-def test_a_player_that_gets_no_media_is_told_all_the_same(server, raw, name, who):
+def test_a_player_that_gets_no_media_is_notified_of_the_end_too(server, raw, name, who):
     running = server(SHORT_GRACE)
     wire = raw(running).play(name)
     encoder = raw(running).publish(name)
@@ -124,7 +124,7 @@ def test_a_player_that_gets_no_media_is_told_all_the_same(server, raw, name, who
     wire.status("NetStream.Play.PublishNotify")
 
 
-def test_without_a_grace_players_are_told_at_once(server, raw, player, name):
+def test_without_a_grace_players_get_the_end_of_the_stream_at_once(server, raw, player, name):
     running = server("[live]\npublisher_grace_s = 0\n")
     watcher = player(running, name)
     encoder = raw(running).publish(name)
@@ -134,7 +134,7 @@ def test_without_a_grace_players_are_told_at_once(server, raw, player, name):
     assert codes(status(watcher, "NetStream.Play.UnpublishNotify", 0.9)) == ["NetStream.Play.UnpublishNotify"]
 
 
-def test_a_player_that_joins_within_the_grace_is_served_from_the_cache_and_one_after_it_waits(server, raw, player, name):
+def test_a_player_joining_within_the_grace_gets_the_cache_and_a_later_player_waits(server, raw, player, name):
     running = server("[live]\npublisher_grace_s = 1.5\n")
     witness = player(running, name)
     encoder = raw(running).publish(name)
@@ -219,7 +219,7 @@ def test_players_notice_nothing_of_a_publisher_on_another_stream(shared, raw, pl
     assert played(watcher, gop(3)[-1]) == gops(1, 3)
 
 
-def test_a_publisher_whose_connection_the_server_closed_learns_it(server, opened, name):
+def test_a_publisher_whose_connection_the_server_closed_gets_an_error(server, opened, name):
     running = server("[server]\nread_timeout_s = 0.5\n")
     client = opened.enter_context(Client(running.url(name)))
     client.publish()

@@ -343,7 +343,7 @@ auth_users =
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_each_connection_that_came_to_nothing_has_a_line_that_says_what_it_wanted(server, raw, tmp_path, form):
+def test_each_connection_without_publish_or_play_has_a_line_with_its_request(server, raw, tmp_path, form):
     path = tmp_path / "access"
     running = server(REFUSING.format(form, path))
     publish, play = Client.publish, Client.play
@@ -431,7 +431,7 @@ def test_the_access_log_is_rotated_and_switched_by_reloads(process, raw, tmp_pat
     assert re.findall("stream=(\\S+)", access.read_text()) == ["live/two"]
 
 
-def test_an_access_log_on_a_full_disk_is_an_error_in_the_log_and_harms_no_stream(process, raw, name):
+def test_an_access_log_on_a_full_disk_is_an_error_in_the_log_and_disturbs_no_stream(process, raw, name):
     running = process("access_log_file = /dev/full\n")
     watcher = raw(running.port).play(name)
     for number in range(3):

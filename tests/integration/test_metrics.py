@@ -53,7 +53,7 @@ def port(shared):
 # Figures ----------------------------------------------------------------------------------------------------------------
 
 
-def test_figures_follow_what_happens(server, publisher, player):
+def test_metrics_follow_publishes_and_plays(server, publisher, player):
     running = server(INI)
     port = metrics_port(running)
     assert scrape(port)["rtmp_connections_total",] == 0
@@ -177,7 +177,7 @@ def test_other_paths_and_methods_are_refused(port):
     assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD")
 
 
-def test_clients_that_are_slow_harm_nobody_and_are_let_go(server):
+def test_slow_http_clients_disturb_no_stream_and_are_disconnected(server):
     running = server(INI)
     port = metrics_port(running)
     bystander = Bystander(running)
@@ -221,7 +221,7 @@ def test_the_flag_takes_several_addresses(server):
     assert scrape(first).keys() == scrape(second).keys()
 
 
-def test_a_port_in_use_stops_the_start_and_says_why():
+def test_a_port_in_use_fails_the_start_with_a_reason():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -264,7 +264,7 @@ def test_a_stop_in_the_middle_of_a_request_is_orderly(server):
 # Peers that go without a word -------------------------------------------------------------------------------------------
 
 
-def test_a_peer_that_goes_without_a_word_is_counted_once_whatever_it_did(server, raw):
+def test_a_peer_that_disconnects_is_counted_once_in_every_phase(server, raw):
     limits = "read_timeout_s = 1\nping_interval_s = 0.3\nping_timeout_s = 1\nconnect_timeout_s = 1\n"
     running = server(f"{INI}[server]\n{limits}")
     port = metrics_port(running)

@@ -156,7 +156,7 @@ PUBLISHERS = 4
 
 
 @pytest.mark.timeout(400)
-def test_a_flood_of_short_streams_leaves_a_file_each_and_no_memory(server, tmpfs):
+def test_many_short_streams_leave_a_file_each_and_no_memory(server, tmpfs):
     # In memory: each recording is written through to its disk, which takes a while on a real one.
     in_memory = tmpfs("2g")
     ini = f"{RECORD.format(in_memory)}record_all = yes\nrecord_file_name = {{app}}/{{name}}\nsegment_duration_s = 10\n"

@@ -90,7 +90,7 @@ def ends_with(peer, item) -> bool:
 # As it should be --------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_goes_on_with_all_that_it_has_and_says_good_bye(relaying, target, publisher):
+def test_a_relay_forwards_a_whole_stream_and_unpublishes(relaying, target, publisher):
     there = target()
     running = relaying(there.url())
     sender = publisher(running, "cam")
@@ -121,7 +121,7 @@ def test_a_stream_goes_on_with_all_that_it_has_and_says_good_bye(relaying, targe
     assert figures["rtmp_relay_bytes_sent_total"] == int(found[1])
 
 
-def test_a_relay_that_comes_late_begins_at_the_newest_keyframe(relaying, target, publisher, tmp_path):
+def test_a_late_relay_starts_at_the_newest_keyframe(relaying, target, publisher, tmp_path):
     there = target()
     running = relaying()
     sender = publisher(running, "cam")
@@ -246,7 +246,7 @@ def test_a_stop_of_the_server_ends_relays_in_order(relaying, target, publisher):
     assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
 
 
-def test_events_and_figures_tell_of_each_relay(relaying, target, publisher):
+def test_each_relay_has_events_and_metrics(relaying, target, publisher):
     there = target()
     running = relaying(there.url())
     sender = publisher(running, "cam")
@@ -272,7 +272,7 @@ def test_events_and_figures_tell_of_each_relay(relaying, target, publisher):
 # Destinations that misbehave --------------------------------------------------------------------------------------------
 
 
-def test_one_that_refuses_the_connection_is_tried_again(relaying, target, beside, opened):
+def test_a_destination_that_refuses_the_connection_is_tried_again(relaying, target, beside, opened):
     closed = opened.enter_context(socket.socket())
     closed.bind(("127.0.0.1", 0))
     there = target()
@@ -295,7 +295,7 @@ def test_one_that_refuses_the_connection_is_tried_again(relaying, target, beside
     assert not [line for line in running.log() if "s3cret" in line]
 
 
-def test_one_that_accepts_and_says_nothing_is_given_up_after_the_timeout(relaying, target, beside):
+def test_a_silent_destination_is_disconnected_after_the_timeout(relaying, target, beside):
     there = target(raw=lambda fake, _: fake.over.wait(30))
     running = relaying(there.url(), options="relay_connect_timeout_s = 0.5")
     player = beside(running)
@@ -304,7 +304,7 @@ def test_one_that_accepts_and_says_nothing_is_given_up_after_the_timeout(relayin
     player.check()
 
 
-def test_one_that_answers_bad_name_is_tried_again_and_its_words_hide_the_key(relaying, target, beside):
+def test_a_destination_that_answers_bad_name_is_tried_again_and_its_key_is_hidden(relaying, target, beside):
     there = target(refusal=("NetStream.Publish.BadName", "far/s3cret is taken\x1b[31m\n2026 forged"))
     running = relaying(there.url("far/s3cret"))
     player = beside(running)
@@ -330,7 +330,7 @@ def test_a_key_is_hidden_wherever_a_server_puts_it(relaying, target, beside):
     assert not [line for line in running.log() if "s3c" in line]
 
 
-def test_one_that_speaks_no_rtmp_harms_nobody(relaying, target, beside):
+def test_a_destination_without_rtmp_disturbs_no_client(relaying, target, beside):
     def babble(fake, sock):
         sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200)
         fake.over.wait(10)
@@ -343,7 +343,7 @@ def test_one_that_speaks_no_rtmp_harms_nobody(relaying, target, beside):
     player.check()
 
 
-def test_one_that_sends_garbage_when_it_is_up_is_connected_to_again(relaying, target, beside):
+def test_a_destination_that_sends_garbage_while_up_is_connected_again(relaying, target, beside):
     there = target(on_publish=lambda peer: peer.sock.sendall(bytes.fromhex("c0ffee" * 50)))
     running = relaying(there.url())
     player = beside(running)
@@ -352,7 +352,7 @@ def test_one_that_sends_garbage_when_it_is_up_is_connected_to_again(relaying, ta
     player.check()
 
 
-def test_one_that_never_reads_is_cut_off_and_costs_nobody_anything(relaying, target, raw, beside):
+def test_a_destination_that_never_reads_is_disconnected_and_disturbs_no_client(relaying, target, raw, beside):
     stuck = target(on_publish=lambda peer: peer._target.over.wait(30), receive_buffer=4096)
     well = target()
     running = relaying(
@@ -378,7 +378,7 @@ def test_one_that_never_reads_is_cut_off_and_costs_nobody_anything(relaying, tar
     assert metrics(running)['rtmpd_failures_total{reason="relay_failures"}'] >= 1
 
 
-def test_one_that_stops_acknowledging_is_given_up_though_it_takes_all(relaying, target, raw):
+def test_a_destination_that_reads_but_stops_acknowledging_is_disconnected(relaying, target, raw):
     there = target(acknowledges=False, on_publish=lambda peer: peer.acknowledge(4000))
     running = relaying(there.url(), options="relay_ack_timeout_s = 1")
     sender = raw(running).publish("cam")
@@ -393,7 +393,7 @@ def test_one_that_stops_acknowledging_is_given_up_though_it_takes_all(relaying, 
     assert len(peer.videos()) * 20_000 > 500_000
 
 
-def test_one_that_never_acknowledges_but_reads_is_kept(relaying, target, raw):
+def test_a_destination_that_reads_and_never_acknowledges_is_kept(relaying, target, raw):
     there = target(acknowledges=False)
     running = relaying(there.url(), options="relay_ack_timeout_s = 0.5\nrelay_write_timeout_s = 0.5")
     sender = raw(running).publish("cam")
@@ -409,7 +409,7 @@ def test_one_that_never_acknowledges_but_reads_is_kept(relaying, target, raw):
     assert len(there.peers) == 1
 
 
-def test_one_that_dies_gets_the_stream_again_from_a_keyframe(relaying, target, publisher):
+def test_a_destination_that_was_killed_gets_the_stream_again_from_a_keyframe(relaying, target, publisher):
     def die(peer):
         if len(there.peers) == 1 and len(peer.videos()) == 6:
             peer.sock.shutdown(socket.SHUT_RDWR)
@@ -438,7 +438,7 @@ def test_one_that_dies_gets_the_stream_again_from_a_keyframe(relaying, target, p
     assert metrics(running)["rtmpd_relay_reconnects_total"] == 1
 
 
-def test_one_that_refuses_in_the_middle_is_left(relaying, target, beside):
+def test_a_destination_that_refuses_later_is_disconnected(relaying, target, beside):
     there = target(on_publish=lambda peer: peer.status("NetStream.Publish.Denied", "no more"))
     running = relaying(there.url())
     player = beside(running)
@@ -463,7 +463,7 @@ def test_the_limit_of_relays_is_kept(relaying, target, publisher):
     assert metrics(running)['rtmpd_failures_total{reason="relays_refused"}'] == 1
 
 
-def test_a_server_passes_on_where_a_stream_has_come_from(relaying, target, raw):
+def test_a_server_forwards_the_origin_of_a_stream(relaying, target, raw):
     there = target()
     running = relaying(there.url())
     wire = raw(running)
@@ -477,7 +477,7 @@ def test_a_server_passes_on_where_a_stream_has_come_from(relaying, target, raw):
     assert re.fullmatch(r"[0-9a-f]{16}", second)
 
 
-def test_a_destination_that_stops_is_left_for_the_server_that_it_names(server, relaying, publisher, player):
+def test_a_relay_follows_a_stopping_destination_to_the_server_that_it_names(server, relaying, publisher, player):
     """Three servers: the first relays to the second, which sends its clients on to the third when it stops."""
     third = server()
     second = server(f"[server]\ndrain_timeout_s = 30\ndrain_reconnect_url = rtmp://127.0.0.1:{third.port}/live\n")
@@ -497,7 +497,7 @@ def test_a_destination_that_stops_is_left_for_the_server_that_it_names(server, r
     assert metrics(first)["rtmpd_relay_moves_total"] == 1
 
 
-def test_one_that_asks_at_once_is_tried_again_as_one_that_failed(relaying, target, publisher):
+def test_a_destination_that_asks_to_reconnect_at_once_counts_as_failed(relaying, target, publisher):
     there = target()
     running = relaying(there.url())
     encoder = publisher(running, "cam")

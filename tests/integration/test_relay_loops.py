@@ -22,7 +22,7 @@ def reload(server: Server, directory: Path, ini: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.9.9.9", "[::ffff:127.0.0.1]"])
-def test_the_server_itself_is_no_destination(server, host, publisher, player, tmp_path):
+def test_a_relay_to_its_own_server_is_refused(server, host, publisher, player, tmp_path):
     running = server("[live]\n", "--listen", ":0")
     port = running.wait_for_line(r"listening on (?:\[::\]|0\.0\.0\.0):(\d+)")[1]
     reload(running, tmp_path, f"[relay]\nrelay_to = rtmp://{host}:{port}/{{app}}/{{name}}\n")

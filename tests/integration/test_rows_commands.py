@@ -195,7 +195,7 @@ def test_row_32_publish_again_on_the_same_connection_and_fc_publish_after_publis
     assert watcher.until(lambda one: one.type_id == VIDEO).payload == key(2)
 
 
-def test_row_32_publish_of_the_same_name_twice_is_confirmed_and_goes_on(shared, raw, name):
+def test_row_32_a_second_publish_of_the_same_name_is_confirmed_and_the_stream_continues(shared, raw, name):
     wire = raw(shared).publish(name)
     wire.command("publish", name, "live", msid=1)
     wire.status("NetStream.Publish.Start")
@@ -243,7 +243,7 @@ def test_row_34_pause_seek_receive_and_play2_are_answered(shared, raw, name):
     assert wire.until(lambda one: one.type_id == VIDEO).payload == key(2)
 
 
-def test_row_35_the_server_never_says_buffer_empty_and_takes_what_rtmpdump_does_about_it(shared, raw, name):
+def test_row_35_the_server_never_sends_buffer_empty_and_accepts_the_pauses_of_rtmpdump(shared, raw, name):
     encoder = raw(shared).publish(name)
     wire = raw(shared).play(name)
     for paused in (True, False):

@@ -70,7 +70,7 @@ def test_row_51_acknowledgements_come_by_the_clients_window(shared, raw, name):
     assert acknowledged[-1] > 70_000
 
 
-def test_row_53_control_messages_come_in_the_order_that_every_client_takes(shared, raw):
+def test_row_53_control_messages_are_sent_in_the_order_that_every_client_accepts(shared, raw):
     wire = raw(shared).handshake()
     wire.command("connect", obj={"app": "live"}, tid=1)
     events = []

@@ -134,7 +134,7 @@ def manager(tmp_path):
 # What systemd is told ---------------------------------------------------------------------------------------------------
 
 
-def test_ready_comes_when_connections_are_served_and_stopping_before_they_end(manager, raw):
+def test_ready_is_sent_when_connections_are_served_and_stopping_before_they_end(manager, raw):
     process = manager.start()
     assert manager.told() == {"READY": "1", "STATUS": "0 streams, 0 players"}
     encoder = raw(manager.port).publish("a")
@@ -150,7 +150,7 @@ def test_ready_comes_when_connections_are_served_and_stopping_before_they_end(ma
     assert process.wait(15) == 0
 
 
-def test_a_start_that_fails_says_why_and_never_ready(manager):
+def test_a_failed_start_reports_the_reason_and_never_ready(manager):
     manager.ini.write_text("[server]\nlisten = 127.0.0.1:0\nuser = nobody-here\n")
     assert manager.start().wait(LIMIT_S) == 1
     problem = r"\[server\] user: there is no user nobody-here: systemd-sysusers, adduser or useradd makes one"
@@ -158,7 +158,7 @@ def test_a_start_that_fails_says_why_and_never_ready(manager):
     assert re.fullmatch(problem, manager.told()["STATUS"])
 
 
-def test_a_reload_is_told_from_begin_to_end(manager):
+def test_a_reload_is_reported_to_systemd_from_start_to_end(manager):
     manager.start()
     manager.told()
     before = time.monotonic_ns() // 1000
@@ -169,7 +169,7 @@ def test_a_reload_is_told_from_begin_to_end(manager):
     assert manager.told() == {"READY": "1", "STATUS": "0 streams, 0 players"}
 
 
-def test_a_reload_that_fails_ends_too_and_the_status_says_why_until_one_goes_well(manager):
+def test_a_failed_reload_ends_too_and_the_status_has_the_reason_until_one_succeeds(manager):
     manager.start()
     manager.told()
     good = manager.ini.read_text()
@@ -219,7 +219,7 @@ def test_the_watchdog_is_fed_twice_in_its_time(manager):
     assert 5 <= manager.pings(2) <= 11
 
 
-def test_a_blocked_event_loop_does_not_feed_it_and_sigabrt_says_where_it_hangs(manager):
+def test_a_blocked_event_loop_does_not_feed_the_watchdog_and_sigabrt_shows_where_it_hangs(manager):
     process = manager.start(watchdog_s=0.2, program=("-c", _BLOCKED))
     manager.told()
     assert manager.pings(1) >= 3
@@ -258,7 +258,7 @@ def port_of(sock) -> int:
 
 
 @pytest.mark.parametrize("names", ["rtmp", "rtmpd.socket", "unknown", ""])
-def test_who_connects_before_the_start_is_served_after_it(manager, held, names):
+def test_a_client_that_connects_before_the_start_is_served_after_it(manager, held, names):
     # The name of a configured address, which is not bound twice.
     manager.ini.write_text(f"[server]\nlisten = 127.0.0.1:{port_of(held)}\n")
     early = create_connection(held.getsockname(), LIMIT_S)
@@ -272,7 +272,7 @@ def test_who_connects_before_the_start_is_served_after_it(manager, held, names):
     assert "WARNING not listening" not in manager.log.read_text()
 
 
-def test_a_restart_refuses_nobody(manager, held, raw):
+def test_no_connection_is_refused_during_a_restart(manager, held, raw):
     manager.ini.write_text(f"[server]\nlisten = 127.0.0.1:{port_of(held)}\n")
     manager.start(held)
     manager.told()
@@ -289,7 +289,7 @@ def test_a_restart_refuses_nobody(manager, held, raw):
         sock.close()
 
 
-def test_connections_that_come_while_it_stops_wait_for_the_next(manager, held, raw):
+def test_connections_during_a_stop_wait_for_the_next_server(manager, held, raw):
     manager.ini.write_text(f"[server]\nlisten = 127.0.0.1:{port_of(held)}\ndrain_timeout_s = 2\n")
     manager.start(held)
     manager.told()
@@ -378,7 +378,7 @@ def low_port():
 
 
 @root
-def test_root_binds_a_low_port_and_becomes_another_user_for_good(manager, low_port, tmp_path):
+def test_root_binds_a_low_port_and_switches_to_another_user_permanently(manager, low_port, tmp_path):
     nobody = pwd.getpwnam("nobody")
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -429,7 +429,7 @@ def test_root_without_a_user_is_warned(manager):
 # Signals ----------------------------------------------------------------------------------------------------------------
 
 
-def test_usr2_says_where_greenlets_wait_and_how_far_players_are(manager, raw):
+def test_usr2_logs_where_greenlets_wait_and_how_far_behind_players_are(manager, raw):
     process = manager.start()
     manager.told()
     encoder, watcher = raw(manager.port).publish("a"), raw(manager.port).play("a")
@@ -443,7 +443,7 @@ def test_usr2_says_where_greenlets_wait_and_how_far_players_are(manager, raw):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
-def test_a_signal_that_comes_while_it_starts_is_heeded_when_it_has(manager, number):
+def test_a_signal_during_the_start_is_handled_after_it(manager, number):
     process = manager.start(program=("-c", _EARLY.format(number=int(number))))
     if number == signal.SIGTERM:
         assert process.wait(LIMIT_S) == 0

@@ -235,26 +235,26 @@ def test_the_certificate_is_that_of_the_name_that_is_asked_for(server, authority
         running.wait_for_line(rf"TLS handshake done: TLSv1\.3, \w+, name '{asked}'")
 
 
-def test_plain_rtmp_where_tls_is_served_is_told(rtmps):
+def test_plain_rtmp_on_a_tls_port_is_named_in_the_log(rtmps):
     wire = Wire(tls_port(rtmps))
     wire.write(b"\x03" + bytes(1536))
     assert wire.read_bytes() == b""
     rtmps.wait_for_line(rf"WARNING #\d+ {wire.address} TLS handshake: the client speaks plain RTMP; this port is for rtmps://")
 
 
-def test_tls_where_plain_rtmp_is_served_is_told(rtmps, authority):
+def test_tls_on_a_plain_port_is_named_in_the_log(rtmps, authority):
     with pytest.raises(ssl.SSLError):
         TlsWire(rtmps.port, authority.client_context())
     rtmps.wait_for_line(r"WARNING .* handshake: C0 is 22, expected 3: this is not RTMP; the client speaks TLS: rtmps:// has")
 
 
-def test_a_client_that_does_not_trust_us_says_so(rtmps):
+def test_the_log_says_that_a_client_does_not_trust_the_certificate(rtmps):
     with pytest.raises(ssl.SSLCertVerificationError):
         TlsWire(rtmps, ssl.create_default_context())
     rtmps.wait_for_line(FAILURE + "the client does not trust our certificate: it does not know the issuer")
 
 
-def test_who_looks_whether_a_port_is_open_is_no_failure(rtmps):
+def test_a_port_scan_is_not_counted_as_a_failure(rtmps):
     wire = Wire(tls_port(rtmps))
     wire.close()
     line = rtmps.wait_for_line(rf" {wire.address} closed: (.*?);")[1]
@@ -273,7 +273,7 @@ def test_a_slow_handshake_has_a_deadline_and_failures_are_counted(server, pair):
     assert "tls_failures 1" in running.lines[-1]
 
 
-def test_who_is_too_many_gets_no_handshake(server, pair, authority):
+def test_a_client_above_the_connection_limit_gets_no_handshake(server, pair, authority):
     running = server(f"{LISTEN}{pair.ini}[limits]\nconnections_per_address_limit = 1\n")
     first = TlsWire(running, authority.client_context(), source="127.9.9.9")
     with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -285,7 +285,7 @@ def test_who_is_too_many_gets_no_handshake(server, pair, authority):
     assert "tls_failures" not in running.lines[-1]
 
 
-def test_a_flood_of_handshakes_leaves_streams_alone(rtmps, authority, opened):
+def test_a_flood_of_handshakes_does_not_disturb_streams(rtmps, authority, opened):
     beside = Bystander(rtmps)
     opened.callback(beside.close)
     over = threading.Event()
@@ -360,14 +360,14 @@ def refused(server, context) -> None:
 
 
 @pytest.mark.parametrize("kind", ["optional", "required"])
-def test_clients_with_a_certificate_come_in_by_name(asking, secure, authority, kind, name):
+def test_clients_with_a_certificate_are_accepted_and_logged_by_name(asking, secure, authority, kind, name):
     running = asking(kind)
     known = authority.client_context(authority.issue("client.example", common_name="studio one"))
     secure(running, known).publish(name)
     running.wait_for_line(r"client certificate: .*commonName='studio one'$")
 
 
-def test_clients_without_a_certificate_come_in_only_where_it_is_optional(asking, secure, authority, name):
+def test_clients_without_a_certificate_are_accepted_only_if_it_is_optional(asking, secure, authority, name):
     secure(asking("optional")).publish(name)
     strict = asking("required")
     refused(strict, authority.client_context())
@@ -375,7 +375,7 @@ def test_clients_without_a_certificate_come_in_only_where_it_is_optional(asking,
 
 
 @pytest.mark.parametrize("kind", ["optional", "required"])
-def test_clients_with_a_wrong_certificate_do_not_come_in(asking, authority, tmp_path, kind):
+def test_clients_with_a_wrong_certificate_are_refused(asking, authority, tmp_path, kind):
     running = asking(kind)
     stranger = authority.client_context()
     stranger.load_cert_chain(Authority(tmp_path / "stranger").issue("x.example").both)
@@ -396,7 +396,7 @@ def test_clients_with_a_wrong_certificate_do_not_come_in(asking, authority, tmp_
         ("tls_cert = {pair.cert}", r"\[tls\] tls_key: {pair.cert}: contains no private key"),
     ],
 )
-def test_a_server_without_what_it_needs_does_not_start(tmp_path, pair, text, problem):
+def test_a_server_with_incomplete_tls_options_does_not_start(tmp_path, pair, text, problem):
     with pytest.raises(AssertionError, match=problem.format(pair=pair)):
         Server(f"{LISTEN}{text.format(pair=pair)}\n", directory=tmp_path)
 
@@ -411,7 +411,7 @@ def test_a_server_with_an_expired_certificate_starts_and_warns(server, authority
     running.wait_for_line(FAILURE + "the client reports that our certificate has expired")
 
 
-def test_a_new_certificate_is_for_new_connections_and_players_go_on(server, secure, raw, authority, tmp_path, name):
+def test_a_new_certificate_applies_to_new_connections_and_players_continue(server, secure, raw, authority, tmp_path, name):
     old, new = authority.issue("localhost"), authority.issue("localhost")
     live = tmp_path / "live.pem"
     live.write_bytes(old.both.read_bytes())
@@ -440,7 +440,7 @@ def test_a_wrong_certificate_changes_nothing(server, authority, tmp_path, raw):
     assert len([line for line in running.log() if " listening on " in line]) == 2
 
 
-def test_rtmps_comes_and_goes_by_a_reload(server, secure, raw, authority, tmp_path, name, pair):
+def test_a_reload_switches_rtmps_on_and_off(server, secure, raw, authority, tmp_path, name, pair):
     running = server("[server]\nread_timeout_s = 30\n")
     publisher = raw(running).publish(name)
     reload(running, f"{LISTEN}{pair.ini}", tmp_path)
@@ -492,7 +492,7 @@ def test_an_address_may_change_sides(server, authority, tmp_path, pair):
     assert certificate_of(tls_port(running, 1), authority) == der(pair.cert)
 
 
-def test_what_the_server_is_at_says_how_many_come_with_tls(rtmps, secure, name):
+def test_the_dump_of_the_state_has_the_number_of_tls_connections(rtmps, secure, name):
     secure(rtmps).publish(name)
     rtmps.process.send_signal(signal.SIGUSR2)
     rtmps.wait_for_line(r"state: \d+ streams, \d+ connections, [1-9]\d* of them RTMPS")
@@ -501,7 +501,7 @@ def test_what_the_server_is_at_says_how_many_come_with_tls(rtmps, secure, name):
 # Behind a balancer ------------------------------------------------------------------------------------------------------
 
 
-def test_the_clients_address_comes_before_tls(server, pair, authority, opened, name):
+def test_the_proxy_header_comes_before_tls(server, pair, authority, opened, name):
     running = server(f"[server]\nproxy_protocol_from = 127.0.0.0/8\n{LISTEN}{pair.ini}")
     header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1")
     header += struct.pack(">HH", 4711, 443)
@@ -541,7 +541,7 @@ def test_a_client_takes_a_context(rtmps, client, authority, name):
 RELAY = "[relay]\nrelay_to = rtmps://{host}:{port}/live/there\nrelay_retry_s = 0.1\nrelay_retry_limit_s = 0.3\n"
 
 
-def test_a_relay_checks_who_the_destination_is(server, raw, authority, tmp_path, opened, name):
+def test_a_relay_verifies_the_certificate_of_its_destination(server, raw, authority, tmp_path, opened, name):
     away = tmp_path / "away"
     away.mkdir()
     pair = authority.issue("localhost")
@@ -557,7 +557,9 @@ def test_a_relay_checks_who_the_destination_is(server, raw, authority, tmp_path,
     running.wait_for_line("relay .* is up")
 
 
-def test_a_relay_to_somebody_else_does_not_come_up_until_it_may(server, raw, authority, tmp_path, opened, name):
+def test_a_relay_with_another_name_in_the_certificate_waits_until_tls_verify_is_off(
+    server, raw, authority, tmp_path, opened, name
+):
     away = tmp_path / "away"
     away.mkdir()
     destination = Server(f"{LISTEN}{authority.issue('other.example').ini}", directory=away)
