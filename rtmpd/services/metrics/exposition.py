@@ -6,7 +6,6 @@ import json
 import platform
 import time
 from bisect import bisect_left
-from dataclasses import asdict
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,14 @@ from rtmpd.services.metrics.figures import Overview, relay_series, stream_series
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
     from rtmpd.hub import Hub
     from rtmpd.services.metrics.catalogue import Column
-    from rtmpd.services.metrics.figures import Pace, RelaySeries, Series, StreamSeries
+    from rtmpd.services.metrics.figures import Pace, Series
 
 __all__ = ["HubCollector", "LoopLag", "ProcessFigures", "render_json", "render_text"]
 
@@ -62,11 +61,11 @@ class HubCollector(Collector):
         """Return the present figures of the whole server."""
         return Overview(self._hub, self._since_s)
 
-    def streams(self) -> list[StreamSeries]:
+    def streams(self) -> list[Series]:
         """Return the figures of streams."""
         return stream_series(self._hub, self.limit, self._pace)
 
-    def relays(self) -> list[RelaySeries]:
+    def relays(self) -> list[Series]:
         """Return the figures of relays."""
         return relay_series(self._hub.relays(), self.limit, self._pace)
 
@@ -97,7 +96,7 @@ class HubCollector(Collector):
             kind = CounterMetricFamily if column.counter else GaugeMetricFamily
             family: CounterMetricFamily | GaugeMetricFamily = kind(column.family, column.help, labels=names)
             for series in rows:
-                value = getattr(series, column.field)
+                value = series.figures.get(column.field)
                 if value is not None:
                     family.add_metric(series.labels, value)
                 self._pace()
@@ -185,7 +184,7 @@ def render_text(registry: CollectorRegistry, pace: Pace) -> bytes:
     return b"".join(parts)
 
 
-def render_json(now: Overview, streams: Iterable[StreamSeries], relays: Iterable[RelaySeries], pace: Pace) -> bytes:
+def render_json(now: Overview, streams: Iterable[Series], relays: Iterable[Series], pace: Pace) -> bytes:
     """Return the figures under the names of go-rtmp's ``/debug/vars``, followed by each stream and each relay."""
     totals = now.totals
     flat: dict[str, object] = {
@@ -216,15 +215,14 @@ def render_json(now: Overview, streams: Iterable[StreamSeries], relays: Iterable
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in flat.items()]
     of_streams, of_relays = [], []
     for stream in streams:
-        of_streams.append(f"{json.dumps(stream.label)}: {_object(stream)}")
+        of_streams.append(f"{json.dumps(stream.labels[0])}: {_object(stream.figures)}")
         pace()
     for relay in relays:
-        of_relays.append(_object(relay))
+        of_relays.append(_object({"stream": relay.labels[0], "destination": relay.labels[1], **relay.figures}))
         pace()
     lines += [f'"streams": {{{", ".join(of_streams)}}}', f'"relays": [{", ".join(of_relays)}]']
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def _object(series: StreamSeries | RelaySeries) -> str:
-    """Return the known figures as a JSON object."""
-    return json.dumps({name: value for name, value in asdict(series).items() if name != "label" and value is not None})
+def _object(figures: Mapping[str, object]) -> str:
+    return json.dumps({name: value for name, value in figures.items() if value is not None})
