@@ -57,6 +57,15 @@ class Piece(NamedTuple):
     last: bool
 
 
+class Written(NamedTuple):
+    """The part of a file that is on the disk: its size, duration, last timestamp, and audio and video frames."""
+
+    size_bytes: int = 0
+    duration_ms: int = 0
+    last_ms: int = 0
+    frames: int = 0
+
+
 class Segment:
     """The content of one file.
 
@@ -66,14 +75,15 @@ class Segment:
         size: The size in bytes, including `pending`.
         pending: The bytes that have not been taken yet.
         cut: Whether another file continues where this one ends.
+        written: What of it is on the disk.
     """
 
     def __init__(self, number: int, base: int, vitals: Vitals, metadata: bytes, headers: Headers, index_entries: int) -> None:
         self.number = number
         self.base = base
         self.pending = bytearray()
-        self.size = 0
         self.cut = False
+        self.written = Written()
         self._frames = 0
         self._vitals = vitals
         self._has_audio = self._has_video = False
@@ -83,7 +93,6 @@ class Segment:
         # An estimate for a file that is never closed; `patches` corrects it.
         has_audio = flv.AUDIO in tracks or vitals.audio is not None
         has_video = flv.VIDEO in tracks or vitals.video is not None
-        self._flags = flv.header_flags(has_audio, has_video)
         self._block = MetadataBlock(
             read_metadata(metadata),
             has_audio=has_audio,
@@ -92,37 +101,23 @@ class Segment:
             video=vitals.video,
             index_entries=index_entries,
         )
-        self._add(flv.file_header(has_audio, has_video))
-        self._add(self._block.render())
+        self.pending += flv.file_header(has_audio, has_video) + self._block.render()
+        self.size = len(self.pending)
         for _, type_id, payload in headers.items:
             if type_id != flv.SCRIPT:
-                self.header(type_id, flv.tag(type_id, 0, payload), 0)
-        self._written = (0, 0, 0, 0)
+                self.header(type_id, flv.tag(type_id, 0, payload), base)
 
-    def _add(self, data: bytes | memoryview) -> None:
-        self.pending += data
-        self.size += len(data)
-
-    def _add_tag(self, data: bytes | memoryview, time_ms: int) -> None:
-        at = len(self.pending) + 4
-        self._add(data)
-        self.pending[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
-
-    def header(self, type_id: int, data: bytes | memoryview, time_ms: int) -> None:
+    def header(self, type_id: int, data: bytes | memoryview, timestamp: int) -> None:
         """Add a sequence header."""
-        if type_id == flv.VIDEO:
-            self._has_video = True
-        else:
-            self._has_audio = True
-        self._index.header(time_ms, self.size, video=type_id == flv.VIDEO)
-        self._add_tag(data, time_ms)
+        video = type_id == flv.VIDEO
+        self._has_video |= video
+        self._has_audio |= not video
+        self._index.header(self._time(timestamp), self.size, video=video)
+        self.add(data, timestamp)
 
-    def other(self, data: bytes | memoryview, time_ms: int) -> None:
-        """Add a tag that is neither a frame nor a sequence header."""
-        self._add_tag(data, time_ms)
-
-    def frame(self, type_id: int, kind: int, data: bytes | memoryview, time_ms: int) -> None:
+    def frame(self, type_id: int, kind: int, data: bytes | memoryview, timestamp: int) -> None:
         """Add a frame."""
+        time_ms = self._time(timestamp)
         self._frames += 1
         if type_id == flv.VIDEO:
             self._has_video = True
@@ -133,12 +128,20 @@ class Segment:
             self._has_audio = True
             self._audio.frame(time_ms)
             self._index.audio(time_ms, self.size)
-        self._add_tag(data, time_ms)
+        self.add(data, timestamp)
 
-    @property
-    def duration_ms(self) -> int:
-        """The time from the first frame to the end of the last one."""
-        return max(0, self._audio.end_ms, self._video.end_ms)
+    def add(self, data: bytes | memoryview, timestamp: int) -> None:
+        """Add a tag that is neither a frame nor a sequence header."""
+        time_ms = self._time(timestamp)
+        at = len(self.pending) + 4
+        self.pending += data
+        self.size += len(data)
+        self.pending[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
+
+    def _time(self, timestamp: int) -> int:
+        """Return the timestamp in the file; what is earlier than the file becomes 0."""
+        time_ms = (timestamp - self.base) & 0xFFFFFFFF
+        return time_ms if time_ms < _HALF else 0
 
     def take(self) -> bytes:
         """Return and clear the pending bytes."""
@@ -148,27 +151,13 @@ class Segment:
 
     def mark_written(self) -> None:
         """Record that all bytes taken are on the disk. The file is valid up to here, whatever happens later."""
-        last_ms = max(0, self._audio.last_ms, self._video.last_ms)
-        self._written = (self.size - len(self.pending), self.duration_ms, last_ms, self._frames)
-
-    @property
-    def written_bytes(self) -> int:
-        """The bytes on the disk."""
-        return self._written[0]
-
-    @property
-    def written_ms(self) -> int:
-        """The duration of these."""
-        return self._written[1]
-
-    @property
-    def written_frames(self) -> int:
-        """The audio and video frames in these."""
-        return self._written[3]
+        audio, video = self._audio, self._video
+        duration_ms, last_ms = max(0, audio.end_ms, video.end_ms), max(0, audio.last_ms, video.last_ms)
+        self.written = Written(self.size - len(self.pending), duration_ms, last_ms, self._frames)
 
     def patches(self) -> list[tuple[int, bytes]]:
         """Return the positions and bytes that complete the file on the disk: its flags, metadata and keyframe index."""
-        size, duration_ms, last_ms, _ = self._written
+        size, duration_ms, last_ms, _ = self.written
         block = self._block
         block.has_audio, block.has_video = self._has_audio, self._has_video
         block.audio, block.video = self._vitals.audio or block.audio, self._vitals.video or block.video
@@ -222,9 +211,9 @@ class Assembler:
         if kind in (_HEADER, _METADATA):
             self._header(type_id, bytes(tag.data[flv.TAG_HEADER_SIZE : -4]))
             if segment is not None and type_id != flv.SCRIPT:
-                segment.header(type_id, tag.data, self._time(segment, tag.timestamp))
+                segment.header(type_id, tag.data, tag.timestamp)
         elif segment is not None and len(tag.data) > flv.TAG_OVERHEAD:
-            segment.other(tag.data, self._time(segment, tag.timestamp))
+            segment.add(tag.data, tag.timestamp)
 
     def _header(self, type_id: int, payload: bytes) -> None:
         if type_id == flv.SCRIPT:
@@ -240,14 +229,7 @@ class Assembler:
     def _note_video(self) -> None:
         if not self._has_video:
             self._has_video = True
-            self._held.clear()
-            self._held_bytes = 0
-
-    @staticmethod
-    def _time(segment: Segment, timestamp: int) -> int:
-        """Return a timestamp relative to the beginning of the segment; an earlier one becomes 0."""
-        time_ms = (timestamp - segment.base) & 0xFFFFFFFF
-        return time_ms if time_ms < _HALF else 0
+            self._take_held()
 
     def _frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
         segment = self.segment
@@ -266,7 +248,7 @@ class Assembler:
             return
         if type_id == flv.VIDEO:
             self._last_video = timestamp
-        segment.frame(type_id, kind, data, self._time(segment, timestamp))
+        segment.frame(type_id, kind, data, timestamp)
 
     # The beginning of files --------------------------------------------------------------------------------------------
 
@@ -289,11 +271,15 @@ class Assembler:
 
     def _release_held(self) -> None:
         """Begin a file with the audio that was held back."""
-        held, self._held, self._held_bytes = self._held, [], 0
+        held = self._take_held()
         if held:
             segment = self._begin(held[0][0])
             for timestamp, data in held:
-                segment.frame(flv.AUDIO, _FRAME, data, self._time(segment, timestamp))
+                segment.frame(flv.AUDIO, _FRAME, data, timestamp)
+
+    def _take_held(self) -> list[tuple[int, bytes]]:
+        held, self._held, self._held_bytes = self._held, [], 0
+        return held
 
     def _begin(self, timestamp: int) -> Segment:
         self._count += 1
@@ -337,8 +323,7 @@ class Assembler:
     def restart(self, headers: Headers) -> None:
         """Start to read at the next tag, with these headers in force: another file begins at the next keyframe."""
         self._waiting_since = None
-        self._held.clear()
-        self._held_bytes = 0
+        self._take_held()
         self._headers.reset()
         for _, type_id, payload in headers.items:
             self._header(type_id, payload)

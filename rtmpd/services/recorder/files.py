@@ -73,13 +73,8 @@ class FlvFile:
 
     @classmethod
     def create(cls, directory: Path, relative: str, reserve_bytes: int) -> FlvFile:
-        """Create a file with an unused name.
-
-        Args:
-            directory: The record directory.
-            relative: The path in it, without an extension.
-            reserve_bytes: The free space required on the disk. A new file requires a quarter more, so that a full disk is not
-                filled again and again.
+        """Create a file, see `open_part`. It requires a quarter more than *reserve_bytes* of free space, so that a full disk is
+        not filled again and again.
 
         Raises:
             OSError: No file was created.
@@ -159,7 +154,7 @@ def open_part(directory: Path, relative: str) -> tuple[int, Path]:
 
     Args:
         directory: The record directory.
-        relative: The path in it, without an extension, as returned by `FileNameTemplate.expand`.
+        relative: What `FileNameTemplate.expand` returned.
 
     Returns:
         A descriptor, open for writing and locked until it is closed, and the path of the part.
@@ -187,12 +182,8 @@ def publish_part(part: Path, suffix: str = RECORDING_SUFFIX) -> Path:
     The name is taken atomically, and never from another file. If an earlier call was interrupted when the file had both names,
     this one completes it.
 
-    Args:
-        part: A path that ends in `PART_SUFFIX`.
-        suffix: The suffix that replaces it.
-
     Returns:
-        The new path.
+        The path with *suffix* in place of `PART_SUFFIX`.
 
     Raises:
         OSError: The file keeps its old name; or it has the new one as well, and the old one could not be removed.
@@ -266,12 +257,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename without overwriting.
-
-    Raises:
-        FileExistsError: The name is in use.
-        OSError: Any other error.
-    """
+    """Rename without overwriting. Raises FileExistsError if the name is in use."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -318,20 +304,14 @@ def find_files(
     pause: Callable[[], None],
     failed: Callable[[OSError], None],
 ) -> Iterator[str]:
-    """Find the files whose names match *template*. Only directories that match it are searched.
+    """Yield the paths in *directory* that match *template* and *suffix*. Only directories that match are searched.
 
     Hidden files and symbolic links are skipped; only *directory* itself may be a link. An entry that is found may be of any
     type, such as a directory, and may already be gone.
 
     Args:
-        directory: The record directory.
-        template: The template of the names.
-        suffix: The suffix of the names.
         pause: Called every 100 entries; may raise.
         failed: Called for each directory that can't be read.
-
-    Yields:
-        The path of each file in the directory.
     """
     waiting = [""]
     while waiting:

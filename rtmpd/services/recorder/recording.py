@@ -296,14 +296,7 @@ class Recording:
             self._machine.to(_WAITING)
 
     def _close(self, file: FlvFile | None, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
-        """Publish what was written, or delete a file without frames.
-
-        Args:
-            file: The file; None if *job* was to create it.
-            segment: Its content.
-            job: The unfinished job on the file, which is waited for.
-            reason: Why the file ends.
-        """
+        """Wait for the unfinished *job* on *file*, or that creates it; publish the file, or delete it if it has no frames."""
         if job is not None:
             job.wait()
             if job.succeeded:
@@ -317,7 +310,7 @@ class Recording:
         # Rendering the index of a long recording takes some ms, and many recordings may end at the same time.
         give_way()
         try:
-            if segment is None or not segment.written_frames or file.deleted:
+            if segment is None or not segment.written.frames or file.deleted:
                 owner.threads.call(file.discard)
             else:
                 owner.finished(self, owner.threads.call(file.finish, segment.patches()), segment, reason)

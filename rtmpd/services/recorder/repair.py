@@ -64,9 +64,6 @@ class RepairOutcome:
 
     Attributes:
         path: The present path of the file; its last one if it was removed.
-        action: What was done.
-        duration_s: The duration of the recording.
-        size_bytes: The present size.
         cut_bytes: The number of bytes that were cut off.
         reason: Why the part was skipped, is broken or failed.
     """

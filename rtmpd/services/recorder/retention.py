@@ -58,13 +58,7 @@ Identity = tuple[int, int, int, int]
 
 
 class Found(NamedTuple):
-    """A recording.
-
-    Attributes:
-        path: The path in the record directory.
-        size_bytes: The size.
-        mtime_s: The time of the last write, which is the end of the recording; seconds of the wall clock.
-    """
+    """A recording: its path in the record directory, and the time of its last write, which is its end, by the wall clock."""
 
     path: str
     size_bytes: int
@@ -76,12 +70,6 @@ def choose(files: Iterable[Found], limits: Limits, now_s: float, free_bytes: int
     """Return the recordings to delete, oldest first, each with the name of the option that requires it. Pure.
 
     A time in the future counts as the present; recordings of the same age are ordered by path.
-
-    Args:
-        files: All recordings.
-        limits: The limits.
-        now_s: The wall clock, seconds.
-        free_bytes: The free space on the disk.
     """
     ordered = sorted(files, key=lambda file: (min(file.mtime_s, now_s), file.path))
     total = sum(file.size_bytes for file in ordered)
@@ -114,12 +102,7 @@ class ClockWatch:
         self._steady_since_s: float | None = None
 
     def look(self, now_s: float, monotonic_s: float) -> bool:
-        """Return whether the wall clock is trusted. The first call always returns True.
-
-        Args:
-            now_s: The wall clock, seconds.
-            monotonic_s: The monotonic clock, seconds.
-        """
+        """Return whether the wall clock *now_s* is trusted. The first call always returns True."""
         difference_s = now_s - monotonic_s
         if self._trusted_s is None:
             self._trusted_s = self._last_s = difference_s
@@ -155,8 +138,7 @@ class RetentionReport:
         deleted: The deleted recordings, oldest first.
         errors: At most 11 errors of the disk. The same errors may be reported by each round.
         notes: Changes that are logged once.
-        files: The number of recordings that remain.
-        total_bytes: The total size of these.
+        files, total_bytes: The number and size of the recordings that remain.
         free_bytes: The free space on their disk; 0: unknown.
     """
 
@@ -207,13 +189,6 @@ class Retention:
         """Find all recordings, and delete those that exceed the limits. Raises nothing.
 
         A missing directory is no error, since the first recording creates it; one that could not be created is.
-
-        Args:
-            directory: The record directory.
-            template: The template of the names.
-            limits: The limits.
-            now_s: The wall clock, seconds.
-            monotonic_s: The monotonic clock, seconds.
         """
         report = RetentionReport()
         self._throttle.begin()

@@ -142,7 +142,7 @@ class Recorder:
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
         """Log and announce a finished file."""
-        duration_s, size = segment.written_ms / 1000, segment.written_bytes
+        duration_s, size = segment.written.duration_ms / 1000, segment.written.size_bytes
         log.info("%s: recorded %s; %.1f s, %d bytes", recording.key, printable(str(path)), duration_s, size)
         self._announce(path, duration_s, size, reason, segment.number, recording.key, recording.connection_id)
 

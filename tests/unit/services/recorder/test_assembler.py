@@ -338,8 +338,8 @@ def test_what_could_not_be_written_is_not_in_the_index():
         file.seek(position)
         file.write(patch)
     result = check(file)
-    assert (result.frames, result.duration_ms, segment.written_ms) == (61, 2440, 2440)
-    assert result.metadata["filesize"] == segment.written_bytes == result.size
+    assert (result.frames, result.duration_ms, segment.written.duration_ms) == (61, 2440, 2440)
+    assert result.metadata["filesize"] == segment.written.size_bytes == result.size
     assert len(result.keyframes) == 3
 
 
