@@ -21,7 +21,7 @@ from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.stream import Stream
-from rtmpd.media.track_config import VideoConfig
+from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.net.load_balancer import is_from, read_proxy_header
 from rtmpd.net.tls import Tls
 from rtmpd.protocol import status
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from rtmpd.authorization import Authorizer
     from rtmpd.config.model import ApplicationConfig, Config, LiveConfig
-    from rtmpd.media.track_config import AudioConfig
+    from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.net.transport import Transport
     from rtmpd.rtmp.player import Player
     from rtmpd.rtmp.publisher import Publisher

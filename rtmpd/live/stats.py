@@ -10,8 +10,9 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rtmpd.media.codecs import AudioConfig, VideoConfig, audio_config, refine_audio, refine_video, video_color, video_config
+from rtmpd.media.audio_codecs import AudioConfig, audio_config, refine_audio
 from rtmpd.media.tags import Kind, audio_info, video_info
+from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, video_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import ApplicationConfig
     from rtmpd.live.flvlog import FlvReader
+    from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.rewrite import Rewrite
-    from rtmpd.media.track_config import AudioConfig, VideoConfig
+    from rtmpd.media.video_codecs import VideoConfig
     from rtmpd.protocol.chunk import RawMessage
 
 __all__ = ["Decisions", "Stream", "StreamPlayer", "stream_status"]

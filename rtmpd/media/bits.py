@@ -1,13 +1,10 @@
-"""Reads the bit fields of codec headers.
-
-For headers of a few hundred bytes; nothing here is fast. Imports nothing.
-"""
+"""Reading of bit fields in codec headers of a few hundred bytes; not fast."""
 
 from __future__ import annotations
 
 __all__ = ["BitReader", "unescape"]
 
-_LONGEST_GOLOMB = 32  # H.264 section 9.1 and AV1 section 4.10.3 know no longer prefix
+_LONGEST_GOLOMB = 32  # the longest prefix in H.264 section 9.1 and AV1 section 4.10.3
 
 
 def unescape(nal: bytes) -> bytes:
@@ -16,13 +13,11 @@ def unescape(nal: bytes) -> bytes:
 
 
 class BitReader:
-    """Reads from the most significant bit of the first byte on.
+    """Reads bits, starting with the most significant bit of the first byte. Every method raises EOFError at the end of the
+    data.
 
     Args:
         data: The bytes.
-
-    Raises:
-        EOFError: From every method, when the data ends before what is asked for.
     """
 
     __slots__ = ("_data", "_end", "_position")
@@ -33,7 +28,7 @@ class BitReader:
         self._end = len(data) * 8
 
     def skip(self, count: int) -> None:
-        """Step over *count* bits."""
+        """Skip *count* bits."""
         self._position += count
         if self._position > self._end:
             raise EOFError
@@ -51,7 +46,7 @@ class BitReader:
         return self.bits(1) == 1
 
     def ue(self) -> int:
-        """Read an unsigned Exp-Golomb number, ue(v); AV1 calls it uvlc()."""
+        """Read an unsigned Exp-Golomb number: ue(v), or uvlc() of AV1."""
         zeros = 0
         while not self.flag():
             zeros += 1

@@ -13,8 +13,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from rtmpd.errors import AmfError, LimitExceeded, LocalProtocolError
+from rtmpd.media.audio_codecs import AudioConfig
 from rtmpd.media.flv import MAX_PAYLOAD_BYTES, SCRIPT, tag, tag_size
-from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import AmfLimits
 

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from rtmpd.media.codecs import MAX_RECORD_BYTES, AudioConfig, VideoConfig, audio_config, refine_video
+from rtmpd.media.audio_codecs import AudioConfig, audio_config
 from rtmpd.media.flv import (
     AUDIO,
     FLAGS_OFFSET,
@@ -26,7 +26,8 @@ from rtmpd.media.flv import (
     tag_size,
 )
 from rtmpd.media.flv_metadata import METADATA_NAME, MIN_METADATA_BYTES, FrameTimes, KeyframeIndex, MetadataBlock, read_metadata
-from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.media.tags import MAX_RECORD_BYTES, Kind, audio_kind, video_kind
+from rtmpd.media.video_codecs import VideoConfig, refine_video
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

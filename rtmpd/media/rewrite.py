@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Final
 
 from rtmpd.errors import AmfError, LimitExceeded
-from rtmpd.media.tags import AudioPacket, Kind, VideoPacket, audio_info, video_info
+from rtmpd.media.tags import AudioPacket, Kind, VideoPacket, audio_info, skip_mod_ex, split_tracks, video_info
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import AmfLimits
 
@@ -51,7 +51,6 @@ _ENHANCED_VIDEO = 0x80  # the first byte of Enhanced video has this bit set
 _ENHANCED_AUDIO = 9  # the upper four bits of the first byte of Enhanced audio
 _FRAME_TYPE_COMMAND = 5
 _FOUR_CC_SIZE = 4
-_ONE_TRACK, _MANY_CODECS = 0, 2  # every other layout is read as ManyTracks, as tags.py and FFmpeg do
 _NO_OFFSET = b"\0\0\0"  # a composition time of 0
 _DESCRIBING = (Kind.HEADER, Kind.FRAME, Kind.KEYFRAME, Kind.TRACK_KEYFRAME)
 _METADATA_LIMITS = AmfLimits(depth=8, string_bytes=64 << 10, total_bytes=64 << 10)
@@ -304,27 +303,11 @@ def _codec_id(four_cc: bytes) -> float:
 
 
 def _after_mod_ex(payload: bytes, mod_ex: int) -> int:
-    """Return the offset of the byte whose lower bits hold the packet type after all ModEx packets.
-
-    Returns:
-        0 without ModEx packets; -1 if they are cut short.
-    """
-    position, packet = 0, payload[0] & 15
-    while packet == mod_ex:
-        if position + 1 >= len(payload):
-            return -1
-        size = payload[position + 1] + 1
-        position += 2
-        if size == 256:
-            if position + 2 > len(payload):
-                return -1
-            size = (payload[position] << 8 | payload[position + 1]) + 1
-            position += 2
-        position += size
-        if position >= len(payload):
-            return -1
-        packet = payload[position] & 15
-    return position
+    """Return the offset of the byte whose lower bits hold the packet type after all ModEx packets; -1 if they are truncated."""
+    if payload[0] & 15 != mod_ex:
+        return 0
+    packet, position, _ = skip_mod_ex(payload, mod_ex, mod_ex)
+    return position - 1 if packet >= 0 else -1
 
 
 def _extract_track(payload: bytes, position: int, mod_ex: int, multitrack: int, track: int) -> tuple[int, bytes] | None:
@@ -340,31 +323,11 @@ def _extract_track(payload: bytes, position: int, mod_ex: int, multitrack: int, 
     Returns:
         The packet type, and FourCC and data as in a message of a single track; None if the track is missing.
     """
-    if position >= len(payload):
+    if position >= len(payload) or payload[position] & 15 in (mod_ex, multitrack):
         return None
-    layout, packet = payload[position] >> 4, payload[position] & 15
-    position += 1
-    if packet in (mod_ex, multitrack):
-        return None
-    four_cc = b""
-    if layout != _MANY_CODECS:
-        four_cc = payload[position : position + _FOUR_CC_SIZE]
-        position += _FOUR_CC_SIZE
-    if layout == _ONE_TRACK:
-        if position < len(payload) and payload[position] == track:
-            return packet, four_cc + payload[position + 1 :]
-        return None
-    while position < len(payload):
-        if layout == _MANY_CODECS:
-            four_cc = payload[position : position + _FOUR_CC_SIZE]
-            position += _FOUR_CC_SIZE
-        data = position + 4
-        end = data + int.from_bytes(payload[position + 1 : data], "big")
-        if data > len(payload) or end > len(payload):
-            return None
-        if payload[position] == track:
-            return packet, four_cc + payload[data:end]
-        position = end
+    for number, four_cc, start, end in split_tracks(payload, position):
+        if number == track:
+            return payload[position] & 15, four_cc + payload[start:end]
     return None
 
 

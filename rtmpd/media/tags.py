@@ -1,44 +1,64 @@
-"""What an audio or video message is: a frame, a keyframe, a sequence header, on which track, of which codec.
+"""The headers of audio and video messages: kind of frame, codec and tracks.
 
-Reads the first bytes of the payload only: the legacy headers of the FLV specification (sections E.4.2.1 and E.4.3.1) and those
-of Enhanced RTMP v2 (ExVideoTagHeader, ExAudioTagHeader) with multitrack and ModEx. Nothing is changed, and nothing raises:
-cameras and drones send garbage FourCCs and truncated headers, and a server passes them on.
-
-`video_kind` and `audio_kind` run once per message; the other functions only for headers. Imports nothing.
+Only the first bytes of the payload are parsed: the legacy headers of the FLV specification (sections E.4.2.1 and E.4.3.1) and
+those of Enhanced RTMP v2 (ExVideoTagHeader, ExAudioTagHeader) with multitrack and ModEx. Nothing raises: cameras and drones
+send invalid FourCCs and truncated headers, which a server passes on. `video_kind` and `audio_kind` run for every message, the
+other functions for headers.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["AudioPacket", "Kind", "TagInfo", "VideoPacket", "audio_info", "audio_kind", "video_info", "video_kind"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "AudioPacket",
+    "Kind",
+    "TagInfo",
+    "VideoPacket",
+    "audio_info",
+    "audio_kind",
+    "codec_id",
+    "first_track_data",
+    "skip_mod_ex",
+    "split_tracks",
+    "video_info",
+    "video_kind",
+]
+
+MAX_RECORD_BYTES = 1 << 14
+"""The part of a message that is parsed for a configuration. x265 puts 2 KiB of options into a record; parameter sets have some
+hundred bytes."""
 
 
 class Kind(enum.IntEnum):
-    """What a message means to those who cache and join."""
+    """The kind of a message, which decides about caching and joining."""
 
     FRAME = 0
     KEYFRAME = 1
-    """A video frame that decoding can start at."""
+    """A video frame at which decoding can start."""
     HEADER = 2
-    """A sequence header, or a multichannel configuration: a decoder needs it before any frame."""
+    """A sequence header or a multichannel configuration, which a decoder needs before any frame."""
     METADATA = 3
-    """Enhanced video metadata (colorInfo): belongs with the headers."""
+    """Enhanced video metadata (colorInfo), which is kept with the headers."""
     END = 4
     """The end of a sequence."""
     OTHER = 5
-    """An empty message (silence), a video command frame, or a header that is cut short."""
+    """An empty message (silence), a video command frame, or a truncated header."""
     TRACK_KEYFRAME = 6
-    """A keyframe inside a multitrack message: a place to join only if its track is the one to join at."""
+    """A keyframe inside a multitrack message. Players can join at it if its track is the one to join at."""
 
 
-# Plain integers for the hot path: an enum member costs a lookup and a slower comparison.
+# Plain integers for the hot path: an enum member costs an attribute lookup and a slower comparison.
 _FRAME, _KEYFRAME, _HEADER, _METADATA, _END, _OTHER, _TRACK_KEYFRAME = (int(kind) for kind in Kind)
 
 
 class VideoPacket(enum.IntEnum):
-    """VideoPacketType of Enhanced RTMP; 0..2 are also the AVCPacketType of the legacy header."""
+    """VideoPacketType of Enhanced RTMP. 0 to 2 are also the AVCPacketType of the legacy header."""
 
     SEQUENCE_START = 0
     CODED_FRAMES = 1
@@ -51,7 +71,7 @@ class VideoPacket(enum.IntEnum):
 
 
 class AudioPacket(enum.IntEnum):
-    """AudioPacketType of Enhanced RTMP; 0 and 1 are also the AACPacketType of the legacy header."""
+    """AudioPacketType of Enhanced RTMP. 0 and 1 are also the AACPacketType of the legacy header."""
 
     SEQUENCE_START = 0
     CODED_FRAMES = 1
@@ -66,8 +86,9 @@ _FRAME_TYPE_KEY, _FRAME_TYPE_COMMAND = 1, 5
 _AUDIO_AAC, _AUDIO_EX = 10, 9
 
 _FOUR_CC_SIZE = 4
+_ONE_TRACK, _MANY_CODECS = 0, 2  # every other layout is read as ManyTracks, as in FFmpeg
 _MOD_EX_NANO_OFFSET, _MAX_NANO_OFFSET = 0, 999_999
-_MAX_TRACKS = 256  # track ids have 8 bits; without a bound a message of empty tracks would name millions
+_MAX_TRACKS = 256  # track ids have 8 bits; without a limit a message of empty tracks could list millions
 
 _LEGACY_VIDEO_CODECS = {2: "h263", 3: "screen", 4: "vp6", 5: "vp6a", 6: "screen2", 7: "h264", 12: "hevc"}
 _LEGACY_AUDIO_CODECS = {
@@ -102,21 +123,21 @@ _FOURCC_CODECS = {
 
 
 class TagInfo(NamedTuple):
-    """The whole header of an audio or video message.
+    """The parsed header of an audio or video message.
 
     Attributes:
-        kind: See `Kind`.
-        codec: FFmpeg's name for it, or the FourCC in hex or ``id N`` where it has none; empty if it can't be read.
-        packet_type: The Enhanced packet type, or the legacy one; None for codecs without any.
-        tracks: Track ids that the message holds; ``(0,)`` without multitrack.
-        multitrack: Whether it uses the multitrack header.
-        body_offset: Where the codec's data begins (for multitrack, the first track's header).
+        kind: The kind of message.
+        codec: FFmpeg's name; for unknown codecs the FourCC in hexadecimal or ``id N``; empty if it can't be parsed.
+        packet_type: The Enhanced or legacy packet type; None for codecs without packet types.
+        tracks: The track ids in the message; ``(0,)`` without multitrack.
+        multitrack: Whether there is a multitrack header.
+        body_offset: The offset of the codec's data; with multitrack, of the first track's header.
         frame_type: The video frame type; 0 for audio.
-        four_cc: The FourCC of the first track; empty with a legacy header, or if it can't be read.
-        mod_ex: Whether ModEx packets come before the packet.
-        layout: How a multitrack header is laid out (AvMultitrackType): 0 OneTrack, 1 ManyTracks, 2 ManyTracksManyCodecs; None
+        four_cc: The FourCC of the first track; empty with a legacy header, or if it can't be parsed.
+        mod_ex: Whether there are ModEx packets.
+        layout: The layout of the multitrack header (AvMultitrackType): 0 OneTrack, 1 ManyTracks, 2 ManyTracksManyCodecs; None
             without one.
-        nano_offset_ns: What a ModEx packet adds to the timestamp, 0 to 999999 nanoseconds; None without one.
+        nano_offset_ns: The addition of a ModEx packet to the timestamp, 0 to 999999 nanoseconds; None without one.
     """
 
     kind: Kind
@@ -133,7 +154,7 @@ class TagInfo(NamedTuple):
 
 
 def video_kind(payload: bytes) -> int:
-    """Classify a video message; the result is a `Kind` as a plain int."""
+    """Return the `Kind` of a video message as a plain int."""
     if len(payload) < 2:
         return _OTHER
     first = payload[0]
@@ -157,7 +178,7 @@ def video_kind(payload: bytes) -> int:
 
 
 def audio_kind(payload: bytes) -> int:
-    """Classify an audio message; the result is a `Kind` as a plain int, never a keyframe."""
+    """Return the `Kind` of an audio message as a plain int, which is never a keyframe."""
     if len(payload) < 2:
         return _OTHER
     first = payload[0]
@@ -170,7 +191,7 @@ def audio_kind(payload: bytes) -> int:
 
 
 def video_info(payload: bytes) -> TagInfo:
-    """Read the whole header of a video message."""
+    """Parse the header of a video message."""
     if not payload:
         return TagInfo(Kind.OTHER, "", None, (0,), False, 0, 0)
     first = payload[0]
@@ -181,7 +202,7 @@ def video_info(payload: bytes) -> TagInfo:
         if codec_id in (_LEGACY_AVC, _LEGACY_HEVC) and len(payload) > 1 and frame_type != _FRAME_TYPE_COMMAND:
             return TagInfo(Kind(video_kind(payload)), codec, payload[1], (0,), False, 5, frame_type)
         return TagInfo(Kind(video_kind(payload)), codec, None, (0,), False, 1, frame_type)
-    packet, position, nano_offset_ns = _skip_mod_ex(payload, first & 15, VideoPacket.MOD_EX)
+    packet, position, nano_offset_ns = skip_mod_ex(payload, first & 15, VideoPacket.MOD_EX)
     mod_ex = first & 15 == VideoPacket.MOD_EX
     if packet < 0:
         return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type, b"", mod_ex)
@@ -209,7 +230,7 @@ def video_info(payload: bytes) -> TagInfo:
 
 
 def audio_info(payload: bytes) -> TagInfo:
-    """Read the whole header of an audio message."""
+    """Parse the header of an audio message."""
     if not payload:
         return TagInfo(Kind.OTHER, "", None, (0,), False, 0, 0)
     sound_format = payload[0] >> 4
@@ -218,7 +239,7 @@ def audio_info(payload: bytes) -> TagInfo:
         if sound_format == _AUDIO_AAC and len(payload) > 1:
             return TagInfo(Kind(audio_kind(payload)), codec, payload[1], (0,), False, 2, 0)
         return TagInfo(Kind(audio_kind(payload)), codec, None, (0,), False, 1, 0)
-    packet, position, nano_offset_ns = _skip_mod_ex(payload, payload[0] & 15, AudioPacket.MOD_EX)
+    packet, position, nano_offset_ns = skip_mod_ex(payload, payload[0] & 15, AudioPacket.MOD_EX)
     mod_ex = payload[0] & 15 == AudioPacket.MOD_EX
     if packet < 0:
         return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), 0, b"", mod_ex)
@@ -238,11 +259,17 @@ def audio_info(payload: bytes) -> TagInfo:
     return TagInfo(kind, codec, packet, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns, layout)
 
 
-def _skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, int | None]:
-    """Step over ModEx packets.
+def skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, int | None]:
+    """Skip the ModEx packets of an Enhanced message.
+
+    Args:
+        payload: The message, which is not empty.
+        packet: The packet type in its first byte.
+        mod_ex: The packet type of ModEx.
 
     Returns:
-        The packet type behind them (-1 if cut short), the offset after it, and the nanoseconds of TimestampOffsetNano.
+        The packet type after them (-1 if they are truncated), the offset after the byte with it, and the nanoseconds of
+        TimestampOffsetNano.
     """
     position, nano_offset_ns = 1, None
     while packet == mod_ex:
@@ -269,10 +296,10 @@ def _skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, in
 def _read_tracks(
     payload: bytes, packet: int, position: int, multitrack_packet: int
 ) -> tuple[int, tuple[int, ...], bool, bytes, int]:
-    """Read the FourCC, or the multitrack header with its track ids.
+    """Parse the FourCC, or the multitrack header with its track ids.
 
     Returns:
-        Packet type (-1 if cut short), track ids, whether multitrack, FourCC of the first track, offset of the body.
+        The packet type (-1 if truncated), the track ids, whether multitrack, the FourCC of the first track, the body's offset.
     """
     if packet != multitrack_packet:
         four_cc = payload[position : position + 4]
@@ -283,7 +310,7 @@ def _read_tracks(
         return -1, (0,), True, b"", position
     layout, packet = payload[position] >> 4, payload[position] & 15
     position += 1
-    one_track, many_codecs = layout == 0, layout == 2
+    one_track, many_codecs = layout == _ONE_TRACK, layout == _MANY_CODECS
     four_cc = b""
     if not many_codecs:
         four_cc = payload[position : position + 4]
@@ -310,3 +337,49 @@ def _read_tracks(
 
 def _codec_name(four_cc: bytes) -> str:
     return _FOURCC_CODECS.get(four_cc) or (f"0x{four_cc.hex()}" if four_cc else "")
+
+
+def split_tracks(payload: bytes, position: int) -> Iterator[tuple[int, bytes, int, int]]:
+    """Yield track id, FourCC, and start and end of the data for each track of a multitrack message.
+
+    A truncated track has the id -1 and ends the iteration.
+
+    Args:
+        payload: The message.
+        position: The offset of the multitrack header.
+    """
+    layout = payload[position] >> 4
+    position += 1
+    four_cc = b""
+    if layout != _MANY_CODECS:
+        four_cc = payload[position : position + _FOUR_CC_SIZE]
+        position += _FOUR_CC_SIZE
+    while position < len(payload):
+        if layout == _ONE_TRACK:
+            yield payload[position], four_cc, position + 1, len(payload)
+            return
+        if layout == _MANY_CODECS:
+            four_cc = payload[position : position + _FOUR_CC_SIZE]
+            position += _FOUR_CC_SIZE
+        start = position + 4
+        end = start + int.from_bytes(payload[position + 1 : start], "big")
+        if start > len(payload) or end > len(payload):
+            yield -1, four_cc, start, end
+            return
+        yield payload[position], four_cc, start, end
+        position = end
+
+
+def first_track_data(payload: bytes, info: TagInfo) -> bytes:
+    """Return the codec's data of the first track, of at most the first `MAX_RECORD_BYTES` of the message."""
+    body = payload[info.body_offset : info.body_offset + MAX_RECORD_BYTES]
+    if not info.multitrack or info.layout == _ONE_TRACK:
+        return body
+    if info.layout == _MANY_CODECS:
+        body = body[_FOUR_CC_SIZE:]
+    return body[4 : 4 + int.from_bytes(body[1:4], "big")]
+
+
+def codec_id(legacy: int, info: TagInfo) -> int:
+    """Return the number of a codec in onMetaData: the FourCC as a number, or the id of the legacy header."""
+    return int.from_bytes(info.four_cc, "big") if info.four_cc else legacy

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rtmpd.events import Event
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
-    from rtmpd.media.track_config import AudioConfig, VideoConfig
+    from rtmpd.media.audio_codecs import AudioConfig
+    from rtmpd.media.video_codecs import VideoConfig
 
 __all__ = ["MediaLog", "describe_audio", "describe_video"]
 

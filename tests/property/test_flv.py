@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtmpd.media import flv, flv_metadata, flv_repair
-from rtmpd.media.codecs import audio_config, refine_video, video_config
+from rtmpd.media.audio_codecs import audio_config
 from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.media.video_codecs import refine_video, video_config
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import AmfLimits
 

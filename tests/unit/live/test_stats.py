@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from rtmpd.live.stats import Vitals
-from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.media.audio_codecs import AudioConfig
+from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.protocol import amf0
 
 # x264's record of a picture of 160x120, High profile, level 1.1; AAC-LC at 44100 Hz, mono.

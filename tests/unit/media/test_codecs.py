@@ -10,18 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
+from rtmpd.media.audio_codecs import AudioConfig, audio_config, refine_audio
 from rtmpd.media.bits import BitReader, unescape
-from rtmpd.media.codecs import (
-    MAX_RECORD_BYTES,
-    AudioConfig,
-    VideoConfig,
-    audio_config,
-    refine_audio,
-    refine_video,
-    video_color,
-    video_config,
-)
 from rtmpd.media.flv_metadata import read_metadata
+from rtmpd.media.tags import MAX_RECORD_BYTES
+from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, video_config
 from rtmpd.protocol.chunk import ChunkReader
 
 WIRE = Path(__file__).parents[2] / "golden" / "wire"

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from rtmpd.media.color_info import MAX_COLOR_INFO_BYTES, Channels, ColorInfo, read_channels, read_color_info
+from rtmpd.media.audio_codecs import Channels, read_channels
+from rtmpd.media.video_codecs import MAX_COLOR_INFO_BYTES, ColorInfo, read_color_info
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import UNDEFINED, EcmaArray
 

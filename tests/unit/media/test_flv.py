@@ -16,8 +16,9 @@ import pytest
 
 from rtmpd.errors import LocalProtocolError
 from rtmpd.media import flv, flv_metadata, flv_repair
-from rtmpd.media.codecs import AudioConfig, VideoConfig
+from rtmpd.media.audio_codecs import AudioConfig
 from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import UNDEFINED, AmfDate, AmfLimits, EcmaArray
 

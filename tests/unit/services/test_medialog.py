@@ -8,7 +8,8 @@ import pytest
 from rtmpd.config.loader import load_text
 from rtmpd.events import EventType
 from rtmpd.hub import Hub
-from rtmpd.media.track_config import AudioConfig, VideoConfig
+from rtmpd.media.audio_codecs import AudioConfig
+from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.services import medialog
 from rtmpd.services.medialog import MediaLog, describe_audio, describe_video
 from tests.unit.live.fakes import FakeTime, FakeTransport
