@@ -1,7 +1,7 @@
-"""Open files: how many a configuration needs, and making room for them.
+"""Open files: how many a configuration needs, and raising the soft limit accordingly.
 
-A server that runs out of descriptors accepts nobody, opens no recording and reaches no hook. So what a configuration may need
-is counted before it is taken. Only `provide_descriptors` touches the process; the rest is pure. Imports the configuration.
+A server without free descriptors accepts no connection, opens no recording and reaches no hook, so the need is computed before
+a configuration is applied.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT
 from rtmpd.errors import RtmpdError
@@ -19,55 +19,48 @@ from rtmpd.services.auth.service import CALLS as AUTH_CALLS
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
 
-__all__ = ["LEAST_CONNECTIONS", "Need", "descriptors_problem", "fitting_connections", "needs", "provide_descriptors"]
+__all__ = ["LEAST_CONNECTIONS", "descriptors_problem", "fitting_connections", "needs", "provide_descriptors"]
 
 log = logging.getLogger(__name__)
 
 LEAST_CONNECTIONS = 16
-"""Room for fewer is no server."""
+"""The server does not start with room for fewer connections."""
 
 _SPARE = 64
-"""For the event loop, threads, logs, look-ups of names, old recordings that are looked through, what libraries open."""
+"""For the event loop, threads, logs, name lookups, scans of old recordings, and libraries."""
 
 _PER_CALL = 2
-"""A hook or callback under way: its socket and a second descriptor of it, or a program's pipe and the program."""
+"""For a hook or callback: its socket and a second descriptor, or the pipe and the handle of a program."""
 
 _UNBOUNDED = 1 << 30
 
 
-class Need(NamedTuple):
-    """What so many open files are needed for."""
-
-    files: int
-    what: str
-
-
-def needs(config: Config, connections: int) -> list[Need]:
-    """Return what a configuration needs open files for, while it serves so many connections; what needs none is left out."""
+def needs(config: Config, connections: int) -> dict[str, int]:
+    """Return how many open files a configuration needs, by purpose, with this number of connections."""
     limits, hooks = config.limits, config.hooks
     everywhere = [config.defaults, *config.applications.values()]
     recorded = min(connections, limits.stream_limit or connections)
     destinations = len(hooks.hook_scripts) + len(hooks.hook_webhooks)
     listeners = len(config.server.listen) + len(config.tls.tls_listen) + len(config.metrics.metrics_listen)
-    found = [
-        Need(connections, "connections"),
-        Need(limits.relay_limit if any(each.relay.relay_to for each in everywhere) else 0, "relays"),
-        Need(recorded if config.record.record_all or config.record.record_streams else 0, "recordings"),
-        Need(_PER_CALL * max(hooks.hook_concurrency, destinations) if destinations else 0, "hooks"),
-        Need(_PER_CALL * AUTH_CALLS if any(each.auth.auth_callback for each in everywhere) else 0, "authentication callbacks"),
-        Need(HTTP_CONNECTIONS * len(config.metrics.metrics_listen), "clients of metrics"),
-        Need(listeners, "addresses"),
-        Need(_SPARE, "spare"),
-    ]
-    return [need for need in found if need.files]
+    found = {
+        "connections": connections,
+        "relays": limits.relay_limit if any(each.relay.relay_to for each in everywhere) else 0,
+        "recordings": recorded if config.record.record_all or config.record.record_streams else 0,
+        "hooks": _PER_CALL * max(hooks.hook_concurrency, destinations) if destinations else 0,
+        "authentication callbacks": _PER_CALL * AUTH_CALLS if any(each.auth.auth_callback for each in everywhere) else 0,
+        "clients of metrics": HTTP_CONNECTIONS * len(config.metrics.metrics_listen),
+        "addresses": listeners,
+        "spare": _SPARE,
+    }
+    return {purpose: files for purpose, files in found.items() if files}
 
 
 def _needed(config: Config, connections: int) -> int:
-    return sum(need.files for need in needs(config, connections))
+    return sum(needs(config, connections).values())
 
 
-def _shown(config: Config, connections: int) -> str:
-    return ", ".join(f"{need.files} {need.what}" for need in needs(config, connections))
+def _described(config: Config, connections: int) -> str:
+    return ", ".join(f"{files} {purpose}" for purpose, files in needs(config, connections).items())
 
 
 def _bounded(hard_limit: int) -> int:
@@ -75,40 +68,40 @@ def _bounded(hard_limit: int) -> int:
 
 
 def fitting_connections(config: Config, hard_limit: int) -> int:
-    """Return how many connections ``connection_limit = 0`` means: as many as *hard_limit* open files allow, 10000 at most.
+    """Return the meaning of ``connection_limit = 0``: as many connections as the hard limit allows, at most 10000.
 
     Args:
         config: The configuration.
-        hard_limit: Of RLIMIT_NOFILE; may be ``RLIM_INFINITY``.
+        hard_limit: The hard limit of RLIMIT_NOFILE; may be ``RLIM_INFINITY``.
     """
     allowed = _bounded(hard_limit)
     return bisect_right(range(1, DEFAULT_CONNECTION_LIMIT + 1), allowed, key=lambda count: _needed(config, count))
 
 
 def descriptors_problem(config: Config, hard_limit: int) -> str:
-    """Return why a configuration can't be had with so many open files, and what to do; an empty text: it can.
+    """Return why the hard limit is too low for a configuration, with a hint; empty if it is not.
 
     Args:
         config: The configuration.
-        hard_limit: Of RLIMIT_NOFILE; may be ``RLIM_INFINITY``.
+        hard_limit: The hard limit of RLIMIT_NOFILE; may be ``RLIM_INFINITY``.
     """
     connections = config.limits.connection_limit
     wanted = connections or LEAST_CONNECTIONS
     if _needed(config, wanted) <= _bounded(hard_limit):
         return ""
-    who = f"connection_limit = {connections}" if connections else f"a server of only {wanted} connections"
+    subject = f"connection_limit = {connections}" if connections else f"a server of only {wanted} connections"
     lower = "lower connection_limit, or " if connections else ""
     return (
-        f"{who} needs {_needed(config, wanted)} open files ({_shown(config, wanted)}), and {hard_limit} are allowed: "
-        f"{lower}raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
+        f"{subject} needs {_needed(config, wanted)} open files ({_described(config, wanted)}), but the hard limit is "
+        f"{hard_limit}: {lower}raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
     )
 
 
 def provide_descriptors(config: Config) -> int:
-    """Raise the soft limit of open files as far as a configuration needs; return how many connections there may be.
+    """Raise the soft limit of open files as far as a configuration needs; return the number of possible connections.
 
     Raises:
-        RtmpdError: The hard limit does not allow it. Nothing has changed then.
+        RtmpdError: The hard limit is too low. Nothing has changed then.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     problem = descriptors_problem(config, hard)
@@ -120,10 +113,10 @@ def provide_descriptors(config: Config) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     if not config.limits.connection_limit and connections < DEFAULT_CONNECTION_LIMIT:
         log.warning(
-            "connection_limit = 0 is %d connections here, not %d: %d open files are allowed (%s)",
+            "connection_limit = 0 means %d connections here, not %d: the hard limit of open files is %d (%s)",
             connections,
             DEFAULT_CONNECTION_LIMIT,
             hard,
-            _shown(config, connections),
+            _described(config, connections),
         )
     return connections

@@ -1,6 +1,6 @@
-"""The daemon: builds the server from its configuration, runs it, stops it.
+"""The daemon: builds the server from its configuration, runs, reloads and stops it.
 
-The composition root: the one place that knows all parts. Imports everything but the command line.
+The composition root: the only module that knows all parts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from rtmpd.daemon.dump import Dump
 from rtmpd.daemon.logs import Logs
 from rtmpd.daemon.ports import Ports
 from rtmpd.daemon.privileges import drop_privileges
-from rtmpd.daemon.supervision import Supervision
-from rtmpd.daemon.systemd import Notifier, take_sockets
+from rtmpd.daemon.supervision import Notifier, Supervision, take_sockets
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
@@ -39,6 +38,7 @@ from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
 from rtmpd.services.relay.service import Relays
+from rtmpd.util.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,40 +46,40 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-    from rtmpd.config.model import Config
-    from rtmpd.daemon.systemd import Inherited
+    from rtmpd.config.model import Config, TlsConfig
+    from rtmpd.daemon.supervision import Inherited
     from rtmpd.services.contract import Service
 
 __all__ = ["Daemon", "run"]
 
 log = logging.getLogger(__name__)
 
-_REPEAT_S = 10.0
 _GC_THRESHOLDS = (25_000, 20, 20)
 _CHANGES_SHOWN = 20
 _SLACK_S = 1.0
 _SERVICES_STOP_S = 10.0
-"""Time that services have to finish what is under way, all together, once the streams have ended."""
+"""Time for all services together to finish their work once the streams have ended."""
 _END_S = 10.0
-"""What all else takes at the most: the last bytes of streams, services that must be ended, the log."""
+"""Time for the rest of a stop: the last bytes of streams, services that must be killed, the log."""
 
 
 class Daemon:
-    """A server, ready to start.
+    """The server.
 
     Args:
-        config: Its configuration.
-        inherited: Sockets that it was started with: they are listened with, besides the addresses of the configuration.
+        config: The configuration.
+        inherited: Sockets that systemd handed over. The server listens on them and on the configured addresses.
         first: Services that start before the others.
 
     Attributes:
+        config: The configuration in force.
         hub: The registry of streams.
-        services: What follows the streams, in the order in which they stop.
-        ports: Where it listens; bound by `start`.
-        on_stop: Called when the end begins, with how long it may take at the most.
+        services: All services in the order in which they stop.
+        ports: The listeners; bound by `start`.
+        on_stop: Called when a stop begins, with its time limit in seconds.
 
     Raises:
-        RtmpdError: A socket has a name that means nothing here.
+        RtmpdError: An inherited socket has an unknown name.
     """
 
     def __init__(self, config: Config, inherited: Sequence[Inherited] = (), first: Sequence[Service] = ()) -> None:
@@ -106,27 +106,26 @@ class Daemon:
         self.hub.gauges["tls_certificate_expiry"] = lambda: tls.server.not_after if tls.server is not None else 0.0
         self.on_stop: Callable[[float], None] = lambda limit_s: None
         self._failed = False
-        self._descriptors_logged_at = 0.0
+        self._accept_throttle = LogThrottle()
         self._over = Event()
         self._at_once = Event()
 
     def start(self) -> None:
-        """Listen, then be nobody in particular, then serve.
+        """Bind all addresses, drop privileges, start the services, accept connections.
 
         Raises:
-            RtmpdError: There are too few open files, an address can't be listened on, root can't become the user of the
-                configuration, or a service can't begin. Nothing is left open then.
+            RtmpdError: There are too few open files, an address can't be bound, the process can't switch to the configured
+                user, or a service can't start. Everything is closed then.
         """
-        self.hub.connection_limits.capacity = provide_descriptors(self.config)
+        capacity = provide_descriptors(self.config)
         get_hub().print_exception = self._unhandled  # type: ignore[method-assign, assignment]
         try:
-            self.ports.open(self.config.server.listen, self.config.tls.tls_listen)
+            self.ports.open(*Ports.select(self.config))
             self._pages.bind()
-            # Before a service looks at a directory or runs a program, and before anybody is listened to.
+            # Before a service opens a directory or runs a program, and before the first connection.
             drop_privileges(self.config.server)
-            # By the user who reads them again when they are renewed.
-            self.hub.tls.server, self.hub.tls.client = self._load_tls(self.config)
-            self.hub.listening = self.ports.addresses
+            # As the user that will read the files again at a reload.
+            self._apply(capacity, self._load_tls(self.config.tls))
             for service in self.services:
                 service.start()
         except RtmpdError:
@@ -138,60 +137,70 @@ class Daemon:
         self.hub.greenlet.link_exception(self._hub_died)
         self.ports.start()
 
-    def _load_tls(self, config: Config) -> tuple[ServerTls | None, ClientTls]:
-        """Read the certificates; raises RtmpdError if there is no serving with them."""
-        wanted = config.tls.tls_listen or self._sockets["rtmps"]
-        server, client = ServerTls(config.tls) if wanted else None, ClientTls(config.tls)
-        for warning in server.warnings(time.time()) if server is not None else ():
-            log.warning("%s: clients that look at it will not connect", warning)
-        return server, client
-
-    def request_stop(self) -> None:
-        """Ask for the end; safe in a signal handler's greenlet. A second time means at once."""
-        if self._over.is_set():
-            log.warning("asked twice to stop: not waiting for connections, recordings and the like")
-            self._at_once.set()
-            self.ports.kill()
-        self._over.set()
-
     def reload(self, load: Callable[[], Config]) -> str:
-        """Read the configuration again; a wrong one changes nothing. Return what is wrong first, or nothing."""
+        """Load the configuration again and apply it, or change nothing.
+
+        The steps that can fail are first; then the hub hands each part the options that it selects.
+
+        Args:
+            load: Loads and validates the configuration; raises `ConfigError`.
+
+        Returns:
+            The first problem; empty: the reload succeeded.
+        """
         try:
-            config = load()
-        except ConfigError as error:
-            for problem in error.problems:
-                log.error("reload: %s", problem)
-            log.error("reload failed: the old configuration stays in force")
-            return error.problems[0]
-        try:
-            capacity = provide_descriptors(keep_fixed(self.config, config))
-            tls = self._load_tls(config)
-            self.ports.change(config.server.listen, config.tls.tls_listen)
+            loaded = load()
+            config = keep_fixed(self.config, loaded)
+            capacity = provide_descriptors(config)
+            tls = self._load_tls(config.tls)
+            # Last, since it is the only step that changes something.
+            self.ports.change(*Ports.select(config))
         except RtmpdError as error:
-            log.error("reload failed: %s; the old configuration stays in force", error)
-            return str(error)
-        self.hub.listening = self.ports.addresses
-        self.hub.tls.server, self.hub.tls.client = tls
-        for option in restart_needed(self.config, config):
-            log.warning("reload: %s only changes when rtmpd is started again", option)
-        config = keep_fixed(self.config, config)
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            for problem in problems:
+                log.error("reload failed: %s; the old configuration stays in force", problem)
+            return problems[0]
+        for option in restart_needed(self.config, loaded):
+            log.warning("reload: %s keeps its old value until rtmpd is restarted", option)
         changed = changes(self.config, config)
         self.config = config
-        self.hub.connection_limits.capacity = capacity
-        self.hub.reload(self.config)
+        self._apply(capacity, tls)
+        self.hub.reload(config)
         shown = ", ".join(changed[:_CHANGES_SHOWN]) or "nothing has changed"
         more = f", and {len(changed) - _CHANGES_SHOWN} more" if len(changed) > _CHANGES_SHOWN else ""
         log.info("configuration reloaded: %s%s", shown, more)
         return ""
 
+    def _load_tls(self, options: TlsConfig) -> tuple[ServerTls | None, ClientTls]:
+        """Load the certificates; raises RtmpdError if one can't be used."""
+        needed = options.tls_listen or self._sockets["rtmps"]
+        server, client = ServerTls(options) if needed else None, ClientTls(options)
+        for warning in server.warnings(time.time()) if server is not None else ():
+            log.warning("%s: clients that verify certificates will refuse to connect", warning)
+        return server, client
+
+    def _apply(self, capacity: int, tls: tuple[ServerTls | None, ClientTls]) -> None:
+        """Hand the hub what the daemon has provided for it."""
+        self.hub.connection_limits.capacity = capacity
+        self.hub.tls.server, self.hub.tls.client = tls
+        self.hub.listening = self.ports.addresses
+
+    def request_stop(self) -> None:
+        """Request a graceful stop; a second call stops at once. Safe in a signal handler's greenlet."""
+        if self._over.is_set():
+            log.warning("stop requested twice: not waiting for connections, recordings and other services")
+            self._at_once.set()
+            self.ports.kill()
+        self._over.set()
+
     def wait(self) -> int:
-        """Wait until somebody asks for the end, stop, and return the exit code."""
+        """Wait for a stop request, stop, and return the exit code."""
         self._over.wait()
         self.stop()
         return 1 if self._failed else 0
 
     def stop(self) -> None:
-        """Accept no more, end streams, wait for connections to leave as long as the configuration allows."""
+        """Stop accepting, end all streams, and wait for connections to end, at most drain_timeout_s."""
         limit_s = self.config.server.drain_timeout_s
         self.on_stop(limit_s + _SERVICES_STOP_S + _END_S)
         log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
@@ -209,11 +218,11 @@ class Daemon:
         deadline = time.monotonic() + _SERVICES_STOP_S
         for service in self.services:
             left_s = max(0.0, deadline - time.monotonic())
-            # In a greenlet each: one that fails, or does not keep to its limit, is not to keep the others from ending.
+            # Each in a greenlet of its own: a service that fails or hangs must not keep the others from stopping.
             gevent.spawn(service.stop, left_s).join(left_s + _SLACK_S)
 
     def _hub_died(self, greenlet: gevent.Greenlet[[], None]) -> None:
-        log.critical("the hub has died: %s", greenlet.exception, exc_info=greenlet.exc_info)
+        log.critical("the greenlet of the hub failed: %s; the server stops", greenlet.exception, exc_info=greenlet.exc_info)
         self._failed = True
         self._over.set()
 
@@ -224,14 +233,12 @@ class Daemon:
         value: BaseException | str | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Log what a greenlet or an event-loop callback let escape; gevent would print it to standard error."""
+        """Log an unhandled exception of a greenlet or event-loop callback. gevent would print it to standard error."""
         if isinstance(value, OSError) and value.errno in (errno.EMFILE, errno.ENFILE):
-            # gevent's accept loop has met it, and tries again after a while.
+            # From gevent's accept loop, which tries again after a while.
             self.hub.count("accept_failures")
-            now = time.monotonic()
-            if now - self._descriptors_logged_at > _REPEAT_S:
-                self._descriptors_logged_at = now
-                log.error("can't accept: %s; lower connection_limit or raise the system's limit", value.strerror)
+            text = "can't accept connections: %s; lower connection_limit or raise the limit of open files"
+            self._accept_throttle.log(log, logging.ERROR, text, value.strerror)
             return
         self.hub.count("internal_errors")
         error = value if isinstance(value, BaseException) else RuntimeError(f"{kind}: {value}")
@@ -239,51 +246,50 @@ class Daemon:
 
 
 def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
-    """Return the sockets that were handed over, by what they are for: those without a name are for RTMP."""
+    """Return inherited sockets by purpose: a socket without a name is for RTMP."""
     found: dict[str, list[socket]] = {"rtmp": [], "rtmps": [], "metrics": []}
-    for one in inherited:
-        if (one.name or "rtmp") not in found:
-            known = "rtmp, rtmps or metrics"
-            raise RtmpdError(f"a socket that was handed over is called {one.name!r}: FileDescriptorName= is {known}")
-        found[one.name or "rtmp"].append(inherit(one.descriptor))
+    for name, descriptor in inherited:
+        if (name or "rtmp") not in found:
+            raise RtmpdError(f"expected FileDescriptorName=rtmp, rtmps or metrics in the socket unit, got {name!r}")
+        found[name or "rtmp"].append(inherit(descriptor))
     return found
 
 
 def run(config: Config, load: Callable[[], Config]) -> int:
-    """Run the server until SIGTERM or SIGINT; return the process's exit code.
+    """Run the server until SIGTERM or SIGINT; return the exit code of the process.
 
     Args:
-        config: What to begin with.
-        load: Reads the configuration again, on SIGHUP; raises `ConfigError`.
+        config: The configuration to start with.
+        load: Loads the configuration again on SIGHUP; raises `ConfigError`.
     """
-    logs = Logs(config.log)
+    logs = Logs(Logs.select(config))
     try:
         code = _run(config, load, logs)
     except BaseException:
         logs.finish()
         raise
     if not logs.finish():
-        # The thread of a log is stuck in a write, and the interpreter would wait for it to flush standard error.
+        # A thread of the logs is blocked in a write, and the interpreter would wait for it to flush standard error.
         os._exit(code)
     return code
 
 
 def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
     log.info("rtmpd %s", rtmpd.__version__)
-    # A watchdog ends what hangs with SIGABRT: this says where it hung.
+    # The watchdog sends SIGABRT to a server that hangs: this prints where.
     faulthandler.enable()
     notifier = Notifier()
     try:
         daemon = Daemon(config, take_sockets(), [logs])
     except RtmpdError as error:
-        return _refuse(error, notifier, logs)
+        return _report_failed_start(error, notifier, logs)
     daemon.hub.gauges["log_lines_dropped"] = lambda: logs.dropped
     daemon.hub.gauges["access_lines_dropped"] = lambda: logs.access_dropped
     supervision = Supervision(notifier, daemon.hub, lambda: daemon.reload(load))
     daemon.on_stop = supervision.stopping
     dump = Dump(daemon.hub)
-    # Handlers run in a greenlet of their own and only ask. They are there before anything else: a signal that comes early is
-    # heeded as soon as there is a server.
+    # Handlers run in greenlets of their own and only set flags. They are installed before the start, so that an early signal is
+    # not lost.
     gevent.signal_handler(signal.SIGTERM, daemon.request_stop)
     gevent.signal_handler(signal.SIGINT, daemon.request_stop)
     gevent.signal_handler(signal.SIGHUP, supervision.request_reload)
@@ -292,10 +298,10 @@ def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
     try:
         daemon.start()
     except RtmpdError as error:
-        return _refuse(error, notifier, logs)
+        return _report_failed_start(error, notifier, logs)
     supervision.start()
-    # What start-up made stays for good: the collector need not look at it again. Messages come and go without cycles, so it may
-    # come seldom: with thousands of connections each full collection holds the event loop for tens of ms.
+    # Objects of the start live as long as the process, and messages make no cycles, so the collector ignores the former and
+    # seldom runs: with thousands of connections a full collection blocks the event loop for tens of milliseconds.
     gc.collect()
     dump.remember_greenlets()
     gc.freeze()
@@ -303,8 +309,8 @@ def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
     return daemon.wait()
 
 
-def _refuse(error: RtmpdError, notifier: Notifier, logs: Logs) -> int:
-    """Say why the server can't start; return the exit code."""
+def _report_failed_start(error: RtmpdError, notifier: Notifier, logs: Logs) -> int:
+    """Report why the server can't start; return the exit code."""
     log.error("%s", error)
     logs.echo_error(str(error))
     notifier.send(STATUS=str(error))

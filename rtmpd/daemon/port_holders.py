@@ -1,6 +1,6 @@
-"""Who listens on a port of this machine, as /proc tells it. Imports the configuration's address type.
+"""The processes that listen on a port of this machine, from /proc.
 
-What a process of another user has open is only shown to root, so there may be a socket and nobody who has it.
+Only root can see the open files of other users' processes, so a socket may have no visible process.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["Holder", "ListeningSocket", "holders_of", "listening_sockets"]
 _PROC: Final = Path("/proc")
 _LISTEN = "0A"
 _PROGRAM_ARGUMENTS = 4
-"""So far from the front of a command line the program's name may be: ``python3 -P -m rtmpd``."""
+"""The number of arguments among which the program's name is searched: ``python3 -P -m rtmpd``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A TCP socket that listens.
+    """A listening TCP socket.
 
     Attributes:
-        address: Where. ``::`` may mean IPv4, too: /proc does not say.
-        user_id: Who made it.
-        inode: Its number, by which processes name it.
+        address: Its address. ``::`` may include IPv4: /proc does not tell.
+        user_id: The user that created it.
+        inode: Its inode, which identifies it among the open files of processes.
     """
 
     address: ListenAddress
@@ -45,10 +45,10 @@ class Holder:
     """A process that has a socket open.
 
     Attributes:
-        pid: Its number.
-        name: What the kernel calls it.
+        pid: Its process id.
+        name: Its name in the kernel.
         arguments: Its command line.
-        directory: Its working directory; empty: it may not be seen.
+        directory: Its working directory; empty: not visible.
     """
 
     pid: int
@@ -58,12 +58,12 @@ class Holder:
 
     @property
     def is_rtmpd(self) -> bool:
-        """Whether it is an rtmpd, by its command line."""
+        """Whether the process is an rtmpd, by its command line."""
         return any(Path(each).name == "rtmpd" for each in self.arguments[:_PROGRAM_ARGUMENTS])
 
     @property
     def config_file(self) -> str:
-        """The configuration file that an rtmpd was started with, absolute; empty: none."""
+        """The absolute path of the configuration file of an rtmpd; empty: none."""
         found = ""
         for index, each in enumerate(self.arguments):
             if each in ("-c", "--config"):
@@ -76,9 +76,9 @@ class Holder:
 
 
 def listening_sockets(address: ListenAddress, proc: Path = _PROC) -> list[ListeningSocket]:
-    """Return the sockets because of which an address, without a name in it, can't be listened on."""
+    """Return the sockets that prevent listening on a numeric address."""
     found = [each for table in ("tcp", "tcp6") for each in _of_table(proc / "net" / table) if each.address.port == address.port]
-    # If none of them has it clearly, it is one whose "::" means IPv4 as well.
+    # If no address overlaps, the socket is one whose "::" includes IPv4.
     return [each for each in found if each.address.overlaps(address)] or found
 
 
@@ -96,13 +96,13 @@ def _of_table(path: Path) -> Iterator[ListeningSocket]:
 
 
 def _host(digits: str) -> str:
-    """Read an address: words of 32 bits, each in the byte order of the machine."""
+    """Parse an address: words of 32 bits in the byte order of the machine."""
     words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
     return str(ipaddress.ip_address(struct.pack(f"={len(words)}I", *words)))
 
 
 def holders_of(sockets: list[ListeningSocket], proc: Path = _PROC) -> list[Holder]:
-    """Return the processes that have one of the sockets open, as far as this one may see that."""
+    """Return the visible processes that have one of the sockets open."""
     wanted = {f"socket:[{each.inode}]" for each in sockets}
     found = []
     for process in proc.iterdir():
@@ -120,7 +120,7 @@ def _has_open(process: Path, wanted: set[str]) -> bool:
     try:
         return any(_link(each) in wanted for each in (process / "fd").iterdir())
     except OSError:
-        # It has ended, or belongs to somebody else.
+        # The process has ended, or belongs to another user.
         return False
 
 

@@ -1,13 +1,10 @@
-"""The ports of the server: what is listened on, and how that changes while it runs.
-
-A socket that was handed over is kept for good. Imports net.
-"""
+"""The listeners of the server, and how a reload changes them. Sockets that systemd handed over stay for the whole run."""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
@@ -20,21 +17,51 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-__all__ = ["Ports"]
+    from rtmpd.config.model import Config
+
+__all__ = ["Addresses", "OptionPath", "Ports", "overlap_problems"]
 
 log = logging.getLogger(__name__)
 
+OptionPath = tuple[str, ...]
+"""A section and an option."""
+
+
+class Addresses(NamedTuple):
+    """The configured listening addresses for RTMP and RTMPS."""
+
+    rtmp: Sequence[ListenAddress]
+    rtmps: Sequence[ListenAddress]
+
+
+def overlap_problems(wanted: Iterable[tuple[OptionPath, ListenAddress]]) -> dict[int, str]:
+    """Return the addresses that overlap with an earlier one: the index of each, and the problem.
+
+    Looks up host names, which blocks.
+    """
+    problems: dict[int, str] = {}
+    seen: list[tuple[ListenAddress, OptionPath, ListenAddress]] = []
+    for index, (path, address) in enumerate(wanted):
+        found = numeric(address)
+        for other_found, (section, option), other in seen:
+            if other_found.overlaps(found):
+                problems[index] = f"can't listen on {address}: it overlaps with {other} of [{section}] {option}"
+                break
+        else:
+            seen.append((found, path, address))
+    return problems
+
 
 class Ports:
-    """The listeners of the server.
+    """The listeners for RTMP and RTMPS.
 
     Args:
         serve: Called with each connection, in its greenlet.
-        inherited: Sockets that were handed over.
-        tls_inherited: Those among them that are for RTMPS.
+        inherited: Sockets for RTMP that systemd handed over.
+        tls_inherited: Sockets for RTMPS that systemd handed over.
 
     Attributes:
-        listeners: Those that accept connections.
+        listeners: The listeners that accept connections.
     """
 
     def __init__(
@@ -44,44 +71,48 @@ class Ports:
         self._inherited = inherited
         self._tls_inherited = tls_inherited
         self.listeners: list[Listener] = []
-        # They accept no more, but have connections.
+        # Closed listeners whose connections are still open.
         self._retired: list[Listener] = []
+
+    @staticmethod
+    def select(config: Config) -> Addresses:
+        """Return the addresses of a configuration, the arguments of `open` and `change`."""
+        return Addresses(config.server.listen, config.tls.tls_listen)
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Host and port of every address that is listened on."""
+        """Host and port of each address that is listened on."""
         return tuple(each for listener in self.listeners for each in listener.addresses)
 
     def _wanted(
-        self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress]
+        self, rtmp: Sequence[ListenAddress], rtmps: Sequence[ListenAddress]
     ) -> list[tuple[ListenAddress | socket, type[Transport]]]:
-        """Return where to listen, and for what; raises RtmpdError if that is nowhere, or for both somewhere."""
-        addresses, tls_addresses = list(addresses), list(tls_addresses)
-        for one in tls_addresses:
-            other = next((each for each in addresses if numeric(each).overlaps(numeric(one))), None)
-            if other is not None:
-                raise RtmpdError(f"can't listen on {one} for RTMPS: [server] listen has {other}")
-        wanted = [(place, Transport) for place in places(addresses, self._inherited)]
-        wanted += [(place, TlsTransport) for place in places(tls_addresses, self._tls_inherited)]
+        """Return where to listen, and the kind of connections; raises RtmpdError if there is no address, or two overlap."""
+        named = [(("server", "listen"), each) for each in rtmp] + [(("tls", "tls_listen"), each) for each in rtmps]
+        for problem in overlap_problems(named).values():
+            raise RtmpdError(problem)
+        wanted: list[tuple[ListenAddress | socket, type[Transport]]]
+        wanted = [(place, Transport) for place in places(rtmp, self._inherited)]
+        wanted += [(place, TlsTransport) for place in places(rtmps, self._tls_inherited)]
         if not wanted:
             raise RtmpdError("there is nothing to listen on: [server] listen and [tls] tls_listen are empty")
         return wanted
 
-    def open(self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress] = ()) -> None:
-        """Bind all addresses: those for RTMP, and those for RTMPS.
+    def open(self, rtmp: Sequence[ListenAddress], rtmps: Sequence[ListenAddress] = ()) -> None:
+        """Bind all addresses.
 
         Raises:
-            RtmpdError: One can't be bound. Nothing is left open then.
+            RtmpdError: An address can't be bound. All are closed then.
         """
         try:
-            for place, kind in self._wanted(addresses, tls_addresses):
+            for place, kind in self._wanted(rtmp, rtmps):
                 self.listeners.append(Listener(place, self._serve, kind))
         except RtmpdError:
             self.close()
             raise
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept connections."""
         for listener in self.listeners:
             self._start(listener)
 
@@ -90,26 +121,26 @@ class Ports:
         listener.start()
         log.info("listening on %s%s", listener.bound, " for RTMPS" if listener.kind is TlsTransport else "")
 
-    def change(self, addresses: Iterable[ListenAddress], tls_addresses: Iterable[ListenAddress] = ()) -> None:
-        """Listen on these addresses and on no others from now on. Connections go on, whatever they came in by.
+    def change(self, rtmp: Sequence[ListenAddress], rtmps: Sequence[ListenAddress] = ()) -> None:
+        """Listen on exactly these addresses. Open connections stay, also those of other addresses.
 
         Raises:
-            RtmpdError: One can't be bound. Everything is as it was then.
+            RtmpdError: An address can't be bound. The old ones are kept then.
         """
-        wanted = self._wanted(addresses, tls_addresses)
-        stay, go = [], []
+        wanted = self._wanted(rtmp, rtmps)
+        kept, dropped = [], []
         for listener in self.listeners:
             if (listener.place, listener.kind) in wanted:
                 wanted.remove((listener.place, listener.kind))
-                stay.append(listener)
+                kept.append(listener)
             else:
-                go.append(listener)
+                dropped.append(listener)
         made: list[Listener] = []
         closed: list[Listener] = []
         try:
             for place, kind in wanted:
-                # The kernel does not give an address that another listener has a part of, though that is about to go.
-                for listener in go:
+                # The kernel refuses an address that overlaps with an open listener, even if that will be closed.
+                for listener in dropped:
                     if listener not in closed and _overlap(place, listener.place):
                         listener.close()
                         closed.append(listener)
@@ -117,23 +148,23 @@ class Ports:
         except RtmpdError:
             for listener in made:
                 listener.close()
-            self._open_again(closed)
+            self._reopen(closed)
             raise
         for listener in made:
             self._start(listener)
-        for listener in go:
+        for listener in dropped:
             listener.close()
             log.info("no longer listening on %s", listener.bound)
-        self.listeners = stay + made
-        self._retire(go)
+        self.listeners = kept + made
+        self._retire(dropped)
 
-    def _open_again(self, closed: list[Listener]) -> None:
+    def _reopen(self, closed: list[Listener]) -> None:
         for listener in closed:
             self.listeners.remove(listener)
             try:
                 again = Listener(listener.place, self._serve, listener.kind)
             except RtmpdError as error:
-                log.error("%s any more", error)
+                log.error("reload: %s; it was listened on before: restart rtmpd", error)
             else:
                 again.start()
                 self.listeners.append(again)
@@ -143,18 +174,18 @@ class Ports:
         self._retired = [listener for listener in self._retired + listeners if listener.busy]
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         for listener in self.listeners:
             listener.close()
 
     def wait(self, limit_s: float) -> None:
-        """Wait until every connection has ended, at most *limit_s*."""
+        """Wait until all connections have ended, at most *limit_s*."""
         deadline = time.monotonic() + limit_s
         for listener in self.listeners + self._retired:
             listener.wait(max(0.0, deadline - time.monotonic()))
 
     def kill(self) -> None:
-        """End the greenlets of connections that are still there."""
+        """End the greenlets of all connections."""
         for listener in self.listeners + self._retired:
             listener.kill()
 

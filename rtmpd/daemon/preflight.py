@@ -1,50 +1,77 @@
-"""Checks a configuration against this machine: ``--check-config``, once the values are right by themselves.
+"""Checks of a valid configuration against this machine: ``--check-config``.
 
-What a start would do as the server's user is looked at as that user, in a process that ends with the check: the rights of root
-say nothing. Nothing is changed. Imports the configuration, net and the daemon's single checks.
+Files and programs are checked with the rights of the server's user, in a child process that switches to it. Nothing is created,
+changed or listened on.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pwd
 import resource
 import select
 import signal
+import stat
 import time
 import traceback
-from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtmpd.config.model import printable
+from rtmpd.config.access_rules import NamedSecret
+from rtmpd.config.model import ApplicationConfig, printable
 from rtmpd.config.scan import title
+from rtmpd.config.secret import Secret
 from rtmpd.daemon.descriptors import descriptors_problem
-from rtmpd.daemon.file_check import check_files
-from rtmpd.daemon.findings import Finding
-from rtmpd.daemon.port_check import check_ports
+from rtmpd.daemon.log_sinks import JournalSink
+from rtmpd.daemon.port_holders import holders_of, listening_sockets
+from rtmpd.daemon.ports import OptionPath, overlap_problems
 from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.errors import RtmpdError
+from rtmpd.net.listener import numeric, reserve, why_not
 from rtmpd.net.tls import tls_problems
+from rtmpd.services.auth.table import TableError
+from rtmpd.services.auth.table_file import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from rtmpd.config.model import Config
+    from rtmpd.config.model import Config, ListenAddress
+    from rtmpd.daemon.port_holders import Holder, ListeningSocket
 
-__all__ = ["Preflight", "preflight"]
+__all__ = ["Finding", "Preflight", "check_files", "check_ports", "preflight"]
 
 _LIMIT_S = 20.0
-"""Time that disks have."""
+"""Time for disks to answer."""
 _READ_BYTES = 65536
+_INTERPRETER_LENGTH = 256
+_SYSTEMD = 1
+
+
+class Finding(NamedTuple):
+    """Something that an operator should know about an option.
+
+    Attributes:
+        path: The option, as in `rtmpd.config.loader.origins`: its section, or ``applications`` and a name, then its name.
+        text: The problem and a hint.
+        is_note: A start or reload would succeed all the same.
+    """
+
+    path: OptionPath
+    text: str
+    is_note: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What was found; lines as of `rtmpd.errors.ConfigError`.
+    """The findings as lines of text.
 
     Attributes:
-        problems: What keeps a start, a reload or a part of the server from working.
-        notes: What an operator may want to know, and is right as it may be.
+        problems: Problems that prevent a start, a reload, or the work of a part of the server.
+        notes: Facts that may be as intended.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,22 +79,23 @@ class Preflight:
 
 
 def preflight(config: Config, filename: str, origins: Mapping[tuple[str, ...], str], *, is_file: bool) -> Preflight:
-    """Check a configuration against this machine.
+    """Check a configuration against this machine. Blocks, as disks do, for at most 20 s.
 
     Args:
         config: The configuration.
-        filename: What it is from, for what no line has set.
-        origins: Where options are set; see `rtmpd.config.loader.origins`.
+        filename: The name of its source, for options that no line sets.
+        origins: Where options are set, see `rtmpd.config.loader.origins`.
         is_file: Whether *filename* is a file.
     """
     config_file = filename if is_file else ""
-    found = _in_child(lambda: _as_server(config, config_file), _LIMIT_S)
+    found = _in_child(lambda: _check_as_server(config, config_file), _LIMIT_S)
     found += check_ports(config, config_file)
-    found += _check_descriptors(config)
+    problem = descriptors_problem(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    found += _findings(("limits", "connection_limit"), problem)
     result = Preflight()
     for each in found:
         *section, option = each.path
-        # What an application takes from its section is named where that sets it.
+        # An option that an application takes from its section is reported where the section sets it.
         place = origins.get(each.path) or origins.get(each.path[:-1]) or printable(filename)
         note = "note: " if each.is_note else ""
         line = f"{place}: {title(tuple(section))} {option}: {note}{each.text}"
@@ -75,14 +103,15 @@ def preflight(config: Config, filename: str, origins: Mapping[tuple[str, ...], s
     return result
 
 
-def _check_descriptors(config: Config) -> Iterator[Finding]:
-    problem = descriptors_problem(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    if problem:
-        yield Finding(("limits", "connection_limit"), problem)
+def _findings(path: OptionPath, problem: str) -> list[Finding]:
+    return [Finding(path, problem)] if problem else []
 
 
-def _as_server(config: Config, config_file: str) -> list[Finding]:
-    """Look as the user that the server will be."""
+# The child process ------------------------------------------------------------------------------------------------------
+
+
+def _check_as_server(config: Config, config_file: str) -> list[Finding]:
+    """Switch to the user of the server and check files with its rights."""
     server = config.server
     option = ("server", "group" if server.group and not server.user else "user")
     notes = []
@@ -90,18 +119,18 @@ def _as_server(config: Config, config_file: str) -> list[Finding]:
         try:
             drop_privileges(server)
         except RtmpdError as error:
-            # Whatever somebody else may do says nothing.
+            # The rights of another user mean nothing.
             text = str(error).removeprefix("[server] ").removeprefix(f"{option[1]}: ")
-            return [Finding(option, f"{text}; files and programs were not looked at")]
+            return [Finding(option, f"{text}; files and programs were not checked")]
     elif os.geteuid() == 0:
-        text = "files were looked at as root, who may do everything: if the service runs as another user, check as that one"
+        text = "files were checked as root, which can access all: if the service runs as another user, check as that user"
         notes = [Finding(option, text, is_note=True)]
     certificates = [Finding(("tls", name), text) for name, text in tls_problems(config.tls)]
     return [*notes, *check_files(config, config_file), *certificates]
 
 
 def _in_child(check: Callable[[], Iterable[Finding]], limit_s: float) -> list[Finding]:
-    """Run a check in a process of its own, which may become somebody else, and is not waited for for ever."""
+    """Run a check in a child process, which may switch to another user and is killed after *limit_s*."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -116,11 +145,10 @@ def _in_child(check: Callable[[], Iterable[Finding]], limit_s: float) -> list[Fi
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     if data is None:
-        return [
-            Finding(("record", "record_directory"), f"the files could not be looked at within {limit_s:g} s: is a disk away?")
-        ]
+        text = f"the files could not be checked within {limit_s:g} s: does a disk or network file system not respond?"
+        return [Finding(("record", "record_directory"), text)]
     if status:
-        # A bug; its traceback has been printed.
+        # A bug. The child has printed its traceback.
         raise RuntimeError("the check of files failed")
     return [Finding(tuple(path), text, is_note) for path, text, is_note in json.loads(data)]
 
@@ -129,8 +157,8 @@ def _run_child(check: Callable[[], Iterable[Finding]], reading: int, writing: in
     status = 1
     try:
         os.close(reading)
-        # No codec but UTF-8: another may have to be loaded, from where this user may not read.
-        data = json.dumps([astuple(each) for each in check()]).encode()
+        # UTF-8 only: another codec may have to be imported, and this user may not read its file.
+        data = json.dumps(list(check())).encode()
         while data:
             data = data[os.write(writing, data) :]
         status = 0
@@ -141,7 +169,7 @@ def _run_child(check: Callable[[], Iterable[Finding]], reading: int, writing: in
 
 
 def _read_all(descriptor: int, deadline_s: float) -> bytes | None:
-    """Read to the end; None if that does not come in time."""
+    """Read to the end; None if the deadline passes before it."""
     data = b""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -151,3 +179,250 @@ def _read_all(descriptor: int, deadline_s: float) -> bytes | None:
             return data
         data += part
     return None
+
+
+# Files and directories --------------------------------------------------------------------------------------------------
+
+
+def check_files(config: Config, config_file: str = "") -> Iterator[Finding]:
+    """Check the files, directories and programs of a configuration with the rights of this process. Blocks.
+
+    Args:
+        config: The configuration.
+        config_file: Its file; empty: it has none.
+    """
+    if config.record.record_all or config.record.record_streams:
+        yield from _findings(("record", "record_directory"), _directory_problem(config.record.record_directory))
+    for option, path in (("log_file", config.log.log_file), ("access_log_file", config.log.access_log_file)):
+        yield from _findings(("log", option), path and _log_problem(path))
+    if config.log.log_target == "journal" and not config.log.log_file:
+        yield from _findings(("log", "log_target"), _journal_problem())
+    yield from _check_tables(config)
+    for program in dict.fromkeys(hook.argv[0] for hook in config.hooks.hook_scripts):
+        yield from _findings(("hooks", "hook_scripts"), _program_problem(program))
+    yield from _check_reload(config, config_file)
+
+
+def _me() -> str:
+    return f"the user {_user_name(os.geteuid())}"
+
+
+def _user_name(user_id: int) -> str:
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except KeyError:
+        return str(user_id)
+
+
+def _shown(path: Path | str) -> str:
+    return printable(str(path))
+
+
+def _directory_problem(name: str) -> str:
+    """Return why recordings can't be written to a directory; empty if they can. rtmpd creates its last component only."""
+    path = Path(name).absolute()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        problem = _parent_problem(path.parent)
+        return f"can't create {_shown(path)}: {problem}" if problem else ""
+    except OSError as error:
+        return f"{_me()} can't access {_shown(path)}: {error.strerror}"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{_shown(path)} is not a directory"
+    return _parent_problem(path)
+
+
+def _parent_problem(directory: Path) -> str:
+    """Return why nothing can be created in a directory; empty if it can."""
+    if not os.access(directory, os.F_OK):
+        return f"the directory {_shown(directory)} does not exist, or {_me()} can't access it: create it or set another one"
+    if not directory.is_dir():
+        return f"{_shown(directory)} is not a directory"
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return f"{_shown(directory)} is on a read-only file system"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"{_me()} may not write to the directory {_shown(directory)}: chown or chmod it, or set another one"
+    return ""
+
+
+def _log_problem(name: str) -> str:
+    """Return why a log can't be written to a file; empty if it can. rtmpd creates the file, but not its directory."""
+    path = Path(name).absolute()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        # A file behind a dangling link is created at the target of the link.
+        problem = _parent_problem(Path(os.path.realpath(path)).parent)
+        return f"can't create {_shown(path)}: {problem}" if problem else ""
+    except OSError as error:
+        return f"{_me()} can't access {_shown(path)}: {error.strerror}"
+    if stat.S_ISDIR(status.st_mode):
+        return f"{_shown(path)} is a directory: a file is expected"
+    if stat.S_ISSOCK(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        return f"{_shown(path)} is a socket or a block device: a file or a named pipe is expected"
+    if not os.access(path, os.W_OK):
+        return f"{_me()} may not write to {_shown(path)}: chown or chmod it, or set another one"
+    return ""
+
+
+def _journal_problem() -> str:
+    try:
+        JournalSink().close()
+    except OSError as error:
+        return f"can't reach the systemd journal: {error.strerror}: set log_target = stderr or a log_file"
+    return ""
+
+
+def _check_tables(config: Config) -> Iterator[Finding]:
+    """Check each ``auth_file`` once, and report it at the first option that names it."""
+    named: list[tuple[OptionPath, str]] = [(("auth", "auth_file"), config.auth.auth_file)]
+    named += [(("applications", name, "auth_file"), each.auth.auth_file) for name, each in config.applications.items()]
+    seen = {""}
+    for path, file in named:
+        if file in seen:
+            continue
+        seen.add(file)
+        try:
+            read_table(file)
+        except TableError as error:
+            yield Finding(path, f"{_shown(Path(file).absolute())}: {error}")
+
+
+def _check_reload(config: Config, config_file: str) -> Iterator[Finding]:
+    """Note files that a start could read, perhaps as root, but a reload could not."""
+    if config_file and not os.access(config_file, os.R_OK):
+        text = f"{_me()} may not read the configuration file: a reload will fail"
+        yield Finding(("server", "user"), text, is_note=True)
+    for path, secret in _secrets(config):
+        kind, _, file = secret.source.partition(":")
+        if kind == "file" and not os.access(file, os.R_OK):
+            yield Finding(path, f"{_me()} may not read {_shown(secret.source)}: a reload will fail", is_note=True)
+
+
+def _secrets(config: Config) -> Iterator[tuple[OptionPath, Secret]]:
+    parts: dict[OptionPath, Any] = {
+        (each.name,): getattr(config, each.name) for each in fields(config) if each.name != "applications"
+    }
+    for name, application in config.applications.items():
+        for each in fields(ApplicationConfig):
+            # A part that the application takes from its section is checked there.
+            if getattr(application, each.name) != getattr(config, each.name):
+                parts["applications", name, each.name] = getattr(application, each.name)
+    for path, part in parts.items():
+        for option in fields(part):
+            value = getattr(part, option.name)
+            for one in value if isinstance(value, tuple) else (value,):
+                secret = one.secret if isinstance(one, NamedSecret) else one
+                if isinstance(secret, Secret) and secret.source:
+                    yield (*path[:2], option.name), secret
+
+
+def _program_problem(name: str) -> str:
+    """Return why a program can't be run; empty if it can."""
+    path = Path(name).absolute()
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{_me()} can't run {_shown(path)}: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{_shown(path)} is not a file: a program is expected"
+    if not os.access(path, os.X_OK):
+        return f"{_me()} may not run {_shown(path)}: chmod +x it, or set another program"
+    return _interpreter_problem(path)
+
+
+def _interpreter_problem(path: Path) -> str:
+    """Return what is wrong with the first line of a script. The kernel would report only that there is no such file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_INTERPRETER_LENGTH)
+    except OSError:
+        # A program need not be readable.
+        return ""
+    if head.startswith(b"\x7fELF"):
+        return ""
+    if not head.startswith(b"#!"):
+        return f'{_shown(path)} is not a program: a script needs a first line such as "#!/bin/sh"'
+    words = head[2:].partition(b"\n")[0].split()
+    interpreter = os.fsdecode(words[0]) if words else ""
+    if not os.access(interpreter, os.X_OK):
+        return f'{_shown(path)} begins with "#!{_shown(interpreter)}", which {_me()} can\'t run'
+    return ""
+
+
+# Ports ------------------------------------------------------------------------------------------------------------------
+
+
+def check_ports(config: Config, config_file: str = "") -> Iterator[Finding]:
+    """Check whether all addresses can be listened on, by binding each for a moment. A running rtmpd may have them already.
+
+    Args:
+        config: The configuration.
+        config_file: Its file; empty: it has none.
+    """
+    wanted = [(("server", "listen"), each) for each in config.server.listen]
+    wanted += [(("tls", "tls_listen"), each) for each in config.tls.tls_listen]
+    wanted += [(("metrics", "metrics_listen"), each) for each in config.metrics.metrics_listen]
+    overlaps = overlap_problems(wanted)
+    with ExitStack() as stack:
+        for index, (path, address) in enumerate(wanted):
+            if index in overlaps:
+                yield Finding(path, overlaps[index])
+                continue
+            try:
+                stack.enter_context(reserve(address))
+            except OSError as error:
+                yield from _explain_failure(path, address, error, config_file)
+
+
+def _explain_failure(path: OptionPath, address: ListenAddress, error: OSError, config_file: str) -> Iterator[Finding]:
+    """Report why an address can't be bound.
+
+    The kernel checks the right to bind a port below 1024 first, but systemd may hold the port and hand it over.
+    """
+    sockets = listening_sockets(numeric(address)) if error.errno in (errno.EADDRINUSE, errno.EACCES) else []
+    if not sockets and error.errno != errno.EADDRINUSE:
+        yield Finding(path, f"can't listen on {address}: {why_not(error)}")
+        return
+    holders = holders_of(sockets)
+    servers = [each for each in holders if each.is_rtmpd]
+    if os.getpid() in [each.pid for each in holders]:
+        # systemd handed the socket over to this process, and will hand it over to the server, too.
+        return
+    if servers:
+        yield Finding(path, f"{address} is in use by {_described(servers[0], config_file)}", is_note=True)
+    elif _SYSTEMD in [each.pid for each in holders]:
+        text = f"{address} is held by systemd: as intended if by rtmpd.socket or another socket unit of rtmpd"
+        yield Finding(path, text, is_note=True)
+    elif holders:
+        names = ", ".join(f"{printable(each.name)} (pid {each.pid})" for each in holders)
+        yield Finding(path, f"{address} is in use by {names}: stop it or choose another port")
+    else:
+        yield _unknown_holder(path, address, sockets)
+
+
+def _described(holder: Holder, config_file: str) -> str:
+    """Return the name of a running rtmpd, with its configuration file if it is another one."""
+    name = f"rtmpd (pid {holder.pid})"
+    other = holder.config_file
+    try:
+        same = Path(other).samefile(config_file) if other and config_file else other == config_file
+    except OSError:
+        # The file may be missing for a moment while an editor replaces it.
+        same = other == str(Path(config_file).absolute())
+    if same:
+        return name
+    return f"{name}, which runs with {printable(other)}" if other else f"{name}, which runs without a configuration file"
+
+
+def _unknown_holder(path: OptionPath, address: ListenAddress, sockets: list[ListeningSocket]) -> Finding:
+    """Report an address whose process is not visible: only root can see the processes of root."""
+    if not sockets:
+        text = f"{address} is in use by a socket that does not listen: check again in a minute, or choose another port"
+        return Finding(path, text)
+    user_id = sockets[0].user_id
+    text = f"{address} is in use by a process of the user {_user_name(user_id)} that is not visible to {_me()}"
+    if os.geteuid() != 0 and user_id in (0, os.geteuid()):
+        return Finding(path, f"{text}: check as root to see whether it is rtmpd", is_note=True)
+    return Finding(path, f"{text}: stop it or choose another port")

@@ -1,4 +1,4 @@
-"""From root to an ordinary user, once the ports are bound. Imports rtmpd.errors only."""
+"""Switching from root to another user and group, once all addresses are bound."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def drop_privileges(server: ServerConfig) -> None:
-    """Become the user and group of the configuration for good, in all threads.
+    """Switch to the user and group of the configuration for good, in all threads.
 
-    Who is that user already need not be root.
+    A process that already has this user and group need not be root.
 
     Raises:
-        RtmpdError: There is no such user or group, or it takes root to become it.
+        RtmpdError: The user or group does not exist, or the process is not root.
     """
     if not server.user and not server.group:
         if os.geteuid() == 0:
-            log.warning("running as root: set user in [server], and rtmpd becomes that user once it listens")
+            log.warning("running as root: set user in [server] to switch to another user after binding the addresses")
         return
     user, uid, gid = _user(server.user)
     if server.group:
@@ -37,9 +37,9 @@ def drop_privileges(server: ServerConfig) -> None:
     if os.geteuid() != 0:
         if (uid, gid) == (os.geteuid(), os.getegid()):
             return
-        raise RtmpdError(f"can't become {_both(server)}: only root can, and rtmpd was not started as root")
+        raise RtmpdError(f"can't switch to {_described(server)}: only root can, and rtmpd was not started as root")
     try:
-        # Of all groups of root's, none is kept.
+        # No group of root is kept.
         if user is None:
             os.setgroups([gid])
         else:
@@ -47,28 +47,27 @@ def drop_privileges(server: ServerConfig) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
-        raise RtmpdError(f"can't become {_both(server)}: {error.strerror}") from None
+        raise RtmpdError(f"can't switch to {_described(server)}: {error.strerror}") from None
     if user is not None:
         os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
-    log.info("became %s", _both(server))
+    log.info("switched to %s", _described(server))
 
 
-def _both(server: ServerConfig) -> str:
+def _described(server: ServerConfig) -> str:
     parts = [f"user {server.user}"] if server.user else []
     parts += [f"group {server.group}"] if server.group else []
     return " and ".join(parts)
 
 
 def _user(name: str) -> tuple[pwd.struct_passwd | None, int, int | None]:
-    """Return what is known of a user, its number, and the number of its group."""
+    """Return the entry of a user, the user id, and the id of the primary group."""
     if not name:
         return None, os.geteuid(), os.getegid()
     try:
         found = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
-        if name.isdigit():
-            raise RtmpdError(f"[server] user: there is no user {name}: make one, or give its name") from None
-        raise RtmpdError(f"[server] user: there is no user {name}: systemd-sysusers, adduser or useradd makes one") from None
+        hint = "create it or set a name" if name.isdigit() else "create it with systemd-sysusers, adduser or useradd"
+        raise RtmpdError(f"[server] user: there is no user {name}: {hint}") from None
     return found, found.pw_uid, found.pw_gid
 
 
@@ -78,4 +77,4 @@ def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise RtmpdError(f"[server] group: there is no group {name}") from None
+        raise RtmpdError(f"[server] group: there is no group {name}: create it with systemd-sysusers or groupadd") from None

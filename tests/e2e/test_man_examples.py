@@ -127,7 +127,7 @@ def test_a_low_port_as_root(run):
     # The Python of the tests may be in root's home, where nobody else finds it again.
     code, log = finish(run(which("user = nobody"), ask(443)))
     assert code == 0, log
-    assert "became user nobody" in log
+    assert "switched to user nobody" in log
     assert "listening on [::]:443" in log
 
 

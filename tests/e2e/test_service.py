@@ -372,7 +372,7 @@ def test_the_check_before_a_start_and_a_reload_takes_the_ports_that_systemd_and_
     assert machine.show("ActiveState") == "active"
     log = machine.log()
     # Only systemd has it, whom the service may not look at.
-    assert "[server] listen: note: :443 is in use by a process of the user root that can't be looked at" in log
+    assert "[server] listen: note: :443 is in use by a process of the user root that is not visible to" in log
     process = machine.show("MainPID")
     machine.run("systemctl", "reload", "rtmpd.service")
     machine.wait_for(lambda: "configuration reloaded: " in machine.log(), "the reload")
@@ -381,9 +381,7 @@ def test_the_check_before_a_start_and_a_reload_takes_the_ports_that_systemd_and_
     # The sandbox shows this directory as it is for the service.
     machine.shell(f"cat > /etc/rtmpd.ini <<'END'\n{ini.format('/usr/recordings')}\nEND")
     assert "failed" in machine.run("systemctl", "reload", "rtmpd.service", check=False)
-    what = (
-        "/etc/rtmpd.ini:5: [record] record_directory: /usr/recordings can't be made: /usr is on a file system that is read-only"
-    )
+    what = "/etc/rtmpd.ini:5: [record] record_directory: can't create /usr/recordings: /usr is on a read-only file system"
     machine.wait_for(lambda: what in machine.log(), "what is wrong")
     assert machine.show("MainPID") == process
 

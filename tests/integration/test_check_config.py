@@ -27,7 +27,7 @@ def check(*arguments: str, cwd: Path = ROOT, **options) -> tuple[int, list[str]]
     )
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines() + done.stdout.splitlines()
-    return done.returncode, [line for line in lines if "files were looked at as root" not in line]
+    return done.returncode, [line for line in lines if "files were checked as root" not in line]
 
 
 def state(directory: Path) -> list[tuple[str, int, int]]:
@@ -73,7 +73,7 @@ def test_every_problem_is_said_at_once(tmp_path):
     )
     status, lines = check("-c", "rtmpd.ini", cwd=tmp_path)
     assert status == 1
-    assert sorted(line.partition(": /")[0].partition(": no.")[0] for line in lines) == [
+    assert sorted(line.partition("] ")[0] + "] " + line.partition("] ")[2].partition(":")[0] for line in lines) == [
         "rtmpd.ini:12: [auth] auth_file",
         "rtmpd.ini:2: [server] listen",
         "rtmpd.ini:4: [log] log_file",
@@ -94,7 +94,8 @@ def test_the_check_notes_that_an_ordinary_user_can_not_see_processes_of_root(ser
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "the built-in configuration: ok\n"), done.stderr
     assert done.stderr.startswith(
-        f"--listen: [server] listen: note: 127.0.0.1:{running.port} is in use by a process of the user root that can't be"
+        f"--listen: [server] listen: note: 127.0.0.1:{running.port} is in use by a process of the user root "
+        "that is not visible to the user nobody: check as root"
     )
 
 
@@ -114,11 +115,11 @@ def test_the_check_finds_missing_permissions_of_the_servers_user(public_path):
     status, lines = check("-c", str(ini))
     assert status == 1
     problems = [line.partition(": ")[2] for line in lines]
-    denied = "the user nobody may not write to the directory {}: chown or chmod it, or name another"
+    denied = "the user nobody may not write to the directory {}: chown or chmod it, or set another one"
     assert problems == [
         f"[record] record_directory: {denied.format(recordings)}",
-        f"[log] log_file: {log}/log can't be made: {denied.format(log)}",
-        f"[hooks] hook_scripts: the user nobody may not run {tmp_path}/program: chmod +x it, or name another program",
+        f"[log] log_file: can't create {log}/log: {denied.format(log)}",
+        f"[hooks] hook_scripts: the user nobody may not run {tmp_path}/program: chmod +x it, or set another program",
     ]
     for path in (recordings, log, tmp_path / "program"):
         os.chown(path, 65534, 65534)

@@ -277,8 +277,9 @@ def test_more_connections_than_open_files_are_no_start(tmp_path):
     )
     assert done.returncode == 1
     assert re.search(
-        r"ERROR +connection_limit = 1000 needs 1065 open files \(1000 connections, 1 addresses, 64 spare\), and 200 are allowed"
-        r": lower connection_limit, or raise the hard limit \(LimitNOFILE= in the unit, ulimit -Hn in a shell\)$",
+        r"ERROR +connection_limit = 1000 needs 1065 open files \(1000 connections, 1 addresses, 64 spare\), "
+        r"but the hard limit is 200: lower connection_limit, or raise "
+        r"the hard limit \(LimitNOFILE= in the unit, ulimit -Hn in a shell\)$",
         done.stderr,
         re.MULTILINE,
     )
@@ -291,12 +292,14 @@ def test_connections_are_made_to_fit_and_an_explicit_limit_that_does_not_fit_is_
     (tmp_path / "rtmpd.ini").write_text("[limits]\nconnection_limit = 1000\n")
     running.process.send_signal(signal.SIGHUP)
     running.wait_for_line(
-        r"ERROR +reload failed: connection_limit = 1000 needs 1065 open files .*, and 200 are allowed: .*; "
+        r"ERROR +reload failed: connection_limit = 1000 needs 1065 open files .*, but the hard limit is 200: .*; "
         r"the old configuration stays in force$"
     )
     (tmp_path / "rtmpd.ini").write_text("[limits]\nstream_limit = 7\n")
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for_line(r"WARNING connection_limit = 0 is 135 connections here, not 10000: 200 open files are allowed")
+    running.wait_for_line(
+        r"WARNING connection_limit = 0 means 135 connections here, not 10000: the hard limit of open files is 200"
+    )
     running.wait_for_line(r"configuration reloaded: \[limits\] stream_limit = 7$")
     # All of them fit, and whoever comes then is refused, not left waiting for a descriptor.
     wires = [raw(running) for _ in range(135)]

@@ -244,7 +244,7 @@ def test_a_reload_keeps_the_listener_and_takes_the_limit(server, publisher, tmp_
     (tmp_path / "rtmpd.ini").write_text(changed)
     running.process.send_signal(signal.SIGHUP)
     running.wait_for_line("configuration reloaded")
-    running.wait_for_line(r"WARNING reload: \[metrics\] metrics_listen only changes when rtmpd is started again")
+    running.wait_for_line(r"WARNING reload: \[metrics\] metrics_listen keeps its old value until rtmpd is restarted")
     found = scrape(port)
     assert [names[1] for names in found if names[0] == "rtmp_stream_players"] == ["live/a", "(other)"]
     assert found["rtmp_stream_players", "(other)"] == 0

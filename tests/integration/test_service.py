@@ -153,7 +153,7 @@ def test_ready_is_sent_when_connections_are_served_and_stopping_before_they_end(
 def test_a_failed_start_reports_the_reason_and_never_ready(manager):
     manager.ini.write_text("[server]\nlisten = 127.0.0.1:0\nuser = nobody-here\n")
     assert manager.start().wait(LIMIT_S) == 1
-    problem = r"\[server\] user: there is no user nobody-here: systemd-sysusers, adduser or useradd makes one"
+    problem = r"\[server\] user: there is no user nobody-here: create it with systemd-sysusers, adduser or useradd"
     manager.wait_for(f"ERROR +{problem}$")
     assert re.fullmatch(problem, manager.told()["STATUS"])
 
@@ -334,7 +334,7 @@ def test_a_socket_for_metrics(manager, held):
 def test_a_socket_with_a_name_that_means_nothing_is_a_clear_error(manager, held):
     process = manager.start(held, names="rtmpx")
     assert process.wait(LIMIT_S) == 1
-    manager.wait_for(r"ERROR +a socket that was handed over is called 'rtmpx': FileDescriptorName= is rtmp, rtmps or metrics$")
+    manager.wait_for(r"ERROR +expected FileDescriptorName=rtmp, rtmps or metrics in the socket unit, got 'rtmpx'$")
 
 
 def test_programs_of_hooks_see_nothing_of_systemd(manager, held, tmp_path):
@@ -356,7 +356,9 @@ def test_programs_of_hooks_see_nothing_of_systemd(manager, held, tmp_path):
 def test_without_systemd_a_port_in_use_is_a_clear_error(manager, held):
     manager.ini.write_text(f"[server]\nlisten = 127.0.0.1:{port_of(held)}\n")
     assert manager.start().wait(LIMIT_S) == 1
-    manager.wait_for(rf"ERROR +can't listen on 127.0.0.1:{port_of(held)}: Address already in use: another server ")
+    manager.wait_for(
+        rf"ERROR +can't listen on 127.0.0.1:{port_of(held)}: Address already in use: another process listens on it"
+    )
     assert manager.told()["STATUS"].startswith("can't listen on ")
     assert "READY" not in manager.log.read_text()
 
@@ -395,7 +397,7 @@ def test_root_binds_a_low_port_and_switches_to_another_user_permanently(manager,
         assert re.search(rf"^Gid:\t{'	'.join([str(nobody.pw_gid)] * 4)}$", status, re.MULTILINE)
         assert re.search(rf"^Groups:\t{nobody.pw_gid} $", status, re.MULTILINE)
         assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-    manager.wait_for("INFO +became user nobody$")
+    manager.wait_for("INFO +switched to user nobody$")
     with Client(f"rtmp://127.0.0.1:{low_port}/live/a") as client:
         client.publish()
         client.send_video(0, key(1))

@@ -477,7 +477,9 @@ def test_a_server_may_listen_for_rtmps_only(tmp_path, pair, authority):
 
 def test_an_address_can_not_be_for_both(tmp_path, pair):
     port = free_port()
-    with pytest.raises(AssertionError, match=rf"can't listen on 127.0.0.1:{port} for RTMPS: \[server\] listen has :{port}"):
+    with pytest.raises(
+        AssertionError, match=rf"can't listen on 127.0.0.1:{port}: it overlaps with :{port} of \[server\] listen"
+    ):
         Server("", "--listen", f":{port}", "--tls-listen", f"127.0.0.1:{port}", "--tls-cert", str(pair.both))
 
 

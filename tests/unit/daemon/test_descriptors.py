@@ -22,7 +22,7 @@ SPARE = 64 + 1  # and the one address that is listened on
 
 
 def needed(ini, connections=100):
-    return {need.what: need.files for need in needs(load_text(ini), connections)}
+    return needs(load_text(ini), connections)
 
 
 # What is needed ---------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_an_explicit_limit_that_fits_just_so_is_no_problem():
     assert descriptors_problem(config, 1000 + SPARE) == ""
     assert descriptors_problem(config, resource.RLIM_INFINITY) == ""
     assert descriptors_problem(config, 999 + SPARE) == (
-        "connection_limit = 1000 needs 1065 open files (1000 connections, 1 addresses, 64 spare), and 1064 are allowed: "
+        "connection_limit = 1000 needs 1065 open files (1000 connections, 1 addresses, 64 spare), but the hard limit is 1064: "
         "lower connection_limit, or raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
     )
 
@@ -85,8 +85,8 @@ def test_without_a_limit_only_too_few_for_any_server_are_a_problem():
     config = load_text("")
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE) == ""
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE - 1) == (
-        "a server of only 16 connections needs 81 open files (16 connections, 1 addresses, 64 spare), and 80 are allowed: "
-        "raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
+        "a server of only 16 connections needs 81 open files (16 connections, 1 addresses, 64 spare), "
+        "but the hard limit is 80: raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
     )
 
 
@@ -95,8 +95,8 @@ def test_without_a_limit_only_too_few_for_any_server_are_a_problem():
 def test_without_a_limit_connections_are_as_many_as_fit(ini, hard_limit):
     config = load_text(ini)
     count = fitting_connections(config, hard_limit)
-    assert sum(need.files for need in needs(config, count)) <= hard_limit
-    assert sum(need.files for need in needs(config, count + 1)) > hard_limit
+    assert sum(needs(config, count).values()) <= hard_limit
+    assert sum(needs(config, count + 1).values()) > hard_limit
 
 
 @pytest.mark.parametrize("hard_limit", [10_000 + SPARE, 1 << 20, resource.RLIM_INFINITY])
@@ -131,7 +131,7 @@ def test_a_soft_limit_that_is_high_enough_stays(limits):
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(limits):
-    with pytest.raises(RtmpdError, match=r"^connection_limit = 4096 needs 4161 open files .*, and 4096 are allowed: "):
+    with pytest.raises(RtmpdError, match=r"^connection_limit = 4096 needs 4161 open files .*, but the hard limit is 4096: "):
         provide_descriptors(load_text("[limits]\nconnection_limit = 4096\n"))
     assert limits == [1024, 4096]
 
@@ -141,7 +141,8 @@ def test_what_is_made_to_fit_is_said(limits, caplog):
     assert limits == [4096, 4096]
     (message,) = caplog.messages
     assert message == (
-        "connection_limit = 0 is 4031 connections here, not 10000: 4096 open files are allowed (4031 connections, 1 addresses, "
+        "connection_limit = 0 means 4031 connections here, not 10000: the hard limit of open files is 4096 ("
+        "4031 connections, 1 addresses, "
         "64 spare)"
     )
 

@@ -135,7 +135,7 @@ def test_an_address_may_become_one_for_rtmps_and_two_may_change_sides():
     assert schemes() == ["rtmps", "rtmps"]
     assert sorted(ports.addresses) == sorted([("127.0.0.1", first), ("127.0.0.1", second)])
     before = list(ports.listeners)
-    with pytest.raises(RtmpdError, match=rf"can't listen on 127.0.0.1:{first} for RTMPS: \[server\] listen has :{first}"):
+    with pytest.raises(RtmpdError, match=rf"can't listen on 127.0.0.1:{first}: it overlaps with :{first} of \[server\] listen"):
         ports.change([ListenAddress("", first)], [one])
     assert ports.listeners == before
     ports.close()

@@ -8,8 +8,7 @@ import pytest
 
 from rtmpd.config.loader import load_file, load_text, origins
 from rtmpd.daemon import preflight as module
-from rtmpd.daemon.findings import Finding
-from rtmpd.daemon.preflight import preflight
+from rtmpd.daemon.preflight import Finding, preflight
 from tests.certificates import LONG_AGO, NOT_SO_LONG_AGO, Authority
 
 
@@ -30,7 +29,7 @@ def test_problems_name_the_line_the_flag_or_only_the_file(tmp_path):
     places = [line.partition(" ")[0] for line in found.problems]
     path = tmp_path / "rtmpd.ini"
     assert places == ["--record-dir:", "--log-file:", f"{path}:7:", f"{path}:10:", f"{path}:4:"]
-    assert found.problems[1] == "--log-file: [log] log_file: / is a directory, a file is expected"
+    assert found.problems[1] == "--log-file: [log] log_file: / is a directory: a file is expected"
     assert found.problems[3].startswith(f"{path}:10: [applications] [[live]] auth_file: /none: can't be read")
 
 
@@ -47,7 +46,7 @@ def test_root_looks_as_the_user_that_the_server_becomes(public_path):
     (tmp_path / "log").touch(0o600)
     ini = f"[server]\nlisten = 127.0.0.1:0\nuser = nobody\n[log]\nlog_file = {tmp_path}/log\n"
     (problem,) = check(tmp_path, ini).problems
-    text = f"the user nobody may not write to {tmp_path}/log: chown or chmod it, or name another"
+    text = f"the user nobody may not write to {tmp_path}/log: chown or chmod it, or set another one"
     assert problem == f"{tmp_path}/rtmpd.ini:5: [log] log_file: {text}"
     # And is root as before.
     assert os.geteuid() == 0
@@ -59,7 +58,7 @@ def test_root_looks_as_the_user_that_the_server_becomes(public_path):
 def test_root_without_a_user_is_told_what_that_says(tmp_path):
     found = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\n")
     assert found.problems == []
-    assert [line.partition("] ")[2][:32] for line in found.notes] == ["user: note: files were looked at"]
+    assert [line.partition("] ")[2][:32] for line in found.notes] == ["user: note: files were checked a"]
 
 
 def test_a_user_that_there_is_not(tmp_path):
@@ -73,7 +72,7 @@ def test_disks_have_a_deadline():
     begun = time.monotonic()
     (finding,) = module._in_child(signal.pause, 0.2)
     assert time.monotonic() - begun < 10
-    assert finding.text == "the files could not be looked at within 0.2 s: is a disk away?"
+    assert finding.text == "the files could not be checked within 0.2 s: does a disk or network file system not respond?"
 
 
 def test_what_is_found_comes_over_whole():

@@ -92,7 +92,7 @@ def test_who_is_that_user_already_need_not_be_root(system):
 @pytest.mark.parametrize(("user", "group"), [("media", ""), ("media", "video"), ("", "video")])
 def test_only_root_can_become_another(system, user, group):
     system.uid = system.gid = 1000
-    with pytest.raises(RtmpdError, match=r"^can't become .*: only root can, and rtmpd was not started as root$"):
+    with pytest.raises(RtmpdError, match=r"^can't switch to .*: only root can, and rtmpd was not started as root$"):
         drop(user, group)
 
 
@@ -101,7 +101,7 @@ def test_only_root_can_become_another(system, user, group):
     [
         ("nobody-here", "", r"^\[server\] user: there is no user nobody-here: "),
         ("99", "", r"^\[server\] user: there is no user 99: "),
-        ("media", "audio", r"^\[server\] group: there is no group audio$"),
+        ("media", "audio", r"^\[server\] group: there is no group audio: create it with systemd-sysusers or groupadd$"),
     ],
 )
 def test_who_does_not_exist_is_named(system, user, group, problem):
@@ -112,5 +112,5 @@ def test_who_does_not_exist_is_named(system, user, group, problem):
 
 def test_a_refusal_of_the_kernel_is_an_error(system):
     system.error = PermissionError(1, "Operation not permitted")
-    with pytest.raises(RtmpdError, match=r"^can't become user media and group video: Operation not permitted$"):
+    with pytest.raises(RtmpdError, match=r"^can't switch to user media and group video: Operation not permitted$"):
         drop("media", "video")

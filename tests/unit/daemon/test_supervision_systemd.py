@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from rtmpd.daemon.systemd import Inherited, Notifier, take_sockets
+from rtmpd.daemon.supervision import Inherited, Notifier, take_sockets
 from rtmpd.errors import RtmpdError
 
 
@@ -100,7 +100,7 @@ def hand_over(monkeypatch):
     def hand(*sockets, names=None, process=None):
         # Descriptors that follow each other.
         first = 200
-        monkeypatch.setattr("rtmpd.daemon.systemd._FIRST_DESCRIPTOR", first)
+        monkeypatch.setattr("rtmpd.daemon.supervision._FIRST_DESCRIPTOR", first)
         for offset, sock in enumerate(sockets):
             made.append(os.dup2(sock.fileno(), first + offset, inheritable=True))
         environment = {"LISTEN_PID": process or str(os.getpid()), "LISTEN_FDS": str(len(sockets)), "HOME": "/"}
@@ -151,18 +151,18 @@ def test_what_can_not_be_served_is_an_error_that_says_so(hand_over, listening, t
             sock.bind(str(tmp_path / "socket"))
             sock.listen()
         environment = hand_over(sock)
-        with pytest.raises(RtmpdError, match=r"descriptor 200, which systemd handed over, is no TCP socket that listens"):
+        with pytest.raises(RtmpdError, match=r"descriptor 200 from systemd is not a listening TCP socket"):
             take_sockets(environment)
 
 
 def test_a_descriptor_that_is_no_socket_is_an_error(monkeypatch, tmp_path):
     with (tmp_path / "file").open("w") as file:
-        monkeypatch.setattr("rtmpd.daemon.systemd._FIRST_DESCRIPTOR", file.fileno())
-        with pytest.raises(RtmpdError, match="is no socket"):
+        monkeypatch.setattr("rtmpd.daemon.supervision._FIRST_DESCRIPTOR", file.fileno())
+        with pytest.raises(RtmpdError, match="is not a socket"):
             take_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
 
 
 def test_a_descriptor_that_is_not_open_is_an_error(monkeypatch):
-    monkeypatch.setattr("rtmpd.daemon.systemd._FIRST_DESCRIPTOR", 900)
-    with pytest.raises(RtmpdError, match="descriptor 900, which systemd handed over, is no socket: Bad file descriptor"):
+    monkeypatch.setattr("rtmpd.daemon.supervision._FIRST_DESCRIPTOR", 900)
+    with pytest.raises(RtmpdError, match="descriptor 900 from systemd is not a socket: Bad file descriptor"):
         take_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})

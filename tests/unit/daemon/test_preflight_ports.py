@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.daemon import port_check
-from rtmpd.daemon.port_check import check_ports
+from rtmpd.daemon import preflight
 from rtmpd.daemon.port_holders import ListeningSocket
+from rtmpd.daemon.preflight import check_ports
 from tests.ports import free_port
 
 _HOLD = """
@@ -65,7 +65,7 @@ def test_an_address_that_another_program_has(hold):
         ((path, text, is_note),) = found(ini.format(f"127.0.0.1:{port}"))
         assert (path, is_note) == (option, False)
         assert text.startswith(f"127.0.0.1:{port} is in use by python")
-        assert text.endswith(f" (pid {pid}): stop that, or choose another port")
+        assert text.endswith(f" (pid {pid}): stop it or choose another port")
 
 
 def test_an_rtmpd_that_runs_with_this_file_is_a_note(hold, rtmpd, tmp_path):
@@ -94,7 +94,7 @@ def test_a_socket_that_was_handed_over_to_this_process_is_no_matter():
 
 def test_a_socket_that_systemd_holds_is_a_note(hold, monkeypatch):
     pid, port = hold("-c", _HOLD)
-    monkeypatch.setattr(port_check, "_SYSTEMD", pid)
+    monkeypatch.setattr(preflight, "_SYSTEMD", pid)
     ((_, text, is_note),) = found(f"[server]\nlisten = 127.0.0.1:{port}\n")
     assert is_note
     assert text.startswith(f"127.0.0.1:{port} is held by systemd: ")
@@ -107,8 +107,8 @@ def test_a_socket_that_systemd_holds_is_a_note(hold, monkeypatch):
 )
 def test_a_process_that_can_not_be_looked_at(hold, monkeypatch, me, owner, is_note):
     _, port = hold("-c", _HOLD)
-    monkeypatch.setattr(port_check, "holders_of", lambda sockets: [])
-    monkeypatch.setattr(port_check, "listening_sockets", lambda address: [ListeningSocket(address, owner, 5)])
+    monkeypatch.setattr(preflight, "holders_of", lambda sockets: [])
+    monkeypatch.setattr(preflight, "listening_sockets", lambda address: [ListeningSocket(address, owner, 5)])
     monkeypatch.setattr(os, "geteuid", lambda: me)
     ((_, text, noted),) = found(f"[server]\nlisten = 127.0.0.1:{port}\n")
     assert noted is is_note
@@ -119,7 +119,7 @@ def test_one_address_for_two_things():
     port = free_port()
     ini = f"[server]\nlisten = :{port}\n[metrics]\nmetrics_listen = localhost:{port}\n"
     assert found(ini) == [
-        ("metrics.metrics_listen", f"localhost:{port} can't be listened on: [server] listen has :{port}", False)
+        ("metrics.metrics_listen", f"can't listen on localhost:{port}: it overlaps with :{port} of [server] listen", False)
     ]
 
 
@@ -131,7 +131,7 @@ def test_one_address_for_two_things():
     ],
 )
 def test_what_can_not_be_bound_at_all(address, problem):
-    assert found(f"[server]\nlisten = {address}\n") == [("server.listen", f"{address} can't be listened on: {problem}", False)]
+    assert found(f"[server]\nlisten = {address}\n") == [("server.listen", f"can't listen on {address}: {problem}", False)]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def denied(monkeypatch):
     def reserve(address):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(port_check, "reserve", reserve)
+    monkeypatch.setattr(preflight, "reserve", reserve)
 
 
 def test_a_low_port_without_the_right_that_systemd_hands_over_to_an_rtmpd(denied, hold, rtmpd):
@@ -152,7 +152,7 @@ def test_a_low_port_without_the_right_that_systemd_hands_over_to_an_rtmpd(denied
 
 
 def test_a_low_port_without_the_right(denied, monkeypatch):
-    monkeypatch.setattr(port_check, "listening_sockets", lambda address: [])
+    monkeypatch.setattr(preflight, "listening_sockets", lambda address: [])
     ((_, text, is_note),) = found("[server]\nlisten = :80\n")
-    assert text == ":80 can't be listened on: Permission denied: ports below 1024 need CAP_NET_BIND_SERVICE"
+    assert text == "can't listen on :80: Permission denied: ports below 1024 need CAP_NET_BIND_SERVICE"
     assert not is_note

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.daemon.file_check import check_files
+from rtmpd.daemon.preflight import check_files
 
 
 def found(ini, config_file=""):
@@ -41,16 +41,14 @@ def test_a_directory_of_recordings_is_there_or_is_made_and_the_check_does_not_ma
 def test_only_the_last_directory_of_a_path_is_made(tmp_path):
     ((option, text),) = found(record(tmp_path / "a" / "b"))
     assert option == "record.record_directory"
-    assert text.startswith(f"{tmp_path}/a/b can't be made: there is no directory {tmp_path}/a, ")
+    assert text.startswith(f"can't create {tmp_path}/a/b: the directory {tmp_path}/a does not exist, ")
 
 
 def test_a_file_where_a_directory_is_expected(tmp_path):
     (tmp_path / "file").touch()
-    assert found(record(tmp_path / "file")) == [
-        ("record.record_directory", f"{tmp_path}/file is no directory, one is expected")
-    ]
+    assert found(record(tmp_path / "file")) == [("record.record_directory", f"{tmp_path}/file is not a directory")]
     ((_, text),) = found(record(tmp_path / "file" / "x"))
-    assert text == f"{tmp_path}/file/x can't be looked at by the user {_me()}: Not a directory"
+    assert text == f"the user {_me()} can't access {tmp_path}/file/x: Not a directory"
 
 
 def _me():
@@ -72,7 +70,7 @@ def test_a_file_system_that_is_read_only(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly)
     ((_, text),) = found(record(tmp_path))
-    assert text == f"{tmp_path} is on a file system that is read-only here"
+    assert text == f"{tmp_path} is on a read-only file system"
 
 
 def test_without_recordings_their_directory_does_not_matter():
@@ -94,24 +92,28 @@ def test_log_files(option, tmp_path, unprivileged):
     (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "file")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "socket"))
-        assert "is a socket or a disk, a file or a named pipe is expected" in problem(tmp_path / "socket")
+        assert "is a socket or a block device: a file or a named pipe is expected" in problem(tmp_path / "socket")
     # Nobody reads the pipe: to open it would wait, or fail.
     for good in ("there", "new", "pipe"):
         assert problem(tmp_path / good) == ""
     assert "may not write to" in problem(tmp_path / "denied-no")
-    assert problem(tmp_path / "directory") == f"{tmp_path}/directory is a directory, a file is expected"
-    assert f"can't be made: there is no directory {tmp_path}/missing" in problem(tmp_path / "missing" / "log")
-    assert f"can't be made: there is no directory {tmp_path}/missing" in problem(tmp_path / "dangling")
+    assert problem(tmp_path / "directory") == f"{tmp_path}/directory is a directory: a file is expected"
+    assert f"can't create {tmp_path}/missing/log: the directory {tmp_path}/missing does not exist" in problem(
+        tmp_path / "missing" / "log"
+    )
+    assert f"can't create {tmp_path}/dangling: the directory {tmp_path}/missing does not exist" in problem(
+        tmp_path / "dangling"
+    )
     assert not (tmp_path / "new").exists()
 
 
 def test_a_journal_that_is_not_there(monkeypatch, tmp_path):
-    from rtmpd.daemon import file_check
+    from rtmpd.daemon import preflight
 
-    sink = file_check.JournalSink
-    monkeypatch.setattr(file_check, "JournalSink", lambda: sink(str(tmp_path / "none")))
+    sink = preflight.JournalSink
+    monkeypatch.setattr(preflight, "JournalSink", lambda: sink(str(tmp_path / "none")))
     ((option, text),) = found("[log]\nlog_target = journal\n")
-    assert (option, "log_file, works without" in text) == ("log.log_target", True)
+    assert (option, "set log_target = stderr or a log_file" in text) == ("log.log_target", True)
     assert found(f"[log]\nlog_target = journal\nlog_file = {tmp_path}/log\n") == []
 
 
@@ -142,9 +144,9 @@ def test_programs_of_hooks(tmp_path, unprivileged):
     assert problem(script("good", "#!/bin/sh -e")) == ""
     assert problem("/bin/sh") == ""
     assert "may not run" in problem(script("plain", "#!/bin/sh", 0o644))
-    assert "is no program: a script begins with" in problem(script("bare", "echo hello"))
+    assert "is not a program: a script needs" in problem(script("bare", "echo hello"))
     assert 'begins with "#!/bin/dash5", which' in problem(script("wrong", "#!/bin/dash5"))
-    assert problem(tmp_path).endswith("is no file, a program is expected")
+    assert problem(tmp_path).endswith("is not a file: a program is expected")
     assert problem(tmp_path / "missing").endswith("No such file or directory")
 
 
