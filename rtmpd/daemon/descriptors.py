@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT
 from rtmpd.errors import RtmpdError
 from rtmpd.http.server import CONNECTIONS as HTTP_CONNECTIONS
-from rtmpd.services.auth.service import CALLS as AUTH_CALLS
+from rtmpd.services.auth.callback import THREADS as AUTH_THREADS
 
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
@@ -47,7 +47,7 @@ def needs(config: Config, connections: int) -> dict[str, int]:
         "relays": limits.relay_limit if any(each.relay.relay_to for each in everywhere) else 0,
         "recordings": recorded if config.record.record_all or config.record.record_streams else 0,
         "hooks": _PER_CALL * max(hooks.hook_concurrency, destinations) if destinations else 0,
-        "authentication callbacks": _PER_CALL * AUTH_CALLS if any(each.auth.auth_callback for each in everywhere) else 0,
+        "authentication callbacks": _PER_CALL * AUTH_THREADS if any(each.auth.auth_callback for each in everywhere) else 0,
         "clients of metrics": HTTP_CONNECTIONS * len(config.metrics.metrics_listen),
         "addresses": listeners,
         "spare": _SPARE,

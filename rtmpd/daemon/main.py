@@ -91,7 +91,7 @@ class Daemon:
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
             *first,
-            Auth(self.hub),
+            Auth(self.hub, Auth.select(config)),
             Recorder(self.hub, Recorder.select(config)),
             Relays(self.hub),
             MediaLog(self.hub, MediaLog.select(config)),

@@ -33,8 +33,7 @@ from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import numeric, reserve, why_not
 from rtmpd.net.tls import tls_problems
-from rtmpd.services.auth.table import TableError
-from rtmpd.services.auth.table_file import read_table
+from rtmpd.services.auth.credentials import CredentialsError, read_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -284,8 +283,8 @@ def _check_tables(config: Config) -> Iterator[Finding]:
             continue
         seen.add(file)
         try:
-            read_table(file)
-        except TableError as error:
+            read_credentials(file)
+        except CredentialsError as error:
             yield Finding(path, f"{_shown(Path(file).absolute())}: {error}")
 
 

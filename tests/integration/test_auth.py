@@ -139,12 +139,14 @@ def test_a_changed_auth_file_is_read_and_a_half_written_one_changes_nothing(serv
     assert refused(running, "stream?token=s3cret-1")[0] == DENIED
     published(running, "stream?token=s3cret-2")
     path.write_text('{"live/stream": "s3cret-4", "live/mo')
-    reload(running, "what was read before stays in force")
-    running.wait_for_line(r"ERROR .*auth_file .*tokens\.json: line 1 column 29: Unterminated string starting at; what was read")
+    reload(running, "its earlier content stays in force")
+    running.wait_for_line(
+        r"ERROR .*auth_file .*tokens\.json: line 1 column 29: Unterminated string starting at; its earlier content"
+    )
     assert refused(running, "stream?token=s3cret-4")[0] == DENIED
     published(running, "more?token=s3cret-3")
     path.unlink()
-    reload(running, "can't be read: No such file or directory; what was read before stays in force")
+    reload(running, "can't be read: No such file or directory; its earlier content stays in force")
     published(running, "more?token=s3cret-3")
     path.write_text("{}")
     reload(running, f"auth_file {path} was read")
@@ -394,12 +396,14 @@ def guess(running, source, token="s3cret-x"):
 def test_an_address_with_many_failures_is_banned_for_a_while(serve):
     running = serve(BANS)
     assert [guess(running, "127.77.200.1") for _ in range(5)] == [FAILED, FAILED, FAILED, "", ""]
-    running.wait_for_line(r"WARNING 127\.77\.200\.1 is banned for 1\.5 s after 3 failures$")
+    running.wait_for_line(
+        r"WARNING 127\.77\.200\.1 is banned for 1\.5 s \(auth_ban_s\) after 3 failures \(auth_ban_failures\)$"
+    )
     # Its right token does not help it now, and others notice nothing.
     assert guess(running, "127.77.200.1", "s3cret-1") == ""
     assert guess(running, "127.77.200.2", "s3cret-1") == "NetStream.Play.Start"
     wait_until(lambda: guess(running, "127.77.200.1", "s3cret-1") == "NetStream.Play.Start", "the end of the ban")
-    running.wait_for_line(r"INFO +127\.77\.200\.1 is no longer banned; \d+ connections were refused$")
+    running.wait_for_line(r"INFO +127\.77\.200\.1 is no longer banned, \d+ connections were refused$")
     running.stop()
     assert sum("is banned" in line for line in running.lines) == 1
     running.wait_for_line(r"counted: auth_banned_connections \d+, auth_bans 1, auth_failures 3, ")

@@ -90,23 +90,23 @@ def test_anything_but_200_denies(serve, web, status):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (reply(500), "it answered with status 500"),
-        (reply(503), "it answered with status 503"),
-        (callbacks.endless, "its answer is longer than 8192 bytes"),
-        (callbacks.nonsense, "it can't be reached, or does not speak HTTP"),
-        (callbacks.hang_up, "it can't be reached, or does not speak HTTP"),
-        (breaking_off(b"HTTP/1.1 200 OK\r\n"), "it can't be reached, or does not speak HTTP"),
-        (breaking_off(b"HTTP/1.1 200 OK\r\nContent-Le"), "it can't be reached, or does not speak HTTP"),
-        (breaking_off(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"na'), "its answer broke off"),
-        (breaking_off(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"na'), "its answer broke off"),
-        (callbacks.dripping, r"it did not answer within 2 s"),
-        (late(60), r"it did not answer within 2 s"),
-        (reply(200, b'{"name": "s3cret-na'), "its answer is broken JSON"),
-        (reply(200, b"{" * 8000), "its answer is broken JSON"),
-        (named("a?b"), "the name in its answer can't be the name of a stream"),
-        (named(""), "the name in its answer can't be the name of a stream"),
-        (named("/a"), "the name in its answer can't be the name of a stream"),
-        (named(["a"]), "the name in its answer can't be the name of a stream"),
+        (reply(500), "the server answered 500"),
+        (reply(503), "the server answered 503"),
+        (callbacks.endless, "the response is longer than 8192 bytes"),
+        (callbacks.nonsense, "the response is not HTTP"),
+        (callbacks.hang_up, "the server closed the connection without a response"),
+        (breaking_off(b"HTTP/1.1 200 OK\r\n"), "the response broke off within its head"),
+        (breaking_off(b"HTTP/1.1 200 OK\r\nContent-Le"), "the response broke off within its head"),
+        (breaking_off(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"na'), "the response broke off"),
+        (breaking_off(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"na'), "the response broke off"),
+        (callbacks.dripping, "timed out after 2 s while waiting for the response"),
+        (late(60), "timed out after 2 s while waiting for the response"),
+        (reply(200, b'{"name": "s3cret-na'), "the response is broken JSON"),
+        (reply(200, b"{" * 8000), "the response is broken JSON"),
+        (named("a?b"), "the name in the response can't be the name of a stream"),
+        (named(""), "the name in the response can't be the name of a stream"),
+        (named("/a"), "the name in the response can't be the name of a stream"),
+        (named(["a"]), "the name in the response can't be the name of a stream"),
     ],
 )
 def test_a_callback_that_misbehaves_denies_in_time_and_costs_no_stream_anything(serve, web, answer, why):
@@ -120,7 +120,9 @@ def test_a_callback_that_misbehaves_denies_in_time_and_costs_no_stream_anything(
         bystander.check()
     finally:
         bystander.close()
-    running.wait_for_line(rf"ERROR +auth_callback http://127\.0\.0\.1:{web.port}: {why} \(1 failures so far\)$")
+    running.wait_for_line(
+        rf"ERROR +auth_callback http://127\.0\.0\.1:{web.port} failed, clients are refused: {why}; 1 failures so far$"
+    )
     running.stop()
     running.wait_for_line(r"counted: auth_callback_errors 1, auth_failures 1, auth_successes 2, ")
 
@@ -146,7 +148,7 @@ def test_a_callback_that_can_not_be_reached_denies(serve, web):
     running = serve()
     web.close()
     assert refused(running, "cam")[0] == DENIED
-    running.wait_for_line("ERROR +auth_callback .*: it can't be reached")
+    running.wait_for_line("ERROR +auth_callback .* failed, clients are refused: Connection refused")
 
 
 @pytest.mark.peer
@@ -158,7 +160,9 @@ def test_a_self_signed_certificate_of_the_callback_denies(serve, web, peer, tmp_
     with Web(tmp_path / "certificate", tmp_path / "key") as encrypted:
         running = serve(url=encrypted.url)
         assert refused(running, "cam")[0] == DENIED
-        running.wait_for_line(r"ERROR +auth_callback https://.*: its certificate can't be verified, or TLS failed")
+        running.wait_for_line(
+            r"ERROR +auth_callback https://.*: the server's certificate can't be verified: self-signed certificate"
+        )
         assert not encrypted.questions
 
 

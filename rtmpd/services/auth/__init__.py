@@ -1,1 +1,1 @@
-"""Authentication: who may publish and play, and under which name."""
+"""Authentication: decides which clients may connect, publish and play, and under which name a publish goes."""

@@ -1,255 +1,141 @@
-"""Asking a web server: one POST with JSON, in a thread of its own.
-
-``requests`` bounds each single read and no more, so a server that sends a byte now and then could hold a thread for ever:
-whoever waits cuts the connection when the time is over. Nothing here tells the URL, which may hold a password, not even an
-exception.
-"""
+"""The callback: a web server that decides about a publish or play, asked by a POST with JSON."""
 
 from __future__ import annotations
 
 import json
-import socket
-import threading
-from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
-
+from rtmpd.authorization import Action
 from rtmpd.config.access_rules import is_name
+from rtmpd.http.client import HttpClient, HttpError
+from rtmpd.services.auth.rules import Denied
+from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from rtmpd.authorization import Request
+    from rtmpd.config.model import AuthConfig
     from rtmpd.config.secret import Secret
+    from rtmpd.hub import Hub
 
-__all__ = ["ANSWER_LIMIT_BYTES", "Answer", "Call", "CallbackFailed", "name_of", "place_of"]
+__all__ = ["BODY_LIMIT_BYTES", "THREADS", "Callback", "CallbackError", "name_in"]
 
-ANSWER_LIMIT_BYTES = 8 << 10
-_OK = 200
-_SERVER_ERROR = 500
+log = logging.getLogger(__name__)
 
-
-class CallbackFailed(Exception):
-    """The callback gave no answer that could be used; the message says why, without its URL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a callback says.
-
-    Attributes:
-        allowed: Whether it lets the client in.
-        status: The status code.
-        body: The beginning of the body.
-    """
-
-    allowed: bool
-    status: int
-    body: bytes = b""
+THREADS = 16
+"""Requests at the same time."""
+_ACTIVE_LIMIT = 256
+"""Requests under way or waiting for a thread."""
+BODY_LIMIT_BYTES = 8 << 10
 
 
-_thread = threading.local()
+class CallbackError(Exception):
+    """The callback gave no answer that can be used; the message says why, without the URL."""
 
 
-def _watched(sock: socket.socket) -> socket.socket:
-    call: Call = _thread.call
-    call.watch(sock)
-    return sock
-
-
-class _Lines:
-    """Hands out the lines of a response's head, and remembers the last one."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.last = b""
-
-    def readline(self, limit: int) -> bytes:
-        self.last = self._file.readline(limit)
-        return self.last
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _WholeHead(HTTPResponse):
-    """A response whose head has come to its end.
-
-    The library takes the end of the connection for the end of the headers. Of an answer that breaks off there, its length and
-    its body would be missing, and with them the name of the stream.
-    """
-
-    fp: Any
-
-    def begin(self) -> None:
-        file = self.fp
-        self.fp = lines = _Lines(file)
-        try:
-            super().begin()
-        finally:
-            # It may have closed its file, where there is no body.
-            if self.fp is lines:
-                self.fp = file
-        if not lines.last:
-            raise HTTPException("the head broke off")
-
-
-class _Plain(HTTPConnection):
-    response_class = _WholeHead
-
-    def _new_conn(self) -> socket.socket:
-        return _watched(super()._new_conn())
-
-
-class _Encrypted(HTTPSConnection):
-    response_class = _WholeHead
-
-    def _new_conn(self) -> socket.socket:
-        return _watched(super()._new_conn())
-
-
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _Plain
-
-
-class _EncryptedPool(HTTPSConnectionPool):
-    ConnectionCls = _Encrypted
-
-
-class _Adapter(HTTPAdapter):
-    """Makes connections that a `Call` can cut."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _EncryptedPool}
-
-
-class Call:
-    """One question.
+class Callback:
+    """Asks the web servers of ``auth_callback``. Answers are not remembered.
 
     Args:
-        url: Whom to ask.
-        question: What is sent, as JSON.
-        limit_s: The most that connecting, and each single read, may take.
-        ca: The authorities that sign the certificate of an https:// server, as ``requests`` has them.
+        hub: The hub, for its counters and the authorities to trust.
+
+    Attributes:
+        active: The number of requests that are under way or wait for a thread.
     """
 
-    def __init__(self, url: Secret, question: Mapping[str, str], limit_s: float, ca: str | bool = True) -> None:
-        self._url = url
-        self._question = question
-        self._limit_s = limit_s
-        self._ca = ca
-        self._sock: socket.socket | None = None
-        self._cut = False
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._client = HttpClient(THREADS)
+        self._failures = LogThrottle()
+        self.active = 0
 
-    def watch(self, sock: socket.socket) -> None:
-        """Remember a connection that was made, to cut it; raises OSError if that is already due."""
-        # A descriptor of its own: TLS takes the other one away.
-        self._sock = sock.dup()
-        if self._cut:
-            self.cut()
-            raise ConnectionAbortedError
+    def ask(self, options: AuthConfig, request: Request, key: str) -> StreamKey:
+        """Ask whether a client may publish or play the stream *key*; return the stream that it gets.
 
-    def cut(self) -> None:
-        """End the call: nobody waits for the answer any more. From any thread."""
-        self._cut = True
-        sock = self._sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                # It has ended meanwhile.
-                return
-
-    def run(self) -> Answer:
-        """Ask, and return the answer. In a thread that may block.
+        Waits for ``auth_callback_timeout_s`` at most, and calls ``request.waiting`` before.
 
         Raises:
-            CallbackFailed: There was none, or it made no sense.
+            Denied: The callback denies the request, or has failed.
         """
-        _thread.call = self
+        request.waiting()
+        app, name = StreamKey(key).app, StreamKey(key).name
+        token = request.parameters.get("token", "")
+        question = {
+            "action": str(request.action),
+            "app": app,
+            "stream_name": name,
+            "stream_key": key,
+            "token": token,
+            "remote_addr": request.peer,
+        }
         try:
-            return self._ask()
-        except requests.exceptions.SSLError:
-            raise CallbackFailed("its certificate can't be verified, or TLS failed") from None
-        except requests.exceptions.Timeout:
-            raise CallbackFailed(f"it did not answer within {self._limit_s:g} s") from None
-        except (HTTPError, HTTPException):
-            # Of urllib3 and http.client: requests lets them through while a body is read.
-            raise CallbackFailed("its answer broke off") from None
-        except (requests.exceptions.RequestException, OSError, ValueError):
-            # Their texts have the URL in them.
-            raise CallbackFailed("it can't be reached, or does not speak HTTP") from None
-        finally:
-            _thread.call = None
-            if self._sock is not None:
-                self._sock.close()
+            body = self._post(options, question)
+            given = name_in(body) if body is not None and request.action is Action.PUBLISH else ""
+        except CallbackError as error:
+            self._hub.count("auth_callback_errors")
+            failures = self._hub.counters["auth_callback_errors"]
+            text = "auth_callback %s failed, clients are refused: %s; %d failures so far"
+            self._failures.log(log, logging.ERROR, text, _shown(options.auth_callback), error, failures)
+            raise Denied("the authentication service failed", guess=False) from None
+        if body is None:
+            # A play without a token has guessed nothing.
+            raise Denied("the callback said no", guess=bool(token) or request.action is Action.PUBLISH)
+        return StreamKey(f"{app}/{given}" if given else key)
 
-    def _ask(self) -> Answer:
-        with requests.Session() as session:
-            # No proxies, no .netrc, no certificates that only the environment of the process knows: tls_ca says which.
-            session.trust_env = False
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, _Adapter())
-            response = session.post(
-                self._url.reveal(),
-                data=json.dumps(self._question),
-                headers={
-                    "Content-Type": "application/json",
-                    "User-Agent": "rtmpd",
-                    "Accept-Encoding": "identity",
-                    "Connection": "close",
-                },
-                timeout=self._limit_s,
-                allow_redirects=False,
-                stream=True,
-                verify=self._ca,
+    def _post(self, options: AuthConfig, question: dict[str, str]) -> bytes | None:
+        """Return the body of a response that allows; None: the callback denies."""
+        if self.active >= _ACTIVE_LIMIT:
+            raise CallbackError(f"{self.active} requests are waiting")
+        self.active += 1
+        try:
+            response = self._client.post(
+                options.auth_callback.reveal(),
+                json.dumps(question).encode(),
+                {"Content-Type": "application/json"},
+                timeout_s=options.auth_callback_timeout_s,
+                body_limit_bytes=BODY_LIMIT_BYTES,
+                ca=self._hub.tls.client.ca,
             )
-            with response:
-                if response.status_code >= _SERVER_ERROR:
-                    raise CallbackFailed(f"it answered with status {response.status_code}")
-                if response.status_code != _OK:
-                    return Answer(False, response.status_code)
-                body = b""
-                # To its end, which is where a length that was not kept is noticed.
-                while data := response.raw.read(ANSWER_LIMIT_BYTES + 1 - len(body), decode_content=False):
-                    body += data
-                    if len(body) > ANSWER_LIMIT_BYTES:
-                        raise CallbackFailed(f"its answer is longer than {ANSWER_LIMIT_BYTES} bytes")
-                return Answer(True, response.status_code, body)
+        except HttpError as error:
+            raise CallbackError(str(error)) from None
+        finally:
+            self.active -= 1
+        if response.status >= 500:
+            raise CallbackError(f"the server answered {response.status}")
+        if response.status != 200:
+            return None
+        if response.defect:
+            raise CallbackError(f"the response {response.defect}")
+        return response.body
 
 
-def name_of(answer: Answer) -> str:
-    """Return the name that an answer gives a publish, ``{"name": NAME}``; empty if it gives none.
+def name_in(body: bytes) -> str:
+    """Return the name that a response gives a publish, ``{"name": NAME}``; empty: it gives none.
 
-    A body that is no JSON object says nothing: that is how go-rtmp has it.
+    A body that is no JSON object gives none: go-rtmp does the same.
 
     Raises:
-        CallbackFailed: It was meant to be one, or its name can't be the name of a stream. To go on would be to publish under
+        CallbackError: The object is broken, or its name can't be the name of a stream. To ignore it would be to publish under
             the name that the client gave, which may be a secret.
     """
-    text = answer.body.strip()
+    text = body.strip()
     if not text.startswith(b"{"):
         return ""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise CallbackFailed("its answer is broken JSON") from None
+        raise CallbackError("the response is broken JSON") from None
     name = found.get("name")
     if name is None:
         return ""
     if not isinstance(name, str) or not is_name(name) or not all(name.split("/")):
-        raise CallbackFailed("the name in its answer can't be the name of a stream")
+        raise CallbackError("the name in the response can't be the name of a stream")
     return name
 
 
-def place_of(url: Secret) -> str:
+def _shown(url: Secret) -> str:
     """Return what may be logged of a URL: scheme, host and port."""
     parts = urlsplit(url.reveal())
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

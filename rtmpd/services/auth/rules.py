@@ -1,6 +1,6 @@
-"""The rules of one application: what a client has to show, and what it gets for it.
+"""The rules of one application: what a client has to show for a publish or play. Pure: the time is an argument.
 
-Pure: nothing waits here, and the time is the caller's. A callback is not asked here, only found to be needed.
+The callback is not asked here; a decision says that it has to be.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from rtmpd.authorization import Action
 from rtmpd.config.access_rules import parse_address, within
+from rtmpd.services.auth.credentials import Credentials, PublishKeys
 from rtmpd.services.auth.signing import verified
-from rtmpd.services.auth.table import PublishKeys, Table
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from rtmpd.authorization import Request
@@ -22,11 +23,11 @@ __all__ = ["Decision", "Denied", "Rules"]
 
 
 class Denied(Exception):
-    """A client is not let in.
+    """A client is refused.
 
     Attributes:
-        reason: Why, for the log and for the client; holds no secret and no name that may be one.
-        guess: Whether the client may have been guessing: that counts towards a ban.
+        reason: Why, for the log and for the client; contains no secret and no name that may be one.
+        guess: Whether the client may have guessed a secret: that counts towards a ban.
     """
 
     def __init__(self, reason: str, *, guess: bool) -> None:
@@ -37,102 +38,97 @@ class Denied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A client may come in, or the callback decides.
+    """A client is allowed, or the callback decides.
 
     Attributes:
-        key: The stream that it gets.
-        proof: What let it in; empty if nothing was asked.
-        ask: The callback has to be asked.
+        key: The stream that the client gets.
+        proof: What the client has shown; empty if nothing was required.
+        ask: Whether the callback has to be asked.
     """
 
-    key: str
+    key: StreamKey
     proof: str = ""
     ask: bool = False
 
 
 class Rules:
-    """What holds for one application.
+    """The rules of one application.
 
     Args:
-        config: Its options.
-        table: What its ``auth_file`` holds; an empty table without one.
+        options: Its options.
+        file: The content of its ``auth_file``; empty without one.
     """
 
-    def __init__(self, config: AuthConfig, table: Table) -> None:
-        self.config = config
-        self._tokens = Table.of_tokens(config.auth_tokens) if config.auth_mode == "token" else table
-        keys = [(each.name, each.secret.reveal()) for each in config.auth_publish_keys]
-        self._publish_keys = PublishKeys([*keys, *((stream, key.reveal()) for stream, key in table.publish_keys)])
-        self.users: dict[str, tuple[Secret, ...]] = {name: (password,) for name, password in table.users.items()}
-        for each in config.auth_users:
+    def __init__(self, options: AuthConfig, file: Credentials) -> None:
+        self.options = options
+        self._tokens = Credentials.of_tokens(options.auth_tokens) if options.auth_mode == "token" else file
+        keys = [(each.name, each.secret.reveal()) for each in options.auth_publish_keys]
+        self._publish_keys = PublishKeys([*keys, *((stream, key.reveal()) for stream, key in file.publish_keys)])
+        self.users: dict[str, tuple[Secret, ...]] = {name: (password,) for name, password in file.users.items()}
+        for each in options.auth_users:
             self.users[each.name] = (*self.users.get(each.name, ()), each.secret)
 
-    def asks(self, action: Action) -> bool:
-        """Whether those who want to do this are asked for anything but a publish key."""
-        config = self.config
-        if not (config.auth_publish if action is Action.PUBLISH else config.auth_play):
-            return False
-        return config.auth_mode != "none" or bool(self.users) or bool(config.auth_sign_secrets)
-
-    def asks_for_login(self, *, encoder: bool) -> bool:
-        """Whether a client has to log in when it connects. What it will do is only known of encoders, by what they say."""
-        return bool(self.users) and (self.config.auth_publish if encoder else self.config.auth_play)
+    def requires_login(self, *, encoder: bool) -> bool:
+        """Return whether a client has to log in when it connects. Encoders will publish, other clients will play."""
+        return bool(self.users) and (self.options.auth_publish if encoder else self.options.auth_play)
 
     def decide(self, request: Request, now_s: float) -> Decision:
         """Decide about a publish or play.
 
         Args:
-            request: What is wanted.
+            request: The request.
             now_s: The time of day, seconds since 1970.
 
         Raises:
-            Denied: It is not to be.
+            Denied: The client is refused.
         """
         self._check_address(request)
         key, proof = self._stream_of(request)
-        if not self.asks(request.action):
+        options = self.options
+        required = options.auth_publish if request.action is Action.PUBLISH else options.auth_play
+        if not required or not (options.auth_mode != "none" or self.users or options.auth_sign_secrets):
             return Decision(key, proof)
-        config = self.config
         if request.user and request.user in self.users:
             return Decision(key, "login")
-        if config.auth_sign_secrets and "sign" in request.parameters:
+        if options.auth_sign_secrets and "sign" in request.parameters:
             self._check_signature(request, now_s)
             return Decision(key, "signature")
-        if config.auth_mode == "callback":
+        if options.auth_mode == "callback":
             return Decision(key, ask=True)
-        if config.auth_mode in ("token", "file"):
+        if options.auth_mode in ("token", "file"):
             self._check_token(request, key)
             return Decision(key, "token")
-        raise Denied("no signature" if config.auth_sign_secrets else "no login", guess=False)
+        raise Denied("no signature" if options.auth_sign_secrets else "no login", guess=False)
 
     def _check_address(self, request: Request) -> None:
-        config = self.config
+        options = self.options
         if request.action is Action.PUBLISH:
-            allowed, denied = config.publish_allow, config.publish_deny
+            allowed, denied = options.publish_allow, options.publish_deny
         else:
-            allowed, denied = config.play_allow, config.play_deny
+            allowed, denied = options.play_allow, options.play_deny
         if allowed or denied:
             address = parse_address(request.address)
             if within(address, denied) or (allowed and not within(address, allowed)):
                 raise Denied("address not allowed", guess=False)
 
-    def _stream_of(self, request: Request) -> tuple[str, str]:
-        """Return the stream that a client means, and what it has shown by naming it so."""
-        stream = self._publish_keys.stream_of(request.key)
+    def _stream_of(self, request: Request) -> tuple[StreamKey, str]:
+        """Return the stream that a request names, and what the client has shown by naming it so."""
+        key = StreamKey(request.key)
+        stream = self._publish_keys.stream_of(key)
         if request.action is Action.PLAY:
-            if stream and stream != request.key:
-                # It would become the name of a stream, and so be seen.
+            if stream and stream != key:
+                # The publish key would become the name of a stream, and so public.
                 raise Denied("a publish key can't be played", guess=False)
-            return request.key, ""
+            return key, ""
         if stream:
-            return stream, "publish key"
-        if self._publish_keys.hold_for(request.key.rpartition("/")[0]):
+            return StreamKey(stream), "publish key"
+        if self._publish_keys.hold_for(key.app):
             raise Denied("unknown publish key", guess=True)
-        return request.key, ""
+        return key, ""
 
     def _check_signature(self, request: Request, now_s: float) -> None:
         parameters = request.parameters
-        secrets = self.config.auth_sign_secrets
+        secrets = self.options.auth_sign_secrets
         until_s = verified(secrets, request.action, request.key, parameters.get("expires", ""), parameters["sign"])
         if until_s is None:
             raise Denied("wrong signature", guess=True)

@@ -1,10 +1,10 @@
-"""Signed URLs: ``?expires=TIME&sign=SIGNATURE`` lets whoever has the URL publish or play one stream until then.
+"""Signed URLs: ``?expires=TIME&sign=SIGNATURE`` allows any client to publish or play one stream until that time. Pure.
 
 The signature is HMAC-SHA256, in hexadecimal, with the secret as its key, over three lines::
 
     publish|play LF application/name LF expires
 
-without a line feed at the end. docs/auth.rst documents this. Pure; the time is the caller's.
+without a line feed at the end.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _EXPIRES = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 def sign(secret: Secret, action: str, key: str, expires_s: int) -> str:
-    """Return the signature for a stream's key.
+    """Return the signature of a stream.
 
     Args:
         secret: The key of the HMAC.
         action: ``publish`` or ``play``.
-        key: ``application/name`` as it stands in the URL.
-        expires_s: Until when it is good, seconds since 1970.
+        key: ``application/name`` as it is written in the URL.
+        expires_s: The end of its validity, seconds since 1970.
     """
     text = f"{action}\n{key}\n{expires_s}"
     return hmac.new(_encoded(secret.reveal()), _encoded(text), "sha256").hexdigest()
 
 
 def verified(secrets: Iterable[Secret], action: str, key: str, expires: str, signature: str) -> int | None:
-    """Return until when a URL is good, if one of the secrets has signed it; else None. The caller looks at the time."""
+    """Return when a URL expires, if one of the secrets has signed it; else None. The caller compares the time."""
     if not _EXPIRES.fullmatch(expires):
         return None
     given = _encoded(signature.lower())
@@ -54,7 +54,7 @@ def verified(secrets: Iterable[Secret], action: str, key: str, expires: str, sig
 def stream_of_url(url: str) -> str:
     """Return the key of the stream that an RTMP URL names; raises ValueError."""
     parts = urlsplit(url)
-    # As it stands there: RTMP clients decode nothing.
+    # As it is written: RTMP clients decode nothing.
     key = join_key("", parts.path)
     if parts.scheme not in ("rtmp", "rtmps") or not parts.hostname or "/" not in key:
         raise ValueError("expected rtmp://HOST/APPLICATION/NAME")
@@ -62,7 +62,7 @@ def stream_of_url(url: str) -> str:
 
 
 def sign_url(secret: Secret, action: str, url: str, expires_s: int) -> str:
-    """Return a URL with its signature; raises ValueError if it is no RTMP URL with application and name."""
+    """Return a URL with its signature; raises ValueError if that is no RTMP URL with application and name."""
     signature = sign(secret, action, stream_of_url(url), expires_s)
     return f"{url}{'&' if '?' in url else '?'}expires={expires_s}&sign={signature}"
 

@@ -5,16 +5,16 @@ import pytest
 from rtmpd.authorization import Action, Request
 from rtmpd.config.loader import load_text
 from rtmpd.config.secret import Secret
+from rtmpd.services.auth.credentials import Credentials
 from rtmpd.services.auth.rules import Decision, Denied, Rules
 from rtmpd.services.auth.signing import sign
-from rtmpd.services.auth.table import Table
 
 NOW_S = 1_000_000.0
 PUBLISH, PLAY = Action.PUBLISH, Action.PLAY
 
 
-def rules(*lines, table=None):
-    return Rules(load_text("[auth]\n" + "\n".join(lines) + "\n").auth, table or Table())
+def rules(*lines, file=None):
+    return Rules(load_text("[auth]\n" + "\n".join(lines) + "\n").auth, file or Credentials())
 
 
 def decide(of, action=PUBLISH, key="live/cam", address="192.0.2.1", user="", now_s=NOW_S, **parameters):
@@ -52,16 +52,16 @@ def test_tokens_of_the_configuration():
 
 
 def test_tokens_of_a_file():
-    table = Table({"live/cam": (Secret("in"),)}, {"live/cam": (Secret("out"),)})
-    of = rules("auth_mode = file", "auth_file = f", "auth_tokens = live/cam=ini", table=table)
+    file = Credentials({"live/cam": (Secret("in"),)}, {"live/cam": (Secret("out"),)})
+    of = rules("auth_mode = file", "auth_file = f", "auth_tokens = live/cam=ini", file=file)
     assert decide(of, PUBLISH, token="in") == decide(of, PLAY, token="out") == Decision("live/cam", "token")
     assert denied(of, PUBLISH, token="out") == denied(of, PLAY, token="in") == ("wrong token", True)
     assert denied(of, PUBLISH, token="ini") == ("wrong token", True)
 
 
 def test_tokens_of_a_file_do_not_count_in_another_mode():
-    table = Table({"live/cam": (Secret("in"),)}, {})
-    of = rules("auth_mode = token", "auth_tokens = live/cam=ini", "auth_file = f", table=table)
+    file = Credentials({"live/cam": (Secret("in"),)}, {})
+    of = rules("auth_mode = token", "auth_tokens = live/cam=ini", "auth_file = f", file=file)
     assert denied(of, token="in") == ("wrong token", True)
     assert decide(of, token="ini").proof == "token"
 
@@ -106,8 +106,8 @@ def test_users():
     assert decide(of, PUBLISH, user="ann") == Decision("live/cam", "login")
     assert denied(of, PUBLISH) == ("no login", False)
     assert decide(of, PLAY) == Decision("live/cam")
-    assert of.asks_for_login(encoder=True)
-    assert not of.asks_for_login(encoder=False)
+    assert of.requires_login(encoder=True)
+    assert not of.requires_login(encoder=False)
 
 
 def test_a_user_who_is_gone_is_nobody():
@@ -115,7 +115,7 @@ def test_a_user_who_is_gone_is_nobody():
 
 
 def test_users_of_a_file_and_of_the_configuration():
-    of = rules("auth_users = ann=x, bob=y", "auth_file = f", table=Table(users={"ann": Secret("z"), "eve": Secret("w")}))
+    of = rules("auth_users = ann=x, bob=y", "auth_file = f", file=Credentials(users={"ann": Secret("z"), "eve": Secret("w")}))
     assert {name: [each.reveal() for each in passwords] for name, passwords in of.users.items()} == {
         "ann": ["z", "x"],
         "bob": ["y"],
@@ -148,7 +148,7 @@ def test_a_publish_key_comes_on_top_of_a_token():
 
 
 def test_publish_keys_of_a_file():
-    of = rules("auth_file = f", "auth_publish_keys = live/b=k2", table=Table(publish_keys=(("live/a", Secret("k1")),)))
+    of = rules("auth_file = f", "auth_publish_keys = live/b=k2", file=Credentials(publish_keys=(("live/a", Secret("k1")),)))
     assert decide(of, PUBLISH, "live/k1").key == "live/a"
     assert decide(of, PUBLISH, "live/k2").key == "live/b"
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import gevent
 import pytest
 from gevent.event import Event
@@ -7,9 +9,9 @@ from gevent.event import Event
 from rtmpd.authorization import Action, Connect, Request
 from rtmpd.config.loader import load_text
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
+from rtmpd.http.client import HttpError, Response
 from rtmpd.hub import Hub
-from rtmpd.services.auth import service
-from rtmpd.services.auth.callback import Answer, CallbackFailed
+from rtmpd.services.auth import callback
 from rtmpd.services.auth.service import Auth
 
 CALLBACK = "[auth]\nauth_mode = callback\nauth_callback = http://ann:s3cret@localhost:1/x?key=s3cret\nauth_ban_exempt = ''\n"
@@ -21,7 +23,7 @@ def make():
 
     def start(ini):
         hub = Hub(load_text(ini))
-        auth = Auth(hub)
+        auth = Auth(hub, Auth.select(hub.config))
         made.append(auth)
         auth.start()
         assert hub.authorizer is auth
@@ -33,46 +35,45 @@ def make():
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Callbacks that are answered by the test: a list of questions, and an event that lets the answer out."""
-    return FakeCalls(monkeypatch)
+def server(monkeypatch):
+    """A callback that the test answers."""
+    return FakeServer(monkeypatch)
 
 
-class FakeCalls:
+class FakeServer:
+    """Takes the place of `HttpClient`.
+
+    Attributes:
+        response: The answer; an exception is raised.
+        questions, limits, authorities: What was asked, with which deadline, and with which certificates.
+        go: While it is clear, answers are withheld.
+        asked: Set by a question.
+        ended: How many requests have ended, in whatever way.
+    """
+
     def __init__(self, monkeypatch):
-        self.questions = []
-        self.cuts = 0
-        self.answer = Answer(True, 200)
-        self.limits = []
-        self.authorities = []
-        calls = self
-
-        class FakeCall:
-            def __init__(self, url, question, limit_s, ca):
-                calls.limits.append(limit_s)
-                calls.authorities.append(ca)
-                self.question = question
-
-            def run(self):
-                raise AssertionError("a thread would run it")
-
-            def cut(self):
-                calls.cuts += 1
-
-        class FakeThreads:
-            def call(self, run):
-                calls.questions.append(run.__self__.question)
-                calls.asked.set()
-                calls.go.wait()
-                if isinstance(calls.answer, Exception):
-                    raise calls.answer
-                return calls.answer
-
-        self.go = Event()
+        self.response = Response(200)
+        self.questions, self.limits, self.authorities = [], [], []
+        self.ended = 0
+        self.go, self.asked = Event(), Event()
         self.go.set()
-        self.asked = Event()
-        monkeypatch.setattr(service, "Call", FakeCall)
-        monkeypatch.setattr(service, "Threads", lambda count: FakeThreads())
+        monkeypatch.setattr(callback, "HttpClient", lambda threads: self)
+
+    def post(self, url, body, headers, *, timeout_s, body_limit_bytes, ca):
+        assert url == "http://ann:s3cret@localhost:1/x?key=s3cret"
+        assert headers == {"Content-Type": "application/json"}
+        self.questions.append(json.loads(body))
+        self.limits.append((timeout_s, body_limit_bytes))
+        self.authorities.append(ca)
+        self.asked.set()
+        try:
+            if not self.go.wait(timeout_s):
+                raise HttpError(f"timed out after {timeout_s:g} s", timed_out=True)
+        finally:
+            self.ended += 1
+        if isinstance(self.response, Exception):
+            raise self.response
+        return self.response
 
 
 def request(action=Action.PLAY, key="live/cam", address="192.0.2.1", **parameters):
@@ -93,68 +94,68 @@ def test_nothing_is_asked_by_default(make):
     assert not hub.counters
 
 
-def test_a_callback_allows_and_denies(make, calls):
+def test_a_callback_allows_and_denies(make, server):
     hub, auth = make(CALLBACK)
     assert auth.authorize(request()) == "live/cam"
-    calls.answer = Answer(True, 200, b'{"name": "shown"}')
+    server.response = Response(200, body=b'{"name": "shown"}')
     assert auth.authorize(request(Action.PUBLISH)) == "live/shown"
-    calls.answer = Answer(False, 403)
+    server.response = Response(403)
     assert denied(auth) == ("NetStream.Play.Failed", "the callback said no")
     assert denied(auth, Action.PUBLISH) == ("NetStream.Publish.Denied", "the callback said no")
     assert dict(hub.counters) == {"auth_successes": 2, "auth_failures": 2}
-    assert auth.calls == 0
-    assert calls.cuts == 4
-    assert calls.authorities == [hub.tls.client.ca] * 4
+    assert hub.gauges["auth_callbacks_active"]() == 0
+    assert server.ended == 4
+    assert server.authorities == [hub.tls.client.ca] * 4
 
 
-def test_only_so_many_wait_for_a_callback(make, calls, monkeypatch):
-    monkeypatch.setattr(service, "_CALLS_LIMIT", 3)
+def test_only_so_many_wait_for_a_callback(make, server, monkeypatch):
+    monkeypatch.setattr(callback, "_ACTIVE_LIMIT", 3)
     hub, auth = make(CALLBACK)
-    calls.go.clear()
+    server.go.clear()
     waiting = [gevent.spawn(auth.authorize, request()) for _ in range(3)]
     gevent.sleep(0)
     assert hub.gauges["auth_callbacks_active"]() == 3
     assert denied(auth) == ("NetStream.Play.Failed", "the authentication service failed")
     assert hub.counters["auth_callback_errors"] == 1
-    calls.go.set()
+    server.go.set()
     gevent.joinall(waiting, timeout=5, raise_error=True)
     assert hub.gauges["auth_callbacks_active"]() == 0
     assert auth.authorize(request()) == "live/cam"
 
 
-def test_a_callback_has_its_time_and_no_more(make, calls):
-    _hub, auth = make(CALLBACK + "auth_callback_timeout_s = 0.1\n")
-    calls.go.clear()
+def test_a_callback_has_its_time_and_no_more(make, server):
+    hub, auth = make(CALLBACK + "auth_callback_timeout_s = 0.1\n")
+    server.go.clear()
     assert denied(auth) == ("NetStream.Play.Failed", "the authentication service failed")
-    assert calls.cuts == 1
-    assert calls.limits == [0.1]
-    assert auth.calls == 0
+    assert server.ended == 1
+    assert server.limits == [(0.1, 8192)]
+    assert hub.gauges["auth_callbacks_active"]() == 0
 
 
-def test_the_timeout_of_somebody_else_goes_through(make, calls):
-    _hub, auth = make(CALLBACK)
-    calls.go.clear()
+def test_the_timeout_of_somebody_else_goes_through(make, server):
+    hub, auth = make(CALLBACK)
+    server.go.clear()
     with pytest.raises(TimeoutError), gevent.Timeout(0.05, TimeoutError()):
         auth.authorize(request())
-    assert auth.calls == 0
-    assert calls.cuts == 1
+    assert hub.gauges["auth_callbacks_active"]() == 0
+    assert server.ended == 1
 
 
-def test_a_connection_that_ends_takes_its_callback_along(make, calls):
-    _hub, auth = make(CALLBACK)
-    calls.go.clear()
+def test_a_connection_that_ends_takes_its_callback_along(make, server):
+    hub, auth = make(CALLBACK)
+    server.go.clear()
     waiting = gevent.spawn(auth.authorize, request())
-    calls.asked.wait(5)
+    server.asked.wait(5)
     waiting.kill()
-    assert (auth.calls, calls.cuts) == (0, 1)
+    assert (hub.gauges["auth_callbacks_active"](), server.ended) == (0, 1)
 
 
-def test_a_banned_address_asks_no_callback(make, calls):
+def test_a_banned_address_asks_no_callback(make, server):
     hub, auth = make(CALLBACK + "auth_ban_failures = 2\n")
-    calls.answer = Answer(False, 403)
+    server.response = Response(403)
     for number in range(10):
         assert denied(auth, token=str(number))[0] == "NetStream.Play.Failed"
-    assert len(calls.questions) == 2
+    assert len(server.questions) == 2
     assert denied(auth)[1] == "this address is banned"
     assert auth.bars("192.0.2.1")
     assert not auth.bars("192.0.2.2")
@@ -162,21 +163,21 @@ def test_a_banned_address_asks_no_callback(make, calls):
     assert hub.counters["auth_banned_connections"] == 1
 
 
-def test_a_callback_that_fails_bans_nobody(make, calls):
+def test_a_callback_that_fails_bans_nobody(make, server):
     _hub, auth = make(CALLBACK + "auth_ban_failures = 1\n")
-    calls.answer = CallbackFailed("it is away")
+    server.response = HttpError("Connection refused")
     for _ in range(3):
         assert denied(auth, token="x")[1] == "the authentication service failed"
     assert not auth.bars("192.0.2.1")
 
 
-def test_a_callback_that_fails_is_logged_seldom_and_without_its_url(make, calls, caplog):
+def test_a_callback_that_fails_is_logged_seldom_and_without_its_url(make, server, caplog):
     _hub, auth = make(CALLBACK)
-    calls.answer = CallbackFailed("it is away")
+    server.response = HttpError("Connection refused")
     for _ in range(5):
         denied(auth)
     assert [record.getMessage() for record in caplog.records] == [
-        "auth_callback http://localhost:1: it is away (1 failures so far)"
+        "auth_callback http://localhost:1 failed, clients are refused: Connection refused; 1 failures so far"
     ]
 
 
@@ -202,10 +203,10 @@ def test_a_login_takes_two_refusals(make):
     assert not hub.counters
 
 
-def test_an_application_that_there_is_not_is_left_to_the_hub(make, calls):
+def test_an_application_that_there_is_not_is_left_to_the_hub(make, server):
     _hub, auth = make(CALLBACK + "[applications]\n[[live/sub]]\n")
     assert auth.authorize(request(Action.PLAY, "other/cam")) == "other/cam"
-    assert not calls.questions
+    assert not server.questions
     # The beginning of a path may be all that a client says when it connects.
     assert auth.login(Connect("192.0.2.1", "live", "", {}, encoder=True)) == ""
 
@@ -217,7 +218,7 @@ def test_a_new_application_goes_by_the_file_that_was_read(make, tmp_path):
     hub, auth = make(ini)
     path.write_text("half a fi")
     hub.reload(load_text(ini + "[[new]]\n"))
-    auth.reload(hub.config)
+    auth.reload(Auth.select(hub.config))
     for _ in range(2):
         assert auth.authorize(request(Action.PLAY, "new/cam", token="y")) == "new/cam"
         assert auth.authorize(request(Action.PLAY, token="x")) == "live/cam"
@@ -231,12 +232,12 @@ def test_a_new_path_to_a_bad_file_keeps_what_was_in_force(make, tmp_path, caplog
     ini = f"[auth]\nauth_mode = file\nauth_file = {good}\n"
     hub, auth = make(ini)
     hub.reload(load_text(ini.replace("good", "bad")))
-    auth.reload(hub.config)
+    auth.reload(Auth.select(hub.config))
     auth._reading.join(5)
     assert auth.authorize(request(token="x")) == "live/cam"
     assert hub.counters["auth_file_errors"] == 1
     bad.write_text('{"live/cam": "z"}')
-    auth.reload(hub.config)
+    auth.reload(Auth.select(hub.config))
     auth._reading.join(5)
     assert denied(auth, token="x")[1] == "wrong token"
     assert auth.authorize(request(token="z")) == "live/cam"
@@ -245,4 +246,4 @@ def test_a_new_path_to_a_bad_file_keeps_what_was_in_force(make, tmp_path, caplog
 def test_a_server_does_not_start_without_its_file(tmp_path):
     hub = Hub(load_text(f"[auth]\nauth_file = {tmp_path / 'none'}\n"))
     with pytest.raises(RtmpdError, match=r"auth_file .*none: can't be read: No such file or directory"):
-        Auth(hub).start()
+        Auth(hub, Auth.select(hub.config)).start()

@@ -1,4 +1,4 @@
-"""Tables of tokens, publish keys and users: what ``auth_file`` holds, and the like of it in the INI file.
+"""Tokens, publish keys and users, from ``auth_file`` and from the configuration.
 
 The file is go-rtmp's, ``{"live/stream": "token"}``. A stream may have an object in place of its token, and the name ``users``
 has one with passwords::
@@ -9,7 +9,7 @@ has one with passwords::
       "users": {"ann": "password"}
     }
 
-Pure. What is wrong with a file is said without any secret.
+Messages about a file contain no secret.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import json
 import os
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.access_rules import is_stream_key, is_user_name
 from rtmpd.config.secret import Secret
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rtmpd.config.access_rules import NamedSecret
 
-__all__ = ["FILE_LIMIT_BYTES", "PublishKeys", "Table", "TableError", "parse_table"]
+__all__ = ["FILE_LIMIT_BYTES", "Credentials", "CredentialsError", "PublishKeys", "parse_credentials", "read_credentials"]
 
 FILE_LIMIT_BYTES = 4 << 20
 _SECRET_LENGTH = 4096
@@ -38,14 +40,14 @@ _FIELDS = ("token", "publish_token", "play_token", "publish_key")
 _DIGEST_BYTES = 16
 
 
-class TableError(ValueError):
-    """A file that is no table; the message says why."""
+class CredentialsError(ValueError):
+    """A file can't be used; the message says why."""
 
 
 class PublishKeys:
     """Secret names to publish under, and the streams that they stand for.
 
-    They are looked up by a keyed digest, so that the time of a look-up says nothing about the keys that there are.
+    They are found by a keyed digest, so that the time of a search tells nothing about the keys.
     """
 
     def __init__(self, keys: Iterable[tuple[str, str]] = ()) -> None:
@@ -53,18 +55,15 @@ class PublishKeys:
         self._streams: dict[bytes, str] = {}
         self._paths: set[str] = set()
         for stream, key in keys:
-            path = stream.rpartition("/")[0]
+            path = StreamKey(stream).app
             self._paths.add(path)
             self._streams[self._digest(f"{path}/{key}")] = stream
 
     def _digest(self, text: str) -> bytes:
         return blake2b(text.encode("utf-8", "surrogatepass"), key=self._salt, digest_size=_DIGEST_BYTES).digest()
 
-    def __bool__(self) -> bool:
-        return bool(self._paths)
-
     def hold_for(self, path: str) -> bool:
-        """Whether there are keys for an application's path, or for what it is below of."""
+        """Return whether there are keys for the path of an application, or for a path above it."""
         while path:
             if path in self._paths:
                 return True
@@ -72,13 +71,13 @@ class PublishKeys:
         return False
 
     def stream_of(self, key: str) -> str:
-        """Return the stream that ``app/key`` stands for; empty if it is no key."""
+        """Return the stream that ``app/key`` stands for; empty: the key is unknown."""
         return self._streams.get(self._digest(key), "") if self._streams else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """What a file holds.
+class Credentials:
+    """The content of a file.
 
     Attributes:
         publish_tokens, play_tokens: By stream.
@@ -92,79 +91,92 @@ class Table:
     users: Mapping[str, Secret] = field(default_factory=dict)
 
     @classmethod
-    def of_tokens(cls, tokens: Iterable[NamedSecret]) -> Table:
-        """Make a table of tokens that are good for both, publishing and playing."""
+    def of_tokens(cls, tokens: Iterable[NamedSecret]) -> Credentials:
+        """Make credentials of tokens that are valid for publishing and for playing."""
         found: dict[str, tuple[Secret, ...]] = {}
         for each in tokens:
             found[each.name] = (*found.get(each.name, ()), each.secret)
         return cls(publish_tokens=found, play_tokens=found)
 
 
-def parse_table(data: bytes) -> Table:
-    """Read a file's content.
+def read_credentials(path: str) -> Credentials:
+    """Read a file. Blocks.
 
     Raises:
-        TableError: It is no table; nothing of it is to be used then.
+        CredentialsError: The file can't be read, or is wrong.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return parse_credentials(file.read(FILE_LIMIT_BYTES + 1))
+    except OSError as error:
+        raise CredentialsError(f"can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None
+
+
+def parse_credentials(data: bytes) -> Credentials:
+    """Parse the content of a file.
+
+    Raises:
+        CredentialsError: Something is wrong with it; nothing of it must be used then.
     """
     if len(data) > FILE_LIMIT_BYTES:
-        raise TableError(f"it is larger than {FILE_LIMIT_BYTES} bytes")
+        raise CredentialsError(f"the file is larger than {FILE_LIMIT_BYTES} bytes")
     try:
-        # Not by "utf-8-sig": that would be loaded now, maybe as a user who may not read where Python is.
+        # Not by "utf-8-sig": that would be loaded now, maybe as a user that may not read Python's directory.
         found = json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError:
-        raise TableError("it is not UTF-8 text") from None
+        raise CredentialsError("the file is not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise TableError(f"line {error.lineno} column {error.colno}: {error.msg}") from None
-    except TableError:
+        raise CredentialsError(f"line {error.lineno} column {error.colno}: {error.msg}") from None
+    except CredentialsError:
         raise
     except ValueError:
-        raise TableError("it has a number that is too long") from None
+        raise CredentialsError("the file contains a number that is too long") from None
     except RecursionError:
-        raise TableError("it is too deep") from None
+        raise CredentialsError("the file is nested too deeply") from None
     if not isinstance(found, dict):
-        raise TableError('it is no object like {"live/stream": "token"}')
+        raise CredentialsError('the file is not an object like {"live/stream": "token"}')
     publish: dict[str, tuple[Secret, ...]] = {}
     play: dict[str, tuple[Secret, ...]] = {}
     keys: list[tuple[str, Secret]] = []
     users: dict[str, Secret] = {}
     for name, value in found.items():
         if name == _USERS and isinstance(value, dict):
-            users = _read_users(value)
+            users = _parse_users(value)
             continue
         stream = name.strip("/")
         if not is_stream_key(stream):
-            raise TableError(f"{_shown(name)} is not APPLICATION/NAME")
+            raise CredentialsError(f"{_shown(name)} is not APPLICATION/NAME")
         if stream in publish:
-            raise TableError(f"{_shown(name)} is there twice")
-        entry = _read_entry(name, value)
+            raise CredentialsError(f"{_shown(name)} is defined twice")
+        entry = _parse_entry(name, value)
         publish[stream] = tuple(entry[part] for part in ("token", "publish_token") if part in entry)
         play[stream] = tuple(entry[part] for part in ("token", "play_token") if part in entry)
         if "publish_key" in entry:
             keys.append((stream, entry["publish_key"]))
-    return Table(publish, play, tuple(keys), users)
+    return Credentials(publish, play, tuple(keys), users)
 
 
-def _read_entry(name: str, value: Any) -> dict[str, Secret]:
+def _parse_entry(name: str, value: Any) -> dict[str, Secret]:
     if isinstance(value, str):
         return {"token": _secret(name, "token", value)}
     if not isinstance(value, dict) or not value:
-        raise TableError(f"{_shown(name)} has neither a token nor an object with {', '.join(_FIELDS)}")
+        raise CredentialsError(f"{_shown(name)} has neither a token nor an object with {', '.join(_FIELDS)}")
     for part in value:
         if part not in _FIELDS:
-            raise TableError(f"{_shown(name)} has the unknown field {_shown(part)}; there are {', '.join(_FIELDS)}")
+            raise CredentialsError(f"{_shown(name)} has the unknown field {_shown(part)}, the fields are {', '.join(_FIELDS)}")
     return {part: _secret(name, part, each) for part, each in value.items()}
 
 
-def _read_users(found: dict[str, Any]) -> dict[str, Secret]:
+def _parse_users(found: dict[str, Any]) -> dict[str, Secret]:
     for name in found:
         if not is_user_name(name):
-            raise TableError(f"the user {_shown(name)} has other characters than letters, digits, _ . @ and -, or more than 64")
+            raise CredentialsError(f"the name of the user {_shown(name)} is not 1 to 64 letters, digits and _ . @ -")
     return {name: _secret(name, "password", value) for name, value in found.items()}
 
 
-def _secret(name: str, what: str, value: Any) -> Secret:
+def _secret(name: str, kind: str, value: Any) -> Secret:
     if not isinstance(value, str) or not 0 < len(value) <= _SECRET_LENGTH or not value.isprintable():
-        raise TableError(f"the {what} of {_shown(name)} is not a text of 1 to {_SECRET_LENGTH} printable characters")
+        raise CredentialsError(f"the {kind} of {_shown(name)} is not a text of 1 to {_SECRET_LENGTH} printable characters")
     return Secret(value)
 
 
@@ -172,7 +184,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise TableError(f"{_shown(name)} is there twice")
+            raise CredentialsError(f"{_shown(name)} is defined twice")
         found[name] = value
     return found
 

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from rtmpd.config.access_rules import NamedSecret
 from rtmpd.config.secret import Secret
-from rtmpd.services.auth.table import FILE_LIMIT_BYTES, PublishKeys, Table, TableError, parse_table
+from rtmpd.services.auth.credentials import FILE_LIMIT_BYTES, Credentials, CredentialsError, PublishKeys, parse_credentials
 
 
 def parse(value):
-    return parse_table(json.dumps(value).encode())
+    return parse_credentials(json.dumps(value).encode())
 
 
 def problem(data):
-    with pytest.raises(TableError) as raised:
-        parse_table(data if isinstance(data, bytes) else json.dumps(data).encode())
+    with pytest.raises(CredentialsError) as raised:
+        parse_credentials(data if isinstance(data, bytes) else json.dumps(data).encode())
     assert "s3cret" not in str(raised.value)
     return str(raised.value)
 
@@ -48,8 +48,8 @@ def test_users_have_passwords():
 
 
 def test_an_empty_file_lets_nobody_in():
-    assert parse({}) == Table()
-    assert parse_table(b"\xef\xbb\xbf{}") == Table()
+    assert parse({}) == Credentials()
+    assert parse_credentials(b"\xef\xbb\xbf{}") == Credentials()
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_an_empty_file_lets_nobody_in():
         (b"", "line 1 column 1: Expecting value"),
         (b'{"live/a": "s3cret",\n "live/b": "s3c', "line 2 column 12: Unterminated string starting at"),
         (b'{"live/a": "s3cret"', "line 1 column 20: Expecting ',' delimiter"),
-        (b"\xff", "it is not UTF-8 text"),
-        (b"[" * 100_000, "it is too deep"),
-        (b'{"live/a": ' + b"1" * 10_000 + b"}", "it has a number that is too long"),
-        (b" " * (FILE_LIMIT_BYTES + 1), f"it is larger than {FILE_LIMIT_BYTES} bytes"),
-        (b'{"live/a": "s3cret", "live/a": "s3cret2"}', "'live/a' is there twice"),
-        (b'{"live/a": "s3cret", "/live/a": "s3cret2"}', "'/live/a' is there twice"),
-        (["live/a"], 'it is no object like {"live/stream": "token"}'),
-        ("s3cret", 'it is no object like {"live/stream": "token"}'),
+        (b"\xff", "the file is not UTF-8 text"),
+        (b"[" * 100_000, "the file is nested too deeply"),
+        (b'{"live/a": ' + b"1" * 10_000 + b"}", "the file contains a number that is too long"),
+        (b" " * (FILE_LIMIT_BYTES + 1), f"the file is larger than {FILE_LIMIT_BYTES} bytes"),
+        (b'{"live/a": "s3cret", "live/a": "s3cret2"}', "'live/a' is defined twice"),
+        (b'{"live/a": "s3cret", "/live/a": "s3cret2"}', "'/live/a' is defined twice"),
+        (["live/a"], 'the file is not an object like {"live/stream": "token"}'),
+        ("s3cret", 'the file is not an object like {"live/stream": "token"}'),
         ({"stream": "s3cret"}, "'stream' is not APPLICATION/NAME"),
         ({"live//a": "s3cret"}, "'live//a' is not APPLICATION/NAME"),
         ({"live/a?b": "s3cret"}, "'live/a?b' is not APPLICATION/NAME"),
@@ -80,11 +80,11 @@ def test_an_empty_file_lets_nobody_in():
         ),
         (
             {"live/a": {"key": "s3cret"}},
-            "'live/a' has the unknown field 'key'; there are token, publish_token, play_token, publish_key",
+            "'live/a' has the unknown field 'key', the fields are token, publish_token, play_token, publish_key",
         ),
         (
             {"users": {"a b": "s3cret"}},
-            "the user 'a b' has other characters than letters, digits, _ . @ and -, or more than 64",
+            "the name of the user 'a b' is not 1 to 64 letters, digits and _ . @ -",
         ),
         ({"users": {"ann": None}}, "the password of 'ann' is not a text of 1 to 4096 printable characters"),
         ({"users": "s3cret"}, "'users' is not APPLICATION/NAME"),
@@ -96,8 +96,8 @@ def test_what_is_wrong_with_a_file_is_said_without_secrets(data, expected):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_table_or_none(data):
-    with contextlib.suppress(TableError):
-        parse_table(data)
+    with contextlib.suppress(CredentialsError):
+        parse_credentials(data)
 
 
 _names = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=5)
@@ -107,12 +107,12 @@ _names = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1,
 def test_a_file_that_is_half_written_is_never_taken_for_a_whole_one(tokens, data):
     text = json.dumps(tokens).encode()
     cut = data.draw(st.integers(0, len(text) - 1))
-    with pytest.raises(TableError):
-        parse_table(text[:cut])
+    with pytest.raises(CredentialsError):
+        parse_credentials(text[:cut])
 
 
 def test_tokens_of_the_configuration_are_good_for_both():
-    table = Table.of_tokens([NamedSecret("live/a", Secret("x")), NamedSecret("live/a", Secret("y"))])
+    table = Credentials.of_tokens([NamedSecret("live/a", Secret("x")), NamedSecret("live/a", Secret("y"))])
     assert table.publish_tokens == table.play_tokens == {"live/a": (Secret("x"), Secret("y"))}
 
 
