@@ -87,7 +87,7 @@ def test_a_recording_has_its_duration_and_needs_no_repair(name, recordings):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ffmpeg_decodes_the_recording_without_a_complaint(name, recordings, ffmpeg):
+def test_ffmpeg_decodes_the_recording_without_warnings(name, recordings, ffmpeg):
     done = subprocess.run(
         [ffmpeg, "-v", "warning", "-i", recordings[name], "-map", "0", "-f", "null", "-"],
         capture_output=True,
@@ -135,7 +135,7 @@ class Ranges(BaseHTTPRequestHandler):
 
 
 def test_players_seek_by_the_index(recordings, ffmpeg):
-    """In a file that is so large that nobody reads to the place instead."""
+    """The file is so large that a player does not read up to the position instead."""
     path = recordings["fast"]
     with path.open("rb") as file:
         positions = [position for _, position in scan(file).keyframes]
@@ -174,7 +174,7 @@ def test_the_log_has_the_codecs_of_each_stream(name, line, recordings):
     assert re.search(line, about[0]), about
 
 
-def test_segments_begin_with_keyframes_and_miss_nothing(ffmpeg, clips: Clips, tmp_path, programs):
+def test_segments_begin_with_keyframes_and_lose_nothing(ffmpeg, clips: Clips, tmp_path, programs):
     with serving(AT_ONCE + RECORD.format(tmp_path) + "segment_duration_s = 2\n", tmp_path) as server:
         programs.publish("hevc_aac", server.url("a")).succeed()
         server.wait_for_line("recorded .*live/a-3.flv")
@@ -282,7 +282,7 @@ def fill(descriptor: int) -> None:
         pass
 
 
-def test_a_disk_that_fills_up_costs_the_player_nothing(tmp_path, mounted, programs):
+def test_a_full_disk_does_not_affect_the_player(tmp_path, mounted, programs):
     ini = AT_ONCE + RECORD.format(mounted) + "record_retry_s = 0.2\ndisk_reserve_bytes = 1000000\n"
     with serving(ini, tmp_path) as server:
         publisher = publish_forever(programs, server.url("full"))
@@ -292,14 +292,14 @@ def test_a_disk_that_fills_up_costs_the_player_nothing(tmp_path, mounted, progra
         until(lambda: player.has_reached(0), "the player")
         seen = len(player.packets()["video 0"])
         until(lambda: len(player.packets()["video 0"]) > seen + 50, "two seconds of video with a full disk")
-        # There is room again: it goes on in another file.
+        # With free space again, the recording continues in another file.
         first = mounted / "live" / "full.flv"
         with first.open("rb") as file:
             assert scan(file).clean
         first.unlink()
         server.wait_for_line(r"WARNING +live/full: recording again, to .*full(-2)?.flv.part")
         until(lambda: any(part.stat().st_size for part in mounted.glob("live/*.part")), "the first batch")
-        # And with the last byte taken by somebody else.
+        # Another program takes all remaining space.
         foreign = os.open(mounted / "foreign", os.O_CREAT | os.O_WRONLY)
         with pytest.raises(OSError, match="No space left"):
             fill(foreign)
@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_costs_the_player_nothing(tmp_path, mounted, progra
         player.wait()
 
 
-def test_a_disk_that_is_read_only_is_said_once(tmp_path, mounted, programs):
+def test_a_read_only_disk_is_logged_once(tmp_path, mounted, programs):
     (mounted / "live").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", mounted], check=True, timeout=20)
     with serving(AT_ONCE + RECORD.format(mounted) + "record_retry_s = 0.1\n", tmp_path) as server:
@@ -332,7 +332,7 @@ def test_a_disk_that_is_read_only_is_said_once(tmp_path, mounted, programs):
         )
 
 
-def test_a_directory_that_is_removed_under_way_is_made_again(tmp_path, programs):
+def test_a_directory_that_is_removed_during_a_recording_is_created_again(tmp_path, programs):
     recordings = tmp_path / "recordings"
     with serving(AT_ONCE + RECORD.format(recordings) + "record_retry_s = 0.1\n", tmp_path) as server:
         publisher = publish_forever(programs, server.url("a"))

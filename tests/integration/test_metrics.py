@@ -105,7 +105,7 @@ def test_rates_are_those_of_the_last_seconds(shared, port, bystander):
     assert found["rtmp_stream_published", "live/bystander"] == 1
 
 
-def test_a_player_that_lags_is_seen(server, raw):
+def test_the_lag_of_a_player_is_exported(server, raw):
     running = server(INI + "[backpressure]\nlag_limit_s = 60\n[server]\nunsent_limit_bytes = 1024\n")
     port = metrics_port(running)
     sender = raw(running).publish("a")
@@ -142,7 +142,7 @@ def test_failures_are_counted_by_their_reason(shared, port, raw):
 
 
 @pytest.mark.parametrize("name", ['quo"te', "back\\slash", "smile\U0001f600", b"\xff\xfe".decode("utf-8", "surrogateescape")])
-def test_odd_names_of_streams_are_labels(shared, port, publisher, name):
+def test_unusual_stream_names_are_labels(shared, port, publisher, name):
     publisher(shared, name)
     shown = f"live/{name}".encode("utf-8", "backslashreplace").decode()
     assert scrape(port)["rtmp_stream_published", shown] == 1
@@ -203,7 +203,7 @@ def test_slow_http_clients_disturb_no_stream_and_are_disconnected(server):
 # The daemon -------------------------------------------------------------------------------------------------------------
 
 
-def test_without_an_address_nothing_listens(server, publisher):
+def test_without_an_address_there_is_no_listener(server, publisher):
     running = server()
     publisher(running, "a")
     assert not [line for line in running.log() if "metrics" in line]
@@ -234,7 +234,7 @@ def test_a_port_in_use_fails_the_start_with_a_reason():
     assert "listening on" not in done.stderr
 
 
-def test_a_reload_keeps_the_listener_and_takes_the_limit(server, publisher, tmp_path):
+def test_a_reload_keeps_the_listener_and_applies_the_limit(server, publisher, tmp_path):
     running = server(INI)
     port = metrics_port(running)
     for name in "abc":
@@ -261,7 +261,7 @@ def test_a_stop_in_the_middle_of_a_request_is_orderly(server):
         assert sock.recv(10) == b""
 
 
-# Peers that go without a word -------------------------------------------------------------------------------------------
+# Peers that no longer respond -------------------------------------------------------------------------------------------
 
 
 def test_a_peer_that_disconnects_is_counted_once_in_every_phase(server, raw):
@@ -271,7 +271,7 @@ def test_a_peer_that_disconnects_is_counted_once_in_every_phase(server, raw):
     publisher = raw(running).publish("a")
     publisher.send(VIDEO, 0, key(0))
     player = raw(running).play("b")
-    # One that never was at work is a deadline, and no zombie.
+    # A connection that neither published nor played exceeds a deadline, and is not counted as a zombie.
     idle = raw(running)
     idle.connect()
     for each in (publisher, player, idle):

@@ -1,4 +1,4 @@
-"""Recordings of what clients make up: hostile names, names that meet, short streams by the thousand, reloads."""
+"""Recordings with hostile names, names that collide, thousands of short streams, and reloads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def recorder(server, tmp_path):
         ("x" * 1000, "live/" + "x" * 83),
     ],
 )
-def test_a_stream_is_recorded_inside_the_directory_whatever_it_is_called(recorder, name, path, tmp_path):
+def test_a_stream_of_any_name_is_recorded_inside_the_directory(recorder, name, path, tmp_path):
     server, directory = recorder()
     publish(server, name)
     server.wait_for_line(r": recorded ")
@@ -78,7 +78,7 @@ def test_a_stream_is_recorded_inside_the_directory_whatever_it_is_called(recorde
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "x" * 10_000, "\0"])
-def test_a_name_that_no_log_line_could_hold_is_refused_and_nothing_is_recorded(recorder, name):
+def test_a_name_with_control_characters_or_too_long_is_refused_and_not_recorded(recorder, name):
     server, directory = recorder()
     with pytest.raises(Exception, match=r"BadName"):
         publish(server, name)
@@ -86,7 +86,7 @@ def test_a_name_that_no_log_line_could_hold_is_refused_and_nothing_is_recorded(r
     assert not directory.exists()
 
 
-def test_names_that_make_the_same_file_name_do_not_meet(recorder):
+def test_streams_with_the_same_file_name_get_files_of_their_own(recorder):
     server, directory = recorder("record_all = yes\nrecord_file_name = {name}\n")
     with Client(server.url("same", "one")) as one, Client(server.url("same", "two")) as two:
         for client, gops in ((one, 2), (two, 3)):
@@ -129,7 +129,7 @@ def test_a_reload_begins_and_ends_recordings_of_live_streams(recorder, tmp_path)
                 send(client, gop(number))
         wait_until(lambda: files(directory) == ["a-1.flv", "b-1.flv.part"], "the recording of b")
     server.wait_for_line(r"live/b: recorded ")
-    # It came in the middle, and has the headers and a keyframe all the same.
+    # The recording began in the middle of the publish, and still has the headers and a keyframe.
     with (directory / "b-1.flv").open("rb") as file:
         result = scan(file)
     assert result.clean

@@ -1,4 +1,4 @@
-"""docs/metrics.rst lists what the collector gives, and the collector gives what the server counts."""
+"""docs/metrics.rst lists all exported families, and every counter of the server is exported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_page_lists_the_names_of_debug_vars(metrics):
     assert listed | {"streams", "relays"} == set(json.loads(metrics.json()))
 
 
-def test_alerts_ask_for_what_there_is(metrics):
+def test_alerts_use_families_and_reasons_that_exist(metrics):
     text = metrics.text().decode()
     known = set(re.findall(r"^(\w+)[ {]", text, re.MULTILINE))
     part = PAGE.read_text("utf-8").partition("\nAlerts\n")[2].partition("\nJSON\n")[0]
@@ -100,7 +100,7 @@ def test_alerts_ask_for_what_there_is(metrics):
 
 
 def constants(node, scope):
-    """The strings that an expression may be; None if they can't be told from the source."""
+    """The strings that an expression may have as its value; None if the source does not show them."""
     if isinstance(node, ast.Constant):
         return {node.value}
     if isinstance(node, ast.IfExp):
@@ -148,7 +148,7 @@ def test_every_counter_has_a_family():
     assert not missing, "add them to rtmpd/services/metrics/catalogue.py and to docs/metrics.rst"
 
 
-def test_every_family_has_a_counter_or_waits_for_a_part_to_come():
+def test_every_family_has_a_counter():
     to_come = {name for name in COUNTERS if name.startswith(("auth_", "relay_"))}
     counters = (COUNTERS.keys() | FAILURES.keys()) - to_come
     assert counters <= counted().keys() | set(_STREAM_COUNTERS)

@@ -1,4 +1,4 @@
-"""Whatever a publisher sends, what is recorded are whole files, and no frame is lost or recorded twice."""
+"""For any input, recordings are complete files, and no frame is lost or recorded twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LIMITS = st.builds(SegmentLimits, st.sampled_from([0.0, 0.1, 1.0, 30.0]), st.sam
 
 
 class Reader:
-    """A recording without a greenlet or a disk: every so often it takes what there is."""
+    """A recording without a greenlet and a disk."""
 
     wake_at = 1 << 62
 
@@ -94,7 +94,7 @@ def frames_of(file):
 
 @settings(max_examples=300, deadline=None)
 @given(MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 10))
-def test_what_is_recorded_are_whole_files_and_every_frame_is_in_one(messages, limits, start, batch):
+def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limits, start, batch):
     stream = Stream("live/a", load_text("").defaults, 4096)
     stream.begin(SimpleNamespace())
     reader = Reader(stream, limits)

@@ -68,11 +68,11 @@ def test_a_publish_says_why_its_connection_was_closed(service, caplog):
     assert (entry["user"], entry["agent"]) == ("", "")
 
 
-def test_it_began_when_it_began():
+def test_the_start_is_computed_from_the_duration():
     assert entry_of(Event(EventType.PLAY_STOP, 1000.0, "1", "live/a", {"duration_s": 40}))["start"] == 960
 
 
-def test_a_reload_begins_and_ends_it_and_without_a_file_no_event_is_made(service, caplog):
+def test_a_reload_subscribes_and_unsubscribes(service, caplog):
     bus = service._hub.bus
     for config, wanted in [(ON, True), (OFF, False), (OFF, False), (ON, True), (ON, True)]:
         service.reload(AccessLog.select(config))
@@ -84,7 +84,7 @@ def test_a_reload_begins_and_ends_it_and_without_a_file_no_event_is_made(service
     assert len(entries(caplog)) == 1
 
 
-# Connections that came to nothing
+# Connections that neither published nor played
 
 
 class Clock:
@@ -111,7 +111,7 @@ def close(service, **more):
     service._hub.bus.emit(EventType.CONNECTION_CLOSE, {**CLOSE, "served": False, **more}, connection_id="9")
 
 
-def test_a_connection_that_came_to_nothing_is_an_entry(clocked, caplog):
+def test_a_connection_that_neither_published_nor_played_is_an_entry(clocked, caplog):
     close(clocked[0], app="live", wanted="publish", wanted_stream="live/a", user="bob", agent="OBS")
     (entry,) = entries(caplog)
     ignored = ("start", "drops", "skips", "dropped")
@@ -131,18 +131,20 @@ def test_a_connection_that_came_to_nothing_is_an_entry(clocked, caplog):
     ]
 
 
-@pytest.mark.parametrize("more", [{"served": True}, {"bytes_in": 0}], ids=["it published or played", "it said nothing"])
-def test_others_are_none(clocked, caplog, more):
+@pytest.mark.parametrize("more", [{"served": True}, {"bytes_in": 0}], ids=["published or played", "sent nothing"])
+def test_other_connections_are_not_entries(clocked, caplog, more):
     close(clocked[0], **more)
     assert entries(caplog) == []
 
 
-def test_a_flood_has_a_hundred_lines_at_once_then_ten_a_second_and_the_rest_is_counted(clocked, caplog):
+def test_lines_of_connections_are_limited_to_a_burst_of_a_hundred_and_ten_a_second_and_further_ones_are_counted(
+    clocked, caplog
+):
     service, clock = clocked
     for _ in range(1000):
         close(service)
     assert [entry["unlisted"] for entry in entries(caplog)] == [0] * 100
-    # Those of publishes and plays are not held back.
+    # Lines of publishes and plays are not limited.
     stop(service)
     assert len(entries(caplog)) == 101
     caplog.clear()

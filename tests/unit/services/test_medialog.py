@@ -61,7 +61,7 @@ def service(clock):
         stream.close()
 
 
-def test_one_line_says_what_a_stream_is_as_soon_as_both_tracks_are_known(service, lines):
+def test_the_codecs_are_logged_once_as_soon_as_both_tracks_are_known(service, lines):
     stream = Publisher(service.hub).stream
     stream.video(0, AVC)
     assert lines() == []
@@ -76,7 +76,7 @@ def test_one_line_says_what_a_stream_is_as_soon_as_both_tracks_are_known(service
 @pytest.mark.parametrize(
     ("header", "line"), [("video", f"live/a is: {VIDEO}, no audio"), ("audio", f"live/a is: no video, {AUDIO}")]
 )
-def test_a_stream_of_one_track_gets_its_line_after_a_moment(service, lines, clock, header, line):
+def test_the_codec_of_a_single_track_is_logged_after_a_wait(service, lines, clock, header, line):
     stream = Publisher(service.hub).stream
     stream.video(0, AVC) if header == "video" else stream.audio(0, AAC)
     service.tick(clock.now_s + 1)
@@ -86,7 +86,7 @@ def test_a_stream_of_one_track_gets_its_line_after_a_moment(service, lines, cloc
     assert lines() == [line]
 
 
-def test_a_record_that_does_not_say_the_size_waits_for_the_keyframe(service, lines):
+def test_a_decoder_configuration_without_dimensions_waits_for_the_keyframe(service, lines):
     stream = Publisher(service.hub).stream
     stream.video(0, VP9)
     stream.audio(0, AAC)
@@ -95,14 +95,14 @@ def test_a_record_that_does_not_say_the_size_waits_for_the_keyframe(service, lin
     assert lines() == [f"live/a is: video vp9 Profile 0 1.0 352x288 4:2:0 8 bit, {AUDIO}"]
 
 
-def test_a_publish_that_is_over_before_that_still_gets_its_line(service, lines):
+def test_the_codecs_of_a_publish_that_ends_early_are_logged_at_its_end(service, lines):
     publisher = Publisher(service.hub)
     publisher.stream.video(0, AVC)
     publisher.stop()
     assert lines() == [f"live/a is: {VIDEO}, no audio"]
 
 
-def test_a_change_is_said(service, lines):
+def test_a_change_is_logged(service, lines):
     stream = Publisher(service.hub).stream
     stream.video(0, AVC)
     stream.audio(0, AAC)
@@ -110,7 +110,7 @@ def test_a_change_is_said(service, lines):
     assert lines()[1:] == [f"live/a is now: {VIDEO}, audio aac LC 44100 Hz 2 channels"]
 
 
-def test_a_summary_comes_at_each_interval_and_counts_from_the_last(service, lines, clock):
+def test_a_summary_is_logged_at_each_interval_and_counts_from_the_previous_one(service, lines, clock):
     stream = Publisher(service.hub).stream
     stream.video(0, AVC)
     stream.audio(0, AAC)
@@ -136,7 +136,7 @@ def test_a_summary_can_be_switched_off_by_a_reload(service, lines, clock):
     assert stream is service.hub.streams["live/a"]
 
 
-def test_nothing_is_kept_of_a_publish_that_is_over(service):
+def test_no_state_is_kept_of_a_publish_that_has_ended(service):
     for _ in range(10):
         publisher = Publisher(service.hub)
         publisher.stream.video(0, AVC)
@@ -144,7 +144,7 @@ def test_nothing_is_kept_of_a_publish_that_is_over(service):
     assert service._entries == {}
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_parts_are_omitted():
     assert describe_video(VideoConfig("av1")) == "av1"
     assert describe_audio(AudioConfig("opus", "", 48000)) == "opus 48000 Hz"
     assert describe_audio(AudioConfig("aac", "HE-AACv2", 44100, 6)) == "aac HE-AACv2 44100 Hz 6 channels"

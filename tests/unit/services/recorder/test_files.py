@@ -1,4 +1,4 @@
-"""Names of files: nothing is ever overwritten, whoever takes names at the same time."""
+"""Names of files: no file is ever overwritten, even if several writers take names at the same time."""
 
 from __future__ import annotations
 

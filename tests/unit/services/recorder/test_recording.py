@@ -1,4 +1,4 @@
-"""A recording on a disk that does what the test says, fed by a real stream."""
+"""The recording of a real stream, on a disk that the test controls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY, INTER = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter"
 
 
 class Owner:
-    """As much of the recorder as a recording sees."""
+    """The part of the recorder that a recording uses."""
 
     def __init__(self, directory, **options):
         options = {"disk_reserve_bytes": 0, **options}
@@ -100,7 +100,7 @@ def wait_for(condition):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """A disk whose writes stand still while the gate is closed."""
+    """A disk whose writes wait while the gate is closed."""
     opened = threading.Event()
     entered = threading.Event()
     opened.set()
@@ -150,7 +150,7 @@ def test_a_batch_is_written_when_it_is_old_enough(scene, tmp_path, monkeypatch):
     assert made.end()
 
 
-def test_it_does_not_hold_pages(scene):
+def test_pages_are_released_once_they_are_written(scene):
     made = scene()
     before = live_pages()
     for _ in range(40):
@@ -173,7 +173,7 @@ def test_segments_are_files_of_their_own(scene, tmp_path):
             assert scan(file).metadata["duration"] == 1.0
 
 
-def test_a_disk_that_stands_still_costs_no_memory_and_the_publisher_nothing(scene, gate, caplog):
+def test_a_disk_that_does_not_answer_costs_no_memory_and_does_not_delay_the_publisher(scene, gate, caplog):
     made = scene(disk_backlog_limit_bytes=1_000_000, record_retry_s=1000)
     gate.clear()
     made.frames(30, 10_000)
@@ -187,7 +187,7 @@ def test_a_disk_that_stands_still_costs_no_memory_and_the_publisher_nothing(scen
     assert "the disk is too slow: 1000000 bytes wait for it (disk_backlog_limit_bytes)" in line.getMessage()
     assert "; retrying every 1000 s (record_retry_s)" in line.getMessage()
     assert "live/test: can't record" in line.getMessage()
-    # When the disk is back, what it took is made a whole file.
+    # When the disk answers again, the file is completed with what was written.
     gate.set()
     wait_for(lambda: made.owner.files)
     ((path, reason),) = made.owner.files
@@ -197,7 +197,7 @@ def test_a_disk_that_stands_still_costs_no_memory_and_the_publisher_nothing(scen
     made.end()
 
 
-def test_a_disk_that_does_not_answer_in_time_is_given_up(scene, gate, caplog):
+def test_a_disk_operation_that_exceeds_its_timeout_closes_the_recording(scene, gate, caplog):
     made = scene(disk_timeout_s=0.1, record_retry_s=1000)
     gate.clear()
     made.frames(30, 10_000)
@@ -208,7 +208,7 @@ def test_a_disk_that_does_not_answer_in_time_is_given_up(scene, gate, caplog):
     assert len(made.end()) == 1
 
 
-def test_it_goes_on_in_another_file_when_the_disk_is_back(scene, gate, caplog):
+def test_recording_continues_in_another_file_when_the_disk_answers_again(scene, gate, caplog):
     caplog.set_level(logging.INFO, "rtmpd")
     made = scene(disk_timeout_s=0.1, record_retry_s=0.1)
     made.frames(30, 10_000)
@@ -229,7 +229,7 @@ def test_it_goes_on_in_another_file_when_the_disk_is_back(scene, gate, caplog):
     assert all(result.clean for result in results)
 
 
-def test_all_threads_stuck_is_a_disk_that_does_not_answer(scene, caplog):
+def test_waiting_for_a_free_thread_counts_for_the_timeout_of_the_disk(scene, caplog):
     made = scene(disk_timeout_s=0.1, record_retry_s=1000)
     stuck = threading.Event()
     for _ in range(2):
@@ -241,7 +241,7 @@ def test_all_threads_stuck_is_a_disk_that_does_not_answer(scene, caplog):
     made.end()
 
 
-def test_an_error_of_the_disk_closes_what_there_is(scene, monkeypatch, caplog):
+def test_an_error_of_the_disk_closes_the_file_and_is_logged_once(scene, monkeypatch, caplog):
     write = FlvFile.write
     full = []
 
@@ -263,7 +263,7 @@ def test_an_error_of_the_disk_closes_what_there_is(scene, monkeypatch, caplog):
         wait_for(lambda: made.stream.flvlog is not None)
         made.frames(50, 10_000)
         wait_for(lambda seen=errors: made.owner.errors > seen)
-    # It is said once, however often it is tried.
+    # The error is logged once, whatever the number of attempts.
     assert caplog.text.count("No space left on device") == 1
     full.clear()
     wait_for(lambda: made.stream.flvlog is not None)
@@ -276,7 +276,7 @@ def test_an_error_of_the_disk_closes_what_there_is(scene, monkeypatch, caplog):
     assert not list(made.directory.glob("*.part"))
 
 
-def test_a_directory_that_can_not_be_had_is_said_once_and_tried_again(scene, tmp_path, caplog):
+def test_a_directory_that_can_not_be_created_is_logged_once_and_retried(scene, tmp_path, caplog):
     directory = tmp_path / "missing" / "too"
     made = scene(directory, record_retry_s=0.1)
     made.frames(30, 10_000)
@@ -292,7 +292,7 @@ def test_a_directory_that_can_not_be_had_is_said_once_and_tried_again(scene, tmp
     assert caplog.text.count("can't record") == 1
 
 
-def test_a_file_that_is_deleted_under_way_is_noticed_and_begun_again(scene, tmp_path, caplog):
+def test_a_file_that_is_deleted_by_another_program_is_replaced(scene, tmp_path, caplog):
     made = scene(record_retry_s=0.1)
     made.frames(50, 10_000)
     wait_for(lambda: names(tmp_path))
@@ -307,7 +307,7 @@ def test_a_file_that_is_deleted_under_way_is_noticed_and_begun_again(scene, tmp_
     assert len(names(tmp_path)) == 1
 
 
-def test_nothing_is_begun_on_a_disk_without_room(scene, tmp_path, caplog):
+def test_no_file_is_created_on_a_disk_without_free_space(scene, tmp_path, caplog):
     made = scene(disk_reserve_bytes=1 << 49, record_retry_s=1000)
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors)
@@ -316,19 +316,53 @@ def test_nothing_is_begun_on_a_disk_without_room(scene, tmp_path, caplog):
     made.end()
 
 
-def test_a_publish_without_media_leaves_nothing(scene, tmp_path):
+def test_a_publish_that_ends_when_the_disk_has_just_become_too_slow_is_not_retried(scene, gate, caplog):
+    made = scene(disk_backlog_limit_bytes=1_000_000, record_retry_s=1000)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    # The log releases the recording, and the publish ends before its greenlet has run.
+    made.frames(200, 10_000)
+    made.recording.end("publish_stop")
+    made.recording.greenlet.join(LIMIT_S)
+    assert made.recording.greenlet.successful()
+    assert made.owner.errors == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.endswith("the disk is too slow: 1000000 bytes wait for it (disk_backlog_limit_bytes)")
+    gate.set()
+    assert len(made.end()) == 1
+
+
+def test_a_file_that_is_created_after_the_timeout_is_deleted(scene, tmp_path, monkeypatch, caplog):
+    opened = threading.Event()
+    create = FlvFile.create
+
+    def wait_and_create(*args):
+        assert opened.wait(LIMIT_S)
+        return create(*args)
+
+    monkeypatch.setattr(FlvFile, "create", wait_and_create)
+    made = scene(disk_timeout_s=0.1, record_retry_s=1000)
+    made.frames(30, 10_000)
+    wait_for(lambda: made.owner.errors == 1)
+    opened.set()
+    assert made.end() == []
+    assert names(tmp_path) == []
+
+
+def test_a_publish_without_media_leaves_no_file(scene, tmp_path):
     assert scene().end() == []
     assert names(tmp_path) == []
 
 
-def test_a_recording_that_ends_while_it_waits_for_the_disk_is_still_complete(scene, gate):
+def test_a_recording_that_ends_while_it_waits_for_the_disk_is_complete(scene, gate):
     made = scene()
     gate.clear()
     made.frames(40, 10_000)
     wait_for(gate.entered.is_set)
     made.frames(40, 10_000)
     made.recording.end("publish_stop")
-    # Of the next publish; none of our business.
+    # These belong to the next publish.
     made.frames(40, 10_000)
     gate.set()
     (path,) = made.end()
@@ -337,7 +371,7 @@ def test_a_recording_that_ends_while_it_waits_for_the_disk_is_still_complete(sce
     assert (result.clean, result.frames) == (True, 80)
 
 
-def test_the_event_loop_goes_on_while_the_disk_writes(scene, gate):
+def test_the_event_loop_runs_while_the_disk_writes(scene, gate):
     made = scene()
     gate.clear()
     made.frames(30, 10_000)
@@ -349,7 +383,7 @@ def test_the_event_loop_goes_on_while_the_disk_writes(scene, gate):
     made.end()
 
 
-def test_a_bug_keeps_no_memory(scene, monkeypatch, capfd):
+def test_a_bug_releases_the_memory(scene, monkeypatch, capfd):
     made = scene()
 
     def fail(piece):

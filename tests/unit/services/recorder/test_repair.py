@@ -1,4 +1,4 @@
-"""What a crash has left is repaired, what is somebody else's is left alone, and nothing that may be of use is deleted."""
+"""Parts left by a crash are repaired, files of other programs are not touched, and no useful data is deleted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def part(tmp_path):
     return call
 
 
-# What becomes of it -------------------------------------------------------------------------------------------------------
+# Outcomes -------------------------------------------------------------------------------------------------------
 
 
 def test_a_part_that_was_cut_becomes_a_recording(part, tmp_path, ffmpeg):
@@ -122,8 +122,8 @@ def test_a_part_without_frames_is_removed(data, part, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_much_that_cannot_be_read_is_not_thrown_away(part):
-    # The first block was not written, the others were: somebody may still get at the frames.
+def test_a_large_part_without_readable_frames_is_kept(part):
+    # Only the first block is missing: another tool may still recover the frames.
     data = bytearray(recording(5) + b"".join(flv.tag(9, 40 * number, KEYFRAME * 100) for number in range(30)))
     data[100:4096] = bytes(3996)
     data[METADATA_END - 4 : METADATA_END] = bytes(4)
@@ -132,7 +132,7 @@ def test_much_that_cannot_be_read_is_not_thrown_away(part):
     assert outcome.path.read_bytes() == data
 
 
-def test_metadata_that_cannot_be_read_are_mended(part):
+def test_damaged_metadata_are_repaired(part):
     data = bytearray(recording(20))
     data[100:1000] = bytes(900)
     outcome = repair_one(part(bytes(data)))
@@ -163,7 +163,7 @@ def test_a_part_of_another_program_is_left_alone(part):
     assert path.read_bytes() == data
 
 
-def test_what_is_no_file_is_left_alone(tmp_path):
+def test_an_entry_that_is_not_a_file_is_not_touched(tmp_path):
     outside = write(tmp_path / "outside.flv", recording()[:-30])
     directory = tmp_path / "recordings/live"
     directory.mkdir(parents=True)

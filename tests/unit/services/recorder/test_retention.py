@@ -113,7 +113,7 @@ def test_no_more_and_no_less_is_chosen_than_has_to_be(files, limits, now_s, free
 # Clocks -------------------------------------------------------------------------------------------------------------------
 
 
-def test_clocks_that_agree_are_believed():
+def test_clocks_that_agree_are_trusted():
     clock = ClockWatch()
     assert all(clock.look(NOW + second, second) for second in range(0, 100_000, 60))
     # A few seconds are nothing, in either direction.
@@ -122,7 +122,7 @@ def test_clocks_that_agree_are_believed():
 
 
 @pytest.mark.parametrize("jump_s", [JUMP_S + 1, -JUMP_S - 1, 1e9, -1e9])
-def test_a_clock_that_jumps_is_not_believed_until_it_is_steady(jump_s):
+def test_a_clock_that_jumps_is_not_trusted_until_it_is_steady(jump_s):
     clock = ClockWatch()
     assert clock.look(NOW, 0)
     for second in range(60, 60 + int(STEADY_S), 60):
@@ -132,7 +132,7 @@ def test_a_clock_that_jumps_is_not_believed_until_it_is_steady(jump_s):
     assert not clock.look(NOW + 120 + STEADY_S, 120 + STEADY_S)
 
 
-def test_a_clock_that_comes_back_is_believed():
+def test_a_clock_that_returns_is_trusted():
     clock = ClockWatch()
     assert clock.look(NOW, 0)
     assert not clock.look(NOW + 1e6, 60)
@@ -149,7 +149,7 @@ def test_a_clock_that_jumps_again_has_to_be_steady_from_then_on():
     assert clock.look(NOW + 6600 + 5000, 6600)
 
 
-def test_a_clock_that_creeps_away_is_not_believed_either():
+def test_a_clock_that_drifts_away_is_not_trusted():
     clock = ClockWatch()
     believed = [clock.look(NOW + second * 1.1, second) for second in range(0, 3300, 60)]
     assert believed == [second * 0.1 <= JUMP_S for second in range(0, 3300, 60)]
@@ -172,7 +172,7 @@ def test_with_a_clock_that_has_jumped_only_age_deletes_nothing(tmp_path):
     assert steady.deleted == [Deleted(old, len(DATA), "keep_age_s")]
 
 
-def test_the_clock_is_of_no_interest_without_a_limit_of_age(tmp_path):
+def test_the_clock_does_not_matter_without_a_limit_of_age(tmp_path):
     keeper = Retention(Throttle(lambda _: None))
     run(tmp_path, Limits(), keeper=keeper)
     assert run(tmp_path, Limits(), keeper=keeper, now_s=NOW + 1e6).notes == []
@@ -250,7 +250,7 @@ def test_a_copy_by_ffmpeg_is_not_ours(tmp_path, ffmpeg):
     block = flv_metadata.MetadataBlock(index_entries=8)
     ours = add(tmp_path, "live/ours", data=flv.file_header(False, True) + block.render() + media)
     run_ffmpeg("-i", ours, "-c", "copy", copy)
-    # It is even said to be ours.
+    # The copy even names rtmpd as creator.
     assert b"metadatacreator\2\0\5rtmpd" in copy.read_bytes()
     os.utime(copy, (1, 1))
     assert [deleted.path for deleted in run(tmp_path, ALL).deleted] == [ours]
@@ -333,7 +333,7 @@ def test_no_directory_is_no_error_if_it_can_be_made(tmp_path):
     assert run(tmp_path / "file", ALL).errors == [f"{tmp_path}/file: Not a directory"]
 
 
-def test_what_cannot_be_deleted_is_said_and_the_rest_is_deleted(tmp_path, monkeypatch):
+def test_an_error_for_one_file_is_reported_and_others_are_deleted(tmp_path, monkeypatch):
     paths = [add(tmp_path, f"live/{number}", (100 - number) * DAY) for number in range(20)]
     real = Path.unlink
 
