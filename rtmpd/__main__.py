@@ -1,4 +1,4 @@
-"""``python -m rtmpd``."""
+"""Runs the command as ``python -m rtmpd``."""
 
 import sys
 

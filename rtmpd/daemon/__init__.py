@@ -1,1 +1,1 @@
-"""The composition root: builds the server from its configuration, starts and stops it."""
+"""Builds the server from its configuration, starts, reloads and stops it, and checks a configuration before a start."""

@@ -1,7 +1,7 @@
-"""SIGUSR2: what the server is at, as lines for the log: greenlets by where they wait, streams, and who reads them.
+"""SIGUSR2: the state of the server as log lines: where greenlets wait, the streams, and their slowest players.
 
-It is for a server that misbehaves, so it gives way to the event loop as it goes, and is bounded whatever there is. No values
-are shown but names, addresses and numbers. Imports gevent and what stands below the daemon.
+It is for a server that misbehaves, so it yields to the event loop regularly and its output is bounded. It contains only names,
+addresses and numbers, no values.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _STACKS = 40
 _FRAMES = 12
 _STREAMS = 200
 _PLAYERS = 20
-"""Players of one stream that are shown: those that are furthest behind."""
+"""Players of one stream that are shown: those with the largest lag."""
 
-_BLOCK = 5000  # objects looked at between two looks at the event loop
+_BLOCK = 5000  # objects between two yields to the event loop
 _Stack = tuple[tuple[str, int, str], ...]
 
 
 class Dump:
-    """Gives the lines.
+    """Writes the state of the server to the log.
 
     Args:
-        hub: Whose streams to show.
+        hub: The source of the state.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -54,7 +54,7 @@ class Dump:
         self._writing = False
 
     def write(self) -> None:
-        """Write the lines to the log, as warnings: who asks wants to see them. One dump at a time."""
+        """Write the lines to the log, as warnings so that every log level shows them. Does nothing while another dump runs."""
         if self._writing:
             return
         self._writing = True
@@ -65,11 +65,11 @@ class Dump:
             self._writing = False
 
     def remember_greenlets(self) -> None:
-        """Take note of the greenlets that there are: those that the collector is told to leave alone it no longer lists."""
+        """Remember all greenlets before `gc.freeze`: the collector does not list frozen objects."""
         self._early.update(each for each in gc.get_objects() if isinstance(each, greenlet))
 
     def lines(self) -> Iterator[str]:
-        """Give the lines, the event loop having its turn in between."""
+        """Give the lines. Yields to the event loop in between."""
         hub = self._hub
         secure = sum(each.transport.scheme == "rtmps" for each in hub.connections)
         yield f"state: {len(hub.streams)} streams, {len(hub.connections)} connections, {secure} of them RTMPS"
@@ -102,7 +102,7 @@ class Dump:
 
 
 def _stack_of(one: greenlet) -> _Stack:
-    """Return where a greenlet waits, the innermost first; nothing if it runs, has ended or not begun."""
+    """Return the stack of a waiting greenlet, innermost frame first; empty if it runs, has ended or has not started."""
     frame = one.gr_frame
     stack: list[tuple[str, int, str]] = []
     while frame is not None and len(stack) < _FRAMES:
@@ -115,7 +115,7 @@ def _stack_of(one: greenlet) -> _Stack:
 def _stream_lines(stream: Stream) -> Iterator[str]:
     wirelog, key = stream.wirelog, stream.key
     publisher = cast("Publisher | None", stream.publisher)
-    source = "nobody" if publisher is None else publisher.connection.transport.peer
+    source = "no publisher" if publisher is None else publisher.connection.transport.peer
     joins = f"{wirelog.position - wirelog.join_position} bytes back" if wirelog.join_page is not None else "none"
     yield (
         f"{key}: published by {source}, {len(stream.players)} players, {time.monotonic() - stream.created_at:.0f} s, "

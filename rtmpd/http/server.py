@@ -220,12 +220,11 @@ class HttpServer:
             log.info("%s on http://%s%s", self._name, bound, next(iter(self._routes)))
 
     @staticmethod
-    def select(config: Config) -> Config:
-        """Return the part of a configuration that the service uses."""
-        return config
+    def select(config: Config) -> None:
+        """Return nothing: addresses only change with a restart."""
 
-    def reload(self, config: Config) -> None:
-        """Nothing: addresses only change with a restart."""
+    def reload(self, options: None) -> None:
+        """Do nothing."""
 
     def stop(self, limit_s: float) -> None:
         """Accept no more, and give answers under way a moment."""

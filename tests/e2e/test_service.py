@@ -115,12 +115,12 @@ def test_a_second_installation_keeps_the_configuration_and_writes_the_new_one_be
     ini.write_text(INI)
     (again / "opt/rtmpd/lib/left-over").write_text("of an older version")
     said = install(again, "SYSTEMD_VERSION=252")
-    assert "/etc/rtmpd.ini stays as it is; the new one is /etc/rtmpd.ini.new" in said
+    assert "/etc/rtmpd.ini is kept; the new default configuration is /etc/rtmpd.ini.new" in said
     assert ini.read_text() == INI
     assert (again / "etc/rtmpd.ini.new").read_bytes() == (ROOT / "etc/rtmpd.ini").read_bytes()
     assert not (again / "opt/rtmpd/lib/left-over").exists()
     said = install(again, target="uninstall")
-    assert "What stays: /etc/rtmpd.ini, /var/lib/rtmpd" in said
+    assert "Kept: /etc/rtmpd.ini, /var/lib/rtmpd" in said
     assert names(again) == {"etc/rtmpd.ini"}
     assert not (again / "opt/rtmpd").exists()
     assert ini.read_text() == INI
@@ -136,7 +136,7 @@ def test_something_else_where_the_environment_is_to_be_is_left_alone(tmp_path):
         command = ["make", target, f"DESTDIR={tmp_path}", "PYTHON=/usr/bin/python3"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0
-        assert "is something else than rtmpd's: set APPDIR" in done.stderr
+        assert "is not an environment of rtmpd: set APPDIR" in done.stderr
     assert precious.exists()
 
 
@@ -413,7 +413,7 @@ def test_a_stop_that_takes_longer_than_systemd_waits_is_not_cut_short(machine, c
 
 def test_uninstall_stops_the_service_and_keeps_the_files_of_the_operator(machine):
     said = machine.run("make", "--no-print-directory", "-C", SOURCE, "uninstall")
-    assert "What stays: /etc/rtmpd.ini, /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd." in said
+    assert "Kept: /etc/rtmpd.ini, /var/lib/rtmpd, /var/log/rtmpd and the user rtmpd." in said
     assert machine.show("LoadState") == "not-found"
     left = machine.shell("ls -d /opt/rtmpd /usr/local/bin/rtmpd /etc/rtmpd.ini /var/lib/rtmpd 2>/dev/null", check=False)
     assert left.split() == ["/etc/rtmpd.ini", "/var/lib/rtmpd"]

@@ -106,7 +106,7 @@ def test_a_stream_that_nobody_publishes_yet(hub):
     player = Peer("192.0.2.2:2000")
     hub.play("live/later", player)
     (line,) = [line for line in Dump(hub).lines() if line.startswith("live/later: ")]
-    assert "published by nobody, 1 players" in line
+    assert "published by no publisher, 1 players" in line
     assert line.endswith("join point none")
 
 
