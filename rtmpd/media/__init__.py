@@ -1,4 +1,1 @@
-"""What is inside audio and video messages: tag headers, codecs, timestamps.
-
-Pure, like rtmpd.protocol. May import: rtmpd.protocol, rtmpd.errors.
-"""
+"""The contents of audio and video messages: headers, codecs, timestamps, rewriting for players, FLV. No I/O, no clock."""

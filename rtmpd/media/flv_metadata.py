@@ -1,9 +1,7 @@
-"""The metadata of an FLV recording, and the keyframe index in them.
+"""The onMetaData tag of an FLV recording, and the keyframe index in it. No I/O.
 
-`KeyframeIndex` collects the places where a recording can be entered, `FrameTimes` how long it is; `MetadataBlock` is the
-onMetaData tag, which is written first and patched in the end.
-
-Imports flv, track_config, and AMF0 of protocol; must not import flv_repair, which imports it.
+`KeyframeIndex` collects seek points, `FrameTimes` the duration; `MetadataBlock` renders the tag, which is written first and
+overwritten at the end.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ __all__ = [
 DEFAULT_INDEX_ENTRIES = 4096
 
 METADATA_NAME = b"\2\0\x0aonMetaData"
-"""What the payload of a metadata tag begins with, in AMF0."""
+"""The start of the payload of a metadata tag, in AMF0."""
 
 _U32 = struct.Struct(">I")
 _U16 = struct.Struct(">H")
@@ -48,18 +46,16 @@ _AUDIO_STEP_MS = 1000
 
 
 class KeyframeIndex:
-    """Where a recording can be entered, in bounded memory.
+    """The seek points of a recording: its video keyframes, or audio frames about a second apart while there are none.
 
-    These are the video keyframes. As long as there are none, audio frames about a second apart stand for them.
-
-    When there are more entries than fit, every second one is dropped, and from then on only every second one is taken; later
-    every fourth, and so on. The first always stays.
+    Memory is bounded: above the capacity, every second entry is dropped, and from then on only every second seek point is
+    added, later every fourth, and so on. The first entry always stays.
 
     Args:
-        capacity: The most entries, 1 or more.
+        capacity: The highest number of entries, 1 or more.
 
     Attributes:
-        entries: Timestamp in milliseconds and the file position of the tag, ascending.
+        entries: Pairs of timestamp in milliseconds and file position of the tag, ascending.
     """
 
     __slots__ = ("_audio_header", "_capacity", "_has_video", "_next_audio_ms", "_seen", "_stride", "_video_header", "entries")
@@ -76,18 +72,18 @@ class KeyframeIndex:
 
     @property
     def sequence_header(self) -> tuple[int, int] | None:
-        """The first sequence header of the track that the entries belong to, as an entry."""
+        """The first sequence header of the track of the entries, as an entry."""
         return self._video_header if self._has_video else self._audio_header
 
     def header(self, timestamp_ms: int, position: int, *, video: bool) -> None:
-        """Note a sequence header."""
+        """Add a sequence header."""
         if video:
             self._video_header = self._video_header or (timestamp_ms, position)
         else:
             self._audio_header = self._audio_header or (timestamp_ms, position)
 
     def keyframe(self, timestamp_ms: int, position: int) -> None:
-        """Note a video keyframe."""
+        """Add a video keyframe."""
         if not self._has_video:
             self._has_video = True
             self.entries.clear()
@@ -95,7 +91,7 @@ class KeyframeIndex:
         self._add(timestamp_ms, position)
 
     def audio(self, timestamp_ms: int, position: int) -> None:
-        """Note an audio frame."""
+        """Add an audio frame."""
         if timestamp_ms >= self._next_audio_ms and not self._has_video:
             self._next_audio_ms = timestamp_ms + _AUDIO_STEP_MS
             self._add(timestamp_ms, position)
@@ -113,15 +109,15 @@ class KeyframeIndex:
 
 # Times --------------------------------------------------------------------------------------------------------------------
 
-_MAX_FRAME_MS = 1000  # a longer gap between two frames says nothing about how long the last one lasts
+_MAX_FRAME_MS = 1000  # a longer gap between two frames is not used as the duration of a frame
 
 
 class FrameTimes:
-    """The timestamps of the audio or the video frames of a recording so far, milliseconds.
+    """The times of the audio or video frames of a recording.
 
     Attributes:
-        first_ms, last_ms: The first and the latest; -1 without any.
-        frame_ms: How long the last frame lasts if it lasts as long as the one before.
+        first_ms, last_ms: The first and the latest timestamp; -1 without frames.
+        frame_ms: The assumed duration of the last frame: that of the frame before it.
     """
 
     __slots__ = ("first_ms", "frame_ms", "last_ms")
@@ -131,7 +127,7 @@ class FrameTimes:
         self.frame_ms = 0
 
     def frame(self, timestamp: int) -> None:
-        """Note a frame."""
+        """Add a frame."""
         step = timestamp - self.last_ms
         if self.first_ms < 0:
             self.first_ms = self.last_ms = timestamp
@@ -142,7 +138,7 @@ class FrameTimes:
 
     @property
     def end_ms(self) -> int:
-        """When the last frame ends."""
+        """The end of the last frame."""
         return self.last_ms + self.frame_ms
 
 
@@ -155,7 +151,7 @@ _VIDEO_IDS = {
     "vp6a": 5,
     "screen2": 6,
     "h264": 7,
-    # Enhanced RTMP: the FourCC as a number. All of these are only for tracks whose messages have not been seen.
+    # The FourCC as a number, for Enhanced RTMP. The table is for tracks without messages.
     "hevc": int.from_bytes(b"hvc1", "big"),
     "vvc": int.from_bytes(b"vvc1", "big"),
     "av1": int.from_bytes(b"av01", "big"),
@@ -180,7 +176,7 @@ _AUDIO_IDS = {
 
 _CREATOR = "rtmpd"
 
-# FFmpeg takes no text of 1024 bytes or more, and gives up on all the metadata that follows.
+# FFmpeg rejects texts of 1024 bytes or more, and all metadata after them.
 _MAX_NAME_BYTES = 64
 _MAX_TEXT_BYTES = 512
 _MAX_MEMBERS = 64
@@ -188,7 +184,7 @@ _MAX_METADATA_BYTES = 4096
 _MAX_NUMBER = float(1 << 53)
 _METADATA_LIMITS = AmfLimits(depth=8, values=1 << 17, string_bytes=1 << 16, total_bytes=1 << 20)
 
-# What only we know, or what the index makes sense of: never the publisher's.
+# Members that only the recorder knows, or that belong to the index. Those of the publisher are dropped.
 _RESERVED = frozenset(
     (
         *("duration", "filesize", "datasize", "videosize", "audiosize", "totalframes", "lasttimestamp"),
@@ -203,7 +199,7 @@ _ABOUT_AUDIO = frozenset(
 
 _NUMBER, _BOOLEAN, _STRING, _OBJECT, _STRICT_ARRAY = b"\0", b"\1", b"\2", b"\3", b"\x0a"  # AMF0 section 2.1
 _END = b"\0\0\x09"
-_BEGIN = METADATA_NAME + b"\x08"  # and the marker of an ECMA array, whose count follows
+_BEGIN = METADATA_NAME + b"\x08"  # the marker of an ECMA array, before its count
 _ENTRY_SIZE = 18
 
 
@@ -223,14 +219,14 @@ def _numbers(numbers: Iterable[float]) -> bytes:
 
 
 def _scalar(value: object) -> bytes | None:
-    """Encode a number, a boolean or a text that no player stumbles over; None for everything else.
+    """Encode a number, a boolean or a text that every player accepts; None for other values.
 
-    Dates are left out as well: the first versions of flv.js drop all metadata that have one.
+    Dates are excluded because the first versions of flv.js drop all metadata that contain one.
     """
     if isinstance(value, bool):
         return _BOOLEAN + bytes((value,))
     if isinstance(value, (int, float)):
-        return _number(value) if abs(value) <= _MAX_NUMBER else None  # which NaN is not
+        return _number(value) if abs(value) <= _MAX_NUMBER else None  # the comparison is also false for NaN
     if isinstance(value, str):
         encoded = value.encode() if value.isprintable() else b""
         return _STRING + _U16.pack(len(encoded)) + encoded if 0 < len(encoded) <= _MAX_TEXT_BYTES else None
@@ -238,7 +234,7 @@ def _scalar(value: object) -> bytes | None:
 
 
 def _scalars(metadata: Mapping[str, object]) -> dict[str, bytes]:
-    """Encode what may be kept of a publisher's metadata: scalars of a bounded size and number, in their order."""
+    """Encode the members of a publisher's metadata that are kept: scalars, bounded in size and number, in order."""
     kept: dict[str, bytes] = {}
     left = _MAX_METADATA_BYTES
     for name, value in metadata.items():
@@ -259,7 +255,7 @@ def _scalars(metadata: Mapping[str, object]) -> dict[str, bytes]:
 
 
 def _keyframes(entries: Sequence[tuple[int, int]]) -> bytes:
-    """Return the member with the index, its name included: the form in which flvtool2 and its successors write it."""
+    """Return the member with the index, including its name, in the form of flvtool2 and its successors."""
     return b"".join(
         (
             _name("keyframes") + _OBJECT,
@@ -271,15 +267,15 @@ def _keyframes(entries: Sequence[tuple[int, int]]) -> bytes:
 
 
 def _seconds(milliseconds: int) -> float:
-    """Return a time that, times 1000 and rounded down, is the milliseconds again: so FFmpeg and flv.js read it."""
+    """Return seconds that give the same milliseconds when multiplied by 1000 and rounded down, as in FFmpeg and flv.js."""
     seconds = milliseconds / 1000
     return seconds if seconds * 1000 >= milliseconds else math.nextafter(seconds, math.inf)
 
 
 def _padding(size: int) -> bytes:
-    """Return a member of *size* bytes that means nothing: an array of zeros, and a text for what is left.
+    """Return a member of *size* bytes for padding: an array of zeros, and a short text for the rest.
 
-    A long text would do, were it not that FFmpeg refuses it.
+    A single long text would be simpler, but FFmpeg rejects it.
     """
     zeros, blanks = divmod(size - _MIN_PADDING, 9)
     array = _STRICT_ARRAY + _U32.pack(zeros + 1) + bytes(9 * zeros)
@@ -291,29 +287,28 @@ _INDEX_OVERHEAD = len(_keyframes(()))
 _FRAME_SIZE = len(_BEGIN) + 4 + len(_END)
 
 MIN_METADATA_BYTES = _FRAME_SIZE + _MIN_PADDING
-"""The smallest payload that a `MetadataBlock` can be made to fit."""
+"""The smallest payload of a `MetadataBlock`."""
 
 
 class MetadataBlock:
-    """The onMetaData tag of a recording. Its size never changes, so that it can be written first and patched in the end.
+    """The onMetaData tag of a recording. Its size never changes, so that it can be written first and overwritten at the end.
 
-    It describes the tracks, keeps the publisher's own scalars, and holds a keyframe index as FFmpeg, VLC, flv.js and nginx-rtmp
-    read it. What is unknown is left out; unused room is padding.
+    It describes the tracks, keeps the publisher's scalars, and has a keyframe index in the form that FFmpeg, VLC, flv.js and
+    nginx-rtmp read. Unknown members are left out, and unused space is padding.
 
     Args:
-        metadata: The publisher's metadata, as hostile as it may be.
-        has_audio, has_video, audio, video: See the attributes.
-        index_entries: Room for so many keyframes; with more, every second, fourth ... is left out.
-        payload_bytes: Fit into a payload of this size instead, `MIN_METADATA_BYTES` or more, leaving out what doesn't fit.
+        metadata: The publisher's metadata; every value is checked.
+        has_audio, has_video, audio, video: As the attributes.
+        index_entries: The number of keyframes to reserve space for; of more, every second, fourth and so on is kept.
+        payload_bytes: The size of the payload instead, at least `MIN_METADATA_BYTES`. Members that do not fit are left out.
 
     Attributes:
-        payload_bytes: Size of the tag's payload.
-        has_audio, has_video: Whether the recording has such tags. Like the two below, these may change between two calls of
-            `render`.
-        audio, video: What is known of the tracks.
+        payload_bytes: The size of the tag's payload.
+        has_audio, has_video: Whether the recording has such tags. May change between two calls of `render`.
+        audio, video: The configuration of the tracks. May change likewise.
 
     Raises:
-        LocalProtocolError: ``payload_bytes`` is too small, or the index so large that no tag could hold it.
+        LocalProtocolError: ``payload_bytes`` is too small, or the index too large for a tag.
     """
 
     __slots__ = ("_publisher", "audio", "has_audio", "has_video", "payload_bytes", "video")
@@ -339,12 +334,12 @@ class MetadataBlock:
             index = _INDEX_OVERHEAD + _ENTRY_SIZE * (index_entries + 1)  # one for the sequence header
             payload_bytes = MIN_METADATA_BYTES + sum(map(_member_size, members.items())) + index
         if not MIN_METADATA_BYTES <= payload_bytes <= MAX_PAYLOAD_BYTES:
-            raise LocalProtocolError(f"metadata of {payload_bytes} bytes")
+            raise LocalProtocolError(f"metadata of {payload_bytes} bytes, expected {MIN_METADATA_BYTES} to {MAX_PAYLOAD_BYTES}")
         self.payload_bytes = payload_bytes
 
     @property
     def tag_size(self) -> int:
-        """Size of the tag, with its size behind it."""
+        """The size of the tag, including the size field after it."""
         return tag_size(self.payload_bytes)
 
     def render(
@@ -356,17 +351,17 @@ class MetadataBlock:
         keyframes: Sequence[tuple[int, int]] = (),
         sequence_header: tuple[int, int] | None = None,
     ) -> bytes:
-        """Return the tag, `tag_size` bytes. Without arguments, as it is right while the recording goes on.
+        """Return the tag of `tag_size` bytes. The default arguments are those of a recording in progress.
 
         Args:
-            duration_s: 0 lets FFmpeg look at the last tag.
-            filesize_bytes: Size of the whole file.
-            last_timestamp_ms: The last tag's.
-            keyframes: Timestamp in milliseconds and position of the tag in the file, ascending. All positions are behind this
-                tag, and where tags begin: FFmpeg drops an index whose first two entries are not.
-            sequence_header: The same for the first sequence header of the track that the keyframes belong to. It becomes the
-                first entry: many writers take it for a keyframe, so flv.js and mpegts.js skip the first entry of every index,
-                and could not seek back to the beginning without it.
+            duration_s: The duration. With 0, FFmpeg reads the last tag for it.
+            filesize_bytes: The size of the whole file.
+            last_timestamp_ms: The timestamp of the last tag.
+            keyframes: Pairs of timestamp in milliseconds and file position, ascending. All positions are starts of tags after
+                this one: FFmpeg drops an index whose first two entries are not.
+            sequence_header: A pair for the first sequence header of the keyframes' track. It becomes the first entry, because
+                many writers count it as a keyframe, so that flv.js and mpegts.js skip the first entry of every index and could
+                otherwise not seek to the start.
         """
         room = self.payload_bytes - MIN_METADATA_BYTES
         last_keyframe = keyframes[-1] if keyframes else (0, 0)
@@ -378,7 +373,7 @@ class MetadataBlock:
             "lastkeyframelocation": last_keyframe[1],
         }
         wanted = _own_members(numbers, self.has_audio, self.has_video, self.audio, self.video)
-        # What is said of a track that isn't there lets players wait for it.
+        # Members about a missing track make players wait for it.
         untrue = (frozenset() if self.has_audio else _ABOUT_AUDIO) | (frozenset() if self.has_video else _ABOUT_VIDEO)
         for name, value in self._publisher.items():
             if name not in wanted and name not in untrue:
@@ -393,14 +388,14 @@ class MetadataBlock:
             members["hasKeyframes"] = _BOOLEAN + bytes((bool(entries),))
         index = _keyframes(entries) if entries else b""
         parts = [_name(name) + value for name, value in members.items()]
-        # The index comes last: the first versions of flv.js read nothing behind an object.
+        # The index is last, because the first versions of flv.js read nothing after an object.
         parts += [_padding(_MIN_PADDING + room - len(index)), index]
         count = len(members) + 1 + bool(entries)
         return tag(SCRIPT, 0, b"".join((_BEGIN, _U32.pack(count), *parts, _END)))
 
 
 def read_metadata(payload: bytes) -> Mapping[str, object]:
-    """Return the scalars of an onMetaData message; none if it is cut or wrong."""
+    """Return the scalars of an onMetaData message; none if it is truncated or invalid."""
     if not payload.startswith(METADATA_NAME):
         return {}
     try:
@@ -419,7 +414,7 @@ def _member_size(member: tuple[str, bytes]) -> int:
 def _own_members(
     numbers: Mapping[str, float], has_audio: bool, has_video: bool, audio: AudioConfig | None, video: VideoConfig | None
 ) -> dict[str, bytes]:
-    """Encode what we say ourselves, the most useful first. *numbers* goes in the order that it has."""
+    """Encode the recorder's own members, the most useful ones first. *numbers* keeps its order."""
     values: dict[str, object] = {**numbers}
     if has_video and video:
         if video.width:
@@ -437,7 +432,7 @@ def _own_members(
     return {name: value for name, value in encoded if value is not None}
 
 
-# The most that these can take, for the size of a block.
+# The largest size of these members, for the size of a block.
 _OWN_MEMBERS = _own_members(
     dict.fromkeys(("duration", "filesize", "lasttimestamp", "lastkeyframetimestamp", "lastkeyframelocation"), 0.0),
     has_audio=True,
@@ -448,7 +443,7 @@ _OWN_MEMBERS = _own_members(
 
 
 def _fit(keyframes: Sequence[tuple[int, int]], sequence_header: tuple[int, int] | None, room: int) -> Sequence[tuple[int, int]]:
-    """Thin an index so that it has at most *room* entries. None are returned instead of one: FFmpeg warns about it."""
+    """Reduce an index to at most *room* entries. A single entry is dropped, because FFmpeg warns about it."""
     if not keyframes:
         return ()
     first = [sequence_header] if sequence_header and sequence_header[1] < keyframes[0][1] else []

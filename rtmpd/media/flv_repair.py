@@ -1,9 +1,6 @@
-"""The repair of FLV files that end in a crash.
+"""Repair of FLV files after a crash: `scan` finds the complete tags, `repair_plan` and `apply_plan` make a whole file of them.
 
-What is left of a recording is found by `scan`, and set right by `repair_plan` and `apply_plan`.
-
-Files are objects that are passed in. Imports codecs, flv, flv_metadata and tags; must not import anything
-above media, nor be imported in it.
+Files are objects that the caller opens.
 """
 
 from __future__ import annotations
@@ -40,32 +37,32 @@ _U32 = struct.Struct(">I")
 # Scan ---------------------------------------------------------------------------------------------------------------------
 
 DEFAULT_WINDOW_BYTES = 1 << 18
-_PREFIX_BYTES = 64  # of a payload: what its kind, and the size of a keyframe's picture, can be read from
+_PREFIX_BYTES = 64  # the part of a payload that its kind, and the size of a keyframe's picture, are parsed from
 _MAX_METADATA_TAG = 1 << 20
 _MAX_BAD_SIZES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What `scan` found in a file.
+    """The result of `scan`.
 
     Attributes:
-        valid: Whether it begins as an FLV file. If not, everything else is as if it were empty.
-        size: Its size, bytes.
-        end: Where the last complete tag of an unbroken chain from the beginning ends, its size included.
+        valid: Whether the file starts as an FLV file. If not, all other fields are those of an empty file.
+        size: The size of the file, bytes.
+        end: The end of the last complete tag in an unbroken chain from the start, including its size field.
         header_flags: The flags in the file header: 4 audio, 1 video.
         has_audio, has_video: Whether there are such tags, other than empty ones.
-        first_ms, last_ms: Timestamps of the earliest and of the latest frame; 0 without any.
-        duration_ms: From the one to the other, and how long the last frame lasts if it lasts as long as the one before.
-        keyframes, sequence_header: See `KeyframeIndex`; at most `DEFAULT_INDEX_ENTRIES`.
-        metadata_position: Where the first onMetaData tag begins; None if there is none.
+        first_ms, last_ms: The timestamps of the earliest and the latest frame; 0 without frames.
+        duration_ms: The duration of all frames. The last frame is assumed to last as long as the one before.
+        keyframes, sequence_header: As in `KeyframeIndex`, at most `DEFAULT_INDEX_ENTRIES`.
+        metadata_position: The position of the first onMetaData tag; None without one.
         metadata_bytes: The size of its payload.
-        metadata_tag: The whole tag, unless it has over 1 MiB; then empty.
-        metadata: Its scalars, as far as it can be read; may be empty.
-        audio, video: What is known of the first audio and video track.
-        audio_tags, video_tags, script_tags, other_tags: How many there are.
-        frames: How many audio and video tags hold frames, not headers.
-        bad_sizes: Tags that are followed by a wrong size and then by a sound tag: position of the size, and what it should be.
+        metadata_tag: The whole tag; empty if it is larger than 1 MiB.
+        metadata: The scalars that could be parsed from it.
+        audio, video: The configuration of the first audio and video track.
+        audio_tags, video_tags, script_tags, other_tags: The number of tags by type.
+        frames: The number of audio and video tags with frames instead of headers.
+        bad_sizes: The position and the correct value of each wrong size field that is followed by a valid tag.
     """
 
     valid: bool = False
@@ -94,21 +91,21 @@ class ScanResult:
 
     @property
     def clean(self) -> bool:
-        """Whether the file is whole: tags to its end, each followed by its size."""
+        """Whether the file consists of tags up to its end, each followed by its size."""
         return self.valid and self.end == self.size and not self.bad_sizes
 
 
-# Plain integers, for millions of tags.
+# Plain integers, because a file may have millions of tags.
 _FRAME, _KEYFRAME, _HEADER, _OTHER = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.OTHER)
 _FRAMES = (_FRAME, _KEYFRAME, int(Kind.TRACK_KEYFRAME))
 
 
 class _Window:
-    """A piece of a file in memory, which moves forward.
+    """A part of a file in memory, which moves forward.
 
     Attributes:
-        data: The piece.
-        size: The file's size, bytes.
+        data: The part.
+        size: The size of the file, bytes.
     """
 
     __slots__ = ("_file", "_start", "_window_bytes", "data", "size")
@@ -121,10 +118,10 @@ class _Window:
         self.size = file.seek(0, os.SEEK_END)
 
     def reach(self, position: int, length: int) -> int:
-        """Have *length* bytes from *position* on in ``data``.
+        """Load *length* bytes from *position* on into ``data``.
 
         Returns:
-            Their offset in ``data``, or -1 if the file ends before. Offsets of earlier calls are void.
+            Their offset in ``data``; -1 if the file is too short. Offsets of earlier calls become invalid.
         """
         offset = position - self._start
         if offset >= 0 and offset + length <= len(self.data):
@@ -137,7 +134,7 @@ class _Window:
         return 0 if len(self.data) >= length else -1
 
     def copy(self, position: int, length: int) -> bytes:
-        """Return bytes that the file is known to have."""
+        """Return *length* bytes from *position* on; empty if the file is too short."""
         offset = self.reach(position, length)
         return self.data[offset : offset + length] if offset >= 0 else b""
 
@@ -159,7 +156,7 @@ class _Scan:
         self.bad_sizes: list[tuple[int, int]] = []
 
     def run(self, position: int) -> int:
-        """Go through the tags from *position* on; return the end of the last good one."""
+        """Read the tags from *position* on; return the end of the last valid one."""
         window = self.window
         while True:
             offset = window.reach(position, min(TAG_HEADER_SIZE + _PREFIX_BYTES, max(window.size - position, TAG_OVERHEAD)))
@@ -171,7 +168,7 @@ class _Scan:
             prefix = window.data[start : start + min(length, _PREFIX_BYTES)]
             behind = position + TAG_HEADER_SIZE + length
             if not self._has_size(behind, length):
-                # Perhaps only the size is wrong. Then another tag follows, and that one is good; zeros are none.
+                # Only the size may be wrong: then a valid tag follows. Zeros are no valid tag.
                 if len(self.bad_sizes) == _MAX_BAD_SIZES or not self._has_tag(behind + 4):
                     return position
                 self.bad_sizes.append((behind, length + TAG_HEADER_SIZE))
@@ -184,7 +181,7 @@ class _Scan:
         return offset >= 0 and _U32.unpack_from(self.window.data, offset)[0] == length + TAG_HEADER_SIZE
 
     def _has_tag(self, position: int) -> bool:
-        """Return whether a tag is at *position*, and its size behind it."""
+        """Return whether there is a tag at *position* with its size after it."""
         offset = self.window.reach(position, TAG_HEADER_SIZE)
         if offset < 0:
             return False
@@ -231,13 +228,13 @@ class _Scan:
             self.video = refine_video(self.video, self._payload(position, prefix, length))
 
     def _payload(self, position: int, prefix: bytes, length: int) -> bytes:
-        """Return what of a payload may hold a configuration."""
+        """Return the part of a payload that may contain a configuration."""
         if len(prefix) == length:
             return prefix
         return self.window.copy(position + TAG_HEADER_SIZE, min(length, MAX_RECORD_BYTES))
 
     def result(self, end: int, header_flags: int) -> ScanResult:
-        """Sum up."""
+        """Return the result."""
         tracks = [track for track in (self.audio_track, self.video_track) if track.last_ms >= 0]
         metadata_tag = b""
         if self.metadata_position is not None and self.metadata_bytes <= _MAX_METADATA_TAG:
@@ -271,19 +268,18 @@ class _Scan:
 
 
 def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> ScanResult:
-    """Read through an FLV file that may be cut anywhere, end in zeros, or be anything else.
+    """Scan an FLV file that may be truncated anywhere, end with zeros, or not be FLV at all.
 
-    Every tag must be followed by its size; where one isn't, the file is taken to end before that tag, as after a crash whose
-    last blocks were not written. Tags of unknown types are sound if their size is right.
-
-    Keeps at most a few MiB, whatever the file holds.
+    Each tag must be followed by its size. The first tag without it, and everything after that, is ignored, because the last
+    blocks before a crash may not have been written. Tags of unknown types are valid if their size is. At most a few MiB of
+    memory are used for any file.
 
     Args:
-        file: Binary and seekable; its position is changed.
-        window_bytes: Reads in pieces of this size. It computes between two reads, for some 8 ms with 256 KiB of audio.
+        file: A binary, seekable file. Its position changes.
+        window_bytes: The size of each read. Between two reads it computes, for about 8 ms with 256 KiB of audio.
 
     Raises:
-        OSError: From *file*.
+        OSError: The file can't be read.
     """
     window = _Window(file, window_bytes)
     head = window.copy(0, 9)
@@ -300,11 +296,11 @@ def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> ScanResult
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What to do to a file. See `apply_plan`.
+    """The changes that repair a file, for `apply_plan`.
 
     Attributes:
-        truncate_to: The size that the file is to have, bytes.
-        patches: Position in the file, and what to write there.
+        truncate_to: The size to truncate the file to, bytes.
+        patches: Pairs of file position and bytes to write there.
     """
 
     truncate_to: int
@@ -312,14 +308,14 @@ class RepairPlan:
 
 
 def repair_plan(result: ScanResult) -> RepairPlan | None:
-    """Decide how to make a whole file of what is left.
+    """Return the changes that repair a file.
 
-    It ends behind its last good tag, its header says which kinds of tags there are, and its metadata have the right duration,
-    size and index. The metadata keep their place: in files of other programs, whose metadata have no spare room, there is no
-    index, and some members give way.
+    The repaired file ends after its last valid tag, its header has the right flags, and its metadata the right duration, size
+    and index. The metadata tag keeps its size: in files of other programs, without padding, there is no space for an index, and
+    some members are replaced.
 
     Returns:
-        None if the file does not even begin as FLV. A plan that does nothing for a file that was repaired before.
+        None if the file does not start as FLV. A plan without any effect for a file that is already repaired.
     """
     if not result.valid:
         return None
@@ -351,13 +347,13 @@ def repair_plan(result: ScanResult) -> RepairPlan | None:
 
 
 def apply_plan(file: BinaryIO, plan: RepairPlan) -> None:
-    """Carry out a plan. If it is interrupted, another `scan` gives a plan for the rest.
+    """Apply the changes. If that is interrupted, another `scan` gives a plan for the remaining ones.
 
     Args:
-        file: Binary, seekable, open for reading and writing; neither flushed nor synced.
+        file: A binary, seekable file, open for reading and writing. It is neither flushed nor synced.
 
     Raises:
-        OSError: From *file*.
+        OSError: The file can't be written.
     """
     file.truncate(plan.truncate_to)
     for position, data in plan.patches:

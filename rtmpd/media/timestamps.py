@@ -1,8 +1,8 @@
-"""The timeline of a live stream: publishers' timestamps made fit for players.
+"""The timeline of a live stream: corrects the publisher's timestamps for players. No I/O, and nothing raises.
 
-Players get the publisher's own timeline as long as it runs on. Encoders in the field restart it at 0, jump, count audio and
-video from different bases, or go a little backwards; players stop or drift then. So a jump is turned into a step to the
-newest time of the stream, and each track never goes backwards. Nothing here closes a stream. Pure; imports nothing.
+Players get the publisher's timestamps as long as these are continuous. Encoders in the field restart them at 0, jump, use
+different bases for audio and video, or step back a little, at which players stop or drift. So a jump becomes a step to the
+newest time of the stream, and the timestamps of a track never decrease.
 """
 
 from __future__ import annotations
@@ -10,43 +10,43 @@ from __future__ import annotations
 __all__ = ["Timeline", "Track"]
 
 _STEP_LIMIT_MS = 2_000
-"""A step within this, either way, is the stream running on. A step back is then jitter, and is held level."""
+"""A step of at most this, in either direction, is continuous. A step back is jitter: the output stays at its last value."""
 
 _GAP_LIMIT_MS = 60_000
-"""A longer step forward is a gap up to here: a stream may well show one picture for a while. All else is a jump."""
+"""A longer step forward, up to this, is a gap: a stream may show one picture for a while. Other steps are jumps."""
 
 _STRAY_MS = 1_000
-"""A track that is back within this on the clock that it jumped from had a stray timestamp, and no new clock."""
+"""A track that returns to its former clock within this time had a stray timestamp, not a new clock."""
 
 _NEAR_MS = 10_000
-"""Tracks of one stream whose clocks are within this of each other share a base."""
+"""Tracks whose clocks differ by at most this share a base."""
 
 _WRAP = 0x1_0000_0000
 _HALF = 0x8000_0000
 
 
 class Track:
-    """The state of one track (audio, or video) on a timeline. Owned by `Timeline`."""
+    """The state of one track (audio or video) of a `Timeline`."""
 
     __slots__ = ("last_in", "left_at", "left_offset", "raw", "shown")
 
     def __init__(self) -> None:
-        self.last_in = -1  # the publisher's last timestamp, -1 before the first
-        self.raw = 0  # the same on the timeline, unwrapped
-        self.shown = 0  # what was given out: raw, but never less than before
-        self.left_offset: int | None = None  # raw less timestamp, before the last jump
-        self.left_at = 0  # raw at that jump
+        self.last_in = -1  # the publisher's last timestamp; -1 before the first
+        self.raw = 0  # that timestamp on the timeline, unwrapped
+        self.shown = 0  # the last output: raw, but never less than the output before
+        self.left_offset: int | None = None  # raw minus timestamp before the last jump
+        self.left_at = 0  # raw at the last jump
 
 
 class Timeline:
-    """Maps the timestamps of one stream's successive publishers to one that players can follow.
+    """Maps the timestamps of a stream's successive publishers to one continuous clock.
 
-    All times are milliseconds. What goes in is modulo 2**32 as on the wire, what comes out too; inside nothing wraps.
+    All times are milliseconds. Input and output are modulo 2**32, as on the wire; internal times do not wrap.
 
     Attributes:
-        newest: The newest time given out, unwrapped; -1 before the first.
-        offset: Timeline less publisher's clock, of the track that was placed anew last; others follow it if it fits them.
-        jumps: How often a track had to be placed anew.
+        newest: The newest output, unwrapped; -1 before the first.
+        offset: Timeline minus publisher's clock, of the track that was placed last. Other tracks use it if it fits.
+        jumps: The number of jumps so far.
     """
 
     __slots__ = ("_anchor", "audio", "jumps", "newest", "offset", "video")
@@ -60,9 +60,9 @@ class Timeline:
         self._anchor = False
 
     def restart(self, elapsed_ms: int) -> None:
-        """Begin with another publisher, *elapsed_ms* after the last message: its first timestamp follows the newest one."""
+        """Start with another publisher, *elapsed_ms* after the last message: its first timestamp continues the timeline."""
         for track in (self.audio, self.video):
-            # What was shown stays: players that were kept have seen it.
+            # The last output stays, because players that were kept have got it.
             track.last_in = -1
             track.left_offset = None
         if self.newest >= 0:
@@ -86,7 +86,7 @@ class Timeline:
         return self._leap(track, timestamp, step)
 
     def _enter(self, track: Track, timestamp: int) -> int:
-        """Place a timestamp that says nothing by the track's last: with the other track, if that can be."""
+        """Place a timestamp without regard to the track's last one: by the other track's offset, if that fits."""
         if self.newest < 0:
             return self._place(track, timestamp, timestamp)
         if not self._anchor:
@@ -97,7 +97,7 @@ class Timeline:
         return self._rebase(track, timestamp)
 
     def _leap(self, track: Track, timestamp: int, step: int) -> int:
-        """Place a timestamp that is far from the track's last: a gap, a jump, or the way back from a stray one."""
+        """Place a timestamp far from the track's last one: a gap, a jump, or the return from a stray timestamp."""
         offset = track.raw - track.last_in
         leads = (offset - self.offset) % _WRAP == 0
         if track.left_offset is not None and track.raw - track.left_at <= _STRAY_MS:
@@ -110,7 +110,7 @@ class Timeline:
         if 0 < step <= _GAP_LIMIT_MS:
             return self._place(track, timestamp, track.raw + step)
         self.jumps += 1
-        # The first track to jump goes to the newest time, the others after it.
+        # The first track to jump is placed at the newest time, the other one by the offset of the first.
         stamped = self._rebase(track, timestamp) if leads else self._enter(track, timestamp)
         track.left_offset, track.left_at = offset, track.raw
         return stamped
@@ -128,14 +128,14 @@ class Timeline:
         return track.shown & 0xFFFFFFFF
 
     def _near(self, timestamp: int, offset: int) -> int:
-        """Unwrap a timestamp with an offset to the value that is nearest to the newest time."""
+        """Return the timestamp plus the offset, unwrapped to the value nearest to the newest time."""
         return self.newest + (timestamp + offset - self.newest + _HALF) % _WRAP - _HALF
 
     def beside(self, timestamp: int) -> int:
-        """Map the timestamp of what is no frame: headers, metadata, cue points.
+        """Map the timestamp of a message that is not a frame: a header, metadata, a cue point.
 
-        Encoders stamp those with 0 or with the time of the moment, so that they must never move the timeline: what is not
-        near the newest time is given that.
+        Encoders send these with 0 or with the current time, so that they must never move the timeline: a timestamp that is not
+        near the newest time becomes the newest time.
         """
         if self.newest < 0:
             return timestamp

@@ -1,4 +1,1 @@
-"""Sockets: the listener and the transport. The only place that makes them.
-
-May import: gevent, rtmpd.errors.
-"""
+"""Sockets, TLS and the PROXY header. The only package that creates sockets for connections."""

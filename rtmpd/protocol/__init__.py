@@ -1,6 +1,1 @@
-"""RTMP over bytes: handshake, chunks, messages, AMF, commands.
-
-Pure: nothing here knows an event loop, a socket or a clock. Readers are fed and give whole messages, writers return
-bytes.
-May import: rtmpd.errors.
-"""
+"""RTMP over bytes: handshake, chunks, messages, AMF and commands, for client and server. No event loop, socket or clock."""
