@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Server:
-    """An rtmpd process of its own on a port that the kernel chose.
+    """An rtmpd process on a port that the kernel chooses.
 
-    ``lines`` collects its log; `wait_for_line` waits for one that matches, from the beginning. It is run by the command
-    *prefix*, if there is one.
+    ``lines`` collects the log; `wait_for_line` waits for a matching line, from the beginning of the log. The command *prefix*
+    runs the process, if it is given.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Server:
         start: tuple[str, ...] = (),
         prefix: tuple[str, ...] = (),
     ) -> None:
-        # A start of the test's own has neither flag: what the file says holds.
+        # A test with its own start command passes no flags: its file decides.
         own = start or ("-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level)
         command = [*prefix, sys.executable, *own, *arguments]
         if ini:
@@ -73,7 +73,7 @@ class Server:
         return True
 
     def wait_for_line(self, pattern: str, limit_s: float = 20) -> re.Match[str]:
-        """Return the first log line that *pattern* matches, waiting for it."""
+        """Wait for the first log line that *pattern* matches, and return the match."""
         deadline = time.monotonic() + limit_s
         seen = 0
         while True:
@@ -98,22 +98,22 @@ class Server:
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
     def stop(self) -> int:
-        """Stop it as systemd would; return the exit code."""
+        """Stop the process as systemd does, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        # Its log is read meanwhile: a pipe that nobody reads would be one more thing to wait for.
+        # Read the log meanwhile: a full pipe would delay the stop.
         deadline = time.monotonic() + 15
         while self._read(0.2):
             if time.monotonic() > deadline:
                 self.process.kill()
                 self.process.wait()
-                raise AssertionError("it did not stop:\n" + "\n".join(self.lines[-40:]))
+                raise AssertionError("the server did not stop:\n" + "\n".join(self.lines[-40:]))
         return self.process.wait(5)
 
 
 @pytest.fixture
 def server(tmp_path):
-    """A server with the default configuration; the test fails if it met an internal error."""
+    """Return a function that starts a server; the test fails if the server has an internal error."""
     with_cleanup = []
 
     def start(ini: str = "", *arguments: str, **options: str) -> Server:
@@ -131,7 +131,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def public_path(tmp_path):
-    """A directory of the test's own that every user may get to; those of pytest are its user's alone."""
+    """A directory of the test that every user can reach; pytest's directories are private to its user."""
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_mode & 0o005 == 0o005:
             break
@@ -141,7 +141,7 @@ def public_path(tmp_path):
 
 @pytest.fixture
 def tmpfs(tmp_path):
-    """Return a function that mounts a file system in memory, of a size such as ``3m``; it needs root."""
+    """Return a function that mounts a file system in memory, of a size such as ``3m``. Needs root."""
     mounted = []
 
     def mount(size: str) -> Path:
@@ -158,7 +158,7 @@ def tmpfs(tmp_path):
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory) -> Authority:
-    """Signs certificates for TLS."""
+    """An authority that signs certificates for TLS."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -172,7 +172,7 @@ def ffmpeg() -> str:
 
 @pytest.fixture
 def peer():
-    """Return a function that finds a program of another implementation, or skips; .ci/run makes its lack a failure."""
+    """Return a function that finds a program, or skips the test; with .ci/run a missing program fails the test."""
 
     def find(program: str, package: str) -> str:
         path = shutil.which(program)

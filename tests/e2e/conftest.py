@@ -23,7 +23,7 @@ def clips(ffmpeg, tmp_path_factory) -> Clips:
 
 @pytest.fixture
 def programs(ffmpeg, clips, tmp_path) -> Iterator[Programs]:
-    """Publishers and players; none survives the test."""
+    """Publishers and players, which are killed at the end of the test."""
     made = Programs(ffmpeg, tmp_path, clips)
     yield made
     made.kill_all()
@@ -31,7 +31,7 @@ def programs(ffmpeg, clips, tmp_path) -> Iterator[Programs]:
 
 @contextmanager
 def serving(ini: str, directory: Path) -> Iterator[Server]:
-    """A server for the tests of a whole module; they fail if it met an internal error."""
+    """A server for all tests of a module; they fail if the server has an internal error."""
     server = Server(ini, directory=directory)
     try:
         yield server

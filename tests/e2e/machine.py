@@ -1,6 +1,6 @@
-"""A machine of its own for what is installed: namespaces, with systemd as the first process if it is wanted. Needs root.
+"""A container for the installed files: namespaces, with or without systemd as the first process. Needs root.
 
-Nothing of the machine that it runs on changes: its file system is read only, and all that is written to is in memory.
+The real machine does not change: its file system is read only, and everything writable is in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = "/var/source"
 LIMIT_S = 60
 
-# What would reach for devices, clocks or files of the real machine.
+# Units that access devices, clocks or files of the real machine.
 _MASKED = """
 systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket systemd-udevd-kernel.socket
 systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service systemd-tmpfiles-clean.timer systemd-sysctl.service
@@ -28,8 +28,8 @@ proc-sys-fs-binfmt_misc.automount dev-hugepages.mount dev-mqueue.mount sys-kerne
 sys-fs-fuse-connections.mount
 """
 
-# $1: a directory; $2: what is installed, as make install DESTDIR= laid it out; $3: the checkout, of which $SOURCE has what
-# make uninstall needs: the checkout itself may be where the machine has a directory of its own.
+# $1: a directory; $2: the files of make install DESTDIR=; $3: the checkout. $SOURCE has the part of it that make uninstall
+# needs, since the path of the checkout may be hidden by a directory of the container.
 _SETUP = """
 set -eu
 mount --make-rprivate /
@@ -72,19 +72,19 @@ exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin co
 
 
 def can_unshare() -> bool:
-    """Whether this machine lets us have namespaces."""
+    """Return whether this machine allows namespaces."""
     command = ["unshare", "-m", "-p", "-n", "-u", "-i", "-C", "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
 
 
 def run_apart(installed: Path, directory: Path, script: str, **options) -> subprocess.Popen:
-    """Run a script where everything is installed, with its own network and without systemd."""
+    """Run a script with the installed files, with its own network and without systemd."""
     command = ["unshare", "-m", "-n", "bash", "-c", f"{_SETUP}{script}", "bash", directory, installed, ROOT]
     return subprocess.Popen(command, start_new_session=True, **options)
 
 
 class Machine:
-    """One with systemd, which has started what was installed."""
+    """A container with systemd, in which the installed service is running."""
 
     def __init__(self, installed: Path, directory: Path) -> None:
         command = ["unshare", "-m", "-p", "-n", "-u", "-i", "-C", "--fork", "--mount-proc", "bash", "-c", _SETUP + _BOOT]
@@ -111,7 +111,7 @@ class Machine:
         return ["nsenter", "-t", str(self._init), "-m", "-p", "-n", "-u", "-i", "-C", *map(str, command)]
 
     def run(self, *command, check: bool = True) -> str:
-        """Run a command inside; return what it says."""
+        """Run a command inside and return its output."""
         done = subprocess.run(
             self._command(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False
         )
@@ -119,7 +119,7 @@ class Machine:
         return done.stdout
 
     def start(self, *command, **options) -> subprocess.Popen:
-        """Begin a command inside."""
+        """Start a command inside."""
         return subprocess.Popen(self._command(command), text=True, **options)
 
     def shell(self, script: str, *, check: bool = True) -> str:
@@ -133,25 +133,25 @@ class Machine:
         return self.run("journalctl", "-u", "rtmpd.service", "-o", "cat", "--no-pager", check=False)
 
     def wait_for(self, condition, what: str) -> None:
-        """Wait for something inside."""
+        """Wait until a condition is true; *what* names it in the error."""
         deadline = time.monotonic() + LIMIT_S
         while not condition():
             assert time.monotonic() < deadline, f"not in time: {what}\n{self.log()}"
 
     def drop_in(self, unit: str, text: str) -> None:
-        """Do as ``systemctl edit`` would; with no text, take it back."""
+        """Write a drop-in as ``systemctl edit`` does; an empty text removes its effect."""
         directory = f"/run/systemd/system/{unit}.d"
         self.shell(f"mkdir -p {directory}; cat > {directory}/test.conf <<'END'\n{text}\nEND")
         self.run("systemctl", "daemon-reload")
 
     def close(self) -> None:
-        """Switch it off: with its first process, all others end."""
+        """Kill the first process of the container, and with it all others."""
         os.kill(self._init, signal.SIGKILL)
         self._outer.wait(LIMIT_S)
 
 
 def install(destination: Path, *variables: str, target: str = "install") -> str:
-    """Run make; return what it says."""
+    """Run make and return its output."""
     command = ["make", "--no-print-directory", target, f"DESTDIR={destination}", "PYTHON=/usr/bin/python3", *variables]
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
@@ -161,5 +161,5 @@ def install(destination: Path, *variables: str, target: str = "install") -> str:
 
 
 def has_programs() -> list[str]:
-    """Return what is missing to have a machine."""
+    """Return the missing programs that a container needs."""
     return [name for name in ("unshare", "nsenter", "ip", "systemctl", "make", "/usr/bin/python3") if not shutil.which(name)]

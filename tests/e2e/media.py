@@ -1,7 +1,7 @@
-"""For end-to-end tests: clips to publish, programs that play them, and the packets and pictures that came out.
+"""Clips to publish, programs that play them, and the packets and pictures that arrive.
 
-A clip is a short FLV file, encoded once per test run. Publishers send it as it is (``-c copy -re``), so that a player's packets
-can be compared with the clip's, one by one.
+A clip is a short FLV file, encoded once per test run. Publishers send it unchanged (``-c copy -re``), so that each packet of a
+player can be compared with the clip's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import Server
 
 PATIENCE_S = 60
-"""How long a test waits for what must come: the machine may be busy."""
+"""How long a test waits for a required event: the machine may be busy."""
 
 AT_ONCE = "[live]\npublisher_grace_s = 0\n"
 """A configuration with which players end as soon as their publisher does."""
@@ -58,8 +58,8 @@ rtmp {{
 class Clip(NamedTuple):
     """How a clip is encoded.
 
-    ``enhanced`` are the FourCCs of E-RTMP that ffmpeg is to offer when it publishes it; ``noise`` is the size of the pictures
-    of noise that its encoder reads.
+    ``enhanced`` are the FourCCs of E-RTMP that ffmpeg announces when it publishes the clip; ``noise`` is the size of the noise
+    pictures that the encoder reads.
     """
 
     seconds: float
@@ -71,7 +71,7 @@ class Clip(NamedTuple):
 CLIPS = {
     # Keyframes after 0 and 1 s and then no more: 10 s are 250 pictures.
     "h264_aac_long_gop": Clip(6, f"{PICTURE} {TONE} {X264} -g 250 -force_key_frames 0,1 -c:a aac"),
-    # For what must not end before a test has done what it wants, however busy the machine is.
+    # For publishes that must not end before the test, also on a busy machine.
     "h264_aac_minute": Clip(60, f"{PICTURE} {TONE} {X264} -g 25 -c:a aac"),
     # 1.3 Mbit/s, of which 0.9 are B-frames that no other frame needs.
     "h264_b_frames": Clip(
@@ -158,7 +158,7 @@ def until(condition: Callable[[], object], what: str, limit_s: float = PATIENCE_
 
 
 class Program:
-    """A process of another program, its output in files. Use `Programs.start` to get one."""
+    """A process of another program, with its output in files, made by `Programs.start`."""
 
     def __init__(self, directory: Path, name: str, command: Iterable[object]) -> None:
         self.name = name
@@ -171,7 +171,7 @@ class Program:
 
     @property
     def errors(self) -> str:
-        """What it has written to stderr so far."""
+        """The program's stderr so far."""
         return self.err.read_text(errors="replace")
 
     @property
@@ -179,28 +179,28 @@ class Program:
         return self.process.poll() is None
 
     def wait(self, limit_s: float = PATIENCE_S) -> int:
-        """Wait for its end; return the exit code."""
+        """Wait for the end of the program and return the exit code."""
         until(lambda: not self.running, f"the end of {self.name}\n{self.errors}", limit_s)
         return self.process.returncode
 
     def succeed(self) -> None:
-        """Wait for its end, and see that it went well: it had nothing to say on stderr."""
+        """Wait for the end of the program, and assert that it succeeded with an empty stderr."""
         code = self.wait()
         assert (code, self.errors) == (0, ""), f"{self.name}: exit code {code}\n{self.errors}"
 
     def interrupt(self) -> None:
-        """Ask it to end, as Ctrl-C does."""
+        """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it with SIGKILL, if it still runs, and wait for that."""
+        """Send SIGKILL, if the program still runs, and wait for its end."""
         if self.running:
             self.process.kill()
         self.process.wait()
 
 
 class Player(Program):
-    """An ffmpeg that plays: it lists each packet that comes, and each picture and piece of sound that it decodes to."""
+    """An ffmpeg that plays, and lists each received packet and each decoded picture and audio frame."""
 
     def __init__(self, directory: Path, name: str, command: Iterable[object], seconds: float) -> None:
         self.packet_list = directory / f"{name}.packets"
@@ -212,21 +212,21 @@ class Player(Program):
         super().__init__(directory, name, [*command, *outputs])
 
     def packets(self) -> Tracks:
-        """Return the packets that it has had so far."""
+        """Return the packets received so far."""
         return read_framemd5(self.packet_list)
 
     def pictures(self) -> list[Packet]:
-        """Return the pictures that it has decoded so far."""
+        """Return the pictures decoded so far."""
         return read_framemd5(self.picture_list).get("video 0", [])
 
     def has_reached(self, milliseconds: float) -> bool:
-        """Return whether it has had a packet with this timestamp, or a later one."""
+        """Return whether a packet with this timestamp, or a later one, has arrived."""
         return any(track and track[-1].dts >= milliseconds for track in self.packets().values())
 
 
 @dataclass
 class Programs:
-    """Starts programs, and kills those that still run in the end."""
+    """Start programs, and kill those that still run at the end."""
 
     ffmpeg: str
     directory: Path
@@ -263,7 +263,7 @@ class Programs:
 
 
 class Clips:
-    """The clips, encoded when they are first wanted."""
+    """The clips, encoded on first use."""
 
     def __init__(self, ffmpeg: str, directory: Path) -> None:
         self.ffmpeg = ffmpeg
@@ -291,7 +291,7 @@ class Clips:
         return self._packets[name]
 
     def read(self, path: Path) -> Tracks:
-        """Return the packets of a file, audio before the first picture left out: no player is given that."""
+        """Return the packets of a file, without the audio before the first picture, which no player gets."""
         listed = path.with_suffix(".packets")
         arguments = (*TRACKS, "-c", "copy", "-copyinkf", "-f", "framemd5", "-y", listed)
         command = [self.ffmpeg, "-v", "error", "-nostdin", "-copyts", "-i", path, *arguments]
@@ -300,13 +300,13 @@ class Clips:
 
 
 def from_first_picture(tracks: Tracks) -> Tracks:
-    """Leave out the audio before the first picture: the server gives that to no player."""
+    """Remove the audio before the first picture, which no player gets."""
     first = min((packet.dts for name, track in tracks.items() for packet in track if name.startswith("video")), default=0)
     return {name: [packet for packet in track if packet.dts >= first] for name, track in tracks.items()}
 
 
 def assert_same(got: Tracks, expected: Tracks, what: str = "") -> None:
-    """Compare packets, and say in one line where they first differ."""
+    """Compare packets, and report in one line where they first differ."""
     assert got.keys() == expected.keys(), what
     for name, wanted in expected.items():
         had = got[name]

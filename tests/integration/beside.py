@@ -1,4 +1,4 @@
-"""What goes on beside a test, and what the server's log says about it."""
+"""A publisher and a player that run beside a test, and helpers that search the server's log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACE_S = 0.01
 
 
 class Bystander:
-    """A publisher and its player that go about their business in a thread while a test misbehaves next to them."""
+    """A publisher and its player in a thread, which a misbehaving client of the test must not disturb."""
 
     def __init__(self, server: Server, name: str = "bystander") -> None:
         self._player = Wire(server).play(name)
@@ -56,7 +56,7 @@ class Bystander:
             self._news.notify_all()
 
     def check(self, limit_s: float = 5) -> None:
-        """Assert that both go on undisturbed, from now on too."""
+        """Assert that the player has got everything so far, and continues to."""
         with self._news:
             goal = len(self._sent) + 3
             arrived = self._news.wait_for(lambda: len(self._got) >= goal or self._error, limit_s)
@@ -72,7 +72,7 @@ class Bystander:
 
 
 def warning_about(server: Server, wire: Wire, limit_s: float = 20) -> str:
-    """Wait until the server has closed a connection; return the one warning that it has written about it."""
+    """Wait until the server has closed a connection, and return the only warning about it."""
     server.wait_for_line(f" {re.escape(wire.address)} closed: ", limit_s)
     warnings = [line for line in server.log() if f" {wire.address} " in line and ("WARNING" in line or "ERROR" in line)]
     assert len(warnings) == 1, warnings
@@ -80,7 +80,7 @@ def warning_about(server: Server, wire: Wire, limit_s: float = 20) -> str:
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10) -> None:
-    """Wait for what no line of the log tells."""
+    """Wait until a condition is true that the log does not show."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"

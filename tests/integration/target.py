@@ -1,6 +1,6 @@
-"""A server that streams are relayed to, and that can be told to misbehave.
+"""A destination of relays that misbehaves as a test demands.
 
-It runs in threads on blocking sockets, with the protocol's own encoders and reader, and has nothing else in common with rtmpd.
+It runs in threads on blocking sockets, and shares only the protocol's encoders and reader with rtmpd.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LIMIT_S = 20
 
 
 class Peer:
-    """One connection that came in.
+    """One accepted connection.
 
     Attributes:
         connect: The connect command's object.
-        commands: Names of the commands that came, in their order.
-        media: Audio, video and data that came.
-        published: The name that was published.
-        over: It has ended.
+        commands: Names of the received commands, in order.
+        media: Received audio, video and data.
+        published: The published name.
+        over: Set when the connection has ended.
     """
 
     def __init__(self, target: Target, sock: socket.socket) -> None:
@@ -52,7 +52,7 @@ class Peer:
         self._acks = False
 
     def run(self) -> None:
-        """Serve it to its end."""
+        """Serve the connection until it ends."""
         handshake = ServerHandshake(os.urandom)
         while not handshake.done:
             data = self.sock.recv(1 << 16)
@@ -78,7 +78,7 @@ class Peer:
                 if self._target.on_media is not None:
                     self._target.on_media(self)
         if not self._acks and not self._target.acknowledges:
-            # What the endpoint has to say by itself is acknowledgements.
+            # The endpoint itself only sends acknowledgements.
             self._endpoint.outgoing.clear()
         self.flush()
 
@@ -99,7 +99,7 @@ class Peer:
         self.flush()
 
     def acknowledge(self, count: int) -> None:
-        """Say that so much has been read."""
+        """Acknowledge so many bytes."""
         self._endpoint.outgoing += b"\2\0\0\0\0\0\4\3\0\0\0\0" + count.to_bytes(4, "big")
         self.flush()
 
@@ -128,16 +128,16 @@ class Target:
     """The server.
 
     Args:
-        on_publish: Called, in the connection's thread, when a publish has begun.
+        on_publish: Called, in the connection's thread, when a publish has started.
         on_media: Called with each message of media.
         refusal: Code and description with which a publish is refused.
-        acknowledges: Whether it sends Acknowledgements.
-        message_stream_id: What createStream gives.
+        acknowledges: Whether the server sends Acknowledgements.
+        message_stream_id: The result of createStream.
         receive_buffer: Of the sockets, bytes; 0 is the kernel's default.
-        raw: Serves a connection instead.
+        raw: A function that serves connections instead of this class.
 
     Attributes:
-        peers: The connections, in the order of coming.
+        peers: The connections, in order of arrival.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Target:
                 self.news.notify_all()
 
     def wait(self, condition: Callable[[], Any], what: str, limit_s: float = _LIMIT_S) -> Any:
-        """Wait until a condition of what has come is true."""
+        """Wait until a condition on the received messages is true, and return its value."""
         with self.news:
             deadline = time.monotonic() + limit_s
             while not (found := condition()):

@@ -1,4 +1,4 @@
-"""A web server that decides who may come in, and that can be told to misbehave. It runs in threads."""
+"""A web server for auth_callback that misbehaves as a test demands. It runs in threads."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 1024
 
     def handle_error(self, *_: Any) -> None:
-        """Say nothing: that clients go away is what these tests are about."""
+        """Ignore errors: clients that disconnect are part of these tests."""
 
 
 class Web:
     """The server.
 
     Attributes:
-        url: Where it is, with a password and a query that must not be logged.
-        questions: What was asked, in order.
-        headers: Of the last question.
-        answers: What it does, by the name of the stream; "" is for all others. Any of the functions below, or a status.
+        url: Its URL, with a password and a query that must not be logged.
+        questions: The requests, in order.
+        headers: The headers of the last request.
+        answers: The answer by the name of the stream; "" is for all others. One of the functions below, or a status.
     """
 
     def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
@@ -85,7 +85,7 @@ class Web:
 
 
 def reply(status: int, body: bytes = b"", **headers: str):
-    """Answer properly."""
+    """Send a complete answer."""
 
     def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
         handler.send_response(status)
@@ -99,12 +99,12 @@ def reply(status: int, body: bytes = b"", **headers: str):
 
 
 def named(name: object):
-    """Allow, and give a name."""
+    """Allow the request, and return another name."""
     return reply(200, json.dumps({"name": name}).encode())
 
 
 def late(after_s: float, then=None):
-    """Answer after a while."""
+    """Answer after a delay."""
 
     def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
         if not web.over.wait(after_s):
@@ -114,14 +114,14 @@ def late(after_s: float, then=None):
 
 
 def dripping(handler: BaseHTTPRequestHandler, web: Web) -> None:
-    """Send headers that never end, a byte now and then: no single read takes long."""
+    """Send endless headers, a byte at a time, so that no single read takes long."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
     while not web.over.wait(0.2):
         handler.wfile.write(b"x")
 
 
 def endless(handler: BaseHTTPRequestHandler, web: Web) -> None:
-    """Say that a gigabyte comes, and send it."""
+    """Announce a gigabyte, and send it."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
     begun = time.monotonic()
     for _ in range(1 << 14):
@@ -130,13 +130,13 @@ def endless(handler: BaseHTTPRequestHandler, web: Web) -> None:
 
 
 def nonsense(handler: BaseHTTPRequestHandler, web: Web) -> None:
-    """Speak something else."""
+    """Send another protocol."""
     handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
     handler.close_connection = True
 
 
 def breaking_off(data: bytes):
-    """Send a part of an answer, and close."""
+    """Send a part of an answer, and close the connection."""
 
     def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
         handler.wfile.write(data)
@@ -146,5 +146,5 @@ def breaking_off(data: bytes):
 
 
 def hang_up(handler: BaseHTTPRequestHandler, web: Web) -> None:
-    """Close without a word."""
+    """Close without an answer."""
     handler.close_connection = True

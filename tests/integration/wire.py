@@ -1,7 +1,7 @@
-"""What the integration tests share: a raw RTMP client on a blocking socket, and synthetic media.
+"""A raw RTMP client on a blocking socket, and synthetic media.
 
-`Wire` has the protocol's encoders and reader in common with the server but none of its networking, and sends what it is told
-to: a test can be as odd with it as clients in the field are.
+`Wire` shares the protocol's encoders and reader with the server, but none of its networking. It sends exactly what a test asks
+for, also what no specification allows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _addresses = itertools.count(1)
 
 
 class Item(NamedTuple):
-    """An audio, video or data message: what a publisher sends and a player is to get."""
+    """An audio, video or data message that a publisher sends and a player must get."""
 
     type_id: int
     timestamp: int
@@ -61,12 +61,12 @@ def _body(number: int, size: int) -> bytes:
 
 
 def key(number: int, size: int = 100) -> bytes:
-    """Return an H.264 keyframe; each number gives another."""
+    """Return an H.264 keyframe; each number makes a different one."""
     return b"\x17\x01\0\0\0" + _body(number, size)
 
 
 def inter(number: int, size: int = 50) -> bytes:
-    """Return an H.264 frame that is no keyframe."""
+    """Return an H.264 inter frame."""
     return b"\x27\x01\0\0\0" + _body(number, size)
 
 
@@ -92,7 +92,7 @@ def gops(first: int, last: int) -> list[Item]:
 
 
 def headers(stamp: int = 0) -> list[Item]:
-    """Return what a player gets first: metadata at 0, where FFmpeg wants it, and headers at the time of the first frame."""
+    """Return a player's first messages: metadata at 0, as FFmpeg needs it, and headers at the time of the first frame."""
     return [Item(DATA, 0, metadata()), Item(VIDEO, stamp, AVC_HEADER), Item(AUDIO, stamp, AAC_HEADER)]
 
 
@@ -102,7 +102,7 @@ def send(publisher: Client | Wire, items: Iterable[Item]) -> None:
 
 
 def send_headers(publisher: Client | Wire, stamp: int = 0) -> None:
-    """Send what an encoder begins with."""
+    """Send the first messages of an encoder."""
     publisher.send(DATA, stamp, amf0.encode("@setDataFrame") + metadata())
     publisher.send(VIDEO, stamp, AVC_HEADER)
     publisher.send(AUDIO, stamp, AAC_HEADER)
@@ -149,9 +149,9 @@ def played(player: Client | Wire, last: Item | bytes, limit_s: float = 10) -> li
 
 
 def begin(publisher: Client | Wire, *players: Client | Wire) -> None:
-    """Send headers and group 0, and see that players who waited for it have got just that.
+    """Send headers and group 0, and assert that waiting players get exactly these.
 
-    Players are let in at the newest keyframe: send no second one before they have the first.
+    Players join at the newest keyframe: send no second keyframe before they have the first.
     """
     send_headers(publisher)
     send(publisher, gop(0))
@@ -179,12 +179,12 @@ def codes(got: Iterable[Item | Command]) -> list[str]:
 
 
 class Wire:
-    """A connection that sends what it is told to, byte by byte if need be.
+    """A connection that sends exactly what a test asks for, byte by byte if necessary.
 
-    Each has a source address of its own (all of 127.0.0.0/8 is this host), by which the server's log can be searched.
+    Each connection has its own source address (all of 127.0.0.0/8 is this host), by which a test finds it in the server's log.
 
     Args:
-        server: Whom to connect to.
+        server: The server, or its port.
         host: The server's address.
         receive_buffer: Of the socket, bytes; 0 is the kernel's default.
         source: The address to connect from.
@@ -234,7 +234,7 @@ class Wire:
         self.sock.sendall(data)
 
     def read_bytes(self) -> bytes:
-        """Return some bytes; none when the server has closed the connection."""
+        """Return received bytes, or none when the server has closed the connection."""
         try:
             data = self.sock.recv(1 << 16)
         except ConnectionError:
@@ -278,7 +278,7 @@ class Wire:
                     self.write(message.user_control(UserControlType.PING_RESPONSE, event.value))
 
     def available(self, wait_s: float = 0) -> list[RawMessage]:
-        """Return the messages that come within a time, or have come."""
+        """Return the messages that have arrived, or else those that arrive within a time."""
         if not self._inbox and select.select([self.sock], [], [], wait_s)[0]:
             data = self.read_bytes()
             assert data, "the server closed the connection"
@@ -288,14 +288,14 @@ class Wire:
         return got
 
     def rest(self) -> list[RawMessage]:
-        """Return all messages up to the end, which the server must bring about."""
+        """Return all messages until the server closes the connection."""
         got = []
         while (one := self.read()) is not None:
             got.append(one)
         return got
 
     def until(self, wanted: Callable[[RawMessage], bool]) -> RawMessage:
-        """Return the first message that is wanted; `seen` keeps what came before it."""
+        """Return the first message that is wanted; earlier messages are kept in `seen`."""
         while True:
             one = self.read()
             assert one is not None, f"the server closed the connection; seen: {self.seen}"
@@ -324,7 +324,7 @@ class Wire:
         ]
 
     def sync(self) -> None:
-        """Wait until the server has done what was sent so far: it answers a ping."""
+        """Wait until the server has handled everything sent so far, by a ping."""
         self._transaction += 1
         number = 0x51000000 + self._transaction
         self.write(message.user_control(UserControlType.PING_REQUEST, number, chunk_size=self.chunk_size))
@@ -362,7 +362,7 @@ class Wire:
         """Wait for an onStatus, with this code if one is given."""
         return self.wait_for(lambda c: c.name == "onStatus" and (not code or code_of(c) == code))
 
-    # From the beginning
+    # Whole sequences
 
     def handshake(self) -> Self:
         self.write(b"\x03" + bytes(8) + os.urandom(HANDSHAKE_BYTES - 8))
@@ -382,14 +382,14 @@ class Wire:
         return self.msid
 
     def publish(self, name: str, app: str = "live") -> Self:
-        """Do all of it, up to Publish.Start."""
+        """Shake hands, connect and publish, up to Publish.Start."""
         self.connect(app)
         self.command("publish", name, "live", msid=self.create_stream())
         self.status("NetStream.Publish.Start")
         return self
 
     def play(self, name: str, app: str = "live") -> Self:
-        """Do all of it, up to Play.Start."""
+        """Shake hands, connect and play, up to Play.Start."""
         self.connect(app)
         self.command("play", name, -2000, msid=self.create_stream())
         self.status("NetStream.Play.Start")
