@@ -17,7 +17,7 @@ from rtmpd.config.spec import sections
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.rst"), *ROOT.glob("docs/*.rst"), *ROOT.glob("bench/*.rst")])
-# Folders that only exist on somebody's own machine.
+# Folders that exist only on the machine of an author.
 PRIVATE = re.compile(r"(?<![\w.])/(?:home|root|mnt|tmp)/")
 
 
@@ -77,8 +77,13 @@ def test_lines_are_short_and_mean_the_same_everywhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_a_page_names_exist(page):
-    for path in re.findall(r"``((?:rtmpd|tests|docs|etc|bench|\.ci)/[\w./-]*)``", page.read_text("utf-8")):
+    text = page.read_text("utf-8")
+    for path in re.findall(r"``((?:rtmpd|tests|docs|etc|bench|man|systemd|\.ci)/[\w./-]*)``", text):
         assert (ROOT / path).exists(), path
+    # A module without its folder, as in a table of a folder.
+    for path in re.findall(r"``((?:\w+/)*\w+\.(?:py|configspec|c))``", text):
+        folders = (ROOT, *(ROOT / name for name in ("rtmpd", "tests", "bench")))
+        assert any(list(folder.glob(f"**/{path}")) for folder in folders), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
