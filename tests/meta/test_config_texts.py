@@ -1,4 +1,4 @@
-"""The texts that describe the options say the same as the spec."""
+"""The texts that describe the options agree with the spec."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The documentation parses, its links lead somewhere, its examples run, and it says what the code says."""
+"""The documentation parses, its links and examples work, and it agrees with the code."""
 
 import io
 import re
@@ -26,7 +26,7 @@ def name(page):
 
 
 def parse(page):
-    """The page as docutils reads it, and all that docutils has to say about it."""
+    """Return the page as docutils reads it, and the complaints of docutils."""
     complaints = io.StringIO()
     settings = {"report_level": 1, "halt_level": 5, "warning_stream": complaints, "input_encoding": "utf-8"}
     document = docutils.core.publish_doctree(page.read_text("utf-8"), name(page), settings_overrides=settings)
@@ -34,7 +34,7 @@ def parse(page):
 
 
 def examples(page, language):
-    """The blocks of code of a page in one language."""
+    """Return the blocks of code of a page in one language."""
     document, _ = parse(page)
     return [
         block.astext()
@@ -44,7 +44,7 @@ def examples(page, language):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_page_parses_without_a_complaint(page):
+def test_a_page_parses_without_complaints(page):
     assert parse(page)[1] == ""
 
 
@@ -68,7 +68,7 @@ def test_a_page_is_linked_from_the_readme_or_the_index(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_lines_are_short_and_mean_the_same_everywhere(page):
+def test_lines_are_short_and_name_no_private_folder(page):
     for line in page.read_text("utf-8").splitlines():
         assert len(line) <= 120, line
         assert not PRIVATE.search(line), line
@@ -112,7 +112,7 @@ def test_the_flags_of_the_readme_are_those_of_the_command():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_configurations_that_a_page_shows_are_right(page):
+def test_configurations_on_a_page_are_valid(page):
     for example in examples(page, "ini"):
         load_text(example, name(page))
 
@@ -198,7 +198,7 @@ def test_the_programs_of_the_client_page_run(server, tmp_path):
     running.wait_for_line(r"stopped publishing live/test: FCUnpublish; .*\(video 0 h264\)")
 
 
-def test_the_refusal_program_says_that_there_is_no_connection(tmp_path):
+def test_the_refusal_program_prints_that_there_is_no_connection(tmp_path):
     refused = examples(ROOT / "docs" / "client.rst", "python")[2]
     process = run_example(tmp_path / "refused.py", refused, "rtmp://127.0.0.1:1/live/test")
     output, errors = process.communicate(timeout=20)

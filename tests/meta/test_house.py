@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows."""
+"""Rules for the sources and the packaging that no linter checks."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def name_of(path: Path) -> str:
 # Modules ----------------------------------------------------------------------------------------------------------------
 
 
-def test_every_source_file_is_a_module_that_is_found():
+def test_every_source_file_is_a_module():
     files = {path.with_suffix("") for path in SOURCES}
     found = {ROOT / name.replace(".", "/") for name in MODULES}
     assert files == {path / "__init__" if path.is_dir() else path for path in found}
 
 
 def test_importing_everything_patches_nothing():
-    """In a process of its own, since the tests' own imports would hide it."""
+    """Run in a separate process, since the imports of the tests would hide a patch."""
     names = [name for name in MODULES if not name.endswith("__main__")]
     program = (
         "import importlib, gevent.monkey, sys\n"
@@ -57,7 +57,7 @@ def test_importing_everything_patches_nothing():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_module_says_what_it_is(path):
+def test_a_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
@@ -103,7 +103,7 @@ def test_the_minimum_version_of_python_is_the_same_everywhere():
 
 
 def test_the_floors_are_all_of_the_package():
-    """A new module has a floor from its first day."""
+    """A new module needs a floor."""
     floors = listed("importlinter:contract:floors", "layers")
     for name in floors:
         importlib.import_module(name)
@@ -116,7 +116,7 @@ def test_the_contract_of_purity_names_modules_that_exist():
         importlib.import_module(name)
 
 
-def test_the_folders_and_files_that_tools_are_told_of_exist():
+def test_the_folders_and_files_in_the_options_of_tools_exist():
     for name in [*listed("tool:pytest", "testpaths"), *listed("mypy", "files")]:
         assert (ROOT / name).exists()
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -124,7 +124,7 @@ def test_the_folders_and_files_that_tools_are_told_of_exist():
         assert list(ROOT.glob(pattern)), pattern
 
 
-def test_the_makefile_uses_what_exists():
+def test_the_makefile_uses_extras_modules_and_files_that_exist():
     for extra in re.findall(r"--editable \.\[([\w,]+)\]", MAKEFILE):
         assert set(extra.split(",")) <= set(SETUP["options.extras_require"])
     for module in re.findall(r"python -m (\w+)", MAKEFILE):
@@ -133,7 +133,7 @@ def test_the_makefile_uses_what_exists():
         assert all((ROOT / name).is_file() for name in target.split())
 
 
-def test_the_makefile_has_every_target_that_it_calls_phony():
+def test_the_makefile_has_every_phony_target():
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
     targets = re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE)
     assert sorted(phony) == sorted(targets)

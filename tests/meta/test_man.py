@@ -1,4 +1,4 @@
-"""The manual pages say what the spec, the command and the daemon say; programs that check pages have nothing to say."""
+"""The manual pages agree with the spec, the command and the daemon, and have no warnings of man and mandoc."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_options_and_flags_are_written_from_the_spec():
     assert replace_flags(text) == text, UPDATE
 
 
-def test_every_option_has_its_place():
+def test_every_option_is_listed_in_order():
     listed = re.findall(r"^\.(?:SS \[(\w+)\]|TP\n\.B (\w+))$", section(FILE, "OPTIONS"), re.MULTILINE)
     wanted = [pair for each in sections() for pair in [(each.name, ""), *(("", option.name) for option in each.options)]]
     assert listed == wanted
 
 
-def test_every_flag_of_the_command_is_there_and_no_other():
+def test_the_page_lists_exactly_the_flags_of_the_command():
     usage = subprocess.run([sys.executable, "-m", "rtmpd", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     accepted = set(re.findall(r"--[a-z-]+", usage.stdout))
     tags = re.findall(r"^\.T[PQ]\n(\.B.*)$", section(COMMAND, "OPTIONS"), re.MULTILINE)
@@ -95,7 +95,7 @@ def test_man_has_no_warnings(page, peer):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_mandoc_has_nothing_to_say(page, peer):
+def test_mandoc_has_no_warnings(page, peer):
     done = subprocess.run([peer("mandoc", "mandoc"), "-Tlint", page], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
@@ -128,5 +128,5 @@ def test_the_exit_codes_are_those_of_the_operators_page():
 
 
 @pytest.mark.parametrize("example", examples(FILE), ids=lambda text: text.split("\n")[0])
-def test_an_example_of_a_file_is_right(example):
+def test_an_example_of_a_file_is_valid(example):
     assert load_text(example) != load_text("")

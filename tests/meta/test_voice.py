@@ -1,4 +1,4 @@
-"""The language of the project: the subject of a sentence is named, and no phrase stands that hides it (CONTRIBUTING.rst)."""
+"""Texts name the subject of each sentence: no phrase that hides it is used (CONTRIBUTING.rst, Language)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_text_names_its_subjects(path, request):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_docstring_of_a_module_lists_no_imports(path, request):
-    """import-linter holds them."""
+    """import-linter checks imports, so a list would only become wrong."""
     if name_of(path).startswith(DIRTY):
         request.applymarker(pytest.mark.xfail(reason="this text is still to be written anew"))
     docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
