@@ -1,1 +1,1 @@
-"""What the server shows by HTTP. Imports services and everything below; not the daemon."""
+"""HTTP: the listener, and the client of webhooks and callbacks."""

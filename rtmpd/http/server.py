@@ -1,8 +1,8 @@
-"""An HTTP listener: WSGI applications by path, with the bounds that gevent.pywsgi lacks.
+"""The HTTP listener: WSGI applications by path, with the bounds that gevent.pywsgi lacks.
 
-Pywsgi waits for ever for a request that does not come, takes megabytes of headers, and prints to standard error. Here a request
-has one deadline for all of it, however it trickles in, its head has a size, and a connection serves one request: a client that
-asks now and then gains nothing by keeping it, and an idle one would take a place. Imports gevent and rtmpd.net.
+Pywsgi waits without limit for a request, reads megabytes of headers, and prints to standard error. Here a request has one
+deadline, its head has a largest size, and a connection serves one request: a client that asks now and then gains nothing by
+keeping a connection, and an idle one would take a place.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ __all__ = ["CONNECTIONS", "HttpServer"]
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16
-"""Served at a time on one address; more wait in the kernel's queue."""
+"""The connections that are served at the same time on one address; further ones wait in the kernel's queue."""
 
 _REQUEST_S = 10.0
 _WRITE_S = 10.0
-"""How long a client may take to take one piece of an answer."""
+"""The longest time to send one piece of a response."""
 
 _STOP_S = 1.0
 _HEAD_BYTES = 16 << 10
-"""The most of all headers; the request line has pywsgi's bound, 8 KiB."""
+"""The largest size of all headers together; pywsgi bounds the request line, to 8 KiB."""
 
 _BODY_BYTES = 64 << 10
-"""A longer body is not waited for."""
+"""A longer body is not read."""
 
 _METHODS = ("GET", "HEAD")
 
 
 class _Head:
-    """Hands out the lines of a request's headers, as long as they are not too long all together."""
+    """The lines of a request's headers, as long as they are not too long all together."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -65,10 +65,10 @@ class _Head:
 
 
 class _Handler(WSGIHandler):
-    """One connection, which is one request."""
+    """A connection, which serves one request."""
 
     server: _Server
-    # What a send raises when the client has gone or takes nothing: no bug.
+    # What a send raises if the client is gone or does not read.
     ignored_socket_errors = (
         *WSGIHandler.ignored_socket_errors,
         errno.ETIMEDOUT,
@@ -84,14 +84,14 @@ class _Handler(WSGIHandler):
         self._deadline: gevent.Timeout | None = None
 
     def handle(self) -> None:
-        """Serve the request."""
+        """Serve the connection."""
         try:
             super().handle()
         except OSError as error:
             log.debug("http %s: %s", self._peer, error)
 
     def handle_one_request(self) -> Any:
-        """Read a request and answer it; the deadline is for reading."""
+        """Read a request and respond to it. The deadline is for reading."""
         self._deadline = deadline = gevent.Timeout.start_new(_REQUEST_S)
         try:
             return super().handle_one_request()
@@ -99,27 +99,27 @@ class _Handler(WSGIHandler):
             if timeout is not deadline:
                 raise
             if not self.requestline:
-                # Browsers and monitors connect ahead of need.
-                log.debug("http %s: sent no request within %g s", self._peer, _REQUEST_S)
+                # Browsers and monitors connect before they have a request.
+                log.debug("http %s: no request within %g s", self._peer, _REQUEST_S)
                 return None
             self.server.count("http_deadlines")
-            log.warning("http %s: its request took longer than %g s", self._peer, _REQUEST_S)
-            return "408", _answer("408 Request Timeout")
+            log.warning("http %s: request not complete within %g s, connection closed", self._peer, _REQUEST_S)
+            return "408", _response("408 Request Timeout")
         finally:
             deadline.close()
 
     def read_requestline(self) -> str:
-        """Read the request line, and know that there is one as soon as it has begun."""
+        """Read the request line; `requestline` is set as soon as it has begun."""
         first = self.rfile.peek(1)
         self.requestline = first[:1].decode("latin-1")
         return super().read_requestline()
 
     def read_request(self, raw_requestline: str) -> bool:  # type: ignore[override]
-        """Read the headers, and a body so that the answer reaches whoever still sends it."""
+        """Read the headers and the body: a client that still sends would not read the response."""
         super().read_request(raw_requestline)
         self.close_connection = True
         if "transfer-encoding" in self.headers:
-            # Its end is not worth looking for.
+            # A chunked body is not read.
             del self.headers["transfer-encoding"]
         elif self.content_length and self.content_length <= _BODY_BYTES:
             self.rfile.read(self.content_length)
@@ -133,27 +133,27 @@ class _Handler(WSGIHandler):
         return super().MessageClass(_Head(file), *arguments)  # type: ignore[arg-type]
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        """Begin the answer, and say that it is the last on this connection."""
+        """Start the response, with the header that closes the connection."""
         if not any(name.lower() == "connection" for name, _ in headers):
             headers = [*headers, ("Connection", "close")]
         return super().start_response(status, headers, exc_info)
 
     def _handle_client_error(self, error: Exception) -> tuple[str, bytes] | None:
-        """Answer a request that makes no sense. Pywsgi's hook; its own prints tracebacks."""
+        """Respond to a malformed request. Pywsgi's own hook would print a traceback."""
         if isinstance(error, OSError):
             return None
         self.server.count("http_bad_requests")
-        # Pywsgi quotes the request line, and a query may hold a token.
+        # Pywsgi quotes the request line, and a query may contain a token.
         reason = str(error).partition("?")[0] or type(error).__name__
         log.warning("http %s: bad request: %.200r", self._peer, reason)
-        return "400", _answer("400 Bad Request")
+        return "400", _response("400 Bad Request")
 
     def log_error(self, msg: str, *arguments: Any) -> None:
-        """Log what pywsgi has to say."""
+        """Log an error of pywsgi."""
         log.debug("http %s: %.200r", self._peer, msg % arguments if arguments else msg)
 
     def log_request(self) -> None:
-        """Log the answer; without the query, which may hold a token."""
+        """Log the response, without the query, which may contain a token."""
         status = self.status.decode() if isinstance(self.status, bytes) else self.status
         request = str(self.requestline or "").partition("?")[0].rstrip()
         spent_ms = (time.time() - self.time_start) * 1000
@@ -161,25 +161,25 @@ class _Handler(WSGIHandler):
 
 
 class _Server(WSGIServer):
-    """Pywsgi's server, with somebody to tell of failures."""
+    """Pywsgi's server, with a counter of failures."""
 
     handler_class = _Handler
 
     def __init__(self, sock: socket, application: WSGIApplication, count: Callable[[str], None]) -> None:
-        # With a name for the environment: pywsgi would ask DNS for one.
+        # With a name for the environment: pywsgi would look one up.
         name = {"SERVER_NAME": str(sock.getsockname()[0])}
         super().__init__(sock, application, spawn=Pool(CONNECTIONS), log=None, error_log=log, environ=name)
         self.count = count
 
 
 class HttpServer:
-    """A service that serves HTTP on some addresses.
+    """The service that serves HTTP. Its addresses change only with a restart.
 
     Args:
-        name: What is served there, for the log.
-        addresses: Where to listen, and sockets that listen already; none: it does nothing.
-        routes: WSGI applications by path, the one worth naming in the log first. They get GET and HEAD, may wait, and may give
-            an answer piece by piece.
+        name: What is served, for the log.
+        addresses: The addresses to listen on, and sockets that listen already; none: the service does nothing.
+        routes: WSGI applications by path; the log shows the first path. They get GET and HEAD, may wait, and may give a
+            response in pieces.
         count: Called with the name of a failure.
     """
 
@@ -198,7 +198,7 @@ class HttpServer:
         self.bound: list[str] = []
 
     def bind(self) -> None:
-        """Listen, but accept nothing yet.
+        """Listen, without accepting connections yet.
 
         Raises:
             RtmpdError: An address can't be listened on.
@@ -209,7 +209,7 @@ class HttpServer:
             self.bound.append(format_address(sock.getsockname()))
 
     def start(self) -> None:
-        """Listen, if it does not yet, and serve.
+        """Listen on addresses that are not bound yet, and serve.
 
         Raises:
             RtmpdError: An address can't be listened on.
@@ -221,13 +221,13 @@ class HttpServer:
 
     @staticmethod
     def select(config: Config) -> None:
-        """Return nothing: addresses only change with a restart."""
+        """Return nothing: the service uses no options."""
 
     def reload(self, options: None) -> None:
         """Do nothing."""
 
     def stop(self, limit_s: float) -> None:
-        """Accept no more, and give answers under way a moment."""
+        """Close the listeners, and wait a moment for responses under way."""
         for server in self._servers:
             server.close()
         for server in self._servers:
@@ -238,16 +238,16 @@ class HttpServer:
         route = self._routes.get(environ["PATH_INFO"])
         if route is None:
             pages = " ".join(self._routes)
-            result: Iterable[bytes] = _say(start_response, "404 Not Found", f"There is nothing here. There is: {pages}")
+            result: Iterable[bytes] = _text(start_response, "404 Not Found", f"This page does not exist. Pages: {pages}")
         elif method not in _METHODS:
-            result = _say(start_response, "405 Method Not Allowed", "Only GET and HEAD.", ("Allow", ", ".join(_METHODS)))
+            result = _text(start_response, "405 Method Not Allowed", "Only GET and HEAD.", ("Allow", ", ".join(_METHODS)))
         else:
             result = route(environ, start_response)
         return result if method != "HEAD" else _without_body(result)
 
 
 def _without_body(result: Iterable[bytes]) -> Iterable[bytes]:
-    # An application that is a generator says its headers when it is asked for the first piece.
+    # An application that is a generator sets its headers when the first piece is taken.
     next(iter(result), None)
     close = getattr(result, "close", None)
     if close is not None:
@@ -255,13 +255,13 @@ def _without_body(result: Iterable[bytes]) -> Iterable[bytes]:
     return []
 
 
-def _say(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
+def _text(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
     body = text.encode() + b"\n"
     plain = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     start_response(status, [*plain, *headers])
     return [body]
 
 
-def _answer(status: str) -> bytes:
-    """Return a whole answer to a request that could not be read."""
+def _response(status: str) -> bytes:
+    """Return a whole response to a request that could not be read."""
     return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()

@@ -43,7 +43,7 @@ def test_failures_of_others_do_not_count():
         assert fail(bans, f"192.0.2.{number}", times=2) == ["", ""]
 
 
-def test_nobody_is_banned_by_a_limit_of_none():
+def test_without_a_limit_there_are_no_bans():
     bans = Bans()
     assert not any(fail(bans, "192.0.2.1", times=50, failures=0))
     assert not bans.bars("192.0.2.1", 0)
@@ -53,7 +53,7 @@ def test_one_failure_can_be_too_many():
     assert fail(Bans(), "192.0.2.1", failures=1) == ["192.0.2.1"]
 
 
-def test_a_ban_is_told_once_and_not_made_longer_by_connections_that_were_there_before():
+def test_a_ban_is_reported_once_and_not_extended_by_earlier_connections():
     bans = Bans()
     fail(bans, "192.0.2.1", times=3)
     assert not any(fail(bans, "192.0.2.1", 100, times=10))

@@ -47,7 +47,7 @@ def test_users_have_passwords():
     assert parse({"users": {"ann": "a", "bob@host": "b"}}).users == {"ann": Secret("a"), "bob@host": Secret("b")}
 
 
-def test_an_empty_file_lets_nobody_in():
+def test_an_empty_file_allows_nothing():
     assert parse({}) == Credentials()
     assert parse_credentials(b"\xef\xbb\xbf{}") == Credentials()
 
@@ -90,7 +90,7 @@ def test_an_empty_file_lets_nobody_in():
         ({"users": "s3cret"}, "'users' is not APPLICATION/NAME"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_without_secrets(data, expected):
+def test_errors_of_a_file_contain_no_secrets(data, expected):
     assert problem(data) == expected
 
 

@@ -91,7 +91,7 @@ def test_signed_urls():
     assert denied(of, PLAY, **signed(PLAY, secret="old")) == ("wrong signature", True)
 
 
-def test_who_has_a_signature_needs_no_token():
+def test_a_request_with_a_signature_needs_no_token():
     of = rules("auth_sign_secrets = top", "auth_mode = token", "auth_tokens = live/cam=one")
     assert decide(of, PLAY, **signed(PLAY)).proof == "signature"
     assert decide(of, PLAY, token="one").proof == "token"
@@ -110,7 +110,7 @@ def test_users():
     assert not of.requires_login(encoder=False)
 
 
-def test_a_user_who_is_gone_is_nobody():
+def test_a_user_that_was_removed_is_not_logged_in():
     assert denied(rules("auth_users = bob=x"), user="ann") == ("no login", False)
 
 

@@ -108,7 +108,7 @@ def test_a_callback_allows_and_denies(make, server):
     assert server.authorities == [hub.tls.client.ca] * 4
 
 
-def test_only_so_many_wait_for_a_callback(make, server, monkeypatch):
+def test_the_number_of_waiting_requests_is_bounded(make, server, monkeypatch):
     monkeypatch.setattr(callback, "_ACTIVE_LIMIT", 3)
     hub, auth = make(CALLBACK)
     server.go.clear()
@@ -123,7 +123,7 @@ def test_only_so_many_wait_for_a_callback(make, server, monkeypatch):
     assert auth.authorize(request()) == "live/cam"
 
 
-def test_a_callback_has_its_time_and_no_more(make, server):
+def test_a_callback_has_a_deadline(make, server):
     hub, auth = make(CALLBACK + "auth_callback_timeout_s = 0.1\n")
     server.go.clear()
     assert denied(auth) == ("NetStream.Play.Failed", "the authentication service failed")
@@ -132,7 +132,7 @@ def test_a_callback_has_its_time_and_no_more(make, server):
     assert hub.gauges["auth_callbacks_active"]() == 0
 
 
-def test_the_timeout_of_somebody_else_goes_through(make, server):
+def test_a_timeout_of_the_caller_passes_through(make, server):
     hub, auth = make(CALLBACK)
     server.go.clear()
     with pytest.raises(TimeoutError), gevent.Timeout(0.05, TimeoutError()):
@@ -163,7 +163,7 @@ def test_a_banned_address_asks_no_callback(make, server):
     assert hub.counters["auth_banned_connections"] == 1
 
 
-def test_a_callback_that_fails_bans_nobody(make, server):
+def test_a_callback_that_fails_bans_no_client(make, server):
     _hub, auth = make(CALLBACK + "auth_ban_failures = 1\n")
     server.response = HttpError("Connection refused")
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_a_callback_that_fails_bans_nobody(make, server):
     assert not auth.bars("192.0.2.1")
 
 
-def test_a_callback_that_fails_is_logged_seldom_and_without_its_url(make, server, caplog):
+def test_failures_of_a_callback_are_logged_once_and_without_its_url(make, server, caplog):
     _hub, auth = make(CALLBACK)
     server.response = HttpError("Connection refused")
     for _ in range(5):
@@ -203,7 +203,7 @@ def test_a_login_takes_two_refusals(make):
     assert not hub.counters
 
 
-def test_an_application_that_there_is_not_is_left_to_the_hub(make, server):
+def test_an_unknown_application_is_left_to_the_hub(make, server):
     _hub, auth = make(CALLBACK + "[applications]\n[[live/sub]]\n")
     assert auth.authorize(request(Action.PLAY, "other/cam")) == "other/cam"
     assert not server.questions

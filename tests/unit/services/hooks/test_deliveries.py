@@ -129,7 +129,7 @@ def test_what_can_not_be_started(tmp_path, prepare, problem):
     assert descriptors() == before
 
 
-def test_a_script_that_takes_too_long_is_told_to_end(run, tmp_path):
+def test_a_script_that_takes_too_long_gets_sigterm(run, tmp_path):
     outcome, took_s = run(f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; sleep 60 & wait", ini="hook_timeout_s = 0.3\n")
     assert outcome.timed_out
     assert outcome.problem == "the program ran for more than 0.3 s (hook_timeout_s) and was killed"
@@ -155,7 +155,7 @@ def test_children_that_outlive_a_script_are_killed(run, tmp_path):
     wait_for(lambda: not alive(pid))
 
 
-def test_a_child_in_a_session_of_its_own_may_stay_and_keeps_nobody(run, tmp_path):
+def test_a_child_in_its_own_session_survives_and_delays_nothing(run, tmp_path):
     outcome, took_s = run(f"setsid sleep 60 & echo $! > {tmp_path}/pid; sleep 0.1; echo started; exit 1")
     assert outcome.problem == 'exit status 1: "started"'
     assert took_s < 5
@@ -440,7 +440,7 @@ def test_a_gigabyte_of_headers_is_not_read_either(serve):
     ],
     ids=["nothing", "ssh", "bad status", "endless line"],
 )
-def test_what_is_no_answer(serve, data, problem):
+def test_what_is_no_response(serve, data, problem):
     def answer(connection):
         connection.recv(65536)
         connection.sendall(data)
@@ -465,7 +465,7 @@ def test_a_name_that_is_not_known():
     assert outcome.retry
 
 
-def test_a_certificate_that_nobody_knows(serve, tmp_path):
+def test_a_self_signed_certificate_is_refused(serve, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)

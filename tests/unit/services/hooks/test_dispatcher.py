@@ -94,7 +94,7 @@ def test_one_lane_has_one_event_under_way(make):
     assert delivery.most == 1
 
 
-def test_a_destination_that_stands_still_holds_up_no_other(make):
+def test_a_destination_that_hangs_delays_no_other(make):
     dispatcher = make("hook_concurrency = 4\n")
     stuck, well = FakeDelivery("stuck"), FakeDelivery("well")
     stuck.gate.clear()
@@ -200,7 +200,7 @@ def test_pauses_grow_up_to_the_limit_and_heed_the_destination(make, monkeypatch)
     assert destination.wait_s(failed, 101) is None
 
 
-def test_failures_share_a_line_and_its_end_is_told(make, caplog):
+def test_failures_share_a_line_and_a_success_after_them_is_logged(make, caplog):
     caplog.set_level(logging.INFO)
     dispatcher = make("hook_retries = 0\n")
     delivery = FakeDelivery(outcomes=[Outcome("away")] * 5)
@@ -278,7 +278,7 @@ def test_a_dispatcher_without_anything_stops_at_once(make):
         make().stop(LIMIT_S)
 
 
-def test_random_loads_are_told_once_and_in_order(make):
+def test_random_loads_are_delivered_once_and_in_order(make):
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
     dispatcher = make("hook_concurrency = 5\nhook_retries = 2\n")

@@ -70,17 +70,17 @@ def reload(hub, hooks, ini):
     hooks.reload(Hooks.select(config))
 
 
-def test_without_hooks_no_event_is_wanted(make):
+def test_without_hooks_no_event_is_made(make):
     hub, _ = make()
     assert not any(hub.bus.wanted(kind) for kind in EventType)
 
 
-def test_only_what_somebody_is_told_of_is_wanted(make, script):
+def test_only_events_with_a_hook_are_made(make, script):
     hub, _ = make(f"hook_scripts = publish_*={script[0]}, play_start={script[0]}\n")
     assert {kind.value for kind in EventType if hub.bus.wanted(kind)} == {"publish_start", "publish_stop", "play_start"}
 
 
-def test_standard_output_wants_everything(make):
+def test_standard_output_gets_every_event(make):
     hub, _ = make("hook_stdio_format = json\n")
     assert all(hub.bus.wanted(kind) for kind in EventType)
 
@@ -143,7 +143,7 @@ def test_a_reload_changes_limits_of_what_waits(make, tmp_path):
     assert hub.gauges["hooks_waiting"]() == 5
 
 
-def test_a_stop_tells_what_waits(make, script):
+def test_a_stop_delivers_what_is_queued(make, script):
     path, told = script
     hub, hooks = make(f"hook_scripts = *={path} x\nhook_stdio_format = json\n")
     for number in range(20):
@@ -162,7 +162,7 @@ def test_a_service_that_never_began_stops():
         Hooks(Hub(load_text("")), load_text("").hooks).stop(5)
 
 
-def test_whoever_emits_never_waits(make, tmp_path):
+def test_an_emitter_never_waits(make, tmp_path):
     path = tmp_path / "slow"
     path.write_text("#!/bin/sh\nsleep 60\n")
     path.chmod(0o755)

@@ -51,7 +51,7 @@ def test_the_form_may_change(pipe):
     assert os.read(pipe[0], 1 << 16) == hook_event(1).lines("json") + hook_event(2).lines("env")
 
 
-def test_a_reader_that_pauses_holds_up_nobody_and_costs_events(pipe, caplog):
+def test_a_reader_that_pauses_blocks_nothing_and_loses_events(pipe, caplog):
     counters = Counter()
     stdio = Stdio(options("hook_stdio_format = json\nhook_queue_limit = 100\n"), counters, pipe[1])
     with within():
@@ -74,7 +74,7 @@ def test_a_reader_that_pauses_holds_up_nobody_and_costs_events(pipe, caplog):
     assert not stdio._thread.is_alive()
 
 
-def test_a_reader_that_is_gone_is_said_once(pipe, caplog):
+def test_a_reader_that_is_gone_is_logged_once(pipe, caplog):
     counters = Counter()
     stdio = Stdio(options("hook_stdio_format = json\n"), counters, pipe[1])
     os.close(pipe[0])
@@ -87,7 +87,7 @@ def test_a_reader_that_is_gone_is_said_once(pipe, caplog):
     stdio.stop(1)
 
 
-def test_a_descriptor_that_somebody_made_non_blocking_is_written_to_all_the_same(pipe):
+def test_a_descriptor_that_was_made_non_blocking_is_still_written_to(pipe):
     os.set_blocking(pipe[1], False)
     counters = Counter()
     stdio = Stdio(options("hook_stdio_format = json\nhook_queue_limit = 10000\n"), counters, pipe[1])
