@@ -343,7 +343,7 @@ def test_without_addresses_it_does_nothing():
 def test_an_address_in_use_is_an_error_that_says_so(serve):
     port = int(serve().bound[0].rpartition(":")[2])
     second = HttpServer("pages", (LOOPBACK, ListenAddress("127.0.0.1", port)), {"/hello": hello}, print)
-    with pytest.raises(RtmpdError, match=rf"^can't listen on 127\.0\.0\.1:{port}: Address already in use: another process listens on it$"):
+    with pytest.raises(RtmpdError, match=rf"^can't listen on 127\.0\.0\.1:{port}: .*: another process listens on it$"):
         second.start()
     second.stop(1)
     with pytest.raises(ConnectionRefusedError):
