@@ -73,10 +73,6 @@ class RecordingOwner(Protocol):
         """Run an action that may wait for the disk in a greenlet that only the stop of the service waits for."""
 
 
-class _TooSlow(OSError):
-    """The disk did not answer in time, or too much data waits for it."""
-
-
 class Recording:
     """The recording of one publish; a reader of the stream's FLV log.
 
@@ -249,7 +245,7 @@ class Recording:
         self._wake_when(options.disk_backlog_limit_bytes)
         self._woken.clear()
         self._job = None
-        late = _TooSlow(errno.ETIMEDOUT, f"the disk did not answer within {limit_s:g} s (disk_timeout_s)")
+        late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {limit_s:g} s (disk_timeout_s)")
         with gevent.Timeout(limit_s, late):
             self._job = running = self._owner.threads.spawn(job, *args)
             # Also set by `wake` and `end`.
@@ -259,7 +255,7 @@ class Recording:
                 self._woken.clear()
         if not self._is(_WRITING, _ENDING):
             backlog = options.disk_backlog_limit_bytes
-            raise _TooSlow(errno.ETIMEDOUT, f"the disk is too slow: {backlog} bytes wait for it (disk_backlog_limit_bytes)")
+            raise TimeoutError(errno.ETIMEDOUT, f"the disk is too slow: {backlog} bytes wait for it (disk_backlog_limit_bytes)")
         self._job = None
         result = running.get()
         if self._is(_WRITING):
