@@ -51,13 +51,18 @@ class Wrong(ValidateError):  # type: ignore[misc]  # configobj has no types
 
 
 class _Check:
-    """A check of the spec. The constructor takes the arguments that the spec gives, all of them text."""
+    """A check of one value.
 
-    expected = ""
-    """The accepted values, in words."""
+    Args:
+        parse: Converts a text; raises ValueError, whose message gives the reason unless it is empty.
+        expected: The accepted values, in words.
+        hidden: Values may be secret, so no message shows them.
+    """
 
-    hidden = False
-    """Values may be secret, so no message shows them."""
+    def __init__(self, parse: Callable[[str], object], expected: str, *, hidden: bool = False) -> None:
+        self.parse = parse
+        self.expected = expected
+        self.hidden = hidden
 
     def describe(self) -> str:
         """Return the accepted values in words, for messages and the documentation."""
@@ -66,122 +71,77 @@ class _Check:
     def convert(self, value: str | list[str]) -> object:
         """Convert an option's text, or its several texts; raises `Wrong`."""
         if isinstance(value, list):
-            raise Wrong(f"expected {self.describe()}, got a list of {len(value)}: quote a value that contains commas")
+            raise Wrong(f"expected {self.expected}, got a list of {len(value)}: quote a value that contains commas")
+        return self._convert_one(value)
+
+    def _convert_one(self, text: str, number: int = 0) -> object:
         try:
-            return self.parse(value)
+            return self.parse(text)
         except ValueError as error:
-            raise Wrong(f"expected {self.describe()}, got {self._got(value, error)}") from None
-
-    def parse(self, text: str) -> object:
-        """Convert one text; raises ValueError, whose message gives the reason unless it is empty."""
-        raise NotImplementedError
-
-    def _got(self, text: str, reason: ValueError, number: int = 0) -> str:
-        got = shown(text) if text else "nothing"
-        if self.hidden and not text.startswith(("file:", "env:")):
-            got = f"a hidden value, number {number}" if number else "a hidden value"
-        return f"{got}: {reason}" if str(reason) else got
+            got = shown(text) if text else "nothing"
+            if self.hidden and not text.startswith(("file:", "env:")):
+                got = f"a hidden value, number {number}" if number else "a hidden value"
+            reason = f": {error}" if str(error) else ""
+            raise Wrong(f"expected {self.expected}, got {got}{reason}") from None
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------------
 
 
-class _Number(_Check):
+def _number(
+    kind: str, read: Callable[[str], float], written: Callable[[float], str], low: str, high: str, zero: str = ""
+) -> _Check:
     """A number in a range: ``(low, high, zero=meaning)``. With ``zero``, 0 is accepted, too, and has that meaning."""
 
-    kind = ""
-
-    def __init__(self, low: str, high: str, zero: str = "") -> None:
-        self._low, self._high, self._zero = float(low), float(high), zero
-
-    def describe(self) -> str:
-        special = f"0 ({self._zero}) or " if self._zero else ""
-        return f"{special}{self.kind} from {self._written(self._low)} to {self._written(self._high)}"
-
-    def parse(self, text: str) -> float:
-        number = self._read(text)
-        if self._zero and number == 0:
+    def parse(text: str) -> float:
+        number = read(text)
+        if zero and number == 0:
             return abs(number)  # -0 would be printed with its sign
-        if not self._low <= number <= self._high:
+        if not float(low) <= number <= float(high):
             raise ValueError
         return number
 
-    def _read(self, text: str) -> float:
-        raise NotImplementedError
-
-    def _written(self, number: float) -> str:
-        return f"{number:.15g}"
+    special = f"0 ({zero}) or " if zero else ""
+    return _Check(parse, f"{special}{kind} from {written(float(low))} to {written(float(high))}")
 
 
-class _Integer(_Number):
-    """``integer``: a whole number."""
-
-    kind = "a whole number"
-
-    def _read(self, text: str) -> int:
-        if not _INTEGER.fullmatch(text):
-            raise ValueError
-        return int(text)
+def _plain(number: float) -> str:
+    return f"{number:.15g}"
 
 
-class _Float(_Number):
-    """``float``: a number, also with a fraction."""
-
-    kind = "a number"
-
-    def _read(self, text: str) -> float:
-        if not _NUMBER.fullmatch(text):
-            raise ValueError
-        return float(text)
+def _read_integer(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError
+    return int(text)
 
 
-class _Duration(_Number):
+def _read_float(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError
+    return float(text)
+
+
+def _duration(low: str, high: str, zero: str = "", unit: str = "s") -> _Check:
     """``duration(..., unit=s)``: a time, in *unit* or with units of its own: ``90``, ``1.5h``, ``1h30m``."""
+    scale = _TIMES[unit]
 
-    kind = "a time"
-
-    def __init__(self, low: str, high: str, zero: str = "", unit: str = "s") -> None:
-        super().__init__(low, high, zero)
-        self._scale = _TIMES[unit]
-
-    def _read(self, text: str) -> float:
+    def read(text: str) -> float:
         if _NUMBER.fullmatch(text):
             return float(text)
         parts = _DURATION_PART.findall(text)
         if not _DURATION.fullmatch(text) or len({unit for _, unit in parts}) < len(parts):
             raise ValueError
-        return sum(float(value) * _TIMES[unit] for value, unit in parts) / self._scale
+        return sum(float(value) * _TIMES[unit] for value, unit in parts) / scale
 
-    def _written(self, number: float) -> str:
-        return _with_unit(number * self._scale, _TIMES) or f"{number * self._scale * 1000:.15g}ms"
+    def written(number: float) -> str:
+        return _with_unit(number * scale, _TIMES) or f"{number * scale * 1000:.15g}ms"
 
-
-class _Size(_Number):
-    """``size``: a number of bytes, also with a unit of 1024: ``4K``, ``10M``, ``1.5GiB``."""
-
-    kind = "a size"
-
-    def _read(self, text: str) -> int:
-        return _whole(_SIZE.fullmatch(text), _SIZES)
-
-    def _written(self, number: float) -> str:
-        return _with_unit(number, _SIZES)
+    return _number("a time", read, written, low, high, zero)
 
 
-class _Rate(_Number):
-    """``rate``: bits per second, also with a unit of 1000: ``2500k``, ``8M``, ``8Mbit/s``."""
-
-    kind = "a rate"
-
-    def _read(self, text: str) -> int:
-        return _whole(_RATE.fullmatch(text), _RATES)
-
-    def _written(self, number: float) -> str:
-        return f"{_with_unit(number, _RATES)}bit/s"
-
-
-def _whole(match: re.Match[str] | None, units: Mapping[str, int]) -> int:
+def _read_unit(pattern: re.Pattern[str], units: Mapping[str, int], text: str) -> int:
     """Return a number with a unit, in either case, as a whole number; raises ValueError."""
+    match = pattern.fullmatch(text)
     if match is None or ("." in match[1] and not match[2]):
         raise ValueError
     scale = next(scale for unit, scale in units.items() if unit.upper() == match[2].upper())
@@ -201,132 +161,59 @@ def _with_unit(number: float, units: Mapping[str, float]) -> str:
 # Words and paths --------------------------------------------------------------------------------------------------------
 
 
-class _Boolean(_Check):
-    """``boolean``: yes or no, or another usual word for them."""
-
-    expected = "yes or no"
-
-    def parse(self, text: str) -> bool:
-        if text.lower() not in _BOOLEANS:
-            raise ValueError
-        return _BOOLEANS[text.lower()]
+def _parse_boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise ValueError
+    return _BOOLEANS[text.lower()]
 
 
-class _Option(_Check):
+def _option(*words: str) -> _Check:
     """``option(first, second...)``: one of these words."""
-
-    def __init__(self, *words: str) -> None:
-        self._words = words
-        self.expected = ", ".join(words[:-1]) + " or " + words[-1]
-
-    def parse(self, text: str) -> str:
-        if text not in self._words:
-            raise ValueError
-        return text
+    return _text(", ".join(words[:-1]) + " or " + words[-1], words.__contains__)
 
 
-class _Text(_Check):
+def _text(kind: str, accepts: Callable[[str], object], empty: str = "") -> _Check:
     """A text that is used as it is: ``(empty=meaning)``. With ``empty``, no text is accepted, too, and has that meaning."""
 
-    kind = ""
-
-    def __init__(self, empty: str = "") -> None:
-        self._empty = empty
-        self.expected = f"{self.kind}, or nothing ({empty})" if empty else self.kind
-
-    def parse(self, text: str) -> str:
-        if not (self._accepts(text) if text else self._empty):
+    def parse(text: str) -> str:
+        if not (accepts(text) if text else empty):
             raise ValueError
         return text
 
-    def _accepts(self, text: str) -> bool:
-        raise NotImplementedError
+    return _Check(parse, f"{kind}, or nothing ({empty})" if empty else kind)
 
 
-class _Name(_Text):
-    """``name``: the name of a stream."""
-
-    kind = "a name without spaces, quotes, brackets, ? and #"
-
-    def _accepts(self, text: str) -> bool:
-        return is_name(text)
+def _is_path(text: str) -> bool:
+    return "\0" not in text
 
 
-class _Path(_Text):
-    """``path``: the path of a file or directory. A relative one starts at the working directory."""
-
-    kind = "a path"
-
-    def _accepts(self, text: str) -> bool:
-        return "\0" not in text
-
-
-class _TcUrl(_Text):
-    """``tc_url``: the URL of an application."""
-
-    kind = "rtmp:// or rtmps://HOST[:PORT]/APPLICATION"
-
-    def _accepts(self, text: str) -> bool:
-        return bool(_TC_URL.fullmatch(text)) and text.isprintable()
-
-
-class _Account(_Text):
-    """``account``: the name or number of a user or a group."""
-
-    kind = "a name or a number"
-
-    def _accepts(self, text: str) -> bool:
-        return bool(_ACCOUNT.fullmatch(text))
-
-
-class _Value(_Check):
-    """A value that a function of another module parses: ``file_name``, ``secret``, ``secret_url``."""
-
-    def __init__(self, parse: Callable[[str], object], expected: str, *, hidden: bool = False) -> None:
-        self._parse = parse
-        self.expected = expected
-        self.hidden = hidden
-
-    def parse(self, text: str) -> object:
-        return self._parse(text)
+def _is_tc_url(text: str) -> bool:
+    return bool(_TC_URL.fullmatch(text)) and text.isprintable()
 
 
 # Several values ---------------------------------------------------------------------------------------------------------
 
 
 class _Several(_Check):
-    """Any number of values, each of which a function parses."""
-
-    def __init__(self, parse: Callable[[str], object], expected: str, *, hidden: bool = False) -> None:
-        self._parse = parse
-        self.expected = expected
-        self.hidden = hidden
+    """A check of any number of values."""
 
     def describe(self) -> str:
         return f"{self.expected}, separated by commas, or nothing"
 
     def convert(self, value: str | list[str]) -> tuple[object, ...]:
         texts = ([value] if isinstance(value, str) else value) if value else []
-        found = []
-        for number, text in enumerate(texts, 1):
-            try:
-                found.append(self._parse(text))
-            except ValueError as error:
-                raise Wrong(
-                    f"expected {self.expected}, got {self._got(text, error, number if len(texts) > 1 else 0)}"
-                ) from None
-        return tuple(found)
+        return tuple(self._convert_one(text, number if len(texts) > 1 else 0) for number, text in enumerate(texts, 1))
 
 
 class _Paths(_Several):
     """``paths(empty=meaning)``: paths of files. Without any, the meaning of ``empty`` holds."""
 
     def __init__(self, empty: str) -> None:
-        super().__init__(_Path().parse, "paths")
+        super().__init__(_text("paths", _is_path).parse, "paths")
         self._empty = empty
 
     def describe(self) -> str:
-        return f"paths, separated by commas, or nothing ({self._empty})"
+        return f"{super().describe()} ({self._empty})"
 
 
 class _RelayUrls(_Several):
@@ -347,9 +234,9 @@ class _Addresses(_Check):
     """
 
     def __init__(self, host: str = "", empty: str = "") -> None:
+        super().__init__(ListenAddress.parse, "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else ""))
         self._host = host
         self._empty = empty
-        self.expected = "HOST:PORT, :PORT or [IPv6]:PORT" + (f", or nothing ({empty})" if empty else "")
 
     def convert(self, value: str | list[str]) -> tuple[ListenAddress, ...]:
         if self._empty and not value:
@@ -380,21 +267,23 @@ def _parse_pattern(text: str) -> str:
 
 
 _CHECKS: Mapping[str, Callable[..., _Check]] = {
-    "integer": _Integer,
-    "float": _Float,
-    "duration": _Duration,
-    "size": _Size,
-    "rate": _Rate,
-    "boolean": _Boolean,
-    "option": _Option,
-    "name": _Name,
-    "path": _Path,
-    "tc_url": _TcUrl,
-    "account": _Account,
-    "file_name": partial(_Value, FileNameTemplate.parse, "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"),
-    "secret": partial(_Value, Secret.parse, "a secret, file:PATH or env:NAME", hidden=True),
+    "integer": partial(_number, "a whole number", _read_integer, _plain),
+    "float": partial(_number, "a number", _read_float, _plain),
+    "duration": _duration,
+    # Bytes, also with a unit of 1024: 4K, 10M, 1.5GiB.
+    "size": partial(_number, "a size", partial(_read_unit, _SIZE, _SIZES), lambda number: _with_unit(number, _SIZES)),
+    # Bits per second, also with a unit of 1000: 2500k, 8M, 8Mbit/s.
+    "rate": partial(_number, "a rate", partial(_read_unit, _RATE, _RATES), lambda number: f"{_with_unit(number, _RATES)}bit/s"),
+    "boolean": partial(_Check, _parse_boolean, "yes or no"),
+    "option": _option,
+    "name": partial(_text, "a name without spaces, quotes, brackets, ? and #", is_name),
+    "path": partial(_text, "a path", _is_path),
+    "tc_url": partial(_text, "rtmp:// or rtmps://HOST[:PORT]/APPLICATION", _is_tc_url),
+    "account": partial(_text, "a name or a number", _ACCOUNT.fullmatch),
+    "file_name": partial(_Check, FileNameTemplate.parse, "a relative path with {app}, {name}, {start:FORMAT} or {n} in it"),
+    "secret": partial(_Check, Secret.parse, "a secret, file:PATH or env:NAME", hidden=True),
     "secret_url": partial(
-        _Value, parse_secret_url, "http://HOST/PATH or https://HOST/PATH, or file:PATH or env:NAME that holds it", hidden=True
+        _Check, parse_secret_url, "http://HOST/PATH or https://HOST/PATH, or file:PATH or env:NAME that holds it", hidden=True
     ),
     "addresses": _Addresses,
     "paths": _Paths,

@@ -191,9 +191,9 @@ def check_files(config: Config, config_file: str = "") -> Iterator[Finding]:
         config_file: Its file; empty: it has none.
     """
     if config.record.record_all or config.record.record_streams:
-        yield from _findings(("record", "record_directory"), _directory_problem(config.record.record_directory))
+        yield from _findings(("record", "record_directory"), _place_problem(config.record.record_directory, is_directory=True))
     for option, path in (("log_file", config.log.log_file), ("access_log_file", config.log.access_log_file)):
-        yield from _findings(("log", option), path and _log_problem(path))
+        yield from _findings(("log", option), path and _place_problem(path, is_directory=False))
     if config.log.log_target == "journal" and not config.log.log_file:
         yield from _findings(("log", "log_target"), _journal_problem())
     yield from _check_tables(config)
@@ -217,22 +217,7 @@ def _shown(path: Path | str) -> str:
     return printable(str(path))
 
 
-def _directory_problem(name: str) -> str:
-    """Return why recordings can't be written to a directory; empty if they can. rtmpd creates its last component only."""
-    path = Path(name).absolute()
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        problem = _parent_problem(path.parent)
-        return f"can't create {_shown(path)}: {problem}" if problem else ""
-    except OSError as error:
-        return f"{_me()} can't access {_shown(path)}: {error.strerror}"
-    if not stat.S_ISDIR(status.st_mode):
-        return f"{_shown(path)} is not a directory"
-    return _parent_problem(path)
-
-
-def _parent_problem(directory: Path) -> str:
+def _directory_problem(directory: Path) -> str:
     """Return why nothing can be created in a directory; empty if it can."""
     if not os.access(directory, os.F_OK):
         return f"the directory {_shown(directory)} does not exist, or {_me()} can't access it: create it or set another one"
@@ -245,17 +230,19 @@ def _parent_problem(directory: Path) -> str:
     return ""
 
 
-def _log_problem(name: str) -> str:
-    """Return why a log can't be written to a file; empty if it can. rtmpd creates the file, but not its directory."""
+def _place_problem(name: str, *, is_directory: bool) -> str:
+    """Return why a directory or a log file can't be used or created; empty if it can. rtmpd does not create its parent."""
     path = Path(name).absolute()
     try:
         status = path.stat()
     except FileNotFoundError:
         # A file behind a dangling link is created at the target of the link.
-        problem = _parent_problem(Path(os.path.realpath(path)).parent)
+        problem = _directory_problem((path if is_directory else Path(os.path.realpath(path))).parent)
         return f"can't create {_shown(path)}: {problem}" if problem else ""
     except OSError as error:
         return f"{_me()} can't access {_shown(path)}: {error.strerror}"
+    if is_directory:
+        return _directory_problem(path)
     if stat.S_ISDIR(status.st_mode):
         return f"{_shown(path)} is a directory: a file is expected"
     if stat.S_ISSOCK(status.st_mode) or stat.S_ISBLK(status.st_mode):
