@@ -1,7 +1,6 @@
-"""Who may come in: what sessions say of a client that asks, and what decides.
+"""The interface between connections and the service that authorizes connections, publishes and plays.
 
-The hub has an authorizer and asks it; a service may put its own there. Above the client library, below sessions. Imports errors
-only.
+The hub holds the authorizer, which the authentication service replaces by its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["Action", "AllowAll", "Authorizer", "Connect", "Request"]
 
 
 class Action(enum.StrEnum):
-    """What a client asks for; the words are those of callbacks and of events."""
+    """A request of a client, by its name in callbacks and events."""
 
     CONNECT = "connect"
     PUBLISH = "publish"
@@ -26,14 +25,14 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """A client connects to an application.
+    """A connect command that asks for authorization.
 
     Attributes:
-        address: The client's, without the port.
-        app: The path that it connects to, without any query.
-        query: The raw queries of its app and tcUrl. Secret.
-        parameters: The same, taken apart. Secret.
-        encoder: Whether it looks like one: encoders say so, and must be asked for a password now or never.
+        address: The client's address without the port.
+        app: The application without a query.
+        query: The raw queries of app and tcUrl. Secret.
+        parameters: The parsed queries. Secret.
+        encoder: Whether the client declares that it will publish. Encoders accept a demand for a password only at connect.
     """
 
     address: str
@@ -49,17 +48,17 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A client wants to publish or play.
+    """A publish or play command that asks for authorization.
 
     Attributes:
-        action: Which of both.
-        peer: The client's address with its port.
-        address: Without.
-        key: ``app/name`` as the client says; when it publishes, the name may be a secret.
+        action: Publish or play.
+        peer: The client's address with the port.
+        address: The client's address without the port.
+        key: The stream key as the client sent it. The name of a publish may be a secret.
         parameters: The merged query. Secret.
-        user: Who has logged in on the connection; empty: nobody.
-        app: The path that it is connected to, where the user has logged in. The key may belong to another application.
-        waiting: Is to be called before the answer is waited for; what it raises is for the session.
+        user: The user that has logged in on the connection; empty without a login.
+        app: The application of the connect command, where the user logged in. The key may belong to another one.
+        waiting: Must be called before the authorizer waits for an answer. Its exceptions must not be caught.
     """
 
     action: Action
@@ -73,39 +72,39 @@ class Request:
 
 
 class Authorizer(Protocol):
-    """Decides who may come in."""
+    """Authorizes connections, publishes and plays."""
 
     def bars(self, address: str) -> bool:
-        """Whether connections from an address are to be closed at once. Must not wait."""
+        """Return whether connections from an address must be closed at once. Must not wait."""
 
     def login(self, connect: Connect) -> str:
-        """Let a client connect and return the user's name, or "" for nobody in particular. Must not wait.
+        """Authorize a connect, and return the user; empty without a login. Must not wait.
 
         Raises:
-            Refused: It may not.
+            Refused: The client may not connect.
         """
 
     def authorize(self, request: Request) -> str:
-        """Let a client publish or play and return the key of the stream that it gets.
+        """Authorize a publish or play, and return the key of the stream.
 
-        May wait, but not for ever, and calls the request's ``waiting`` first.
+        May wait, with a deadline, after it has called ``request.waiting``.
 
         Raises:
-            Refused: It may not.
+            Refused: The client may not publish or play.
         """
 
 
 class AllowAll:
-    """Lets everybody in."""
+    """Authorizes every client."""
 
     def bars(self, address: str) -> bool:
-        """Nobody is barred."""
+        """Bar no address."""
         return False
 
     def login(self, connect: Connect) -> str:
-        """Nobody need log in."""
+        """Demand no login."""
         return ""
 
     def authorize(self, request: Request) -> str:
-        """Everything is allowed."""
+        """Allow every publish and play, with the key that the client sent."""
         return request.key

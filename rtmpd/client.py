@@ -1,7 +1,7 @@
-"""An RTMP client: publish a stream, or play one.
+"""An RTMP client that publishes or plays a stream. docs/client.rst has examples.
 
-Blocking-style, for gevent: each call waits in the calling greenlet and lets others run. Nothing is monkey patched, so a program
-that is not written for gevent may use it too, one client per thread. docs/client.rst has examples. Imports net and protocol.
+Each call blocks the calling greenlet only. Nothing is monkey patched, so programs without gevent can use it, too, with one
+client per thread.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _MEDIA_CSIDS = {
 
 @dataclass(frozen=True, slots=True)
 class RtmpUrl:
-    """An RTMP URL, taken apart: ``rtmp://[user:password@]host[:port]/app/name``, or with ``rtmps://``.
+    """A parsed RTMP URL: ``rtmp://[user:password@]host[:port]/app/name``, or with ``rtmps://``.
 
-    Everything but the last part of the path is the application; the query belongs to the name.
+    The application is the path without its last part, which is the name. The query belongs to the name.
     """
 
     host: str
@@ -73,33 +73,33 @@ class RtmpUrl:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Take a URL apart.
+        """Parse a URL.
 
         Raises:
-            ValueError: It is no RTMP URL; the message says what was expected.
+            ValueError: The text is not an RTMP URL. The message has it without secrets.
         """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            # A bracket or a port that is none.
+            # An invalid bracket or port.
             host = None
         if not host or parts.scheme not in ("rtmp", "rtmps"):
-            raise ValueError(f"expected rtmp[s]://host[:port]/app/name, got {_without_secrets(url)!r}")
+            raise ValueError(f"expected rtmp[s]://host[:port]/app/name, found {_without_secrets(url)!r}")
         app, _, name = parts.path.strip("/").rpartition("/")
         if not app:
             app, name = name, ""
         if parts.query:
             name += "?" + parts.query
         if parts.fragment:
-            # RTMP knows no fragments: it is part of the name.
+            # RTMP URLs have no fragments: the text is part of the name.
             name += "#" + parts.fragment
         port = port or (TLS_PORT if parts.scheme == "rtmps" else DEFAULT_PORT)
         return cls(host, port, app, name, unquote(parts.username or ""), unquote(parts.password or ""), parts.scheme)
 
     @property
     def tc_url(self) -> str:
-        """The URL of the application, as the connect command carries it."""
+        """The URL of the application, for the connect command."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}/{self.app}"
 
@@ -114,24 +114,24 @@ def _without_secrets(url: str) -> str:
 class Client:
     """A connection to an RTMP server.
 
-    Use it as a context manager, or call `close`. One greenlet uses it at a time.
+    It is a context manager; without one, call `close`. Only one greenlet may use a client at a time.
 
     Args:
-        url: ``rtmp[s]://[user:password@]host[:port]/app/name``, or one taken apart. With a user, it logs in when asked to.
-        timeout_s: For connecting, for each answer, and for the server to take what is sent.
-        handshake: ``digest`` (a server that only speaks plain answers plain, and gets it) or ``plain``.
-        chunk_size: Outbound chunk size, bytes.
-        window_ack_size: How often the server is to acknowledge what it got, bytes.
-        connect_properties: More members for the connect command's object, or other values for its own.
-        vet: Called with the address that the connection has come to, before anything is sent; what it raises, `connect` does.
-        tls: For rtmps://. A context, or a file with the certificates (PEM) of authorities that the server's must be signed by.
-            True: the system's authorities. False: any certificate will do, and anybody can be the server.
+        url: ``rtmp[s]://[user:password@]host[:port]/app/name``, or a parsed URL. With a user, the client logs in on demand.
+        timeout_s: The time limit for connecting, for each answer, and for each send.
+        handshake: ``digest`` or ``plain``. With ``digest``, the plain handshake is used if the server answers with it.
+        chunk_size: The outbound chunk size, bytes.
+        window_ack_size: The number of bytes after which the server must acknowledge.
+        connect_properties: Members of the connect command's object that are added or replaced.
+        vet: Called with the address of the server before anything is sent. Its exceptions leave `connect`.
+        tls: For rtmps://: a context, or a file with the certificates (PEM) of the trusted authorities. True: the system's
+            authorities. False: no verification, so that the connection can be intercepted.
 
     Attributes:
-        endpoint: The protocol's state: ``bytes_received``, ``bytes_acknowledged`` and so on.
-        message_stream_id: Of the publish or play; 0 before.
+        endpoint: The state of the protocol, such as ``bytes_received`` and ``bytes_acknowledged``.
+        message_stream_id: The message stream of the publish or play; 0 before.
         connect_result: The command object and the info object of the server's answer to connect.
-        handshake_kind: ``plain`` or ``digest``: what it came to.
+        handshake_kind: The handshake that was used, ``plain`` or ``digest``.
     """
 
     def __init__(
@@ -177,12 +177,15 @@ class Client:
     # Connecting --------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connect, shake hands and send the connect command; again with a login, if the server asks for one.
+        """Connect, do the handshake and send the connect command; repeat it with the login if the server demands one.
 
         Raises:
-            TransportClosed: No connection, or the server closed it. DeadlineExceeded: It took longer than ``timeout_s``.
-            TlsError: Its certificate is not good, or TLS fails otherwise. OSError: The file of ``tls`` can't be used.
-            RemoteProtocolError: The server does not speak RTMP. Refused: It does not take the application, or the login.
+            TransportClosed: The server can't be reached, or has closed the connection.
+            DeadlineExceeded: All of it took longer than ``timeout_s``.
+            TlsError: The server's certificate can't be verified, or TLS failed otherwise.
+            OSError: The file of ``tls`` can't be used.
+            RemoteProtocolError: The server does not speak RTMP.
+            Refused: The server refuses the application or the login.
         """
         login = Login(self.url.user, self.url.password) if self.url.user else None
         query = ""
@@ -199,14 +202,14 @@ class Client:
                     return
 
     def _disconnect(self) -> None:
-        """Be as before the first connection."""
+        """Reset the client to its initial state."""
         self.close()
         self.endpoint = Endpoint(message_limit_bytes=0xFFFFFF)
         self._transaction_id = 0
         self._inbox = []
 
     def _connect(self, query: str) -> None:
-        """Connect once, with the query of a login behind the application."""
+        """Connect once, with the query of a login appended to the application."""
         try:
             sock = create_connection((self.url.host, self.url.port))
             address = sock.getpeername()
@@ -224,7 +227,7 @@ class Client:
         self.endpoint.send_window_ack_size(self._window_ack_size)
         properties = {
             "app": self.url.app,
-            # Servers tell by these who will publish, and ask for a password or not.
+            # Servers recognize encoders by these two, and demand a password from them.
             **({} if self._plays else {"type": "nonprivate"}),
             "flashVer": _PLAYER if self._plays else _ENCODER,
             "tcUrl": self.url.tc_url,
@@ -255,10 +258,10 @@ class Client:
 
     @property
     def transport(self) -> Transport:
-        """The connection itself.
+        """The transport of the connection.
 
         Raises:
-            TransportClosed: There is none.
+            TransportClosed: The client is not connected.
         """
         return self._connected()
 
@@ -273,7 +276,9 @@ class Client:
         """Send a command and wait for its ``_result``.
 
         Raises:
-            Refused: The answer was ``_error``. DeadlineExceeded: There was none in time. TransportClosed.
+            Refused: The answer was ``_error``.
+            DeadlineExceeded: There was no answer within ``timeout_s``.
+            TransportClosed: The connection has ended.
         """
         with deadline(self.timeout_s, f"the answer to {name}"):
             return self._call(name, command_object, *arguments)
@@ -299,7 +304,7 @@ class Client:
         return self._transaction_id
 
     def _wait_for(self, wanted: Callable[[Command], bool]) -> Command:
-        """Return the first command that is *wanted*; what comes before it is handled or passed over."""
+        """Return the first command that is *wanted*. Control messages before it are processed, other messages dropped."""
         for item in self._receive():
             if isinstance(item, Command) and wanted(item):
                 return item
@@ -307,25 +312,27 @@ class Client:
 
     def _wait_for_status(self, codes: tuple[str, ...], what: str) -> Command:
         found = self._wait_for(
-            lambda c: c.name == "onStatus" and (_code(c.argument(0)) in codes or _level(c.argument(0)) == "error")
+            lambda c: (
+                c.name == "onStatus" and (_text(c.argument(0), "code") in codes or _text(c.argument(0), "level") == "error")
+            )
         )
-        if _code(found.argument(0)) not in codes:
+        if _text(found.argument(0), "code") not in codes:
             raise _refused(found.argument(0), what)
         return found
 
     # Publishing --------------------------------------------------------------------------------------------------------
 
     def publish(self, name: str | None = None, kind: str = "live", *, drain: bool = True) -> None:
-        """Begin to publish; connects first if need be.
+        """Start to publish. Connects first if necessary, and may raise what `connect` raises.
 
         Args:
-            name: The stream's name, the URL's by default; may carry a query.
-            kind: The publish command's type.
-            drain: Let a greenlet of the client's own read what the server sends. Without, the caller iterates over `messages`
-                all the time, in a greenlet that does nothing else.
+            name: The stream's name, possibly with a query; that of the URL by default.
+            kind: The type in the publish command.
+            drain: Read the server's messages in a greenlet of the client. Without, the caller must iterate over `messages` all
+                the time, in a separate greenlet.
 
         Raises:
-            Refused: The server said no; ``code`` is its status code. Else as `connect`.
+            Refused: The server refuses the publish; ``code`` is its status code.
         """
         if self._transport is None:
             self.connect()
@@ -337,13 +344,13 @@ class Client:
             self._send_command("publish", None, name, kind, message_stream_id=self.message_stream_id)
             self._wait_for_status(("NetStream.Publish.Start",), "publish")
         if drain:
-            # Acknowledgements and pings keep coming; a client that never reads them fills the server's buffers.
+            # The server sends acknowledgements and pings all the time. Unread, they fill the socket's buffers.
             self._drain = gevent.spawn(self._drain_forever)
 
     def _drain_forever(self) -> None:
         try:
             for item in self._receive():
-                if isinstance(item, Command) and item.name == "onStatus" and _level(item.argument(0)) == "error":
+                if isinstance(item, Command) and item.name == "onStatus" and _text(item.argument(0), "level") == "error":
                     raise _refused(item.argument(0), "publish")
         except RtmpdError as error:
             self._ended = error
@@ -352,11 +359,13 @@ class Client:
         """Send an audio (8), video (9) or data (18) message of the publish.
 
         Args:
-            timestamp_ms: Taken modulo 2**32.
-            payload: The message's body: an FLV tag's body, without the tag's header.
+            type_id: The message type.
+            timestamp_ms: The timestamp; used modulo 2**32.
+            payload: The payload: that of an FLV tag.
 
         Raises:
-            TransportClosed, RemoteProtocolError, Refused: The publish has ended. DeadlineExceeded: The server takes nothing.
+            TransportClosed, RemoteProtocolError, Refused: The publish has ended.
+            DeadlineExceeded: The server did not read fast enough for ``timeout_s``.
         """
         if self._ended is not None:
             raise self._ended
@@ -364,34 +373,34 @@ class Client:
         self._flush()
 
     def send_video(self, timestamp_ms: int, payload: bytes) -> None:
-        """Send a video message; see `send`."""
+        """Send a video message, as `send`."""
         self.send(MessageType.VIDEO, timestamp_ms, payload)
 
     def send_audio(self, timestamp_ms: int, payload: bytes) -> None:
-        """Send an audio message; see `send`."""
+        """Send an audio message, as `send`."""
         self.send(MessageType.AUDIO, timestamp_ms, payload)
 
     def send_metadata(self, metadata: dict[str, Any], timestamp_ms: int = 0) -> None:
-        """Send ``onMetaData`` in the envelope (``@setDataFrame``) that makes servers keep it."""
+        """Send ``onMetaData`` with ``@setDataFrame``, so that the server keeps it for late players."""
         payload = amf0.encode("@setDataFrame", "onMetaData", metadata)
         self.send(MessageType.DATA_AMF0, timestamp_ms, payload)
 
     def unpublish(self) -> None:
-        """End the publish as encoders do: FCUnpublish, then deleteStream."""
+        """End the publish as encoders do: send FCUnpublish, then deleteStream."""
         self._send_command("FCUnpublish", None, self._published)
         self._send_command("deleteStream", None, self.message_stream_id)
 
     # Playing -----------------------------------------------------------------------------------------------------------
 
     def play(self, name: str | None = None, start_s: float = -2) -> None:
-        """Begin to play; connects first if need be. Then iterate over `messages`.
+        """Start to play; the caller then iterates over `messages`. Connects first if necessary, and may raise what it raises.
 
         Args:
-            name: The stream's name, the URL's by default.
-            start_s: -2 live or recorded, -1 live only.
+            name: The stream's name; that of the URL by default.
+            start_s: -2 for live or recorded, -1 for live only.
 
         Raises:
-            Refused: The server said no; ``code`` is its status code. Else as `connect`.
+            Refused: The server refuses the play; ``code`` is its status code.
         """
         if self._transport is None:
             self._plays = True
@@ -407,15 +416,16 @@ class Client:
             self._wait_for_status(("NetStream.Play.Start",), "play")
 
     def messages(self) -> Iterator[RawMessage | Command]:
-        """Yield what the server sends, for ever: audio, video and data messages as they are, commands decoded.
+        """Yield the server's messages until an exception: audio, video and data messages unchanged, commands decoded.
 
         Raises:
-            TransportClosed: The connection ended. RemoteProtocolError: The server broke the protocol.
+            TransportClosed: The connection has ended.
+            RemoteProtocolError: The server violated the protocol.
         """
         yield from self._receive()
 
     def command(self, name: str, *arguments: Any) -> None:
-        """Send a command on the message stream and don't wait: pause, seek, receiveVideo, closeStream ..."""
+        """Send a command on the message stream, such as pause or closeStream, without waiting for an answer."""
         self._send_command(name, None, *arguments, message_stream_id=self.message_stream_id)
 
     # Reading and writing -----------------------------------------------------------------------------------------------
@@ -441,14 +451,14 @@ class Client:
             self._inbox = self.endpoint.receive(transport.recv())
 
     def hand_over(self, write: Callable[[bytes], None] | None) -> None:
-        """Let somebody else write to the connection: what the client itself has to say goes to *write*, whole messages.
+        """Pass the client's own messages to *write* from now on, because the caller writes to the transport.
 
-        With None the client writes again.
+        With None the client writes to the transport itself again.
         """
         self._write = write
 
     def _flush(self) -> None:
-        # While publishing, the caller and the greenlet that drains both write: one at a time, in the order of encoding.
+        # During a publish, the caller and the draining greenlet both write. The lock keeps the order of encoding.
         if self.endpoint.outgoing and self._write is not None:
             self._write(self.endpoint.take_outgoing())
         elif self.endpoint.outgoing:
@@ -456,7 +466,7 @@ class Client:
                 self._connected().send_all(self.endpoint.take_outgoing(), self.timeout_s)
 
     def close(self) -> None:
-        """Close the connection; harmless if there is none."""
+        """Close the connection, if there is one."""
         transport, self._transport = self._transport, None
         if transport is None:
             return
@@ -467,23 +477,18 @@ class Client:
         transport.dispose()
 
 
-def _code(info: Any) -> str:
-    code = info.get("code") if isinstance(info, dict) else None
-    return code if isinstance(code, str) else ""
-
-
-def _level(info: Any) -> str:
-    level = info.get("level") if isinstance(info, dict) else None
-    return level if isinstance(level, str) else ""
+def _text(info: Any, name: str) -> str:
+    """Return a text of an info object; empty if it is missing."""
+    text = info.get(name) if isinstance(info, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 def _refused(info: Any, what: str) -> Refused:
-    description = info.get("description") if isinstance(info, dict) else None
-    return Refused(_code(info) or f"{what} failed", description if isinstance(description, str) else "")
+    return Refused(_text(info, "code") or f"{what} failed", _text(info, "description"))
 
 
 def _stream_id(answer: Command) -> int:
     number = answer.argument(0)
     if not isinstance(number, (int, float)):
-        raise RemoteProtocolError(f"createStream was answered with {type(number).__name__}, expected a number")
+        raise RemoteProtocolError(f"answer to createStream: expected a number, found {type(number).__name__}")
     return int(number)

@@ -1,8 +1,4 @@
-"""Whether one more connection may come in: how many there are, how many of one address, and how fast they come.
-
-Pure; the time is the caller's. Bounded: rates are remembered of so many addresses, and the ones that were heard of longest ago
-go first. Imports the configuration's types.
-"""
+"""The limits of connections: in total, per address, and their rate per network. No clock; the caller passes the time."""
 
 from __future__ import annotations
 
@@ -18,22 +14,23 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_CONNECTION_LIMIT", "ConnectionLimits"]
 
 DEFAULT_CONNECTION_LIMIT = 10_000
-"""What ``connection_limit = 0`` means, where open files allow it."""
+"""The limit for ``connection_limit = 0``, if the limit of open files allows so many."""
 
 _REMEMBERED = 10_000
+"""The number of networks whose rate is remembered. Those without connections for the longest time are dropped first."""
 _BURST_S = 2.0
-"""A bucket holds what comes in by rate in this time."""
+"""A network may open the connections of this time, at the limit of the rate, at once."""
 
 
 class ConnectionLimits:
-    """Knows the connections by address.
+    """Counts the open connections, and refuses new ones above a limit.
 
     Args:
         limits: The options.
 
     Attributes:
-        limits: Likewise; may be changed at any time.
-        capacity: What ``connection_limit = 0`` means.
+        limits: The options, which may be replaced at any time.
+        capacity: The limit for ``connection_limit = 0``.
     """
 
     def __init__(self, limits: LimitsConfig) -> None:
@@ -44,19 +41,19 @@ class ConnectionLimits:
         self._rates = KeyedTokenBuckets(_REMEMBERED, _BURST_S)
 
     def refusal(self, address: str, now_s: float) -> str:
-        """Return why a new connection is to be refused; an empty text lets it in: then `enter` is due.
+        """Return why a new connection must be refused; empty if it is accepted, after which the caller must call `enter`.
 
         Args:
-            address: Of the peer, without its port.
-            now_s: The monotonic clock.
+            address: The peer's address without the port.
+            now_s: The time of the monotonic clock.
         """
         limits = self.limits
-        most = limits.connection_limit or self.capacity
-        if self._open >= most:
-            return f"connection_limit is {most}"
-        most = limits.connections_per_address_limit
-        if most and self._by_address[address] >= most:
-            return f"connections_per_address_limit is {most}"
+        limit = limits.connection_limit or self.capacity
+        if self._open >= limit:
+            return f"connection_limit is {limit}"
+        limit = limits.connections_per_address_limit
+        if limit and self._by_address[address] >= limit:
+            return f"connections_per_address_limit is {limit}"
         rate = limits.connection_rate_limit
         if not rate:
             self._rates.clear()
@@ -65,12 +62,12 @@ class ConnectionLimits:
         return ""
 
     def enter(self, address: str) -> None:
-        """Count a connection."""
+        """Add a connection from an address."""
         self._open += 1
         self._by_address[address] += 1
 
     def leave(self, address: str) -> None:
-        """Count it no more."""
+        """Remove a connection from an address."""
         self._open -= 1
         self._by_address[address] -= 1
         if not self._by_address[address]:

@@ -1,22 +1,20 @@
-"""Every exception that rtmpd raises on purpose.
+"""The exceptions of rtmpd. None of them inherits from an exception of gevent.
 
-The tree::
+::
 
     RtmpdError
-    ├── ConfigError              the INI file or a command-line flag is wrong
+    ├── ConfigError              the INI file or a command-line flag is invalid
     ├── ProtocolError            (abstract)
-    │   ├── RemoteProtocolError  the peer broke the protocol
+    │   ├── RemoteProtocolError  the peer violated the protocol
     │   │   ├── HandshakeError
     │   │   ├── AmfError
     │   │   └── LimitExceeded
-    │   └── LocalProtocolError   our own code asked for something the protocol can't say
-    ├── TransportClosed          the connection is gone
-    │   └── TlsError             TLS failed: in the handshake, or later
-    ├── DeadlineExceeded         a phase took longer than it may
-    └── Refused                  a connect, publish or play that policy does not allow
+    │   └── LocalProtocolError   the caller asked for something that RTMP can't express
+    ├── TransportClosed          the connection has ended
+    │   └── TlsError             TLS failed, in the handshake or later
+    ├── DeadlineExceeded         a phase exceeded its deadline
+    └── Refused                  policy does not allow a connect, publish or play
         └── LoginRequired        a connect that is a step of a login
-
-This module imports nothing of rtmpd and none of these inherit from a gevent exception.
 """
 
 from __future__ import annotations
@@ -39,14 +37,14 @@ __all__ = [
 
 
 class RtmpdError(Exception):
-    """Base of every exception that rtmpd raises on purpose."""
+    """The base class."""
 
 
 class ConfigError(RtmpdError):
-    """The configuration can't be used.
+    """The configuration is invalid.
 
     Attributes:
-        problems: One line per problem, each ``file:line: [section] option: what is wrong``.
+        problems: A line for each problem: ``file:line: [section] option: problem``.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -55,15 +53,15 @@ class ConfigError(RtmpdError):
 
 
 class ProtocolError(RtmpdError):
-    """RTMP was violated; raised only as one of its two subclasses."""
+    """RTMP was violated. Raised only as one of its two subclasses."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent something that RTMP does not allow. The connection can't go on."""
+    """The peer sent something that RTMP does not allow. The connection can't continue."""
 
 
 class HandshakeError(RemoteProtocolError):
-    """The peer's part of the handshake is wrong."""
+    """The peer's part of the handshake is invalid."""
 
 
 class AmfError(RemoteProtocolError):
@@ -71,12 +69,12 @@ class AmfError(RemoteProtocolError):
 
 
 class LimitExceeded(RemoteProtocolError):
-    """The peer asked for more than a configured bound allows.
+    """The peer exceeded a limit.
 
     Attributes:
-        limit: The name of the bound, as in the configuration where it has an option.
-        allowed: The bound's value.
-        seen: What the peer asked for.
+        limit: The name of the limit: that of its option, if there is one.
+        allowed: The value of the limit.
+        seen: The value that the peer asked for.
     """
 
     def __init__(self, limit: str, allowed: float, seen: float) -> None:
@@ -87,23 +85,23 @@ class LimitExceeded(RemoteProtocolError):
 
 
 class LocalProtocolError(ProtocolError):
-    """Our own code asked for something that RTMP can't express. A bug in the caller."""
+    """The caller asked for something that RTMP can't express, which is a bug of the caller."""
 
 
 class TransportClosed(RtmpdError):
-    """The connection is gone; the message says why and who closed it."""
+    """The connection has ended. The message has the reason, and the side that closed it."""
 
 
 class TlsError(TransportClosed):
-    """TLS failed, and the connection with it; the message says what was expected and what came, without a secret."""
+    """TLS failed, which ends the connection. The message has the reason, without secrets."""
 
 
 class DeadlineExceeded(RtmpdError):
-    """A phase of a connection took longer than it may.
+    """A phase of a connection exceeded its deadline.
 
     Attributes:
-        phase: What was being waited for.
-        limit_s: The bound, seconds.
+        phase: The name of the phase.
+        limit_s: The time limit, seconds.
     """
 
     def __init__(self, phase: str, limit_s: float) -> None:
@@ -113,12 +111,12 @@ class DeadlineExceeded(RtmpdError):
 
 
 class Refused(RtmpdError):
-    """Policy does not allow this connect, publish or play.
+    """Policy does not allow a connect, publish or play.
 
     Attributes:
         code: The status code for the peer, such as ``NetStream.Publish.BadName``.
-        description: The text for the peer; it holds no secret.
-        reason: The text for the log, where that is another one; it holds no secret either.
+        description: The text for the peer, without secrets.
+        reason: The text for the log, without secrets; the description by default.
     """
 
     def __init__(self, code: str, description: str, reason: str = "") -> None:
@@ -129,7 +127,7 @@ class Refused(RtmpdError):
 
 
 class LoginRequired(Refused):
-    """The client has to connect again and log in. That is how it is done, and nothing is wrong."""
+    """The client has to connect again with a login: a normal step of the login, not an error."""
 
     def __init__(self, code: str, description: str) -> None:
         super().__init__(code, description, "login required")

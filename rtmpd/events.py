@@ -1,9 +1,7 @@
-"""What happens in a server, told to the parts that follow it.
+"""Events of the server, and the bus that delivers them.
 
-Sessions and the hub emit events; services subscribe to them, and so meet without knowing each other. The names of the events
-and of their data are public: hooks hand them to scripts and to web servers.
-
-Above the streams, below sessions. Imports the stream's type only.
+Connections, the hub and services emit events, and services subscribe to them without depending on each other. The names of
+events and of their data are public: hooks pass them to scripts and web servers.
 """
 
 from __future__ import annotations
@@ -24,63 +22,65 @@ __all__ = ["Event", "EventBus", "EventType", "Scalar"]
 log = logging.getLogger(__name__)
 
 Scalar = str | int | float | bool
-"""What the data of an event is made of."""
+"""A value in the data of an event."""
 
 
 class EventType(enum.StrEnum):
-    """Every event, by its public name."""
+    """The types of events, by their public names. Each docstring lists the data; unknown values are left out."""
 
     CONNECTION_ACCEPT = "connection_accept"
     """A connection was accepted: remote_addr."""
     CONNECTION_CLOSE = "connection_close"
-    """It has ended: remote_addr, user, agent, app, wanted (connect, publish or play: what it asked for last), wanted_stream
-    (the stream that it was let in for), served (whether it published or played, or was a step of a login), reason, duration_s,
-    bytes_in, bytes_out. What is not known is left out."""
+    """A connection has ended: remote_addr, user, agent, app, wanted (its last request: connect, publish or play), wanted_stream
+    (the stream that it was authorized for), served (whether it published or played, or was a step of a login), reason,
+    duration_s, bytes_in, bytes_out."""
     HANDSHAKE_COMPLETE = "handshake_complete"
-    """Its handshake is done: remote_addr, kind."""
+    """The handshake of a connection is complete: remote_addr, kind."""
     STREAM_CREATE = "stream_create"
-    """A stream is known from now on: somebody publishes it or waits for it."""
+    """A stream was created, by its first publisher or by a player that waits for one."""
     STREAM_DELETE = "stream_delete"
-    """It is forgotten: duration_s, bytes_in, bytes_out."""
+    """A stream was removed: duration_s, bytes_in, bytes_out."""
     PUBLISH_START = "publish_start"
-    """A publish has begun: id, remote_addr."""
+    """A publish has started: id, remote_addr."""
     PUBLISH_STOP = "publish_stop"
-    """It has ended: id, remote_addr, user, agent, reason, close_reason (why the connection was closed, if that was the end of
-    it), duration_s, bytes, skips (how often players that were too slow were moved to a keyframe), dropped (messages that they
-    did not get)."""
+    """A publish has ended: id, remote_addr, user, agent, reason, close_reason (of the connection, if it ended with the
+    publish),
+    duration_s, bytes, skips (how often slow players were moved to a keyframe), dropped (messages that they missed)."""
     PLAY_START = "play_start"
-    """A play has begun: id, remote_addr."""
+    """A play has started: id, remote_addr."""
     PLAY_STOP = "play_stop"
-    """It has ended: likewise, with its own skips and dropped messages."""
+    """A play has ended: the same data as PUBLISH_STOP, with the skips and dropped messages of this player."""
     PLAYER_SLOW = "player_slow"
-    """A player begins to lose something, being too slow: id, remote_addr, user, action (skip, thin or disconnect), policy,
-    lag_ms, lag_bytes, skips, dropped. Once until it has caught up, and at most every ten seconds; a disconnect in any case."""
+    """A player is too slow and starts to miss messages: id, remote_addr, user, action (skip, thin or disconnect), policy,
+    lag_ms, lag_bytes, skips, dropped. Emitted once until the player has caught up and at most every ten seconds, and for each
+    disconnect."""
     CODEC_DETECTED = "codec_detected"
-    """A track is known or has changed: kind (video or audio), codec, profile, and level, width, height, bit_depth, chroma, or
-    sample_rate_hz, channels."""
+    """The configuration of a track was detected or has changed: kind (video or audio), codec, profile, and level, width,
+    height,
+    bit_depth, chroma, or sample_rate_hz, channels."""
     SUBSCRIBER_COUNT = "subscriber_count"
-    """The number of players has changed: count."""
+    """The number of players of a stream has changed: count."""
     AUTH_FAILED = "auth_failed"
-    """Somebody was not let in: remote_addr, action, reason."""
+    """A client was refused by authorization: remote_addr, action, reason."""
     RECORD_DONE = "record_done"
-    """A recording is finished: path, duration_s, bytes, segment, reason."""
+    """A recording, or a segment of it, is complete: path, duration_s, bytes, segment, reason."""
     RELAY_UP = "relay_up"
-    """A stream goes on to another server: destination."""
+    """A relay has started to send: destination."""
     RELAY_DOWN = "relay_down"
-    """It does no longer: destination, reason, duration_s, bytes."""
+    """A relay has stopped: destination, reason, duration_s, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that has happened.
+    """An event.
 
     Attributes:
-        type: What.
-        time_s: When, seconds since 1970.
-        connection_id: The number of the connection in the log; empty if it has to do with none.
-        stream_key: ``app/name``; empty if it has to do with no stream.
-        data: More about it, by the names that `EventType` lists. No secrets.
-        stream: The live stream itself, for parts of this process.
+        type: The type.
+        time_s: The time, seconds since 1970.
+        connection_id: The number of the connection in the log; empty for events without a connection.
+        stream_key: The stream key; empty for events without a stream.
+        data: The data that `EventType` lists. No secrets.
+        stream: The stream, for subscribers in this process.
     """
 
     type: EventType
@@ -92,12 +92,12 @@ class Event:
 
 
 class EventBus:
-    """Hands events to those who asked for them, at once and in order.
+    """Delivers events to their handlers, immediately and in order.
 
-    A handler runs in the greenlet of whoever emits: it must not wait. What it raises is logged and counted, and harms nobody.
+    A handler runs in the greenlet that emits the event, and must not wait. Its exceptions are logged and counted.
 
     Attributes:
-        failures: How often a handler raised something: a bug.
+        failures: The number of exceptions in handlers, each of which is a bug.
     """
 
     def __init__(self) -> None:
@@ -110,12 +110,12 @@ class EventBus:
             self._handlers[kind].append(handler)
 
     def unsubscribe(self, handler: Callable[[Event], None]) -> None:
-        """Call *handler* no more."""
+        """Stop calling *handler*."""
         for kind, handlers in self._handlers.items():
             self._handlers[kind] = [each for each in handlers if each != handler]
 
     def wanted(self, kind: EventType) -> bool:
-        """Whether anybody subscribed to this type: if not, the event need not be made."""
+        """Return whether events of this type have a handler, so that callers can avoid collecting data for nothing."""
         return bool(self._handlers[kind])
 
     def emit(
@@ -127,14 +127,14 @@ class EventBus:
         stream_key: str = "",
         connection_id: str = "",
     ) -> None:
-        """Tell those who want to know. Cheap if nobody does.
+        """Deliver an event to its handlers. Costs little without handlers.
 
         Args:
-            kind: What has happened.
-            data: More about it.
-            stream: The stream that it has to do with.
-            stream_key: Its key, where the stream itself may be gone.
-            connection_id: The connection that it has to do with.
+            kind: The type.
+            data: The data that `EventType` lists.
+            stream: The stream of the event.
+            stream_key: The stream's key, if the stream itself may be gone.
+            connection_id: The number of the connection.
         """
         handlers = self._handlers[kind]
         if not handlers:

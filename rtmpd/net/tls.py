@@ -162,7 +162,7 @@ class ClientTls:
 @functools.cache
 def _system_ca() -> str | bool:
     paths = ssl.get_default_verify_paths()
-    # An empty directory is no use: requests would trust nobody.
+    # With an empty directory requests would trust no certificate.
     return paths.cafile or (paths.capath if paths.capath and any(Path(paths.capath).iterdir()) else True)
 
 

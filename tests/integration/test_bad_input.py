@@ -260,7 +260,7 @@ def test_too_many_message_streams(shared, wire):
 @pytest.mark.parametrize(
     ("command", "code"), [("publish", "NetStream.Publish.BadName"), ("play", "NetStream.Play.StreamNotFound")]
 )
-def test_names_that_are_no_names_are_refused(shared, wire, command, code, stream_name):
+def test_invalid_names_are_refused(shared, wire, command, code, stream_name):
     wire.command(command, stream_name, msid=wire.create_stream())
     refused(shared, wire, code, command)
 

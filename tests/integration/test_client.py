@@ -138,7 +138,7 @@ def test_unpublish_ends_the_publish_and_players_are_kept(shared, publisher, play
     assert played(watcher, key(7))[-1].payload == key(7)
 
 
-def test_a_query_travels_with_the_name_and_is_no_part_of_it(shared, opened, player, name):
+def test_a_query_is_sent_with_the_name_and_is_not_part_of_the_key(shared, opened, player, name):
     watcher = player(shared, name)
     encoder = opened.enter_context(Client(shared.url(name) + "?user=a&token=s3cret"))
     encoder.publish()
@@ -186,7 +186,7 @@ def test_a_hundred_clients_in_one_thread(shared, publisher, player, name):
     assert [job.get(timeout=10) for job in jobs] == [[Item(VIDEO, 0, key(1))]] * 100
 
 
-def test_a_server_that_goes_away_is_noticed_by_publisher_and_player(server, opened, name):
+def test_publisher_and_player_raise_when_the_server_closes(server, opened, name):
     running = server()
     watcher = opened.enter_context(Client(running.url(name)))
     watcher.play()
@@ -202,7 +202,7 @@ def test_a_server_that_goes_away_is_noticed_by_publisher_and_player(server, open
         encoder.send_video(0, key(1))
 
 
-def test_a_server_that_takes_nothing_runs_into_the_timeout(server, opened, name):
+def test_sending_to_a_server_that_does_not_read_times_out(server, opened, name):
     running = server()
     encoder = opened.enter_context(Client(running.url(name), timeout_s=0.5))
     encoder.publish()
@@ -243,7 +243,7 @@ def test_a_server_that_never_answers_create_stream_runs_into_the_timeout(fake, o
             call()
 
 
-def test_a_server_that_is_no_rtmp_server(fake, opened):
+def test_a_server_of_another_protocol_is_an_error(fake, opened):
     client = opened.enter_context(Client(fake(lambda fake, sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).url))
     with pytest.raises(HandshakeError, match="S0 is 72, expected 3: this is not RTMP"):
         client.connect()
@@ -255,7 +255,7 @@ def test_a_server_that_closes_in_the_handshake(fake, opened):
         client.connect()
 
 
-def test_a_server_that_speaks_plain_gets_plain(fake, opened):
+def test_a_server_with_the_plain_handshake_gets_the_plain_handshake(fake, opened):
     client = opened.enter_context(Client(fake(answering({"connect": CONNECTED})).url, handshake="digest"))
     client.connect()
     assert client.handshake_kind == "plain"
@@ -273,7 +273,7 @@ def test_a_server_that_speaks_plain_gets_plain(fake, opened):
         (
             {"connect": CONNECTED, "createStream": ("_result", None, "x")},
             RemoteProtocolError,
-            "createStream was answered with str",
+            "answer to createStream: expected a number, found str",
         ),
         ({"connect": CONNECTED, "createStream": ("_error", None, {"code": "Call.Failed"})}, Refused, "Call.Failed"),
         ({"connect": ("close", None)}, TransportClosed, "the server sent close"),

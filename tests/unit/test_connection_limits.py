@@ -23,7 +23,7 @@ def let_in(limits, count, address="192.0.2.1", now_s=0.0):
     return count
 
 
-def test_twice_the_rate_may_come_at_once_and_the_rate_from_then_on():
+def test_a_burst_of_twice_the_rate_is_accepted():
     limits = make(connection_rate_limit=5)
     assert let_in(limits, 100) == 10
     assert limits.refusal("192.0.2.1", 0.0) == "connection_rate_limit is 5 per second"
@@ -34,7 +34,7 @@ def test_twice_the_rate_may_come_at_once_and_the_rate_from_then_on():
     assert let_in(limits, 100, now_s=1000.0) == 10
 
 
-def test_who_is_refused_does_not_pay_for_it():
+def test_a_refused_connection_does_not_count_for_the_rate():
     limits = make(connection_rate_limit=1)
     assert let_in(limits, 100) == 2
     for hundredth in range(1, 100):
@@ -42,7 +42,7 @@ def test_who_is_refused_does_not_pay_for_it():
     assert not limits.refusal("192.0.2.1", 1.01)
 
 
-def test_addresses_have_rates_of_their_own_and_of_ipv6_each_64():
+def test_the_rate_is_per_address_and_for_ipv6_per_64():
     limits = make(connection_rate_limit=1)
     assert let_in(limits, 9, "192.0.2.1") == 2
     assert let_in(limits, 9, "192.0.2.2") == 2
@@ -52,7 +52,7 @@ def test_addresses_have_rates_of_their_own_and_of_ipv6_each_64():
     assert let_in(limits, 9, "[::ffff:192.0.2.2]") == 0
 
 
-def test_other_options_hold_at_once():
+def test_changed_options_apply_at_once():
     limits = make(connection_rate_limit=1)
     assert let_in(limits, 9) == 2
     limits.limits = dataclasses.replace(LIMITS, connection_rate_limit=100)
@@ -66,7 +66,7 @@ def test_other_options_hold_at_once():
     assert let_in(limits, 100, now_s=100.0) == 2
 
 
-def test_a_rate_counts_only_those_who_would_come_in():
+def test_the_rate_counts_only_accepted_connections():
     limits = make(connection_rate_limit=1, connections_per_address_limit=1)
     assert let_in(limits, 9) == 1
     for _ in range(9):
@@ -76,7 +76,7 @@ def test_a_rate_counts_only_those_who_would_come_in():
 
 
 @pytest.mark.parametrize(("options", "most"), [({}, 7), ({"connection_limit": 5}, 5), ({"connection_limit": 9}, 9)])
-def test_without_an_option_there_may_be_as_many_as_the_capacity(options, most):
+def test_without_the_option_the_capacity_is_the_limit(options, most):
     limits = make(**options)
     assert limits.capacity == DEFAULT_CONNECTION_LIMIT == 10_000
     limits.capacity = 7

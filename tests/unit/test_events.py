@@ -7,7 +7,7 @@ from rtmpd.events import EventBus, EventType
 PUBLISHES = (EventType.PUBLISH_START, EventType.PUBLISH_STOP)
 
 
-def test_an_event_goes_to_those_who_asked_for_it_in_order():
+def test_an_event_is_delivered_to_its_handlers_in_order():
     bus = EventBus()
     seen = []
     bus.subscribe(PUBLISHES, lambda event: seen.append(("first", event.type)))
@@ -22,7 +22,7 @@ def test_an_event_goes_to_those_who_asked_for_it_in_order():
     ]
 
 
-def test_an_event_carries_what_it_is_about():
+def test_an_event_has_its_stream_connection_and_data():
     bus = EventBus()
     seen = []
     bus.subscribe(PUBLISHES, seen.append)
@@ -35,7 +35,7 @@ def test_an_event_carries_what_it_is_about():
     assert first.time_s > 1_700_000_000
 
 
-def test_a_handler_that_fails_is_logged_and_harms_nobody(caplog):
+def test_a_failing_handler_is_logged_and_the_others_are_called(caplog):
     bus = EventBus()
     seen = []
 
@@ -50,7 +50,7 @@ def test_a_handler_that_fails_is_logged_and_harms_nobody(caplog):
     assert "internal error: a handler of publish_start failed" in caplog.text
 
 
-def test_who_unsubscribes_hears_no_more():
+def test_an_unsubscribed_handler_is_not_called():
     bus = EventBus()
     seen = []
     bus.subscribe(PUBLISHES, seen.append)
@@ -61,7 +61,7 @@ def test_who_unsubscribes_hears_no_more():
     assert not bus.wanted(EventType.PUBLISH_START)
 
 
-def test_the_public_names_are_the_ones_that_scripts_know():
+def test_the_public_names_do_not_change():
     assert [str(each) for each in EventType] == [
         *("connection_accept", "connection_close", "handshake_complete", "stream_create", "stream_delete"),
         *("publish_start", "publish_stop", "play_start", "play_stop", "player_slow"),
