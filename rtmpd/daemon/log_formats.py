@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["AccessJson", "AccessText", "Format", "JournalDatagram", "JsonLine", "TextLine", "mask", "time_text"]
+__all__ = ["Format", "access_json", "access_text", "journal_datagram", "json_line", "mask", "text_line", "time_text"]
+
+Format = Callable[[logging.LogRecord], bytes]
+"""Converts a record to bytes."""
 
 MASK: Final = "***"
 MESSAGE_LIMIT: Final = 48 * 1024
@@ -33,14 +37,9 @@ _CONTROLS: Final = {number: f"\\x{number:02x}" for number in (*range(32), *range
     0x2029: "\\u2029",
 }
 _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+_ORIGIN = ("connection", "peer", "stream")
+_TIMES = logging.Formatter()
 _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
-
-
-class Format(Protocol):
-    """Converts a record to bytes."""
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as bytes."""
 
 
 def mask(text: str) -> str:
@@ -76,57 +75,37 @@ def _text_message(record: logging.LogRecord) -> str:
     return f"#{number} {getattr(record, 'peer', '')} {message}{where}"
 
 
-class TextLine:
-    """Lines for people: time, level, message.
+def text_line(record: logging.LogRecord, *, encoding: str = "utf-8", journal: bool = False) -> bytes:
+    """Return a record as a line for people, or as several lines with a traceback: time, level, message.
 
     Args:
+        record: The record.
         encoding: The encoding of the terminal. Other characters are escaped.
         journal: The journal is the reader: it adds the time, and reads a number before each line as the level.
     """
-
-    def __init__(self, encoding: str = "utf-8", *, journal: bool = False) -> None:
-        self._encoding = encoding
-        self._journal = journal
-        self._times = logging.Formatter()
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as a line, or as several lines with a traceback."""
-        text = f"{record.levelname:<7} {_text_message(record)}"
-        if record.exc_text:
-            text += f"\n{mask(record.exc_text)}"
-        if self._journal:
-            front = f"<{_priority(record)}>"
-            text = front + text.replace("\n", f"\n{front}")
-        else:
-            text = f"{self._times.formatTime(record)} {text}"
-        return f"{text}\n".encode(self._encoding, "backslashreplace")
+    text = f"{record.levelname:<7} {_text_message(record)}"
+    if record.exc_text:
+        text += f"\n{mask(record.exc_text)}"
+    if journal:
+        front = f"<{_priority(record)}>"
+        text = front + text.replace("\n", f"\n{front}")
+    else:
+        text = f"{_TIMES.formatTime(record)} {text}"
+    return f"{text}\n".encode(encoding, "backslashreplace")
 
 
-class JsonLine:
-    """Lines with one JSON object each.
-
-    Args:
-        journal: As for `TextLine`.
-    """
-
-    def __init__(self, *, journal: bool = False) -> None:
-        self._journal = journal
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as a line."""
-        entry: dict[str, Any] = {
-            "time": time_text(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": mask(record.msg),
-        }
-        for name in ("connection", "peer", "stream"):
-            value = getattr(record, name, None)
-            if value:
-                entry[name] = value
-        if record.exc_text:
-            entry["exception"] = mask(record.exc_text)
-        return (f"<{_priority(record)}>" if self._journal else "").encode() + _json(entry)
+def json_line(record: logging.LogRecord, *, journal: bool = False) -> bytes:
+    """Return a record as a line with a JSON object; *journal* as for `text_line`."""
+    entry: dict[str, Any] = {
+        "time": time_text(record.created),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": mask(record.msg),
+    }
+    entry |= {name: value for name in _ORIGIN if (value := getattr(record, name, None))}
+    if record.exc_text:
+        entry["exception"] = mask(record.exc_text)
+    return (f"<{_priority(record)}>" if journal else "").encode() + _json(entry)
 
 
 def _json(entry: Mapping[str, Any]) -> bytes:
@@ -134,28 +113,24 @@ def _json(entry: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(entry, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
 
 
-class JournalDatagram:
-    """The native protocol of the journal: each field is a line or, if it contains a newline, a length and bytes."""
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record as a datagram."""
-        message = _text_message(record)
-        if record.exc_text:
-            message += f"\n{mask(record.exc_text)}"
-        if len(message) > MESSAGE_LIMIT:
-            message = message[:MESSAGE_LIMIT] + "..."
-        fields = {
-            "MESSAGE": message,
-            "PRIORITY": _priority(record),
-            "SYSLOG_IDENTIFIER": "rtmpd",
-            "CODE_FILE": record.pathname,
-            "CODE_LINE": record.lineno,
-            "CODE_FUNC": record.funcName,
-            "RTMPD_LOGGER": record.name,
-        }
-        for name in ("connection", "peer", "stream"):
-            fields[f"RTMPD_{name.upper()}"] = getattr(record, name, None)
-        return b"".join(_field(name, str(value)) for name, value in fields.items() if value)
+def journal_datagram(record: logging.LogRecord) -> bytes:
+    """Return a record in the journal's native protocol: a field is a line or, if it contains a newline, a length and bytes."""
+    message = _text_message(record)
+    if record.exc_text:
+        message += f"\n{mask(record.exc_text)}"
+    if len(message) > MESSAGE_LIMIT:
+        message = message[:MESSAGE_LIMIT] + "..."
+    fields = {
+        "MESSAGE": message,
+        "PRIORITY": _priority(record),
+        "SYSLOG_IDENTIFIER": "rtmpd",
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": record.lineno,
+        "CODE_FUNC": record.funcName,
+        "RTMPD_LOGGER": record.name,
+    }
+    fields |= {f"RTMPD_{name.upper()}": getattr(record, name, None) for name in _ORIGIN}
+    return b"".join(_field(name, str(value)) for name, value in fields.items() if value)
 
 
 def _field(name: str, value: str) -> bytes:
@@ -165,21 +140,15 @@ def _field(name: str, value: str) -> bytes:
     return b"%s=%s\n" % (name.encode(), data)
 
 
-class AccessText:
-    """Lines of the access log as ``name=value``. Values with spaces, quotes, ``=`` or ``\\`` are quoted as in JSON."""
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record's entry as a line."""
-        text = " ".join(f"{name}={_quoted(value)}" for name, value in _entry(record).items())
-        return f"{text}\n".encode("utf-8", "backslashreplace")
+def access_text(record: logging.LogRecord) -> bytes:
+    """Return an entry of the access log as ``name=value``. Values with other than plain characters are quoted as in JSON."""
+    text = " ".join(f"{name}={_quoted(value)}" for name, value in _entry(record).items())
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
-class AccessJson:
-    """Lines of the access log as JSON objects."""
-
-    def __call__(self, record: logging.LogRecord) -> bytes:
-        """Return the record's entry as a line."""
-        return _json(_entry(record))
+def access_json(record: logging.LogRecord) -> bytes:
+    """Return an entry of the access log as a JSON object."""
+    return _json(_entry(record))
 
 
 def _entry(record: logging.LogRecord) -> dict[str, Any]:

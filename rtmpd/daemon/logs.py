@@ -16,9 +16,10 @@ import sys
 import threading
 import traceback
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from rtmpd.daemon.log_formats import AccessJson, AccessText, JournalDatagram, JsonLine, TextLine
+from rtmpd.daemon.log_formats import access_json, access_text, journal_datagram, json_line, text_line
 from rtmpd.daemon.log_sinks import StreamSink, Target, is_journal, open_sink, stderr_descriptor
 from rtmpd.errors import RtmpdError
 from rtmpd.util.log_throttle import LogThrottle
@@ -390,16 +391,16 @@ def _access_target(options: LogConfig) -> Target:
 
 def _main_format(target: Target, format_name: str) -> Format:
     if target.kind == "journal":
-        return JournalDatagram()
+        return journal_datagram
     terminal = sys.__stderr__ if target == _STDERR else None
     journal = terminal is not None and is_journal(terminal.fileno())
     if format_name == "json":
-        return JsonLine(journal=journal)
-    return TextLine(terminal.encoding if terminal is not None else "utf-8", journal=journal)
+        return partial(json_line, journal=journal)
+    return partial(text_line, encoding=terminal.encoding if terminal is not None else "utf-8", journal=journal)
 
 
 def _access_format(_target: Target, format_name: str) -> Format:
-    return AccessJson() if format_name == "json" else AccessText()
+    return access_json if format_name == "json" else access_text
 
 
 def _write_stderr(level: int, message: str) -> None:
@@ -411,4 +412,4 @@ def _write_stderr(level: int, message: str) -> None:
     poll.register(descriptor, select.POLLOUT)
     if poll.poll(0):
         record = _record(level, message)
-        StreamSink(descriptor).write([TextLine(journal=is_journal(descriptor))(record)])
+        StreamSink(descriptor).write([text_line(record, journal=is_journal(descriptor))])

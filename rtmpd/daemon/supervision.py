@@ -87,12 +87,6 @@ class Notifier:
         if self.flush():
             self.send(WATCHDOG=1)
 
-    def close(self) -> None:
-        """Send nothing from now on."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
 
 class Inherited(NamedTuple):
     """A listening TCP socket that systemd handed over; *name* is its ``FileDescriptorName=``, or empty."""

@@ -4,17 +4,18 @@ import json
 import logging
 import re
 import time
+from functools import partial
 
 import pytest
 
 from rtmpd.daemon.log_formats import (
     MESSAGE_LIMIT,
-    AccessJson,
-    AccessText,
-    JournalDatagram,
-    JsonLine,
-    TextLine,
+    access_json,
+    access_text,
+    journal_datagram,
+    json_line,
     mask,
+    text_line,
     time_text,
 )
 
@@ -46,7 +47,7 @@ def zone(request, monkeypatch):
 
 
 def test_a_line_of_text_is_time_level_message():
-    line = TextLine()(record("rtmpd 0.1.0", logging.WARNING)).decode()
+    line = text_line(record("rtmpd 0.1.0", logging.WARNING)).decode()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,123 WARNING rtmpd 0\.1\.0\n", line)
 
 
@@ -59,21 +60,21 @@ def test_a_line_of_text_is_time_level_message():
     ],
 )
 def test_a_line_of_a_connection_names_it_its_peer_and_its_stream_once(message, stream, line):
-    assert TextLine()(of_connection(message, stream=stream)).decode().endswith(f" INFO    {line}\n")
+    assert text_line(of_connection(message, stream=stream)).decode().endswith(f" INFO    {line}\n")
 
 
 def test_the_journal_behind_standard_error_gets_levels_and_no_time():
-    line = TextLine(journal=True)
+    line = partial(text_line, journal=True)
     assert line(record("a", logging.ERROR)) == b"<3>ERROR   a\n"
     assert line(record("a", logging.DEBUG)) == b"<7>DEBUG   a\n"
     assert line(record("bug", logging.CRITICAL, exc_text="Traceback:\n  one\nE: x")) == (
         b"<2>CRITICAL bug\n<2>Traceback:\n<2>  one\n<2>E: x\n"
     )
-    assert JsonLine(journal=True)(record("a")).startswith(b'<6>{"time": ')
+    assert json_line(record("a"), journal=True).startswith(b'<6>{"time": ')
 
 
 def test_a_message_can_not_forge_a_line():
-    line = TextLine()(record("name 'x\n2026-01-01 00:00:00,000 INFO    \x1b[2Jforged\x85\u2028'")).decode()
+    line = text_line(record("name 'x\n2026-01-01 00:00:00,000 INFO    \x1b[2Jforged\x85\u2028'")).decode()
     assert line.count("\n") == 1
     assert len(line.splitlines()) == 1
     assert "\\n2026" in line
@@ -83,7 +84,7 @@ def test_a_message_can_not_forge_a_line():
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_what_the_terminal_can_not_show_is_escaped(encoding):
-    line = TextLine(encoding)(record("publishes live/\udcff\ud800 €")).decode(encoding)
+    line = text_line(record("publishes live/\udcff\ud800 €"), encoding=encoding).decode(encoding)
     assert "live/\\udcff\\ud800 " in line
 
 
@@ -91,7 +92,7 @@ def test_what_the_terminal_can_not_show_is_escaped(encoding):
 
 
 def test_a_line_of_json_has_the_fields_in_order(zone):
-    line = JsonLine()(of_connection("closed: failed", logging.WARNING))
+    line = json_line(of_connection("closed: failed", logging.WARNING))
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
     entry = json.loads(line)
@@ -104,14 +105,14 @@ def test_a_line_of_json_has_the_fields_in_order(zone):
 
 
 def test_json_leaves_out_what_there_is_not_and_has_tracebacks():
-    entry = json.loads(JsonLine()(record("a bug", exc_text="Traceback:\n  RuntimeError: token=abc")))
+    entry = json.loads(json_line(record("a bug", exc_text="Traceback:\n  RuntimeError: token=abc")))
     assert list(entry) == ["time", "level", "logger", "message", "exception"]
     assert entry["exception"] == "Traceback:\n  RuntimeError: token=***"
 
 
 @pytest.mark.parametrize("name", ['€ü\n\t"\\', "\udcff\ud800", "\x00\x1f\x7f\u2028", "a" * 5000])
 def test_json_takes_any_name(name):
-    line = JsonLine()(of_connection(f"publishes {name}", stream=name))
+    line = json_line(of_connection(f"publishes {name}", stream=name))
     assert line.count(b"\n") == 1
     entry = json.loads(line.decode("utf-8"))
     assert entry["stream"] == name
@@ -137,7 +138,7 @@ def fields(datagram):
 
 
 def test_a_datagram_has_the_fields_of_the_journal():
-    assert fields(JournalDatagram()(of_connection("closed: failed", logging.WARNING))) == {
+    assert fields(journal_datagram(of_connection("closed: failed", logging.WARNING))) == {
         "MESSAGE": "#7 192.0.2.5:50512 closed: failed [live/a]",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "rtmpd",
@@ -152,21 +153,21 @@ def test_a_datagram_has_the_fields_of_the_journal():
 
 
 def test_a_datagram_without_a_connection_has_no_fields_of_one_and_tracebacks_are_whole():
-    found = fields(JournalDatagram()(record("a bug", logging.ERROR, exc_text="Traceback:\n  x\nRuntimeError: y")))
+    found = fields(journal_datagram(record("a bug", logging.ERROR, exc_text="Traceback:\n  x\nRuntimeError: y")))
     assert found["MESSAGE"] == "a bug\nTraceback:\n  x\nRuntimeError: y"
     assert found["PRIORITY"] == "3"
     assert not [name for name in found if name in ("RTMPD_CONNECTION", "RTMPD_PEER", "RTMPD_STREAM")]
 
 
 def test_a_name_can_not_forge_a_field():
-    found = fields(JournalDatagram()(of_connection("x", stream="live/a\nPRIORITY=0\nX=y")))
+    found = fields(journal_datagram(of_connection("x", stream="live/a\nPRIORITY=0\nX=y")))
     assert found["PRIORITY"] == "6"
     assert found["RTMPD_STREAM"] == "live/a\nPRIORITY=0\nX=y"
     assert "X" not in found
 
 
 def test_a_datagram_has_a_bound():
-    found = fields(JournalDatagram()(record("€" * (MESSAGE_LIMIT + 1))))
+    found = fields(journal_datagram(record("€" * (MESSAGE_LIMIT + 1))))
     assert found["MESSAGE"] == "€" * MESSAGE_LIMIT + "..."
 
 
@@ -191,7 +192,7 @@ ENTRY = {
 
 
 def test_an_entry_as_json(zone):
-    entry = json.loads(AccessJson()(record(entry=ENTRY)))
+    entry = json.loads(access_json(record(entry=ENTRY)))
     assert list(entry) == ["time", *ENTRY]
     assert entry["time"] == time_text(TIME_S)
     assert entry["start"] == time_text(TIME_S - 2.5)
@@ -203,7 +204,7 @@ def test_an_entry_as_json(zone):
 
 
 def test_an_entry_as_text():
-    line = AccessText()(record(entry=ENTRY)).decode()
+    line = access_text(record(entry=ENTRY)).decode()
     assert line == (
         f"time={time_text(TIME_S)} action=play connection=2 peer=[2001:db8::1]:40318 "
         'agent="LNX \\"9,0\\" \\\\ token=***" user="" app=live stream=live/ä '
@@ -213,7 +214,7 @@ def test_an_entry_as_text():
 
 @pytest.mark.parametrize("value", ["a\nb", "a b", "a=b", '"', "\x1b", "\u2028", "\x85", "\udcff"])
 def test_no_value_of_an_entry_begins_another_field_or_line(value):
-    line = AccessText()(record(entry={**ENTRY, "agent": value})).decode()
+    line = access_text(record(entry={**ENTRY, "agent": value})).decode()
     assert len(line.splitlines()) == 1
     assert re.fullmatch(r'(\w+=([^\s"=]+|"([^"\\]|\\.)*") ?)+\n', line)
 
@@ -247,7 +248,7 @@ def test_no_value_of_an_entry_begins_another_field_or_line(value):
 )
 def test_what_looks_like_a_secret_is_masked(text, masked):
     assert mask(text) == masked
-    for form in (TextLine(), JsonLine(), JournalDatagram()):
+    for form in (text_line, json_line, journal_datagram):
         assert b"hunter2" not in form(of_connection(f"refused: {text}"))
         assert b"hunter2" not in form(record("a bug", exc_text=f"Traceback\n  {text}"))
 

@@ -12,7 +12,7 @@ import pytest
 
 from rtmpd.config.loader import load_text
 from rtmpd.daemon import log_sinks, logs
-from rtmpd.daemon.log_formats import TextLine
+from rtmpd.daemon.log_formats import text_line
 from rtmpd.daemon.log_sinks import Target
 from rtmpd.daemon.logs import LogPipe, Logs
 from rtmpd.errors import RtmpdError
@@ -89,7 +89,7 @@ class Pipe:
         self.pipe = LogPipe(
             logger,
             queue_limit,
-            lambda target, form: TextLine(),
+            lambda target, form: text_line,
             lambda level, text: self.complaints.append((logging.getLevelName(level), text)),
             self_reporting=self_reporting,
         )
