@@ -213,7 +213,8 @@ class Recording:
         if data:
             if self.file is None:
                 self.file = self._disk(FlvFile.create, *self._place(segment), options.disk_reserve_bytes)
-                level, again = (logging.WARNING, "again, ") if self._failures else (logging.INFO, "")
+                level = logging.WARNING if self._failures else logging.INFO
+                again = "again, " if self._failures else ""
                 log.log(level, "%s: recording %sto %s", self.key, again, printable(str(self.file.part)))
             self._segment = segment
             self._disk(self.file.write, data, options.disk_reserve_bytes)

@@ -137,14 +137,14 @@ class RetentionReport:
     Attributes:
         deleted: The deleted recordings, oldest first.
         errors: At most 11 errors of the disk. The same errors may be reported by each round.
-        notes: Changes that are logged once.
+        clock_trusted: Whether the ages of recordings are trusted, if that has changed and matters; else None.
         files, total_bytes: The number and size of the recordings that remain.
         free_bytes: The free space on their disk; 0: unknown.
     """
 
     deleted: list[Deleted] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    clock_trusted: bool | None = None
     files: int = 0
     total_bytes: int = 0
     free_bytes: int = 0
@@ -204,11 +204,7 @@ class Retention:
     def _watch_clock(self, report: RetentionReport, limits: Limits, now_s: float, monotonic_s: float) -> None:
         trusted = self._clock.look(now_s, monotonic_s)
         if trusted != self._trusted and limits.keep_age_s:
-            report.notes.append(
-                "the system clock is steady again: keep_age_s is in force"
-                if trusted
-                else f"the system clock has jumped: keep_age_s deletes nothing until the clock is steady for {STEADY_S:.0f} s"
-            )
+            report.clock_trusted = trusted
         self._trusted = trusted
 
     def _round(

@@ -19,7 +19,7 @@ from rtmpd.config.model import printable
 from rtmpd.events import EventType
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.services.recorder.repair import Repaired, find_parts, repair_part
-from rtmpd.services.recorder.retention import Limits, Retention
+from rtmpd.services.recorder.retention import STEADY_S, Limits, Retention
 from rtmpd.services.recorder.throttle import Throttle
 from rtmpd.util.threads import Threads
 
@@ -216,8 +216,12 @@ class Recorder:
         for deleted in report.deleted:
             self._hub.count("recordings_deleted")
             log.info("deleted %s: %s; %d bytes", printable(str(deleted.path)), deleted.reason, deleted.size_bytes)
-        for note in report.notes:
-            log.warning("recordings: %s", note)
+        if report.clock_trusted:
+            log.warning("the system clock is steady again: recordings are deleted for keep_age_s again")
+        elif report.clock_trusted is False:
+            log.warning(
+                "the system clock has jumped: no recording is deleted for keep_age_s until it is steady for %g s", STEADY_S
+            )
         for error in report.errors:
             self._hub.count("retention_errors")
             # An error of the previous round is not logged again.
