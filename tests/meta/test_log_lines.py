@@ -107,6 +107,10 @@ def logged(call: ast.Call, function: Function) -> Iterator[tuple[str, ast.expr]]
             if ast.unparse(value) in LEVELS:
                 yield LEVELS[ast.unparse(value)], message
     method = call.func
+    if isinstance(method, ast.Attribute) and method.attr == "log" and call.args:
+        levels = [value for argument in call.args[:2] for value in values(argument, function)]
+        known = any(ast.unparse(each).startswith("logging.") or ast.unparse(each) in parameters(function) for each in levels)
+        assert known, f"line {call.lineno}: write the level of this log line as a constant of logging"
     if isinstance(method, ast.Attribute) and method.attr in METHODS and last_name(method.value).endswith(("log", "logger")):
         yield METHODS[method.attr], call.args[0]
 
@@ -133,9 +137,21 @@ def values(expression: ast.expr, function: Function, seen: frozenset[str] = froz
 def assignments(name: str, function: Function) -> Iterator[ast.expr]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                yield node.value
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and target.id == name:
+                    yield node.value
+                elif isinstance(target, ast.Tuple):
+                    at = [each.id if isinstance(each, ast.Name) else "" for each in target.elts]
+                    yield from (each.elts[at.index(name)] for each in tuples(node.value) if name in at)
+
+
+def tuples(expression: ast.expr) -> Iterator[ast.Tuple]:
+    """The tuples that are written in an expression: itself, or the branches of a condition."""
+    if isinstance(expression, ast.IfExp):
+        yield from tuples(expression.body)
+        yield from tuples(expression.orelse)
+    elif isinstance(expression, ast.Tuple):
+        yield expression
 
 
 def template(expression: ast.expr) -> str | None:
@@ -195,6 +211,8 @@ class Service:
         catalog.error.append("x")
         log.exception(f"{self.key} failed")
         log.error(other)
+        severity, more = (logging.WARNING, "c") if late else (logging.INFO, "")
+        log.log(severity, "tuple %s", more)
 
     def _note(self, text):
         self.log.warning(text)
@@ -214,6 +232,7 @@ def test_the_lines_of_a_module_are_found_however_they_are_logged():
         Line("warning", "noted"),
         Line("critical", "returned"),
         Line("error", "%s failed"),
+        Line("warning", "tuple %s"),
     }
     assert list(module.unknown) == ["other"]
 
