@@ -1,7 +1,7 @@
-"""Make a server emit events, and be the web server that it tells of them.
+"""Make a server emit events, and serve as the web server of its webhooks.
 
-Runs as a process of its own: ``python -m bench.events --port N --web-port N``. It prints one JSON line when it has begun, and
-one with figures when its time is over or SIGTERM comes. A play that begins and ends at once is six events: stream_create,
+Runs as a process of its own: ``python -m bench.events --port N --web-port N``. It prints one JSON line when it has started, and
+one with figures when its time is over or at SIGTERM. A play that starts and stops at once makes six events: stream_create,
 subscriber_count, play_start, play_stop, subscriber_count, stream_delete.
 """
 
@@ -41,7 +41,7 @@ class Cycler(rtmp.Client):
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """Takes posts, and answers each after a while."""
+    """Accepts posts, and answers each after a delay."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -98,7 +98,7 @@ def run(options):
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench.events", description=__doc__)
     add_connection_options(parser)
-    parser.add_argument("--web-port", type=int, required=True, help="port to take posts on")
+    parser.add_argument("--web-port", type=int, required=True, help="port to accept posts on")
     parser.add_argument("--answer-ms", type=float, default=0, help="how long each answer takes")
     parser.add_argument("--events", type=int, default=1000, help="events per second")
     print(json.dumps(run(parser.parse_args())), flush=True)

@@ -132,7 +132,7 @@ class HttpClient:
         Raises:
             HttpError: No response, or not even its head, came in time.
         """
-        exchange = _Exchange(self._adapter, url, body, headers, timeout_s, body_limit_bytes, ca)
+        exchange = _Exchange(self._adapter, url, body, headers, timeout_s, body_limit_bytes, ca, time.monotonic() + timeout_s)
         try:
             with gevent.Timeout(timeout_s, False):  # type: ignore[arg-type]
                 return self._threads.call(exchange.run)
@@ -141,6 +141,7 @@ class HttpClient:
         return exchange.late_response()
 
 
+@dataclass(eq=False, slots=True)
 class _Exchange:
     """One request and its response. `run` belongs to a thread; `abort` and `late_response` to the event loop.
 
@@ -149,54 +150,46 @@ class _Exchange:
         fresh: Whether no kept connection may be used.
         reused: Whether the present connection was kept from an earlier exchange.
         answered: Whether something of the response has come.
+        head: The response without its body, when its head has come.
+        twin: A second descriptor of the connection's socket: the first one changes hands with TLS, and when the body is read.
     """
 
-    def __init__(
-        self,
-        adapter: _Adapter,
-        url: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        timeout_s: float,
-        body_limit_bytes: int,
-        ca: str | bool,
-    ) -> None:
-        self._adapter = adapter
-        self._url = url
-        self._body = body
-        self._headers = headers
-        self._timeout_s = timeout_s
-        self._deadline_s = time.monotonic() + timeout_s
-        self._body_limit = body_limit_bytes
-        self._ca = ca
-        self._lock = threading.Lock()
-        self._twin: socket.socket | None = None
-        self._aborted = False
-        self._response: Response | None = None
-        self._unended = f"did not end within {timeout_s:g} s"
-        self.stage = "while waiting for a free thread"
-        self.fresh = self.reused = self.answered = False
+    adapter: _Adapter
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
+    timeout_s: float
+    body_limit: int
+    ca: str | bool
+    deadline_s: float
+    stage: str = "while waiting for a free thread"
+    fresh: bool = False
+    reused: bool = False
+    answered: bool = False
+    aborted: bool = False
+    head: Response | None = None
+    twin: socket.socket | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     # In the event loop -------------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """End the exchange, in whatever stage it is. No effect if it is over. Does not wait."""
-        with self._lock:
-            self._aborted = True
-            if self._twin is not None:
+        with self.lock:
+            self.aborted = True
+            if self.twin is not None:
                 with contextlib.suppress(OSError):
-                    self._twin.shutdown(socket.SHUT_RDWR)
+                    self.twin.shutdown(socket.SHUT_RDWR)
 
     def late_response(self) -> Response:
         """Return the response of an exchange whose deadline has passed, if its head has come; else raise `HttpError`."""
-        if self._response is None:
+        if self.head is None:
             raise self._timeout()
-        return replace(self._response, defect=self._unended)
+        return replace(self.head, defect=f"did not end within {self.timeout_s:g} s")
 
     def _timeout(self) -> HttpError:
-        left_s = self._deadline_s - time.monotonic()
-        # An attempt to connect may have less time than the exchange.
-        limit_s = self._timeout_s if left_s <= 0 else round(self._timeout_s - left_s, 1)
+        # Only an attempt to connect may have less time than the exchange.
+        limit_s = _CONNECT_LIMIT_S if time.monotonic() < self.deadline_s else self.timeout_s
         return HttpError(f"timed out after {limit_s:g} s {self.stage}", timed_out=True)
 
     # In a thread -------------------------------------------------------------------------------------------------------
@@ -216,23 +209,23 @@ class _Exchange:
             raise
         finally:
             _thread.exchange = None
-            with self._lock:
-                if self._twin is not None:
-                    self._twin.close()
-                    self._twin = None
+            with self.lock:
+                if self.twin is not None:
+                    self.twin.close()
+                    self.twin = None
         return replace(response, cpu_s=time.thread_time() - began_s)
 
     def _send(self) -> Response:
         try:
-            request = _prepared(self._url).copy()
+            request = _prepared(self.url).copy()
         except (requests.RequestException, ValueError):
             raise HttpError("the URL can't be used", permanent=True) from None
-        request.headers.update(self._headers)
-        request.prepare_body(self._body, None)
+        request.headers.update(self.headers)
+        request.prepare_body(self.body, None)
         while True:
             try:
                 # Not by a session: it would look for cookies, proxies and redirects.
-                with self._adapter.send(request, stream=True, timeout=self._left_s(), verify=self._ca, proxies={}) as response:
+                with self.adapter.send(request, stream=True, timeout=self._left_s(), verify=self.ca, proxies={}) as response:
                     return self._receive(response)
             except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
                 causes = list(_causes(error))
@@ -240,29 +233,29 @@ class _Exchange:
                     raise HttpError("the URL can't be used", permanent=True) from None
                 if any(isinstance(each, (TimeoutError, requests.Timeout)) for each in causes):
                     raise self._timeout() from None
-                if self._aborted or not self.reused or self.answered:
+                if self.aborted or not self.reused or self.answered:
                     raise HttpError(_reason(causes)) from None
                 self.fresh, self.reused = True, False
 
     def _left_s(self) -> float:
-        left_s = self._deadline_s - time.monotonic()
+        left_s = self.deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         return left_s
 
     def _receive(self, response: requests.Response) -> Response:
-        head = self._response = Response(response.status_code, response.headers)
+        head = self.head = Response(response.status_code, response.headers)
         if 300 <= response.status_code < 400:
             return head
         body = b""
         try:
             # To its end: the connection is only kept then, and a length that was not kept is noticed.
-            while data := response.raw.read(self._body_limit + 1 - len(body), decode_content=False):
+            while data := response.raw.read(self.body_limit + 1 - len(body), decode_content=False):
                 body += data
-                if len(body) > self._body_limit:
-                    return replace(head, body=body[:-1], defect=f"is longer than {self._body_limit} bytes")
+                if len(body) > self.body_limit:
+                    return replace(head, body=body[:-1], defect=f"is longer than {self.body_limit} bytes")
         except (PoolTimeoutError, TimeoutError):
-            return replace(head, body=body, defect=self._unended)
+            return self.late_response()
         except (HTTPError, HTTPException, OSError, ValueError):
             return replace(head, body=body, defect=BROKE_OFF)
         return replace(head, body=body, defect=BROKE_OFF if response.raw.length_remaining else "")
@@ -291,13 +284,12 @@ class _Exchange:
 
     def watch(self, sock: socket.socket) -> None:
         """Let `abort` shut this socket down; raise ConnectionAbortedError if that has been called."""
-        # By a descriptor of its own: the first one changes hands when TLS begins and when the body is read.
         twin = socket.fromfd(sock.fileno(), sock.family, sock.type)
-        with self._lock:
-            if self._twin is not None:
-                self._twin.close()
-            self._twin = twin
-            if self._aborted:
+        with self.lock:
+            if self.twin is not None:
+                self.twin.close()
+            self.twin = twin
+            if self.aborted:
                 raise ConnectionAbortedError
 
 

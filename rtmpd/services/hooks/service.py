@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from rtmpd.config.hook_targets import EVENT_NAMES, ScriptHook, WebhookHook
 from rtmpd.events import EventType
 from rtmpd.http.client import HttpClient
-from rtmpd.services.hooks.deliveries import Script, Webhook
+from rtmpd.services.hooks.deliveries import Script, Stdio, Webhook
 from rtmpd.services.hooks.dispatcher import Dispatcher
 from rtmpd.services.hooks.event import HookEvent
-from rtmpd.services.hooks.stdio import Stdio
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 _STDIO_SHARE = 0.3
 """The share of the time to stop that is kept for standard output."""
 
-Key = str | tuple[str, ...]
+_Key = str | tuple[str, ...]
 
 
 class Hooks:
@@ -45,7 +44,7 @@ class Hooks:
     def __init__(self, hub: Hub, options: HooksConfig) -> None:
         self._hub = hub
         self._dispatcher = Dispatcher(options, hub.counters)
-        self._destinations: dict[Key, Destination] = {}
+        self._destinations: dict[_Key, Destination] = {}
         self._receivers: dict[EventType, list[Destination | Stdio]] = {}
         self._stdio: Stdio | None = None
         # Separate threads: a disk that does not answer must not delay requests.
@@ -69,8 +68,8 @@ class Hooks:
     def reload(self, options: HooksConfig) -> None:
         """Apply new options. Destinations that stay keep their queues."""
         self._dispatcher.options = options
-        targets: dict[Key, ScriptHook | WebhookHook] = {}
-        wanted: dict[str, set[Key]] = {name: set() for name in EVENT_NAMES}
+        targets: dict[_Key, ScriptHook | WebhookHook] = {}
+        wanted: dict[str, set[_Key]] = {name: set() for name in EVENT_NAMES}
         configured: list[ScriptHook | WebhookHook] = [*options.hook_scripts, *options.hook_webhooks]
         for target in configured:
             # Two options with the same target are one destination, for which events keep their order.

@@ -14,8 +14,8 @@ from rtmpd.config.loader import load_text
 from rtmpd.events import EventType
 from rtmpd.hub import Hub
 from rtmpd.services.hooks import service as module
+from rtmpd.services.hooks.deliveries import Stdio
 from rtmpd.services.hooks.service import Hooks
-from rtmpd.services.hooks.stdio import Stdio
 from tests.unit.services.hooks.fakes import wait_for, within
 
 LIMIT_S = 10

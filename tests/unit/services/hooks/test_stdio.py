@@ -9,7 +9,7 @@ from collections import Counter
 import gevent
 import pytest
 
-from rtmpd.services.hooks.stdio import Stdio
+from rtmpd.services.hooks.deliveries import Stdio
 from tests.unit.services.hooks.fakes import hook_event, options, wait_for, within
 
 
