@@ -6,7 +6,9 @@ No work is done per message: codecs arrive as events, and rates are computed fro
 from __future__ import annotations
 
 import logging
+import operator
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import gevent
@@ -49,28 +51,28 @@ def _join(*words: str) -> str:
     return " ".join(filter(None, words))
 
 
+def _totals(stream: Stream) -> tuple[int, ...]:
+    """Return the media bytes, video frames, keyframes and drops of a stream so far."""
+    frames = stream.video_messages - stream.video_others
+    return stream.bytes_in, frames, stream.vitals.keyframes, stream.fanout.tally.drops
+
+
+@dataclass(slots=True)
 class _Entry:
-    """What has been logged of one publish, and the totals at its last summary.
+    """The state of one publish.
 
     Attributes:
-        logged: The tracks in the last line.
+        since_s, totals: The time and the totals at the last summary.
+        logged: The tracks in the last line about codecs.
         kinds: The kinds (video, audio) whose codec has been detected.
         changed_at_s: When the first codec was detected that is not logged yet.
     """
 
-    def __init__(self, stream: Stream, now_s: float) -> None:
-        self.logged = ""
-        self.kinds: set[object] = set()
-        self.changed_at_s: float | None = None
-        self.restart(stream, now_s)
-
-    def restart(self, stream: Stream, now_s: float) -> None:
-        """Start a new interval."""
-        self.since_s = now_s
-        self.bytes_in = stream.bytes_in
-        self.frames = stream.video_messages - stream.video_others
-        self.keyframes = stream.vitals.keyframes
-        self.drops = stream.fanout.tally.drops
+    since_s: float
+    totals: tuple[int, ...]
+    logged: str = ""
+    kinds: set[object] = field(default_factory=set)
+    changed_at_s: float | None = None
 
 
 class MediaLog:
@@ -112,7 +114,7 @@ class MediaLog:
         assert stream is not None
         now_s = time.monotonic()
         if event.type is EventType.PUBLISH_START:
-            self._entries[stream] = _Entry(stream, now_s)
+            self._entries[stream] = _Entry(now_s, _totals(stream))
         elif event.type is EventType.PUBLISH_STOP:
             entry = self._entries.pop(stream, None)
             if entry is not None:
@@ -152,16 +154,16 @@ class MediaLog:
 
     @staticmethod
     def _log_summary(stream: Stream, entry: _Entry, now_s: float) -> None:
-        elapsed_s = now_s - entry.since_s
-        keyframes = stream.vitals.keyframes - entry.keyframes
+        elapsed_s, totals = now_s - entry.since_s, _totals(stream)
+        size, frames, keyframes, drops = map(operator.sub, totals, entry.totals)
+        entry.since_s, entry.totals = now_s, totals
         log.info(
             "%s: %.0f kbit/s, %.1f fps, %s, %d players, %d drops",
             stream.key,
-            (stream.bytes_in - entry.bytes_in) * 8 / 1000 / elapsed_s,
-            (stream.video_messages - stream.video_others - entry.frames) / elapsed_s,
+            size * 8 / 1000 / elapsed_s,
+            frames / elapsed_s,
             f"a keyframe every {elapsed_s / keyframes:.1f} s" if keyframes else "no keyframes",
             len(stream.players),
-            stream.fanout.tally.drops - entry.drops,
+            drops,
             extra={"stream": stream.key},
         )
-        entry.restart(stream, now_s)
