@@ -255,7 +255,6 @@ def test_a_line_of_the_page_has_a_word_in_capitals_for_each_value(text, line, sa
 # The page -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="the page is written when the lines have their final words")
 def test_the_page_lists_every_warning_and_error_with_its_level():
     source, page = lines_of_the_source(), lines_of_the_page()
     missing = {line: where for line, where in source.items() if not any(fits(line, entry) for entry in page)}
@@ -264,7 +263,6 @@ def test_the_page_lists_every_warning_and_error_with_its_level():
     assert not unused, f"rtmpd logs these no longer: remove them from docs/operations.rst, {HEADING}"
 
 
-@pytest.mark.xfail(reason="the page is written when the lines have their final words")
 def test_the_page_lists_a_line_once():
     page = lines_of_the_page()
     assert len(page) > 40
