@@ -12,7 +12,7 @@ import enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -196,37 +196,13 @@ def video_info(payload: bytes) -> TagInfo:
         return TagInfo(Kind.OTHER, "", None, (0,), False, 0, 0)
     first = payload[0]
     frame_type = first >> 4 & 7
-    if first < 0x80:
-        codec_id = first & 15
-        codec = _LEGACY_VIDEO_CODECS.get(codec_id, f"id {codec_id}")
-        if codec_id in (_LEGACY_AVC, _LEGACY_HEVC) and len(payload) > 1 and frame_type != _FRAME_TYPE_COMMAND:
-            return TagInfo(Kind(video_kind(payload)), codec, payload[1], (0,), False, 5, frame_type)
-        return TagInfo(Kind(video_kind(payload)), codec, None, (0,), False, 1, frame_type)
-    packet, position, nano_offset_ns = skip_mod_ex(payload, first & 15, VideoPacket.MOD_EX)
-    mod_ex = first & 15 == VideoPacket.MOD_EX
-    if packet < 0:
-        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type, b"", mod_ex)
-    if packet != VideoPacket.METADATA and frame_type == _FRAME_TYPE_COMMAND:
-        return TagInfo(Kind.OTHER, "", packet, (0,), False, position, frame_type, b"", mod_ex, nano_offset_ns)
-    layout = payload[position] >> 4 if packet == VideoPacket.MULTITRACK and position < len(payload) else None
-    packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, VideoPacket.MULTITRACK)
-    codec = _codec_name(four_cc)
-    if packet < 0:
-        return TagInfo(
-            Kind.OTHER, codec, None, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns, layout
-        )
-    if packet in (VideoPacket.SEQUENCE_START, VideoPacket.MPEG2TS_SEQUENCE_START):
-        kind = Kind.HEADER
-    elif packet == VideoPacket.METADATA:
-        kind = Kind.METADATA
-    elif packet == VideoPacket.SEQUENCE_END:
-        kind = Kind.END
-    elif packet in (VideoPacket.CODED_FRAMES, VideoPacket.CODED_FRAMES_X):
-        key = Kind.TRACK_KEYFRAME if multitrack else Kind.KEYFRAME
-        kind = key if frame_type == _FRAME_TYPE_KEY else Kind.FRAME
-    else:
-        kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, frame_type, four_cc, mod_ex, nano_offset_ns, layout)
+    if first >= 0x80:
+        return _enhanced_info(payload, frame_type, VideoPacket.MOD_EX, VideoPacket.MULTITRACK, _VIDEO_KINDS)
+    codec_id = first & 15
+    codec = _LEGACY_VIDEO_CODECS.get(codec_id, f"id {codec_id}")
+    if codec_id in (_LEGACY_AVC, _LEGACY_HEVC) and len(payload) > 1 and frame_type != _FRAME_TYPE_COMMAND:
+        return TagInfo(Kind(video_kind(payload)), codec, payload[1], (0,), False, 5, frame_type)
+    return TagInfo(Kind(video_kind(payload)), codec, None, (0,), False, 1, frame_type)
 
 
 def audio_info(payload: bytes) -> TagInfo:
@@ -234,29 +210,46 @@ def audio_info(payload: bytes) -> TagInfo:
     if not payload:
         return TagInfo(Kind.OTHER, "", None, (0,), False, 0, 0)
     sound_format = payload[0] >> 4
-    if sound_format != _AUDIO_EX:
-        codec = _LEGACY_AUDIO_CODECS.get(sound_format, f"id {sound_format}")
-        if sound_format == _AUDIO_AAC and len(payload) > 1:
-            return TagInfo(Kind(audio_kind(payload)), codec, payload[1], (0,), False, 2, 0)
-        return TagInfo(Kind(audio_kind(payload)), codec, None, (0,), False, 1, 0)
-    packet, position, nano_offset_ns = skip_mod_ex(payload, payload[0] & 15, AudioPacket.MOD_EX)
-    mod_ex = payload[0] & 15 == AudioPacket.MOD_EX
+    if sound_format == _AUDIO_EX:
+        return _enhanced_info(payload, 0, AudioPacket.MOD_EX, AudioPacket.MULTITRACK, _AUDIO_KINDS)
+    codec = _LEGACY_AUDIO_CODECS.get(sound_format, f"id {sound_format}")
+    if sound_format == _AUDIO_AAC and len(payload) > 1:
+        return TagInfo(Kind(audio_kind(payload)), codec, payload[1], (0,), False, 2, 0)
+    return TagInfo(Kind(audio_kind(payload)), codec, None, (0,), False, 1, 0)
+
+
+_VIDEO_KINDS: dict[int, Kind] = {
+    VideoPacket.SEQUENCE_START: Kind.HEADER,
+    VideoPacket.CODED_FRAMES: Kind.FRAME,
+    VideoPacket.SEQUENCE_END: Kind.END,
+    VideoPacket.CODED_FRAMES_X: Kind.FRAME,
+    VideoPacket.METADATA: Kind.METADATA,
+    VideoPacket.MPEG2TS_SEQUENCE_START: Kind.HEADER,
+}
+_AUDIO_KINDS: dict[int, Kind] = {
+    AudioPacket.SEQUENCE_START: Kind.HEADER,
+    AudioPacket.CODED_FRAMES: Kind.FRAME,
+    AudioPacket.SEQUENCE_END: Kind.END,
+    AudioPacket.MULTICHANNEL_CONFIG: Kind.HEADER,
+}
+
+
+def _enhanced_info(payload: bytes, frame_type: int, mod_ex: int, multitrack: int, kinds: Mapping[int, Kind]) -> TagInfo:
+    """Parse the header of an Enhanced RTMP message. *kinds* lists the kinds of its packet types."""
+    has_mod_ex = payload[0] & 15 == mod_ex
+    packet, position, nano_offset_ns = skip_mod_ex(payload, payload[0] & 15, mod_ex)
     if packet < 0:
-        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), 0, b"", mod_ex)
-    layout = payload[position] >> 4 if packet == AudioPacket.MULTITRACK and position < len(payload) else None
-    packet, tracks, multitrack, four_cc, position = _read_tracks(payload, packet, position, AudioPacket.MULTITRACK)
+        return TagInfo(Kind.OTHER, "", None, (0,), False, len(payload), frame_type, b"", has_mod_ex)
+    if packet != VideoPacket.METADATA and frame_type == _FRAME_TYPE_COMMAND:
+        return TagInfo(Kind.OTHER, "", packet, (0,), False, position, frame_type, b"", has_mod_ex, nano_offset_ns)
+    layout = payload[position] >> 4 if packet == multitrack and position < len(payload) else None
+    found, tracks, several, four_cc, position = _read_tracks(payload, packet, position, multitrack)
+    kind = kinds.get(found, Kind.OTHER)
+    if kind is Kind.FRAME and frame_type == _FRAME_TYPE_KEY:
+        kind = Kind.TRACK_KEYFRAME if several else Kind.KEYFRAME
+    packet_type = found if found >= 0 else None
     codec = _codec_name(four_cc)
-    if packet < 0:
-        return TagInfo(Kind.OTHER, codec, None, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns, layout)
-    if packet in (AudioPacket.SEQUENCE_START, AudioPacket.MULTICHANNEL_CONFIG):
-        kind = Kind.HEADER
-    elif packet == AudioPacket.SEQUENCE_END:
-        kind = Kind.END
-    elif packet == AudioPacket.CODED_FRAMES:
-        kind = Kind.FRAME
-    else:
-        kind = Kind.OTHER
-    return TagInfo(kind, codec, packet, tracks, multitrack, position, 0, four_cc, mod_ex, nano_offset_ns, layout)
+    return TagInfo(kind, codec, packet_type, tracks, several, position, frame_type, four_cc, has_mod_ex, nano_offset_ns, layout)
 
 
 def skip_mod_ex(payload: bytes, packet: int, mod_ex: int) -> tuple[int, int, int | None]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 __all__ = [
-    "CONNECT_CLOSED",
-    "CONNECT_FAILED",
     "CONNECT_INVALID_APP",
     "CONNECT_RECONNECT_REQUEST",
     "CONNECT_REJECTED",
@@ -40,8 +38,6 @@ __all__ = [
 CONNECT_SUCCESS: Final = "NetConnection.Connect.Success"
 CONNECT_REJECTED: Final = "NetConnection.Connect.Rejected"
 CONNECT_INVALID_APP: Final = "NetConnection.Connect.InvalidApp"
-CONNECT_FAILED: Final = "NetConnection.Connect.Failed"
-CONNECT_CLOSED: Final = "NetConnection.Connect.Closed"
 CONNECT_RECONNECT_REQUEST: Final = "NetConnection.Connect.ReconnectRequest"
 
 PUBLISH_START: Final = "NetStream.Publish.Start"

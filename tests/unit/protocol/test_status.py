@@ -11,8 +11,6 @@ CODES = [name for name in status.__all__ if name != "info"]
 
 def test_codes_are_those_of_flash_media_server():
     assert {name: getattr(status, name) for name in CODES} == {
-        "CONNECT_CLOSED": "NetConnection.Connect.Closed",
-        "CONNECT_FAILED": "NetConnection.Connect.Failed",
         "CONNECT_INVALID_APP": "NetConnection.Connect.InvalidApp",
         "CONNECT_RECONNECT_REQUEST": "NetConnection.Connect.ReconnectRequest",
         "CONNECT_REJECTED": "NetConnection.Connect.Rejected",
@@ -42,7 +40,7 @@ def test_codes_are_those_of_flash_media_server():
 @pytest.mark.parametrize("name", CODES)
 def test_the_level_is_error_for_refusals_and_status_for_the_rest(name):
     refusals = {
-        *("CONNECT_FAILED", "CONNECT_INVALID_APP", "CONNECT_REJECTED", "PLAY_FAILED", "PLAY_STREAM_NOT_FOUND"),
+        *("CONNECT_INVALID_APP", "CONNECT_REJECTED", "PLAY_FAILED", "PLAY_STREAM_NOT_FOUND"),
         *("PUBLISH_BAD_NAME", "PUBLISH_DENIED", "PUBLISH_REJECTED", "SEEK_FAILED"),
         *("PLAY_NO_TRACK", "STREAM_FAILED"),
     }
