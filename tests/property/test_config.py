@@ -32,7 +32,7 @@ TEXTS = st.lists(LINES, max_size=12).map("\n".join)
 
 
 def outcome(function, *arguments):
-    """What a function gives, or the one kind of exception that it may raise."""
+    """Return the result of a function, or the one kind of exception that it may raise."""
     try:
         return function(*arguments)
     except ConfigError as error:
@@ -40,7 +40,7 @@ def outcome(function, *arguments):
 
 
 def check(text):
-    """Load a text: it must be right or wrong, and if it is right it must survive being printed."""
+    """Load a text: it must be valid or a ConfigError, and a valid configuration must load back after it is printed."""
     config = outcome(load_text, text, "x.ini")
     if isinstance(config, ConfigError):
         assert config.problems
@@ -54,25 +54,25 @@ def check(text):
 
 @given(st.text())
 @settings(deadline=None)
-def test_any_text_is_right_or_wrong(text):
+def test_any_text_is_valid_or_has_problems(text):
     check(text)
 
 
 @given(TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_any_text_like_a_configuration_is_right_or_wrong(text):
+def test_any_text_like_a_configuration_is_valid_or_has_problems(text):
     check(text)
 
 
 @given(st.text(st.characters(exclude_categories=())))
 @settings(deadline=None)
-def test_text_that_no_file_can_hold_is_no_exception(text):
+def test_text_that_no_file_can_contain_raises_no_other_exception(text):
     check(text)
 
 
 @given(st.binary())
 @settings(max_examples=50, deadline=None)
-def test_any_file_is_right_or_wrong(tmp_path_factory, data):
+def test_any_file_is_valid_or_has_problems(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.ini"
     path.write_bytes(data)
     assert isinstance(outcome(load_file, path), Config | ConfigError)
@@ -80,7 +80,7 @@ def test_any_file_is_right_or_wrong(tmp_path_factory, data):
 
 @given(TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_configobj_reads_what_the_scan_lets_through_as_the_scan_does(text):
+def test_configobj_reads_the_lines_of_the_scan_as_the_scan_does(text):
     found = scan(text)
     parsed = ConfigObj(found.lines, interpolation=False, raise_errors=True)
     refused = {line for line, _problem in found.problems}
@@ -102,7 +102,7 @@ VALUES = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max
 
 @given(st.lists(VALUES.filter(lambda text: not ('"' in text and "'" in text)), min_size=2, max_size=6), st.data())
 @settings(max_examples=100, deadline=None)
-def test_quoted_values_come_through_whatever_is_in_them(values, data):
+def test_quoted_values_are_kept_whatever_they_contain(values, data):
     written = [render_value(value) for value in values]
     gaps = [data.draw(st.sampled_from(["", " ", "   "])) for _ in values]
     comment = data.draw(st.sampled_from(["", " # no", ' # "a", b', " #'"]))
@@ -114,7 +114,7 @@ def test_quoted_values_come_through_whatever_is_in_them(values, data):
 
 @given(st.text(st.sampled_from("abz09.:[]%-_1 é"), max_size=20))
 @settings(deadline=None)
-def test_an_address_is_right_or_wrong_and_has_one_form(text):
+def test_an_address_is_valid_or_wrong_and_has_one_form(text):
     try:
         address = ListenAddress.parse(text)
     except ValueError:

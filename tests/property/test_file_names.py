@@ -1,4 +1,4 @@
-"""Names of recordings: whatever a stream is called, its files are inside the directory and are known again."""
+"""Names of recordings: for any stream name the files are inside the directory, and the template recognizes them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parsed(text: str) -> FileNameTemplate | None:
 
 @given(TEMPLATES, NAMES, NAMES, STARTS, st.integers(1, 10**9), ADDED)
 @example("{app}/{name}-{start:%Y%m%d-%H%M%S}", "..", "../../etc/passwd", START, 1, "-2")
-def test_every_name_gives_a_path_inside_the_directory_that_the_template_knows_again(text, app, name, start, number, added):
+def test_every_name_gives_a_path_inside_the_directory_that_the_template_recognizes(text, app, name, start, number, added):
     template = parsed(text)
     assume(template is not None)
     path = template.expand(app, name, start, number)
@@ -84,7 +84,7 @@ def test_different_names_give_different_values(first, second):
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_any_template_is_right_or_wrong(text):
+def test_any_template_is_valid_or_has_a_problem(text):
     template = parsed(text)
     if template is not None:
         assert template.matches(template.expand("a", "b", START, 1))

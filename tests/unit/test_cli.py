@@ -15,7 +15,7 @@ from rtmpd.config.spec import sections
 
 @pytest.fixture
 def daemon(monkeypatch):
-    """Put a daemon in place that notes its configuration and ends with status 7."""
+    """Replace the daemon by one that stores its configuration and ends with status 7."""
     started = []
 
     def run(config, load):
@@ -39,18 +39,18 @@ def command(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "rtmpd", *arguments], capture_output=True, timeout=60, **options)
 
 
-def test_it_runs_with_the_defaults(daemon):
+def test_the_server_starts_with_the_defaults(daemon):
     assert cli.main([]) == 7
     assert daemon == [load_text("")]
 
 
-def test_it_runs_with_a_file(daemon, ini):
+def test_the_server_starts_with_a_file(daemon, ini):
     assert cli.main(["-c", ini]) == 7
     assert daemon[0].log.level == "error"
     assert list(daemon[0].applications) == ["ü"]
 
 
-def test_flags_win_over_the_file(daemon, ini):
+def test_flags_take_precedence_over_the_file(daemon, ini):
     assert cli.main(["--config", ini, "--listen", ":2", "--listen=[::1]:3", "--log-level", "debug", "--chunk-size", "999"])
     (config,) = daemon
     assert [str(address) for address in config.server.listen] == [":2", "[::1]:3"]
@@ -63,7 +63,7 @@ def test_flags_work_without_a_file(daemon):
     assert [str(address) for address in daemon[0].server.listen] == ["127.0.0.1:0"]
 
 
-def test_it_does_not_run_with_problems(daemon, tmp_path, capsys):
+def test_the_server_does_not_start_with_problems(daemon, tmp_path, capsys):
     path = tmp_path / "rtmpd.ini"
     path.write_text("[log]\nlevel = loud\nsize = 3\n")
     assert cli.main(["-c", str(path), "--chunk-size", "1"]) == 1
@@ -77,7 +77,7 @@ def test_it_does_not_run_with_problems(daemon, tmp_path, capsys):
     ]
 
 
-def test_a_right_file_is_called_ok(daemon, ini, capsys):
+def test_a_valid_file_is_ok(daemon, ini, capsys):
     assert cli.main(["-c", ini, "--check-config"]) == 0
     assert capsys.readouterr().out == f"{ini}: ok\n"
     assert daemon == []
@@ -88,7 +88,7 @@ def test_the_defaults_are_ok(capsys):
     assert capsys.readouterr().out == "the built-in configuration: ok\n"
 
 
-def test_a_right_file_that_does_not_fit_this_machine_is_not(tmp_path, capsys):
+def test_a_valid_file_that_does_not_fit_this_machine_is_not_ok(tmp_path, capsys):
     path = tmp_path / "rtmpd.ini"
     path.write_text("[server]\nlisten = 192.0.2.1:1\n[record]\nrecord_all = yes\nrecord_directory = /no/where\n")
     assert cli.main(["-c", str(path), "--check-config", "--record-dir", "/nor/here"]) == 1
@@ -110,7 +110,7 @@ def test_a_file_may_be_a_pipe(flag):
 
 
 @pytest.mark.parametrize("flag", ["--check-config", "--print-config"])
-def test_a_wrong_file_is_not(flag, tmp_path, capsys):
+def test_a_wrong_file_is_not_ok(flag, tmp_path, capsys):
     assert cli.main(["-c", str(tmp_path / "none.ini"), flag]) == 1
     output = capsys.readouterr()
     assert output.out == ""

@@ -29,7 +29,7 @@ def test_names_with_secrets(tmp_path, monkeypatch):
     assert parse_user("ann@example.com=env:TOKEN") == NamedSecret("ann@example.com", Secret("of the environment", "env:TOKEN"))
 
 
-def test_a_line_that_makes_no_sense_is_not_shown_where_it_may_be_a_secret():
+def test_a_wrong_line_is_hidden_where_it_may_be_a_secret():
     expected = 'expected a section header or "option = value", got a hidden line'
     assert problems("[auth]\nauth_tokens = live/a=x\n  s3cret\n'live/b' = s3cret\n") == [f"f:3: {expected}", f"f:4: {expected}"]
     assert problems("[applications]\n[[live]]\ns3cret\n") == [f"f:3: {expected}"]
@@ -76,7 +76,7 @@ def test_secrets_are_masked_when_they_are_printed():
         ("play_deny = example.com", 'addresses or networks such as 192.0.2.0/24, got "example.com"'),
     ],
 )
-def test_what_is_wrong_is_said_without_secrets(line, problem):
+def test_problems_contain_no_secrets(line, problem):
     assert problems(f"[auth]\n{line}\n") == [f"f:2: [auth] {line.partition(' ')[0]}: expected {problem}"]
 
 
@@ -92,11 +92,11 @@ def test_what_is_wrong_is_said_without_secrets(line, problem):
         ),
     ],
 )
-def test_a_mode_needs_what_it_goes_by(text, expected):
+def test_an_auth_mode_needs_its_option(text, expected):
     assert problems(text) == [expected]
 
 
-def test_a_mode_of_a_flag_needs_what_it_goes_by():
+def test_an_auth_mode_of_a_flag_needs_its_option():
     with pytest.raises(ConfigError) as raised:
         load_text("", "f", {("auth", "auth_mode"): "token"})
     assert raised.value.problems == ['f: [auth] auth_mode: "token" needs auth_tokens']
@@ -133,7 +133,7 @@ def test_networks(text, expected):
 
 
 @given(st.text())
-def test_any_text_is_a_value_or_none(text):
+def test_any_text_is_a_value_or_a_value_error(text):
     for parse in (parse_network, parse_secret_url, parse_stream_secret, parse_user):
         with contextlib.suppress(ValueError):
             parse(text)

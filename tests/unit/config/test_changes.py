@@ -15,6 +15,6 @@ def test_changes_are_named_with_their_new_values_and_without_secrets():
     assert found[3:] == ["[[b]] gop_cache = yes", "[[b]] keyframe_wait_s = 9", "-[[c]]", "+[[d]]"]
 
 
-def test_the_same_has_no_changes():
+def test_equal_configurations_have_no_changes():
     text = "[applications]\n[[a]]\ngop_cache = no\n"
     assert changes(load_text(text), load_text(text)) == []

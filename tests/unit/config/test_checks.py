@@ -1,4 +1,4 @@
-"""The checks of the configspec that are more than a number or a word."""
+"""The checks of the configspec: what they accept, how they convert it, and their messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_user_is_a_name_or_a_number(name):
 
 
 @pytest.mark.parametrize("name", ["-1", "1x", "a b", "a:b", "ü", "/etc", "a" * 33, "4294967295", "a\n", "$"])
-def test_what_is_no_user(name):
+def test_texts_that_are_no_user(name):
     message = problem('account(empty="stay")', name)
     assert message.startswith("expected a name or a number, or nothing (stay), got ")
 
@@ -44,7 +44,7 @@ def test_what_is_no_user(name):
 
 
 @pytest.mark.parametrize("path", ["recordings", "/var/lib/rtmpd", ".", "../x", "a b", "ü", "a/" * 100])
-def test_a_path_is_taken_as_it_is(path):
+def test_a_path_is_not_changed(path):
     assert check("path", path) == path
 
 
@@ -56,7 +56,7 @@ def test_a_path_is_taken_as_it_is(path):
         (["a", "b"], "expected a path, got a list of 2: quote a value that contains commas"),
     ],
 )
-def test_what_is_no_path(value, message):
+def test_values_that_are_no_path(value, message):
     assert re.fullmatch(message, problem("path", value))
 
 
@@ -104,7 +104,7 @@ def test_patterns(value, patterns):
         *(("live/a\nb", r"live/a\nb"), (["live/*", ""], ""), (["live/*", "cam"], "cam")),
     ],
 )
-def test_what_is_no_pattern(value, shown):
+def test_values_that_are_no_pattern(value, shown):
     got = f'"{shown}"' if shown else "nothing"
     assert problem("patterns", value) == f"expected APPLICATION/NAME with * and ? for any text and any character, got {got}"
 
@@ -177,7 +177,7 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["5 m", "5M", "m", "5x", "-5m", "5m5m", "1h30", "1e3s", "5m ", "2d", "0", "nan", "\u0665m"])
-def test_what_is_no_time(text):
+def test_texts_that_are_no_time(text):
     with pytest.raises(Wrong, match=r"expected a time from 100ms to 1d, got "):
         check("duration(0.1, 86400)", text)
 
@@ -203,6 +203,6 @@ def test_sizes(text, size):
 @pytest.mark.parametrize(
     "text", ["4 K", "4096.0", "1.0001K", "K", "4KK", "4B", "4iB", "-4K", "1023", "2T", "1e6", "0x1000", "\u0664K"]
 )
-def test_what_is_no_size(text):
+def test_texts_that_are_no_size(text):
     with pytest.raises(Wrong, match=r"expected a size from 1K to 1T, got "):
         check("size(1024, 1099511627776)", text)

@@ -1,4 +1,4 @@
-"""Names of recordings: what a stream may be called, what a template may be, and which names a template has given."""
+"""Names of recordings: safe path components, valid templates, and the paths that a template matches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_long_name_keeps_its_beginning_and_gets_a_hash(text):
     assert len(component) <= 100
     head, hash_ = component.split("~")
     assert len(hash_) == 16
-    # No escape is cut.
+    # No escape sequence is cut.
     assert safe_component(text[:20])[:20] == head[:20]
     assert all(len(piece) >= 2 for piece in head.split("%")[1:])
     assert component != safe_component(text + "x")
@@ -96,7 +96,7 @@ def test_a_template_is_expanded(template, path):
     assert str(parsed) == template
 
 
-def test_an_application_with_slashes_makes_no_directory():
+def test_an_application_with_slashes_creates_no_directory():
     assert expand(DEFAULT, app="live/sub") == "live%2Fsub/cam-20310203-040506"
     assert expand("{app}/{name}", app="../..", name="../x") == "%2E.%2F../%2E.%2Fx"
 

@@ -1,4 +1,4 @@
-"""Targets of hooks, as options name them."""
+"""The values of hook_scripts and hook_webhooks."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def test_an_event_may_have_stars(pattern, events):
         ("*=/" + "x" * 2000, "the value is longer than 2000 characters or contains control characters"),
     ],
 )
-def test_what_is_no_script(text, message):
+def test_texts_that_are_no_script(text, message):
     assert problem("scripts", text) == f"expected EVENT=PATH ARGUMENTS, got a hidden value: {message}"
 
 
-def test_of_several_the_wrong_one_is_counted():
+def test_the_number_of_the_wrong_value_is_named():
     assert problem("scripts", ["*=/bin/true", "*=x"]).startswith(
         "expected EVENT=PATH ARGUMENTS, got a hidden value, number 2: "
     )
@@ -104,7 +104,7 @@ def test_urls(url):
         f"http://host/?{MASK}",
     ],
 )
-def test_what_is_no_url_is_not_shown(url):
+def test_a_wrong_url_is_not_shown(url):
     said = problem("webhooks", f"*={url}")
     assert said.startswith("expected EVENT=URL, got a hidden value: ")
     assert url not in said
@@ -139,7 +139,7 @@ def test_a_printed_configuration_has_no_secrets_and_is_refused_with_its_masks():
     assert "mask" in raised.value.problems[1]
 
 
-def test_there_may_be_none():
+def test_hooks_can_be_empty():
     hooks = load_text("[hooks]\nhook_webhooks = \"\"\nhook_scripts = ''\n").hooks
     assert hooks.hook_webhooks == hooks.hook_scripts == ()
 

@@ -18,7 +18,7 @@ def problems(text, **arguments):
 
 
 def problem(text):
-    """The only problem of a text, without the file's name."""
+    """Return the only problem of a text, without the name of the file."""
     (found,) = problems(text)
     assert found.startswith("rtmpd.ini:")
     return found.removeprefix("rtmpd.ini:")
@@ -79,7 +79,7 @@ def test_nothing_in_a_value_is_replaced(value):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# only a comment", "\ufeff[log]\nlevel = info\n", "[log]\r\nlevel = info\r\n"])
-def test_texts_that_say_nothing_new(text):
+def test_texts_without_options_give_the_defaults(text):
     assert load_text(text) == load_text("[server]\n[log]\n[live]\n[applications]\n")
 
 
@@ -324,7 +324,7 @@ def test_lines_are_counted_as_editors_count_them():
     assert problem(text).startswith("3: ")
 
 
-def test_a_list_that_configobj_would_take_for_ever_over():
+def test_a_list_for_which_configobj_needs_exponential_time():
     assert "quote" in problem("[server]\nlisten = " + "a, " * 1000 + '"')
     assert "expected quotes around" in problem("[server]\nlisten = " + '"a", ' * 600 + 'x"')
 
@@ -336,7 +336,7 @@ def test_a_long_list_is_no_trouble(separator):
 
 
 class TestOverrides:
-    def test_they_win_over_the_text(self):
+    def test_overrides_take_precedence_over_the_text(self):
         config = load_text(
             "[server]\nlisten = :1\nchunk_size_bytes = 200\n[log]\nlevel = error\n",
             overrides={("server", "listen"): [":2", ":3"], ("log", "level"): "debug"},
@@ -348,7 +348,7 @@ class TestOverrides:
     def test_one_address_need_not_be_a_list(self):
         assert load_text("", overrides={("server", "listen"): ":0"}).server.listen == (ListenAddress("", 0),)
 
-    def test_they_do_not_hide_what_is_wrong_with_the_text(self):
+    def test_overrides_do_not_hide_problems_of_the_text(self):
         assert problems("[log]\nlevel = loud\n", overrides={("log", "level"): "info"}) == [
             'rtmpd.ini:2: [log] level: expected debug, info, warning or error, got "loud"'
         ]
@@ -363,7 +363,7 @@ class TestOverrides:
             (("live", "pacing"), "", "[live] pacing: expected yes or no, got nothing"),
         ],
     )
-    def test_they_are_checked_like_the_text(self, option, value, what):
+    def test_overrides_are_checked_like_the_text(self, option, value, what):
         (found,) = problems("", overrides={option: value})
         assert found.startswith(what)
 
@@ -380,7 +380,7 @@ class TestFiles:
             load_file(path, **arguments)
         return raised.value.problems
 
-    def test_it_is_named_as_it_was_given(self, tmp_path, monkeypatch):
+    def test_a_file_is_named_as_it_was_given(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "a.ini").write_text("[log]\nlevel = x\n")
         assert self.failure("./a.ini")[0].startswith("./a.ini:2: [log] level: ")
@@ -404,7 +404,7 @@ class TestFiles:
         monkeypatch.setattr(os, "open", refuse)
         assert self.failure(tmp_path / "x") == [f"{tmp_path}/x: can't be read: Permission denied"]
 
-    def test_a_pipe_is_read_and_one_that_nobody_writes_to_is_not_waited_for(self, tmp_path):
+    def test_a_pipe_is_read_and_one_without_a_writer_is_not_waited_for(self, tmp_path):
         path = tmp_path / "pipe"
         os.mkfifo(path)
         assert self.failure(path) == [f"{path}: can't be read: the file is a pipe without a writer"]
@@ -413,7 +413,7 @@ class TestFiles:
             os.write(writing, b"[log]\nlevel = error\n")
             os.close(writing)
             assert load_file(f"/dev/fd/{reading}").log.level == "error"
-            # A reload finds it at its end.
+            # A reload finds the pipe at its end.
             assert self.failure(f"/dev/fd/{reading}") == [
                 f"/dev/fd/{reading}: can't be read: the file is a pipe without a writer"
             ]
@@ -431,13 +431,13 @@ class TestFiles:
             (b"#" * (1 << 20) + b"\n", "can't be read: the file is larger than 1048576 bytes"),
         ],
     )
-    def test_what_is_no_configuration_file(self, tmp_path, data, what):
+    def test_files_that_are_no_configuration(self, tmp_path, data, what):
         path = tmp_path / "rtmpd.ini"
         path.write_bytes(data)
         assert self.failure(path) == [f"{path}: {what}"]
 
 
-def test_what_needs_a_restart_is_named():
+def test_options_that_need_a_restart_are_named():
     old = load_text("")
     new = load_text("[server]\nlisten = :1\nchunk_size_bytes = 128\nread_timeout_s = 1\n[log]\nlevel = error\n")
     assert restart_needed(old, new) == ["[server] chunk_size_bytes"]

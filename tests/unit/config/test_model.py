@@ -62,7 +62,7 @@ def test_one_address_has_one_form(text, canonical):
         ("\x1b[31m:1", '; "\\x1b[31m" is not a host name or an address'),
     ],
 )
-def test_what_is_no_address_is_told_what_was_expected(text, hint):
+def test_a_wrong_address_says_what_was_expected(text, hint):
     with pytest.raises(ValueError, match="expected") as raised:
         ListenAddress.parse(text)
     got = text.replace("\x1b", "\\x1b")
@@ -121,7 +121,7 @@ def test_the_longest_prefix_of_whole_parts_wins():
     }
 
 
-def test_the_default_application_takes_the_rest():
+def test_the_default_application_takes_all_other_connections():
     config = load_text("[applications]\n[[live]]\ngop_cache = no\n[[*]]\nkeyframe_wait_s = 3\n")
     assert config.application("live") == ("live", config.applications["live"])
     assert config.application("other/x") == ("*", config.applications["*"])

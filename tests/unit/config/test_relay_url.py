@@ -34,7 +34,7 @@ def test_urls_and_their_fields(text, expanded):
 
 
 @pytest.mark.parametrize("name", ["{app}", "a b", "a\\b", "ä", "a{b"])
-def test_names_of_streams_go_in_as_they_are(name):
+def test_names_of_streams_are_inserted_unchanged(name):
     assert RelayUrl.parse("rtmp://h/{app}/{name}").expand("{name}", name) == f"rtmp://h:1935/{{name}}/{name}"
 
 
@@ -66,7 +66,7 @@ def test_names_of_streams_go_in_as_they_are(name):
         ("env:THERE_IS_NO_SUCH", "the environment variable is not set"),
     ],
 )
-def test_what_is_wrong_is_said_without_what_may_be_secret(text, problem):
+def test_problems_contain_nothing_that_may_be_secret(text, problem):
     with pytest.raises(ValueError, match=re.escape(problem)) as raised:
         RelayUrl.parse(text)
     assert str(raised.value) == problem
@@ -90,14 +90,14 @@ def test_the_label_shows_no_name_that_may_be_a_key_no_query_and_no_password(text
     assert RelayUrl.parse(text).label == label
 
 
-def test_a_url_shows_its_secrets_to_nobody():
+def test_a_url_never_shows_its_secrets():
     url = RelayUrl.parse("rtmp://user:passw0rd@host/live/k3y?t0ken=1")
     assert str(url) == f"rtmp://{MASK}@host:1935/live/{MASK}?{MASK}"
     for secret in ("passw0rd", "k3y", "t0ken"):
         assert secret not in repr(url)
 
 
-def test_a_url_may_stand_in_a_file(tmp_path):
+def test_a_url_can_be_in_a_file(tmp_path):
     path = tmp_path / "url"
     path.write_text("rtmp://host/live/k3y\n")
     url = RelayUrl.parse(f"file:{path}")
@@ -110,7 +110,7 @@ def test_destinations_that_look_the_same_are_numbered():
     assert list(labels(urls).values()) == [urls[0].label, f"{urls[0].label} (2)", f"{urls[0].label} (3)"]
 
 
-def test_what_a_server_says_back_is_hidden():
+def test_secrets_in_the_answer_of_a_server_are_masked():
     url = RelayUrl.parse("rtmp://host/live/k3y?t=1")
     assert url.hide("live/k3y is taken (k3y?t=1), k3ys not", "a", "b") == f"live/{MASK} is taken ({MASK}?{MASK}), k3ys not"
     open_url = RelayUrl.parse("rtmp://host/live/{name}")

@@ -24,12 +24,12 @@ from rtmpd.config.model import ListenAddress
         ((ListenAddress("", 1), ListenAddress("::1", 2)), ":1, [::1]:2"),
     ],
 )
-def test_how_values_are_written(value, text):
+def test_values_are_rendered(value, text):
     assert render.render_value(value) == text
 
 
 @pytest.mark.parametrize("value", [None, "\"'", "a\nb"])
-def test_what_can_not_be_written_is_refused(value):
+def test_values_that_can_not_be_rendered_are_refused(value):
     with pytest.raises((TypeError, ValueError), match="can't render"):
         render.render_value(value)
 

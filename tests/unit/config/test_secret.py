@@ -1,4 +1,4 @@
-"""Secrets: what is one, where it may come from, and that nothing shows it."""
+"""Secrets: valid values, sources, and that no text contains them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check(value: str | list[str]) -> Secret:
     return converter().check("secret", value)
 
 
-def test_a_secret_shows_itself_to_nobody():
+def test_a_secret_never_shows_itself():
     secret = Secret(VALUE)
     for shown in (str(secret), repr(secret), f"{secret}", f"{secret!r}", f"{[secret]}", render_value(secret)):
         assert VALUE not in shown
@@ -23,7 +23,7 @@ def test_a_secret_shows_itself_to_nobody():
     assert secret.reveal() == VALUE
 
 
-def test_no_secret_is_false_and_written_as_nothing():
+def test_the_empty_secret_is_false_and_rendered_as_nothing():
     assert not Secret("")
     assert render_value(Secret("")) == '""'
     assert check("") == Secret("")
@@ -90,7 +90,7 @@ def test_a_directory_and_a_missing_variable_are_no_secrets(tmp_path):
 
 
 @pytest.mark.parametrize("value", [MASK, "a\tb", "x" * 4097, ["secret", "words"]])
-def test_what_is_no_secret_is_not_shown_either(value):
+def test_a_wrong_secret_is_not_shown(value):
     with pytest.raises(Wrong) as raised:
         check(value)
     assert "secret, file:PATH" in str(raised.value)

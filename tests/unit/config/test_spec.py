@@ -14,7 +14,7 @@ def test_comments_are_descriptions_and_facts():
 
 @pytest.fixture
 def written(monkeypatch):
-    """Have the spec consist of another text."""
+    """Return a function that replaces the text of the spec."""
 
     def write(text):
         lines = text.splitlines()
@@ -35,7 +35,7 @@ def test_an_option_is_read(written):
 @pytest.mark.parametrize(
     ("facts", "error"), [("reload: maybe", KeyError), ("unit: s", KeyError), ("reload: yes; colour: red", ValueError)]
 )
-def test_facts_that_mean_nothing_are_refused(written, facts, error):
+def test_wrong_facts_are_refused(written, facts, error):
     with pytest.raises(error):
         written(f"# About.\n[s]\n# What.\n#: {facts}\no = boolean(default=yes)\n")
 
@@ -56,5 +56,5 @@ def test_names(name):
 
 
 @pytest.mark.parametrize("name", ["", "a" * 256, "a b", "\u00a0", 'a"', "a'", "a?b", "a#b", "[a]", "a\n", "\u200b", "\ud800"])
-def test_what_is_no_name(name):
+def test_texts_that_are_no_name(name):
     assert not is_name(name)

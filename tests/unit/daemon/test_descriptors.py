@@ -25,7 +25,7 @@ def needed(ini, connections=100):
     return needs(load_text(ini), connections)
 
 
-# What is needed ---------------------------------------------------------------------------------------------------------
+# Needs ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_only_serves_needs_a_file_for_each_connection():
@@ -68,10 +68,10 @@ def test_hooks_callbacks_metrics_and_addresses_count():
     }
 
 
-# Does it fit ------------------------------------------------------------------------------------------------------------
+# Fitting -----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_explicit_limit_that_fits_just_so_is_no_problem():
+def test_an_explicit_limit_that_just_fits_is_no_problem():
     config = load_text("[limits]\nconnection_limit = 1000\n")
     assert descriptors_problem(config, 1000 + SPARE) == ""
     assert descriptors_problem(config, resource.RLIM_INFINITY) == ""
@@ -81,7 +81,7 @@ def test_an_explicit_limit_that_fits_just_so_is_no_problem():
     )
 
 
-def test_without_a_limit_only_too_few_for_any_server_are_a_problem():
+def test_without_a_limit_only_room_for_fewer_than_16_connections_is_a_problem():
     config = load_text("")
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE) == ""
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE - 1) == (
@@ -92,7 +92,7 @@ def test_without_a_limit_only_too_few_for_any_server_are_a_problem():
 
 @pytest.mark.parametrize("hard_limit", [100, 1024, 1025, 4096, 10_000 + SPARE - 1])
 @pytest.mark.parametrize("ini", ["", RECORDING, RECORDING + "[limits]\nstream_limit = 9\n"])
-def test_without_a_limit_connections_are_as_many_as_fit(ini, hard_limit):
+def test_without_a_limit_as_many_connections_are_possible_as_fit(ini, hard_limit):
     config = load_text(ini)
     count = fitting_connections(config, hard_limit)
     assert sum(needs(config, count).values()) <= hard_limit
@@ -100,7 +100,7 @@ def test_without_a_limit_connections_are_as_many_as_fit(ini, hard_limit):
 
 
 @pytest.mark.parametrize("hard_limit", [10_000 + SPARE, 1 << 20, resource.RLIM_INFINITY])
-def test_without_a_limit_there_are_never_more_than_ten_thousand(hard_limit):
+def test_without_a_limit_at_most_10000_connections_are_possible(hard_limit):
     assert fitting_connections(load_text(""), hard_limit) == 10_000
 
 
@@ -109,7 +109,7 @@ def test_without_a_limit_there_are_never_more_than_ten_thousand(hard_limit):
 
 @pytest.fixture
 def limits(monkeypatch):
-    """The limits of open files, soft and hard; the kernel's stay as they are."""
+    """The limits of open files, soft and hard; those of the kernel are not changed."""
     found = [1024, 4096]
     monkeypatch.setattr(module.resource, "getrlimit", lambda which: tuple(found))
 
@@ -130,13 +130,13 @@ def test_a_soft_limit_that_is_high_enough_stays(limits):
     assert limits == [1024, 4096]
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing(limits):
+def test_a_limit_that_does_not_fit_is_refused_and_changes_nothing(limits):
     with pytest.raises(RtmpdError, match=r"^connection_limit = 4096 needs 4161 open files .*, but the hard limit is 4096: "):
         provide_descriptors(load_text("[limits]\nconnection_limit = 4096\n"))
     assert limits == [1024, 4096]
 
 
-def test_what_is_made_to_fit_is_said(limits, caplog):
+def test_a_reduced_number_of_connections_is_logged(limits, caplog):
     assert provide_descriptors(load_text("")) == 4096 - SPARE
     assert limits == [4096, 4096]
     (message,) = caplog.messages
@@ -147,7 +147,7 @@ def test_what_is_made_to_fit_is_said(limits, caplog):
     )
 
 
-def test_where_there_are_enough_nothing_is_said(limits, caplog):
+def test_with_enough_open_files_nothing_is_logged(limits, caplog):
     for limits[:] in ([1024, 65536], [1024, resource.RLIM_INFINITY], [resource.RLIM_INFINITY] * 2):
         soft = limits[0]
         assert provide_descriptors(load_text("")) == 10_000
@@ -155,7 +155,7 @@ def test_where_there_are_enough_nothing_is_said(limits, caplog):
     assert not caplog.messages
 
 
-def test_the_unit_of_systemd_allows_what_everything_at_once_needs_by_default():
+def test_the_systemd_unit_allows_the_open_files_of_all_features_by_default():
     unit = (Path(__file__).parents[3] / "systemd" / "rtmpd.service").read_text("utf-8")
     allowed = int(re.search(r"^LimitNOFILE=(\d+)$", unit, re.MULTILINE)[1])
     config = load_text(

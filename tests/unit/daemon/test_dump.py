@@ -26,7 +26,7 @@ def hub():
 
 
 class Peer:
-    """As much of a publisher or a player as it takes."""
+    """The part of a publisher or a player that the dump uses."""
 
     def __init__(self, address):
         self.connection = SimpleNamespace(transport=SimpleNamespace(peer=address), via=())
@@ -37,7 +37,7 @@ class Peer:
 
 
 def play(hub, stream, address, **options):
-    """Let somebody play who takes what `FakeTransport` is told to take."""
+    """Add a player on a `FakeTransport`."""
     player = Peer(address)
     player.stream, player.fanout = stream, stream.fanout
     player.subscriber = Subscriber(FakeTransport(**options))
@@ -58,11 +58,11 @@ def test_greenlets_are_counted_by_where_they_wait(hub):
     event.set()
     gevent.joinall(waiting)
     (line,) = [line for line in lines if " nap " in line]
-    # What of gevent is compiled has no frames.
+    # The compiled parts of gevent have no frames.
     assert re.fullmatch(r"greenlets: 7 in (\S+ \S+:\d+ < )*nap daemon/test_dump\.py:\d+( < .*)?", line), line
 
 
-def test_greenlets_that_the_collector_does_not_list_any_more_are_there(hub):
+def test_frozen_greenlets_are_listed(hub):
     event = Event()
     waiting = [gevent.spawn(nap, event) for _ in range(3)]
     gevent.sleep(0)
@@ -79,7 +79,7 @@ def test_greenlets_that_the_collector_does_not_list_any_more_are_there(hub):
         gevent.joinall([*waiting, late])
 
 
-def test_streams_and_players_are_shown_the_last_one_first(hub):
+def test_streams_and_players_are_listed_with_the_largest_lag_first(hub):
     publisher = Peer("192.0.2.1:1000")
     stream = hub.publish("live/a", publisher)
     stream.video(0, keyframe())
@@ -98,11 +98,11 @@ def test_streams_and_players_are_shown_the_last_one_first(hub):
         lines[1],
     )
     assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips, 0 messages dropped"
-    # To look changes nothing.
+    # The dump changes nothing.
     assert before == (bytes(slow.subscriber.pending), slow.subscriber.offset)
 
 
-def test_a_stream_that_nobody_publishes_yet(hub):
+def test_a_stream_without_a_publisher(hub):
     player = Peer("192.0.2.2:2000")
     hub.play("live/later", player)
     (line,) = [line for line in Dump(hub).lines() if line.startswith("live/later: ")]
@@ -110,7 +110,7 @@ def test_a_stream_that_nobody_publishes_yet(hub):
     assert line.endswith("join point none")
 
 
-def test_it_is_bounded_and_holds_nobody_up(hub):
+def test_the_dump_is_bounded_and_yields_to_the_event_loop(hub):
     for number in range(300):
         hub.publish(f"live/{number}", Peer("192.0.2.1:1000"))
     busy = hub.streams["live/0"]

@@ -59,7 +59,7 @@ def test_a_line_of_text_is_time_level_message():
         ("connected to live", "", "#7 192.0.2.5:50512 connected to live"),
     ],
 )
-def test_a_line_of_a_connection_names_it_its_peer_and_its_stream_once(message, stream, line):
+def test_a_line_names_its_connection_peer_and_stream_once(message, stream, line):
     assert text_line(of_connection(message, stream=stream)).decode().endswith(f" INFO    {line}\n")
 
 
@@ -83,7 +83,7 @@ def test_a_message_can_not_forge_a_line():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
-def test_what_the_terminal_can_not_show_is_escaped(encoding):
+def test_characters_that_the_terminal_can_not_show_are_escaped(encoding):
     line = text_line(record("publishes live/\udcff\ud800 €"), encoding=encoding).decode(encoding)
     assert "live/\\udcff\\ud800 " in line
 
@@ -104,7 +104,7 @@ def test_a_line_of_json_has_the_fields_in_order(zone):
     assert entry["time"].endswith(zone)
 
 
-def test_json_leaves_out_what_there_is_not_and_has_tracebacks():
+def test_json_omits_empty_fields_and_has_tracebacks():
     entry = json.loads(json_line(record("a bug", exc_text="Traceback:\n  RuntimeError: token=abc")))
     assert list(entry) == ["time", "level", "logger", "message", "exception"]
     assert entry["exception"] == "Traceback:\n  RuntimeError: token=***"
@@ -246,7 +246,7 @@ def test_no_value_of_an_entry_begins_another_field_or_line(value):
         ("from rtmp://u:hunter2@a/ to rtmp://v:hunter2@b/", "from rtmp://***@a/ to rtmp://***@b/"),
     ],
 )
-def test_what_looks_like_a_secret_is_masked(text, masked):
+def test_text_like_a_secret_is_masked(text, masked):
     assert mask(text) == masked
     for form in (text_line, json_line, journal_datagram):
         assert b"hunter2" not in form(of_connection(f"refused: {text}"))
@@ -264,12 +264,12 @@ def test_what_looks_like_a_secret_is_masked(text, masked):
         "http://host/a@b",
     ],
 )
-def test_what_does_not_is_left_alone(text):
+def test_other_text_is_not_masked(text):
     assert mask(text) == text
 
 
 @pytest.mark.parametrize("piece", ["token=", "://", "a", "://a", "pass", 'password="', "@", "key: "])
-def test_masking_takes_time_in_proportion(piece):
+def test_masking_takes_linear_time(piece):
     text = piece * 100_000
     begun = time.monotonic()
     mask(text)

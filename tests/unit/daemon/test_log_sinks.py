@@ -88,8 +88,8 @@ def test_reopening_does_not_leak_descriptors(file):
 
 
 @pytest.mark.parametrize("go", ["rename", "delete", "replace"])
-def test_a_file_that_stays_away_is_made_anew_but_not_at_once(tmp_path, file, clock, go):
-    """Not at once, since logrotate makes the new file itself between its two steps."""
+def test_a_moved_file_is_created_again_after_a_while(tmp_path, file, clock, go):
+    """Not at once, since logrotate creates the new file itself between its two steps."""
     path = tmp_path / "log"
     file.write([b"one\n"])
     match go:
@@ -108,7 +108,7 @@ def test_a_file_that_stays_away_is_made_anew_but_not_at_once(tmp_path, file, clo
         assert here == made, now
 
 
-def test_a_file_that_is_back_in_time_was_never_gone(tmp_path, file, clock):
+def test_a_file_that_comes_back_soon_is_not_reopened(tmp_path, file, clock):
     path = tmp_path / "log"
     path.rename(tmp_path / "log.1")
     clock.now = 106
@@ -123,7 +123,7 @@ def test_a_file_that_is_back_in_time_was_never_gone(tmp_path, file, clock):
     assert not path.exists()
 
 
-def test_a_file_that_can_not_be_made_anew_is_an_error_each_time(tmp_path, file, clock):
+def test_a_moved_file_that_can_not_be_created_is_an_error_each_time(tmp_path, file, clock):
     path = tmp_path / "log"
     path.rename(tmp_path / "log.1")
     path.mkdir()
@@ -149,9 +149,9 @@ def test_a_file_that_can_not_be_made_anew_is_an_error_each_time(tmp_path, file, 
         (lambda path: path.symlink_to(path), errno.ELOOP),
         (lambda path: path.symlink_to(path.parent / "nowhere" / "x"), errno.ENOENT),
     ],
-    ids=["a directory", "a pipe that nobody reads", "a loop", "no directory"],
+    ids=["a directory", "a pipe without a reader", "a loop", "no directory"],
 )
-def test_what_can_not_be_opened_is_an_error_and_never_waits(tmp_path, make, error):
+def test_a_target_that_can_not_be_opened_is_an_error_without_waiting(tmp_path, make, error):
     make(tmp_path / "log")
     with pytest.raises(OSError, match=r".") as raised:
         open_sink(Target("file", str(tmp_path / "log")))
@@ -184,7 +184,7 @@ def test_a_full_disk_loses_whole_lines_and_counts_them(tmpfs):
     sink.close()
 
 
-def test_a_line_that_was_torn_is_finished_when_there_is_room(tmpfs):
+def test_a_cut_line_is_completed_when_the_disk_has_space(tmpfs):
     directory = tmpfs("64k")
     ballast = directory / "ballast"
     ballast.write_bytes(b"x" * 32768)
@@ -202,7 +202,7 @@ def test_a_line_that_was_torn_is_finished_when_there_is_room(tmpfs):
     sink.close()
 
 
-def test_a_torn_line_is_whole_in_the_file_that_takes_over(tmpfs, tmp_path):
+def test_a_cut_line_is_whole_in_the_new_file(tmpfs, tmp_path):
     directory = tmpfs("64k")
     (directory / "ballast").write_bytes(b"x" * 32768)
     link = tmp_path / "link"
@@ -229,7 +229,7 @@ def test_a_device_that_is_always_full_takes_nothing():
 # Descriptors ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_others_write_to_the_same_pipe_can_not_tear_a_line():
+def test_other_writers_to_the_same_pipe_do_not_cut_a_line():
     reading, writing = os.pipe()
     sizes = []
 
@@ -283,7 +283,7 @@ def test_a_pipe_that_does_not_block_is_waited_for():
     os.close(writing)
 
 
-def test_a_pipe_whose_reader_has_gone_costs_lines_and_no_more():
+def test_a_pipe_without_a_reader_only_loses_lines():
     reading, writing = os.pipe()
     os.close(reading)
     sink = StreamSink(writing)
@@ -295,7 +295,7 @@ def test_a_pipe_whose_reader_has_gone_costs_lines_and_no_more():
     os.close(writing)
 
 
-def test_nobody_takes_everything():
+def test_the_sink_without_a_target_discards_lines():
     sink = Sink()
     assert sink.write(lines(3)) == 0
     sink.reopen()
@@ -303,7 +303,7 @@ def test_nobody_takes_everything():
     sink.close()
 
 
-def test_the_journal_is_known_by_the_stream_that_it_made(monkeypatch):
+def test_a_stream_to_the_journal_is_recognized(monkeypatch):
     reading, writing = os.pipe()
     status = os.fstat(writing)
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
@@ -344,7 +344,7 @@ def test_the_longest_message_is_one_datagram(tmp_path):
         sink.close()
 
 
-def test_a_journal_that_is_started_again_is_found_again(tmp_path):
+def test_a_restarted_journal_is_found_again(tmp_path):
     path = tmp_path / "socket"
     with listen(path):
         sink = JournalSink(str(path))

@@ -25,7 +25,7 @@ access = logging.getLogger("rtmpd.access")
 
 @pytest.fixture(autouse=True)
 def root():
-    """The package's loggers, as they were again afterwards."""
+    """The package's loggers, restored after the test."""
     loggers = [logging.getLogger("rtmpd"), access]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     yield loggers[0]
@@ -37,7 +37,7 @@ def root():
 
 
 class Collected:
-    """A sink that takes lines, or not: while it is paused, or has a problem, or has no more room."""
+    """A sink that accepts lines unless it is paused, has a problem or has no room."""
 
     batch_bytes = 65536
 
@@ -79,18 +79,18 @@ class Collected:
 
 
 class Pipe:
-    """A log pipe with a sink in memory, and what it complains of."""
+    """A log pipe with a sink in memory, and the problems that it reports."""
 
     def __init__(self, queue_limit=1000, *, self_reporting=True):
         self.sink = Collected()
-        self.complaints = []
+        self.reports = []
         logger = logging.getLogger("rtmpd")
         logger.setLevel("INFO")
         self.pipe = LogPipe(
             logger,
             queue_limit,
             lambda target, form: text_line,
-            lambda level, text: self.complaints.append((logging.getLevelName(level), text)),
+            lambda level, text: self.reports.append((logging.getLevelName(level), text)),
             self_reporting=self_reporting,
         )
         self.pipe.start(HERE, "text", self.sink)
@@ -98,7 +98,7 @@ class Pipe:
 
     def flush(self):
         wait_until(self.pipe._lines.empty)
-        # The thread has taken the last; this one comes after it has been written.
+        # The thread has taken the last line; this item comes after it has been written.
         done = threading.Event()
         self.pipe._apply_changes, before = (lambda: (before(), done.set())), self.pipe._apply_changes
         self.pipe._lines.put((0, None))
@@ -131,7 +131,7 @@ def wait_until(condition):
 # A pipe -----------------------------------------------------------------------------------------------------------------
 
 
-def test_lines_come_out_in_order_with_their_level(pipe):
+def test_lines_are_written_in_order_with_their_level(pipe):
     made = pipe()
     for number in range(100):
         log.info("line %d", number)
@@ -142,10 +142,10 @@ def test_lines_come_out_in_order_with_their_level(pipe):
     assert all(line.endswith(f"INFO    line {number}") for number, line in enumerate(lines[:100]))
     assert lines[100].endswith("WARNING a warning")
     assert made.pipe.dropped == 0
-    assert made.complaints == []
+    assert made.reports == []
 
 
-def test_after_the_end_nothing_comes_out_and_nothing_fails(pipe, root):
+def test_after_the_stop_nothing_is_written_and_nothing_fails(pipe, root):
     made = pipe()
     made.stop()
     log.info("too late")
@@ -153,7 +153,7 @@ def test_after_the_end_nothing_comes_out_and_nothing_fails(pipe, root):
     assert not [handler for handler in root.handlers if isinstance(handler, logs._Lines)]
 
 
-def test_a_traceback_comes_out_whole_and_holds_on_to_nothing(pipe):
+def test_a_traceback_is_written_whole_and_keeps_no_object_alive(pipe):
     made = pipe()
     try:
         raise RuntimeError("a bug")
@@ -165,7 +165,7 @@ def test_a_traceback_comes_out_whole_and_holds_on_to_nothing(pipe):
     assert text.endswith("RuntimeError: a bug\n")
 
 
-def test_a_message_is_made_when_it_is_logged(pipe):
+def test_a_message_is_formatted_when_it_is_logged(pipe):
     made = pipe()
     made.sink.pause()
     names = ["a"]
@@ -178,7 +178,7 @@ def test_a_message_is_made_when_it_is_logged(pipe):
     assert made.sink.lines()[1].endswith("names ['a']")
 
 
-def test_a_line_that_can_not_be_made_says_so(pipe, capfd):
+def test_a_message_that_can_not_be_formatted_is_logged_as_an_error(pipe, capfd):
     made = pipe()
     log.info("%d lines", "many")
     log.info("the last")
@@ -189,7 +189,7 @@ def test_a_line_that_can_not_be_made_says_so(pipe, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_paused_terminal_holds_nobody_up_and_costs_lines_that_are_counted(pipe):
+def test_a_paused_terminal_blocks_nothing_and_dropped_lines_are_counted(pipe):
     made = pipe(10)
     made.sink.pause()
     log.info("the first")
@@ -212,7 +212,7 @@ def test_a_paused_terminal_holds_nobody_up_and_costs_lines_that_are_counted(pipe
     assert made.pipe.dropped == 40
 
 
-def test_lines_that_were_dropped_last_are_told_at_the_end(pipe):
+def test_lines_dropped_last_are_reported_at_the_stop(pipe):
     made = pipe(3)
     made.sink.pause()
     log.info("the first")
@@ -225,7 +225,7 @@ def test_lines_that_were_dropped_last_are_told_at_the_end(pipe):
     assert len(made.sink.lines()) == 5
 
 
-def test_a_log_for_programs_has_nothing_but_its_lines(pipe):
+def test_a_log_for_programs_contains_only_its_entries(pipe):
     made = pipe(3, self_reporting=False)
     made.sink.pause()
     log.info("the first")
@@ -242,7 +242,7 @@ def test_a_log_for_programs_has_nothing_but_its_lines(pipe):
     made.stop()
     assert made.sink.words() == ["first", "0", "1", "2", "last"]
     problem = "can't write to /var/log/here: No space left on device"
-    assert made.complaints == [
+    assert made.reports == [
         ("WARNING", "2 log lines were dropped: /var/log/here is too slow (queue_limit)"),
         ("ERROR", f"{problem}; its lines are dropped until writing works again"),
         ("WARNING", f"/var/log/here can be written to again; 1 log lines were dropped: {problem}"),
@@ -250,8 +250,8 @@ def test_a_log_for_programs_has_nothing_but_its_lines(pipe):
     assert made.pipe.dropped == 3
 
 
-def test_the_end_comes_though_the_queue_is_full(pipe):
-    """A server that is stopped while its terminal is paused ends without an error, and what waited comes out."""
+def test_a_full_queue_does_not_prevent_the_stop(pipe):
+    """A server that is stopped while its terminal is paused ends without an error, and writes the waiting lines."""
     made = pipe(3)
     made.sink.pause()
     log.info("the first")
@@ -276,7 +276,7 @@ def test_the_end_comes_though_the_queue_is_full(pipe):
     assert made.sink.words()[:4] == ["first", "0", "1", "2"]
 
 
-def test_the_end_does_not_wait_for_a_terminal_that_stays_paused(pipe):
+def test_the_stop_does_not_wait_for_a_paused_terminal(pipe):
     made = pipe(3)
     made.sink.pause()
     log.info("the first")
@@ -288,7 +288,7 @@ def test_the_end_does_not_wait_for_a_terminal_that_stays_paused(pipe):
     assert time.monotonic() - begun < LIMIT_S / 2
 
 
-def test_a_full_disk_is_said_once_elsewhere_and_in_the_log_when_it_works_again(pipe):
+def test_a_full_disk_is_reported_once_elsewhere_and_later_in_the_log(pipe):
     made = pipe()
     made.sink.room = 1
     log.info("line 0")
@@ -298,19 +298,19 @@ def test_a_full_disk_is_said_once_elsewhere_and_in_the_log_when_it_works_again(p
         made.flush()
     assert made.pipe.dropped == 4
     problem = "can't write to /var/log/here: No space left on device"
-    assert made.complaints == [("ERROR", f"{problem}; its lines are dropped until writing works again")]
+    assert made.reports == [("ERROR", f"{problem}; its lines are dropped until writing works again")]
     made.sink.room = 100
     log.info("line 5")
     made.flush()
     lines = made.sink.lines()
     assert [lines[0][-6:], lines[2][-6:]] == ["line 0", "line 5"]
     assert lines[1].endswith(f"WARNING 4 log lines were dropped: {problem}")
-    assert made.complaints[1:] == [("WARNING", f"/var/log/here can be written to again; 4 log lines were dropped: {problem}")]
+    assert made.reports[1:] == [("WARNING", f"/var/log/here can be written to again; 4 log lines were dropped: {problem}")]
     assert made.pipe.dropped == 4
 
 
-def test_a_disk_that_is_nearly_full_counts_each_line_once_and_does_not_nag(pipe):
-    """Room for one line now and then: it takes the notice, and loses the line."""
+def test_a_nearly_full_disk_counts_each_line_once_and_is_reported_once(pipe):
+    """Room for one line now and then: the notice is written, and the line is lost."""
     made = pipe()
     made.sink.room = 0
     for number in range(20):
@@ -324,10 +324,10 @@ def test_a_disk_that_is_nearly_full_counts_each_line_once_and_does_not_nag(pipe)
     kept = sum(" line " in line for line in made.sink.lines())
     assert told + kept == 20
     assert made.pipe.dropped == told
-    assert [level for level, _ in made.complaints] == ["ERROR", "WARNING"]
+    assert [level for level, _ in made.reports] == ["ERROR", "WARNING"]
 
 
-def test_a_bug_in_a_format_costs_lines_and_not_the_thread(pipe, capfd):
+def test_a_bug_in_a_format_loses_lines_but_not_the_thread(pipe, capfd):
     made = pipe()
 
     def broken(record):
@@ -346,7 +346,7 @@ def test_a_bug_in_a_format_costs_lines_and_not_the_thread(pipe, capfd):
 # Targets that change ----------------------------------------------------------------------------------------------------
 
 
-def test_a_log_moves_and_takes_what_waits_with_it(pipe, tmp_path):
+def test_waiting_lines_are_written_to_the_new_target(pipe, tmp_path):
     made = pipe()
     log.info("here")
     made.flush()
@@ -357,7 +357,7 @@ def test_a_log_moves_and_takes_what_waits_with_it(pipe, tmp_path):
     assert (tmp_path / "there").read_text().endswith("there\n")
 
 
-def test_a_log_stays_where_it_is_if_it_can_not_move(pipe, tmp_path):
+def test_the_old_target_is_kept_if_the_new_one_can_not_be_opened(pipe, tmp_path):
     made = pipe()
     made.pipe.change(Target("file", str(tmp_path / "nowhere" / "log")), "text")
     log.info("still here")
@@ -369,7 +369,7 @@ def test_a_log_stays_where_it_is_if_it_can_not_move(pipe, tmp_path):
     assert lines[1].endswith("still here")
 
 
-def test_a_change_is_made_though_the_queue_is_full_and_nothing_is_logged(pipe, tmp_path):
+def test_a_change_is_applied_with_a_full_queue_and_without_new_lines(pipe, tmp_path):
     made = pipe(2)
     made.sink.pause()
     log.info("first")
@@ -384,7 +384,7 @@ def test_a_change_is_made_though_the_queue_is_full_and_nothing_is_logged(pipe, t
     assert [line.split()[-1] for line in (tmp_path / "there").read_text().splitlines()] == ["second", "third"]
 
 
-def test_asking_to_reopen_reopens_and_says_so(pipe):
+def test_a_requested_reopen_is_logged(pipe):
     made = pipe()
     made.pipe.change(HERE, "text", logged=True)
     made.pipe.change(HERE, "text")
@@ -443,7 +443,7 @@ def test_lines_before_the_start_wait_for_the_file(make_logs, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_if_there_is_no_start_they_go_to_standard_error(make_logs, tmp_path, capfd):
+def test_without_a_start_lines_go_to_standard_error(make_logs, tmp_path, capfd):
     made = make_logs(f"log_file = {tmp_path}/log\n")
     log.error("can't listen")
     made.echo_error("can't listen")
@@ -452,7 +452,7 @@ def test_if_there_is_no_start_they_go_to_standard_error(make_logs, tmp_path, cap
     assert not (tmp_path / "log").exists()
 
 
-def test_a_start_that_fails_later_is_said_on_standard_error_too(make_logs, tmp_path, capfd):
+def test_a_start_that_fails_later_is_reported_on_standard_error_too(make_logs, tmp_path, capfd):
     made = make_logs(f"log_file = {tmp_path}/log\n")
     made.start()
     log.error("can't begin")
@@ -542,7 +542,7 @@ def test_the_access_log_is_written_whatever_the_level(make_logs, tmp_path):
     assert "action=one" in (tmp_path / "access").read_text()
 
 
-def test_the_log_tells_of_an_access_log_that_fails(make_logs, capfd):
+def test_a_failed_access_log_is_reported_in_the_log(make_logs, capfd):
     made = make_logs("access_log_file = /dev/full\n")
     made.start()
     access.info("x", extra={"entry": {"action": "one"}})
@@ -552,7 +552,7 @@ def test_the_log_tells_of_an_access_log_that_fails(make_logs, capfd):
     assert made.dropped == 0
 
 
-def test_standard_error_tells_of_a_log_that_fails(make_logs, capfd):
+def test_a_failed_log_is_reported_on_standard_error(make_logs, capfd):
     made = make_logs("log_file = /dev/full\n")
     made.start()
     for number in range(10):
@@ -566,8 +566,8 @@ def test_standard_error_tells_of_a_log_that_fails(make_logs, capfd):
     )
 
 
-def test_a_standard_error_that_has_paused_does_not_hold_up_the_file(make_logs, tmp_path, monkeypatch):
-    """Not even when there is something to say of the file."""
+def test_a_paused_standard_error_does_not_block_the_file(make_logs, tmp_path, monkeypatch):
+    """Also when a problem of the file is reported."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):

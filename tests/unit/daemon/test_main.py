@@ -27,7 +27,7 @@ def make_daemon(monkeypatch, caplog):
     made = []
     caplog.set_level(logging.INFO, "rtmpd")
     hub = get_hub()
-    # The daemon replaces it; this brings it back.
+    # The daemon replaces the method; this restores it.
     monkeypatch.setattr(hub, "print_exception", hub.print_exception)
 
     def make(ini="", addresses="127.0.0.1:0"):
@@ -52,7 +52,7 @@ def connect(daemon, index=0):
 # Start and stop ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_serves_until_it_is_asked_to_stop(make_daemon, caplog):
+def test_the_server_runs_until_a_stop_request(make_daemon, caplog):
     daemon = make_daemon()
     daemon.start()
     port = daemon.ports.listeners[0].port
@@ -91,7 +91,7 @@ def test_when_one_address_is_taken_none_is_left_open(make_daemon):
 
 @pytest.fixture
 def stubborn(monkeypatch):
-    """Sessions that do not end by themselves."""
+    """Connections that do not end by themselves."""
 
     def attach(daemon):
         ended = []
@@ -121,7 +121,7 @@ def test_connections_that_do_not_leave_are_ended_after_the_drain(make_daemon, st
     assert all(client.recv(1) == b"" for client in clients)
 
 
-def test_no_drain_means_at_once(make_daemon, stubborn):
+def test_without_a_drain_connections_are_closed_at_once(make_daemon, stubborn):
     daemon = make_daemon("drain_timeout_s = 0\n")
     stubborn(daemon)
     daemon.start()
@@ -132,7 +132,7 @@ def test_no_drain_means_at_once(make_daemon, stubborn):
     assert client.recv(1) == b""
 
 
-def test_asking_twice_does_not_wait_for_connections(make_daemon, stubborn, caplog):
+def test_a_second_stop_request_does_not_wait_for_connections(make_daemon, stubborn, caplog):
     daemon = make_daemon("drain_timeout_s = 3600\n")
     ended = stubborn(daemon)
     daemon.start()
@@ -150,7 +150,7 @@ def test_asking_twice_does_not_wait_for_connections(make_daemon, stubborn, caplo
 
 
 class SlowService:
-    """A service that takes its time to stop, or fails to."""
+    """A service that stops slowly, or fails to stop."""
 
     def __init__(self, error=None):
         self.error = error
@@ -170,7 +170,7 @@ class SlowService:
         self.may_end.wait()
 
 
-def test_asking_twice_does_not_wait_for_services(make_daemon, caplog):
+def test_a_second_stop_request_does_not_wait_for_services(make_daemon, caplog):
     daemon = make_daemon()
     slow = SlowService()
     daemon.services = [slow]
@@ -186,7 +186,7 @@ def test_asking_twice_does_not_wait_for_services(make_daemon, caplog):
     daemon.services = []
 
 
-def test_a_service_that_fails_to_stop_does_not_keep_the_others_from_it(make_daemon, caplog, monkeypatch):
+def test_a_service_that_fails_to_stop_does_not_prevent_the_others_from_stopping(make_daemon, caplog, monkeypatch):
     monkeypatch.setattr("rtmpd.daemon.main._SERVICES_STOP_S", 0.05)
     monkeypatch.setattr("rtmpd.daemon.main._SLACK_S", 0.05)
     daemon = make_daemon()
@@ -204,7 +204,7 @@ def test_a_service_that_fails_to_stop_does_not_keep_the_others_from_it(make_daem
 
 
 class UnsweptConnection:
-    """A bug where the hub can't survive it."""
+    """A bug that ends the greenlet of the hub."""
 
     transport = FakeTransport()
     capabilities = NOTHING_DECLARED
@@ -213,7 +213,7 @@ class UnsweptConnection:
         raise RuntimeError("a bug")
 
 
-def test_the_server_ends_with_an_error_when_its_hub_dies(make_daemon, monkeypatch, caplog):
+def test_the_server_ends_with_an_error_when_the_hub_fails(make_daemon, monkeypatch, caplog):
     monkeypatch.setattr("rtmpd.hub._SWEEP_S", 0.001)
     daemon = make_daemon("drain_timeout_s = 0\n")
     daemon.start()
@@ -223,7 +223,7 @@ def test_the_server_ends_with_an_error_when_its_hub_dies(make_daemon, monkeypatc
     assert "the greenlet of the hub failed" in caplog.text
 
 
-# Errors that escape -----------------------------------------------------------------------------------------------------
+# Unhandled errors ------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_that_escapes_a_greenlet_is_logged_and_counted(make_daemon, caplog):
@@ -250,7 +250,7 @@ def test_an_error_in_an_event_loop_callback_is_logged_and_counted(make_daemon, c
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_too_few_descriptors_are_counted_and_logged_now_and_then(make_daemon, caplog, number):
+def test_missing_descriptors_are_counted_and_logged_seldom(make_daemon, caplog, number):
     daemon = make_daemon()
     daemon.start()
 
@@ -276,7 +276,7 @@ def test_a_greenlet_that_is_killed_is_no_error(make_daemon):
 # Reload -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_reload_takes_the_new_options(make_daemon, caplog):
+def test_a_reload_applies_the_new_options(make_daemon, caplog):
     daemon = make_daemon()
     daemon.reload(lambda: load_text("[server]\nlisten = 127.0.0.1:0\nping_interval_s = 7\n[live]\nkeyframe_wait_s = 3\n"))
     assert daemon.config.server.ping_interval_s == daemon.hub.config.server.ping_interval_s == 7
@@ -300,7 +300,7 @@ def test_a_wrong_configuration_changes_nothing_and_every_problem_is_logged(make_
         assert text in caplog.text
 
 
-def test_what_needs_a_restart_stays_and_is_named(make_daemon, caplog):
+def test_options_that_need_a_restart_are_kept_and_named(make_daemon, caplog):
     daemon = make_daemon()
     before = daemon.config
     text = "[server]\nlisten = 127.0.0.1:0\nchunk_size_bytes = 4096\nping_interval_s = 7\n[log]\nqueue_limit = 5\n"
@@ -314,7 +314,7 @@ def test_what_needs_a_restart_stays_and_is_named(make_daemon, caplog):
             assert f"{option} keeps its old value until rtmpd is restarted" in caplog.text
 
 
-def test_a_reload_changes_what_is_listened_on_and_connections_go_on(make_daemon, caplog):
+def test_a_reload_changes_the_addresses_and_keeps_connections(make_daemon, caplog):
     daemon = make_daemon()
     daemon.start()
     client = connect(daemon)
@@ -354,7 +354,7 @@ def test_a_reload_with_an_address_that_is_taken_changes_nothing(make_daemon, cap
 
 @pytest.fixture
 def descriptors(monkeypatch):
-    """The limits of open files, soft and hard; the kernel's stay as they are."""
+    """The limits of open files, soft and hard; those of the kernel are not changed."""
     limits = [1024, 4096]
     monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
 
@@ -371,7 +371,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed(make_daemon, descrip
     assert descriptors[1] == 4096
 
 
-def test_more_connections_than_open_files_are_no_start(make_daemon, descriptors):
+def test_more_connections_than_open_files_prevent_the_start(make_daemon, descriptors):
     with pytest.raises(RtmpdError, match=r"connection_limit = 10000 needs 1\d{4} open files"):
         make_daemon("[limits]\nconnection_limit = 10000\n").start()
     assert descriptors == [1024, 4096]

@@ -51,7 +51,7 @@ def test_the_one_that_has_the_address_counts_and_else_any_that_has_the_port():
         assert len(listening_sockets(ListenAddress("127.0.0.3", port))) == 2
 
 
-def test_what_may_not_be_seen_is_nobody(tmp_path, listening):
+def test_an_invisible_process_is_not_returned(tmp_path, listening):
     _, port, _ = listening
     (tmp_path / "net").mkdir()
     assert listening_sockets(ListenAddress("", port), tmp_path) == []

@@ -40,7 +40,7 @@ def test_addresses_come_and_go(ports):
     assert [answers(port) for port in (first, second, third)] == [True, False, False]
 
 
-def test_nothing_changes_where_nothing_is_different(ports):
+def test_equal_addresses_change_nothing(ports):
     ports.open([ListenAddress("127.0.0.1", 0), ListenAddress("127.0.0.1", 0)])
     ports.start()
     before = list(ports.listeners)
@@ -59,7 +59,7 @@ def test_an_address_may_be_made_narrower_and_wider_on_the_same_port(ports):
     assert answers(port)
 
 
-def test_everything_is_as_it_was_when_one_address_can_not_be_had(ports):
+def test_a_failed_change_restores_all_addresses(ports):
     taken = Listener(ListenAddress("127.0.0.1", 0), lambda transport: None)
     port, other = free_port(), free_port()
     ports.open([ListenAddress("", port)])
@@ -73,7 +73,7 @@ def test_everything_is_as_it_was_when_one_address_can_not_be_had(ports):
     taken.close()
 
 
-def test_connections_of_an_address_that_is_gone_are_waited_for_and_ended():
+def test_connections_of_a_removed_address_are_waited_for_and_ended():
     ended = []
 
     def serve(transport):
@@ -97,7 +97,7 @@ def test_connections_of_an_address_that_is_gone_are_waited_for_and_ended():
     assert client.recv(1) == b""
 
 
-def test_a_socket_that_was_handed_over_stays():
+def test_an_inherited_socket_is_kept():
     handed = socket.socket()
     handed.bind(("127.0.0.1", 0))
     handed.listen()
@@ -142,7 +142,7 @@ def test_an_address_may_become_one_for_rtmps_and_two_may_change_sides():
     ports.kill()
 
 
-def test_a_socket_that_was_handed_over_for_rtmps_is_for_that():
+def test_an_inherited_rtmps_socket_serves_rtmps():
     handed = socket.socket()
     handed.bind(("127.0.0.1", 0))
     handed.listen()
@@ -158,7 +158,7 @@ def test_a_socket_that_was_handed_over_for_rtmps_is_for_that():
     ports.kill()
 
 
-def test_to_listen_nowhere_is_refused(ports):
+def test_no_address_at_all_is_refused(ports):
     with pytest.raises(RtmpdError, match=r"nothing to listen on: \[server\] listen and \[tls\] tls_listen are empty"):
         ports.open([], [])
     ports.open([ListenAddress("127.0.0.1", 0)])

@@ -33,7 +33,7 @@ def test_problems_name_the_line_the_flag_or_only_the_file(tmp_path):
     assert found.problems[3].startswith(f"{path}:10: [applications] [[live]] auth_file: /none: can't be read")
 
 
-def test_what_nobody_has_set_names_the_file(monkeypatch):
+def test_an_option_without_a_line_names_the_file(monkeypatch):
     config = load_text("", "the file", {("server", "listen"): ["127.0.0.1:0"]})
     monkeypatch.setattr(module.resource, "getrlimit", lambda which: (20, 20))
     (problem,) = preflight(config, "the file", {}, is_file=False).problems
@@ -41,27 +41,27 @@ def test_what_nobody_has_set_names_the_file(monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_looks_as_the_user_that_the_server_becomes(public_path):
+def test_root_checks_as_the_user_of_the_server(public_path):
     tmp_path = public_path
     (tmp_path / "log").touch(0o600)
     ini = f"[server]\nlisten = 127.0.0.1:0\nuser = nobody\n[log]\nlog_file = {tmp_path}/log\n"
     (problem,) = check(tmp_path, ini).problems
     text = f"the user nobody may not write to {tmp_path}/log: chown or chmod it, or set another one"
     assert problem == f"{tmp_path}/rtmpd.ini:5: [log] log_file: {text}"
-    # And is root as before.
+    # This process is still root.
     assert os.geteuid() == 0
     os.chown(tmp_path / "log", 65534, 65534)
     assert check(tmp_path, ini).problems == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a note for root")
-def test_root_without_a_user_is_told_what_that_says(tmp_path):
+def test_root_without_a_user_gets_a_note(tmp_path):
     found = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\n")
     assert found.problems == []
     assert [line.partition("] ")[2][:32] for line in found.notes] == ["user: note: files were checked a"]
 
 
-def test_a_user_that_there_is_not(tmp_path):
+def test_a_user_that_does_not_exist(tmp_path):
     (problem,) = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\nuser = never-made\n").problems
     assert problem.startswith(f"{tmp_path}/rtmpd.ini:3: [server] user: there is no user never-made: ")
     (problem,) = check(tmp_path, "[server]\nlisten = 127.0.0.1:0\ngroup = never-made\n").problems
@@ -75,7 +75,7 @@ def test_disks_have_a_deadline():
     assert finding.text == "the files could not be checked within 0.2 s: does a disk or network file system not respond?"
 
 
-def test_what_is_found_comes_over_whole():
+def test_findings_are_transferred_completely():
     findings = [
         Finding(("applications", "ü", "auth_file"), "\udcff\n" * 100_000),
         Finding(("log", "log_file"), "", is_note=True),
@@ -83,13 +83,13 @@ def test_what_is_found_comes_over_whole():
     assert module._in_child(lambda: findings, 10) == findings
 
 
-def test_a_bug_in_the_check_is_no_silence(capfd):
+def test_a_bug_in_the_check_is_an_error(capfd):
     with pytest.raises(RuntimeError, match="the check of files failed"):
         module._in_child(lambda: [1 / 0], 10)
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_certificates_are_looked_at(tmp_path):
+def test_certificates_are_checked(tmp_path):
     authority = Authority(tmp_path / "ca")
     good, old = authority.issue("localhost"), authority.issue("localhost", not_before=LONG_AGO, not_after=NOT_SO_LONG_AGO)
     ini = "[server]\nlisten = 127.0.0.1:0\n[tls]\ntls_listen = 127.0.0.1:0\n"

@@ -19,7 +19,7 @@ def notes(ini, config_file=""):
 
 @pytest.fixture
 def unprivileged(monkeypatch):
-    """Rights as somebody has them who is not root: nothing may be written to, or run, that says ``no`` in its name."""
+    """The rights of a user other than root: paths with ``no`` in their name can't be written to or run."""
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and (mode == os.F_OK or "no" not in str(path)))
 
@@ -32,13 +32,13 @@ def test_the_defaults_name_no_file():
     assert found("") == []
 
 
-def test_a_directory_of_recordings_is_there_or_is_made_and_the_check_does_not_make_it(tmp_path):
+def test_a_record_directory_exists_or_can_be_created_and_the_check_does_not_create_it(tmp_path):
     assert found(record(tmp_path)) == []
     assert found(record(tmp_path / "new")) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_last_directory_of_a_path_is_made(tmp_path):
+def test_only_the_last_directory_of_a_path_can_be_created(tmp_path):
     ((option, text),) = found(record(tmp_path / "a" / "b"))
     assert option == "record.record_directory"
     assert text.startswith(f"can't create {tmp_path}/a/b: the directory {tmp_path}/a does not exist, ")
@@ -93,7 +93,7 @@ def test_log_files(option, tmp_path, unprivileged):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "socket"))
         assert "is a socket or a block device: a file or a named pipe is expected" in problem(tmp_path / "socket")
-    # Nobody reads the pipe: to open it would wait, or fail.
+    # The pipe has no reader: to open it would wait, or fail.
     for good in ("there", "new", "pipe"):
         assert problem(tmp_path / good) == ""
     assert "may not write to" in problem(tmp_path / "denied-no")
@@ -150,7 +150,7 @@ def test_programs_of_hooks(tmp_path, unprivileged):
     assert problem(tmp_path / "missing").endswith("No such file or directory")
 
 
-def test_what_a_reload_may_not_read_is_a_note(tmp_path, monkeypatch):
+def test_a_file_that_a_reload_may_not_read_is_a_note(tmp_path, monkeypatch):
     (tmp_path / "secret").write_text("abc")
     ini = f"[auth]\nauth_callback = file:{tmp_path}/secret\n[hooks]\nhook_secret = file:{tmp_path}/secret\n"
     (tmp_path / "secret").write_text("http://localhost/ask")

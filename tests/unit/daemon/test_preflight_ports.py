@@ -27,7 +27,7 @@ def found(ini, config_file=""):
 
 @pytest.fixture
 def hold(tmp_path):
-    """Return a function that starts a program, called as it is told, which listens on a port; gives process and port."""
+    """Return a function that starts a program that listens on a port; it returns the process id and the port."""
     started = []
 
     def start(*arguments):
@@ -43,7 +43,7 @@ def hold(tmp_path):
 
 @pytest.fixture
 def rtmpd(tmp_path):
-    """A program that is called like ours."""
+    """A program with the name of rtmpd."""
     path = tmp_path / "rtmpd"
     path.write_text(_HOLD)
     return str(path)
@@ -56,7 +56,7 @@ def test_addresses_that_are_free_stay_free():
         sock.bind(("127.0.0.1", port))
 
 
-def test_an_address_that_another_program_has(hold):
+def test_an_address_in_use_by_another_program(hold):
     pid, port = hold("-c", _HOLD)
     for ini, option in [
         ("[server]\nlisten = {}\n", "server.listen"),
@@ -79,7 +79,7 @@ def test_an_rtmpd_that_runs_with_this_file_is_a_note(hold, rtmpd, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "shown"), [([], "without a configuration file"), (["-c", "/etc/other.ini"], "with /etc/other.ini")]
 )
-def test_an_rtmpd_that_runs_with_another_one_is_a_note_that_says_so(hold, rtmpd, tmp_path, arguments, shown):
+def test_an_rtmpd_that_runs_with_another_file_is_a_note_with_that_file(hold, rtmpd, tmp_path, arguments, shown):
     (tmp_path / "my.ini").touch()
     pid, port = hold(rtmpd, *arguments)
     assert found(f"[server]\nlisten = 127.0.0.1:{port}\n", str(tmp_path / "my.ini")) == [
@@ -87,7 +87,7 @@ def test_an_rtmpd_that_runs_with_another_one_is_a_note_that_says_so(hold, rtmpd,
     ]
 
 
-def test_a_socket_that_was_handed_over_to_this_process_is_no_matter():
+def test_a_socket_inherited_by_this_process_is_no_finding():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert found(f"[server]\nlisten = 127.0.0.1:{sock.getsockname()[1]}\n") == []
 
@@ -105,7 +105,7 @@ def test_a_socket_that_systemd_holds_is_a_note(hold, monkeypatch):
     [(1000, 0, True), (1000, 1000, True), (1000, 33, False), (0, 0, False)],
     ids=["root's", "the same user's", "another user's", "asked as root"],
 )
-def test_a_process_that_can_not_be_looked_at(hold, monkeypatch, me, owner, is_note):
+def test_a_process_that_is_not_visible(hold, monkeypatch, me, owner, is_note):
     _, port = hold("-c", _HOLD)
     monkeypatch.setattr(preflight, "holders_of", lambda sockets: [])
     monkeypatch.setattr(preflight, "listening_sockets", lambda address: [ListeningSocket(address, owner, 5)])
@@ -115,7 +115,7 @@ def test_a_process_that_can_not_be_looked_at(hold, monkeypatch, me, owner, is_no
     assert text.startswith(f"127.0.0.1:{port} is in use by a process of the user ")
 
 
-def test_one_address_for_two_things():
+def test_one_address_in_two_options():
     port = free_port()
     ini = f"[server]\nlisten = :{port}\n[metrics]\nmetrics_listen = localhost:{port}\n"
     assert found(ini) == [
@@ -130,13 +130,13 @@ def test_one_address_for_two_things():
         ("192.0.2.1:1935", "Cannot assign requested address: no network interface of this host has it"),
     ],
 )
-def test_what_can_not_be_bound_at_all(address, problem):
+def test_an_address_that_can_not_be_bound(address, problem):
     assert found(f"[server]\nlisten = {address}\n") == [("server.listen", f"can't listen on {address}: {problem}", False)]
 
 
 @pytest.fixture
 def denied(monkeypatch):
-    """Without the right to bind any port."""
+    """A process without the right to bind any port."""
 
     def reserve(address):
         raise PermissionError(13, "Permission denied")

@@ -17,7 +17,7 @@ GROUP = grp.struct_group(("video", "x", 44, []))
 
 @pytest.fixture
 def system(monkeypatch):
-    """A system with one user and one group, and what was asked of it; ``uid`` and ``gid`` are who we are."""
+    """A system with one user and one group, and the calls made to it; ``uid`` and ``gid`` are those of the process."""
     made = SimpleNamespace(uid=0, gid=0, calls=[], error=None)
 
     def note(name):
@@ -54,7 +54,7 @@ def drop(user="", group=""):
 
 @pytest.mark.parametrize("user", ["media", "1234"])
 @pytest.mark.parametrize(("group", "gid"), [("", 2345), ("video", 44), ("55", 55)])
-def test_groups_go_before_the_user_and_all_three_numbers_are_set(system, user, group, gid):
+def test_groups_are_set_before_the_user_and_all_three_ids_are_set(system, user, group, gid):
     drop(user, group)
     assert system.calls == [
         ("initgroups", "media", gid),
@@ -64,7 +64,7 @@ def test_groups_go_before_the_user_and_all_three_numbers_are_set(system, user, g
     assert [os.environ[name] for name in ("HOME", "USER", "LOGNAME")] == ["/var/media", "media", "media"]
 
 
-def test_a_group_alone_is_the_only_one_that_is_left(system):
+def test_a_group_alone_replaces_all_groups(system):
     drop(group="video")
     assert system.calls == [("setgroups", [44]), ("setresgid", 44, 44, 44), ("setresuid", 0, 0, 0)]
 
@@ -83,14 +83,14 @@ def test_an_ordinary_user_without_a_user_is_not(system, caplog):
     assert not caplog.records
 
 
-def test_who_is_that_user_already_need_not_be_root(system):
+def test_a_process_that_has_this_user_need_not_be_root(system):
     system.uid, system.gid = 1234, 2345
     drop("media")
     assert system.calls == []
 
 
 @pytest.mark.parametrize(("user", "group"), [("media", ""), ("media", "video"), ("", "video")])
-def test_only_root_can_become_another(system, user, group):
+def test_only_root_can_switch_to_another_user(system, user, group):
     system.uid = system.gid = 1000
     with pytest.raises(RtmpdError, match=r"^can't switch to .*: only root can, and rtmpd was not started as root$"):
         drop(user, group)
@@ -104,7 +104,7 @@ def test_only_root_can_become_another(system, user, group):
         ("media", "audio", r"^\[server\] group: there is no group audio: create it with systemd-sysusers or groupadd$"),
     ],
 )
-def test_who_does_not_exist_is_named(system, user, group, problem):
+def test_a_user_or_group_that_does_not_exist_is_named(system, user, group, problem):
     with pytest.raises(RtmpdError, match=problem):
         drop(user, group)
     assert system.calls == []

@@ -15,7 +15,7 @@ LIMIT_S = 10
 
 
 class FakeNotifier:
-    """Keeps what would have gone to systemd."""
+    """Keeps the messages to systemd."""
 
     def __init__(self, watchdog_s=0.0):
         self.watchdog_s = watchdog_s
@@ -38,7 +38,7 @@ class FakeNotifier:
 
 @pytest.fixture
 def make(monkeypatch):
-    """Return a function that makes a `Supervision` which hardly rests."""
+    """Return a function that makes a `Supervision` with short pauses."""
     monkeypatch.setattr("rtmpd.daemon.supervision._STATUS_S", 0.002)
     monkeypatch.setattr("rtmpd.daemon.supervision._RELOAD_REST_S", 0.002)
     made = []
@@ -76,13 +76,13 @@ def stream(players, *, live=True):
         ([stream(40), stream(0), stream(0), stream(1, live=False)], "3 streams, 41 players"),
     ],
 )
-def test_the_status_counts_what_is_published_and_everybody_who_watches_or_waits(make, streams, text):
+def test_the_status_counts_published_streams_and_all_players(make, streams, text):
     supervision, _, hub = make()
     hub.streams = dict(enumerate(streams))
     assert supervision.status() == text
 
 
-def test_the_status_is_told_when_it_changes_and_not_otherwise(make):
+def test_the_status_is_sent_only_when_it_changes(make):
     supervision, notifier, hub = make()
     supervision.start()
     gevent.sleep(0.03)
@@ -93,7 +93,7 @@ def test_the_status_is_told_when_it_changes_and_not_otherwise(make):
     assert notifier.sent[1:] == [{"STATUS": "1 stream, 2 players"}]
 
 
-def test_while_systemd_does_not_listen_no_status_is_added(make):
+def test_while_the_queue_of_systemd_is_full_no_status_is_added(make):
     supervision, notifier, hub = make()
     supervision.start()
     notifier.full = True
@@ -104,7 +104,7 @@ def test_while_systemd_does_not_listen_no_status_is_added(make):
     wait_until(lambda: notifier.sent[1:] == [{"STATUS": "1 stream, 2 players"}])
 
 
-def test_the_end_is_told_with_the_time_that_it_may_take(make):
+def test_a_stop_is_announced_with_its_time_limit(make):
     supervision, notifier, hub = make()
     supervision.start()
     supervision.stopping(25.5)
@@ -117,7 +117,7 @@ def test_the_end_is_told_with_the_time_that_it_may_take(make):
 # Watchdog ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_watchdog_is_fed_twice_in_its_time_also_while_the_server_ends(make):
+def test_the_watchdog_is_fed_twice_in_its_time_also_during_a_stop(make):
     supervision, notifier, _ = make(notifier=FakeNotifier(watchdog_s=0.02))
     supervision.start()
     wait_until(lambda: notifier.fed >= 3)
@@ -126,7 +126,7 @@ def test_the_watchdog_is_fed_twice_in_its_time_also_while_the_server_ends(make):
     wait_until(lambda: notifier.fed >= before + 3)
 
 
-def test_without_a_watchdog_nobody_is_fed(make):
+def test_without_a_watchdog_nothing_is_fed(make):
     supervision, notifier, _ = make()
     supervision.start()
     gevent.sleep(0.02)
@@ -136,7 +136,7 @@ def test_without_a_watchdog_nobody_is_fed(make):
 # Reloads ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_reload_is_announced_with_the_time_and_its_end_too(make):
+def test_start_and_end_of_a_reload_are_announced(make):
     supervision, notifier, _ = make()
     supervision.start()
     supervision.request_reload()
@@ -147,7 +147,7 @@ def test_a_reload_is_announced_with_the_time_and_its_end_too(make):
     assert ready == {"READY": 1, "STATUS": "0 streams, 0 players"}
 
 
-def test_a_failed_reload_ends_too_and_stays_in_the_status_until_one_goes_well(make):
+def test_a_failed_reload_stays_in_the_status_until_one_succeeds(make):
     problems = ["rtmpd.ini:1: wrong", ""]
     supervision, notifier, hub = make(lambda: problems.pop(0))
     supervision.start()
@@ -181,7 +181,7 @@ def test_a_bug_in_a_reload_is_logged_and_counted_and_the_next_one_runs(make, cap
     wait_until(lambda: notifier.names()[3:] == ["RELOADING", "READY"])
 
 
-def test_a_reload_while_one_runs_waits_and_many_are_one(make):
+def test_requests_during_a_reload_lead_to_one_more_reload(make):
     going, may_end, runs = Event(), Event(), []
 
     def reload():
@@ -207,7 +207,7 @@ def test_a_reload_while_one_runs_waits_and_many_are_one(make):
     assert notifier.names() == ["READY", "RELOADING", "READY", "RELOADING", "READY"]
 
 
-def test_a_reload_that_is_asked_for_before_the_start_runs_after_it(make):
+def test_a_reload_requested_before_the_start_runs_after_it(make):
     runs = []
     supervision, notifier, _ = make(lambda: runs.append(1) or "")
     supervision.request_reload()

@@ -11,7 +11,7 @@ from rtmpd.errors import RtmpdError
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request, tmp_path):
-    """A socket that systemd would listen on, and its name."""
+    """A socket of systemd, and its name."""
     name = str(tmp_path / "notify") if request.param == "path" else f"@rtmpd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(name.replace("@", "\0"))
@@ -28,20 +28,20 @@ def test_fields_are_lines_of_one_datagram(manager):
     assert sock.recv(4096) == b"READY=1\nSTATUS=3 streams, 41 players"
 
 
-def test_a_status_is_one_line_whatever_it_says(manager):
+def test_a_status_is_always_one_line(manager):
     sock, name = manager
     Notifier({"NOTIFY_SOCKET": name}).send(STATUS="a\nMAINPID=1\r\nb \udcff €")
     assert sock.recv(4096).decode() == "STATUS=a MAINPID=1 b \\udcff €"
 
 
-def test_what_systemd_gave_is_taken_out_of_the_environment():
+def test_the_variables_of_systemd_are_removed_from_the_environment():
     environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
     assert Notifier(environment).watchdog_s == 1
     assert environment == {"HOME": "/"}
 
 
 @pytest.mark.parametrize("name", ["", "/nowhere/at/all", "@nobody-there", "relative", "/" + "x" * 300, "@" + "x" * 300])
-def test_without_anybody_who_listens_nothing_happens(name):
+def test_without_systemd_nothing_happens(name):
     notifier = Notifier({"NOTIFY_SOCKET": name})
     notifier.send(READY=1)
     notifier.feed_watchdog()
@@ -67,7 +67,7 @@ def test_without_notifications_there_is_no_watchdog():
     assert Notifier({"WATCHDOG_USEC": "20000000"}).watchdog_s == 0
 
 
-def test_what_does_not_fit_waits_for_its_turn_and_nothing_blocks(manager):
+def test_messages_that_do_not_fit_are_sent_later_in_order_and_nothing_blocks(manager):
     sock, name = manager
     notifier = Notifier({"NOTIFY_SOCKET": name})
     count = 0
@@ -77,7 +77,7 @@ def test_what_does_not_fit_waits_for_its_turn_and_nothing_blocks(manager):
         assert count < 100_000
     notifier.send(READY=1)
     for _ in range(100):
-        # A loop that runs is told again soon; what is kept are reloads and the like.
+        # Watchdog messages are not kept: the next one follows soon. Messages about reloads are kept.
         notifier.feed_watchdog()
     assert [sock.recv(100) for _ in range(count - 1)] == [f"N={number}".encode() for number in range(count - 1)]
     assert notifier.flush()
@@ -92,11 +92,11 @@ def test_what_does_not_fit_waits_for_its_turn_and_nothing_blocks(manager):
 
 @pytest.fixture
 def hand_over(monkeypatch):
-    """Return a function that makes sockets look as if the process had been started with them."""
+    """Return a function that makes sockets look as if systemd had handed them over."""
     made = []
 
     def hand(*sockets, names=None, process=None):
-        # Descriptors that follow each other.
+        # Consecutive descriptors.
         first = 200
         monkeypatch.setattr("rtmpd.daemon.supervision._FIRST_DESCRIPTOR", first)
         for offset, sock in enumerate(sockets):
@@ -115,7 +115,7 @@ def listening():
         yield sock
 
 
-def test_sockets_have_names_and_are_not_for_programs_that_are_started(hand_over, listening):
+def test_sockets_have_names_and_are_not_inherited_by_programs(hand_over, listening):
     environment = hand_over(listening, listening, listening, names="rtmp:rtmpd.socket:metrics")
     found = take_sockets(environment)
     assert found == [Inherited("rtmp", 200), Inherited("", 201), Inherited("metrics", 202)]
@@ -128,19 +128,19 @@ def test_sockets_without_a_name(hand_over, listening, names):
     assert take_sockets(hand_over(listening, names=names)) == [Inherited("", 200)]
 
 
-def test_sockets_for_another_process_are_left_alone(hand_over, listening):
+def test_sockets_for_another_process_are_ignored(hand_over, listening):
     environment = hand_over(listening, process="1")
     assert take_sockets(environment) == []
     assert environment == {"HOME": "/"}
 
 
 @pytest.mark.parametrize("count", ["", "two", "-1", "0"])
-def test_a_count_that_makes_no_sense_is_none(count):
+def test_an_invalid_count_means_no_sockets(count):
     assert take_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == []
 
 
 @pytest.mark.parametrize("kind", ["connected", "UDP", "Unix"])
-def test_what_can_not_be_served_is_an_error_that_says_so(hand_over, listening, tmp_path, kind):
+def test_a_socket_that_can_not_be_served_is_an_error_with_the_reason(hand_over, listening, tmp_path, kind):
     family = socket.AF_UNIX if kind == "Unix" else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM if kind == "UDP" else socket.SOCK_STREAM) as sock:
         if kind == "connected":
