@@ -303,17 +303,8 @@ def _prepared(url: str) -> requests.PreparedRequest:
 # What lets an exchange get at the sockets of urllib3 ----------------------------------------------------------------------
 
 
-class _Thread(threading.local):
-    exchange: _Exchange | None = None
-
-
-_thread = _Thread()
-
-
-def _exchange() -> _Exchange:
-    exchange = _thread.exchange
-    assert exchange is not None
-    return exchange
+_thread = threading.local()
+"""Its attribute `exchange` is the `_Exchange` that a thread is running."""
 
 
 class _HeadError(HTTPException):
@@ -330,7 +321,7 @@ class _Head:
 
     def readline(self, limit: int) -> bytes:
         self.last = self._file.readline(min(limit, self._left + 1))
-        _exchange().answered |= bool(self.last)
+        _thread.exchange.answered |= bool(self.last)
         self._left -= len(self.last)
         if self._left < 0:
             raise _HeadError(f"the head of the response is longer than {HEAD_LIMIT_BYTES} bytes")
@@ -373,13 +364,14 @@ class _Abortable:
     def _new_conn(self) -> socket.socket:
         self.used_at_s = 0.0
         try:
-            return _exchange().connect(self._dns_host.strip("[]"), self.port, self.after_connect)  # type: ignore[attr-defined]
+            exchange: _Exchange = _thread.exchange
+            return exchange.connect(self._dns_host.strip("[]"), self.port, self.after_connect)  # type: ignore[attr-defined]
         except OSError as error:
             # urllib3 would take an OSError of some kinds for a response that came before the request was sent.
             raise NewConnectionError(self, "no connection") from error  # type: ignore[arg-type]
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        exchange = _exchange()
+        exchange: _Exchange = _thread.exchange
         now_s = time.monotonic()
         if self.used_at_s and self.sock is not None:
             if exchange.fresh or now_s - self.used_at_s > _IDLE_LIMIT_S:

@@ -115,6 +115,7 @@ class Destination:
         delivery: How events are delivered.
         waiting: The number of events that are queued or under way.
         running: The number of lanes of which an event is under way.
+        ready: The lanes of which an event could be delivered now.
     """
 
     def __init__(self, delivery: Delivery, dispatcher: Dispatcher) -> None:
@@ -124,7 +125,7 @@ class Destination:
         self._dispatcher = dispatcher
         self._counters = dispatcher.counters
         self._lanes: dict[str, _Lane] = {}
-        self._ready: deque[_Lane] = deque()
+        self.ready: deque[_Lane] = deque()
         self._resting: dict[_Lane, gevent.Greenlet[[], None]] = {}
         self._cost_s = _FIRST_COST_S
         self._failures = LogThrottle()
@@ -133,42 +134,25 @@ class Destination:
         self._dropped = 0
         self._failed = 0
 
-    @property
-    def ready(self) -> bool:
-        """Whether an event could be delivered now."""
-        return bool(self._ready)
-
     def offer(self, event: HookEvent) -> None:
         """Queue an event, or discard it if the queue is full. Never waits."""
         if self.waiting >= self._dispatcher.options.hook_queue_limit:
             self._dropped += 1
             self._counters["hook_drops"] += 1
-            self._drops.log(
-                log,
-                logging.WARNING,
-                "hook %s is too slow: %d events are queued (hook_queue_limit), %s of %s discarded; %d discarded so far",
-                self.delivery.label,
-                self.waiting,
-                event.type,
-                event.subject,
-                self._dropped,
-            )
+            label, values = self.delivery.label, (event.type, event.subject, self._dropped)
+            text = "hook %s is too slow: %d events are queued (hook_queue_limit), %s of %s discarded; %d discarded so far"
+            self._drops.log(log, logging.WARNING, text, label, self.waiting, *values)
             return
         self.waiting += 1
         lane = self._lanes.get(event.lane)
         if lane is None:
             lane = self._lanes[event.lane] = _Lane(event.lane)
-            self._ready.append(lane)
+            self.ready.append(lane)
         lane.events.append(event)
         self._dispatcher.kick()
 
-    def take(self) -> _Lane:
-        """Return the lane that is next, to be given to `work`."""
-        self.running += 1
-        return self._ready.popleft()
-
     def work(self, lane: _Lane) -> None:
-        """Try to deliver the first event of a lane. Waits."""
+        """Try to deliver the first event of a lane, and subtract it from `running`. Waits."""
         event = lane.events[0]
         label, attempt = self.delivery.label, lane.attempt
         try:
@@ -200,7 +184,7 @@ class Destination:
         lane.attempt = 1
         self.waiting -= 1
         if lane.events:
-            self._ready.append(lane)
+            self.ready.append(lane)
         else:
             del self._lanes[lane.key]
 
@@ -233,25 +217,22 @@ class Destination:
 
     def _wake(self, lane: _Lane) -> None:
         del self._resting[lane]
-        self._ready.append(lane)
+        self.ready.append(lane)
         self._dispatcher.kick()
 
     def hurry(self) -> None:
         """End the waits between attempts."""
         for lane, timer in self._resting.items():
             timer.kill(block=False)
-            self._ready.append(lane)
+            self.ready.append(lane)
         self._resting.clear()
 
     def close(self) -> int:
         """Discard queued events; return their number, with those under way, which are not interrupted."""
-        dropped = self.waiting
-        for timer in self._resting.values():
-            timer.kill(block=False)
-        self._resting.clear()
+        self.hurry()
         self._lanes.clear()
-        self._ready.clear()
-        self.waiting = 0
+        self.ready.clear()
+        dropped, self.waiting = self.waiting, 0
         return dropped
 
 
@@ -296,7 +277,8 @@ class Dispatcher:
             destination = self._next()
             if destination is None:
                 return
-            self._greenlets.spawn(self._work, destination, destination.take())
+            destination.running += 1
+            self._greenlets.spawn(self._work, destination, destination.ready.popleft())
 
     def _next(self) -> Destination | None:
         """Return the destination to be served next."""
