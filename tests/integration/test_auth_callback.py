@@ -151,6 +151,23 @@ def test_a_callback_that_can_not_be_reached_denies(serve, web):
     running.wait_for_line("ERROR +auth_callback .* failed, clients are refused: Connection refused")
 
 
+def test_a_connection_that_the_callback_closes_after_each_response_is_no_failure(serve, web, publisher):
+    """The response does not announce it, so that the connection is kept."""
+
+    def act(handler, web):
+        reply(200)(handler, web)
+        handler.close_connection = True
+
+    web.answers[""] = act
+    running = serve()
+    for name in ("a", "b", "c"):
+        publisher(running, name)
+    running.stop()
+    counted = running.wait_for_line(r"stopped; counted: (.*)")[1]
+    assert "auth_successes 3" in counted
+    assert "auth_callback_errors" not in counted
+
+
 @pytest.mark.peer
 def test_a_self_signed_certificate_of_the_callback_denies(serve, web, peer, tmp_path):
     openssl = peer("openssl", "openssl")

@@ -393,6 +393,24 @@ def test_a_kept_connection_that_ends_when_the_request_comes_is_no_failure(serve,
     assert stale.requests == 7
 
 
+def test_a_kept_tls_connection_that_ends_when_the_request_comes_is_no_failure(serve, authority):
+    seen = {}
+
+    def answer(handler):
+        seen[handler.client_address] = seen.get(handler.client_address, 0) + 1
+        if seen[handler.client_address] == 2:
+            handler.close_connection = True
+        else:
+            reply(handler)
+
+    pair = authority.issue("127.0.0.1")
+    server = serve(answer, WebServer, secure=(pair.cert, pair.key))
+    client = HttpClient(1)
+    for _ in range(4):
+        assert post(server.url, client, ca=str(authority.path)).status == 200
+    assert list(seen.values()) == [2, 2, 2, 1]
+
+
 def test_a_request_is_sent_again_on_a_new_connection_and_only_once(serve):
     stale = Stale(lambda connection: connection.close())
     server = serve(stale)
