@@ -36,7 +36,6 @@ DIRTY: tuple[str, ...] = (
     "rtmpd/live",
     "rtmpd/rtmp",
     "rtmpd/services/relay",
-    "docs/configuration.rst",
     "docs/design.rst",
     "docs/operations.rst",
 )
