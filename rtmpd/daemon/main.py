@@ -153,7 +153,7 @@ class Daemon:
             config = keep_fixed(self.config, loaded)
             capacity = provide_descriptors(config)
             tls = self._load_tls(config.tls)
-            # Last, since it is the only step that changes something.
+            # Last, so that no later step can fail after the addresses have changed.
             self.ports.change(*Ports.select(config))
         except RtmpdError as error:
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]
