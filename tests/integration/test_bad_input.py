@@ -1,4 +1,4 @@
-"""Peers that break the protocol: one warning that says who, in what phase and what was wrong; the end; nobody else notices."""
+"""Peers that violate the protocol: one warning with phase and error, the end of the connection, no effect on others."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def nested(depth):
         "AMF3 array of 268 million",
         "90,000 nulls",
         "movie clip",
-        "string cut short",
+        "truncated string",
         "transaction id is a string",
         "name is a number",
         "empty",

@@ -1,4 +1,4 @@
-"""RTMPS: who comes in, who does not and what the log says; certificates that change; players that are slow."""
+"""RTMPS: accepted and refused clients and their log lines, certificates that change, slow players."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every AMF value and for any bytes."""
+"""Rules for every AMF value and for any bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every list of messages, however it is cut into chunks and segments, and for any bytes."""
+"""Rules for every list of messages in any chunks and segments, and for any bytes."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class CompressingWriter:
         if header.field is None:
             return b""
         candidates = (header.field, header.timestamp)
-        # Without the timestamp a payload that begins like one can't be told from it, by nobody.
+        # Without the timestamp, no reader can distinguish a payload that starts like a timestamp.
         ambiguous = not piece or any(piece[0] & 0x7F == candidate >> 24 & 0x7F for candidate in candidates)
         if not ambiguous and self.generator.random() < 0.4:
             return b""

@@ -1,4 +1,4 @@
-"""FLV files: whatever the bytes, a scan ends, its repair is sound, and what was written is what is read."""
+"""FLV files: for any bytes a scan ends and its repair is valid, and written files are read unchanged."""
 
 from __future__ import annotations
 

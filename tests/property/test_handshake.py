@@ -1,4 +1,4 @@
-"""What holds for every handshake, however it is cut into segments, and for any bytes."""
+"""Rules for every handshake in any segments, and for any bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every payload and every clock."""
+"""Rules for every payload and every clock."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_clocks_that_run_forward_together_are_passed_through(start, apart, frame
     # A track that begins before the other's time 0 is held at 0.
     start += 4000
     now = {"audio": start + apart, "video": start}
-    # Tracks that have the same base are within ten seconds of each other: whoever is behind goes next when they part.
+    # Tracks with the same base are within ten seconds of each other: the one that is behind continues when they diverge.
     for name, step in frames:
         ahead = max(now, key=lambda track: now[track])
         name = name if now[ahead] - min(now.values()) < 6000 else next(track for track in now if track != ahead)

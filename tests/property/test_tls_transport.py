@@ -1,4 +1,4 @@
-"""What goes into a transport with TLS comes out, however the socket takes and gives it; and what is kept is bounded."""
+"""A TLS transport delivers all bytes in order for any behaviour of the socket, and keeps a bounded number of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations of what ffmpeg encodes, against what it prints about it; of recordings; and by hand from the standards."""
+"""Track configurations: of ffmpeg's encoders, compared with ffmpeg's output; of recordings; and by hand from the standards."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def head(text: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_what_ffmpeg_encodes_is_read_as_ffmpeg_prints_it(name, ffmpeg, tmp_path):
+def test_configurations_are_those_that_ffmpeg_prints(name, ffmpeg, tmp_path):
     clip = CLIPS[name]
     path = tmp_path / "clip.flv"
     data = make(ffmpeg, path, clip.arguments)
@@ -332,7 +332,7 @@ def test_profile_and_level_are_read_even_if_the_parameter_set_is_not(profile, co
     assert avc(profile, constraints, level, "0" * 60) == VideoConfig("h264", name, level_name)
 
 
-def test_a_size_that_no_picture_has_is_unknown():
+def test_an_impossible_size_is_unknown():
     huge = ue(4) + "0" + ue(1 << 20) + ue(67) + "1" + "1" + "0"
     assert avc(77, 0, 40, ue(0), ORDER_TYPE_0, huge) == VideoConfig("h264", "Main", "4.0", 0, 0, 8, "4:2:0")
     nothing_left = ue(4) + "0" + ue(0) + ue(0) + "1" + "1" + "1" + ue(20) + ue(0) + ue(0) + ue(0)
@@ -340,11 +340,11 @@ def test_a_size_that_no_picture_has_is_unknown():
 
 
 @pytest.mark.parametrize("payload", [b"\x17\0\0\0\0", b"\x17\0\0\0\0\1", b"\x90avc1", b"\x17\0\0\0\0\0\0\0\1\x67\x42"])
-def test_a_record_that_says_nothing_leaves_the_codec(payload):
+def test_an_invalid_record_leaves_only_the_codec(payload):
     assert video_config(payload) == VideoConfig("h264")
 
 
-def test_an_hvcc_without_parameter_sets_says_profile_level_chroma_and_depth():
+def test_an_hvcc_without_parameter_sets_has_profile_level_chroma_and_depth():
     record = b"\1\2" + bytes(10) + b"\x99\xf0\0\xfc\xfe\xfa\xfa\0\0\x0f\0"
     assert len(record) == 23
     wanted = VideoConfig("hevc", "Main 10", "5.1", 0, 0, 10, "4:2:2")
@@ -358,7 +358,7 @@ def test_an_hvcc_without_parameter_sets_says_profile_level_chroma_and_depth():
 # Others by hand -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_av1_record_without_a_sequence_header_says_all_but_the_size():
+def test_an_av1_record_without_a_sequence_header_has_all_but_the_size():
     assert video_config(b"\x90av01\x81\x4d\x6c\0") == VideoConfig("av1", "Professional", "5.1", 0, 0, 12, "4:2:0")
     assert video_config(b"\x90av01\x81\x1f\x10\0") == VideoConfig("av1", "Main", "", 0, 0, 8, "4:0:0")
     assert video_config(b"\x90av01") == VideoConfig("av1")
@@ -396,7 +396,7 @@ def test_an_av1_header_of_rgb_is_4_4_4():
     assert av1(*fields) == VideoConfig("av1", "High", "3.1", 1920, 1080, 8, "4:4:4")
 
 
-def test_av1_units_without_a_sequence_header_say_nothing():
+def test_av1_units_without_a_sequence_header_have_no_configuration():
     assert video_config(b"\x91av01\x12\0\x32\x01\0") is None
     assert video_config(b"\x91av01\x12\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f") is None
     assert video_config(b"\x91av01\x0a\x02\0") is None
@@ -458,7 +458,7 @@ def test_sorenson_h263_of_a_usual_size(code, size):
         *(b"\x90", b"\x90hv", b"\xd4hvc1\2\0\x09", b"\x92avc1", b"\x97", b"\xd0hvc1"),
     ],
 )
-def test_video_messages_that_say_nothing(payload):
+def test_video_messages_without_a_configuration(payload):
     assert video_config(payload) is None
 
 
@@ -521,7 +521,7 @@ def test_a_multichannel_configuration_adds_to_what_is_known():
     assert (found.channels, found.layout) == (6, "5.1")
 
 
-def test_a_multichannel_configuration_alone_says_the_channels():
+def test_a_multichannel_configuration_alone_has_the_channels():
     found = refine_audio(None, b"\x94Opus" + bytes.fromhex(SURROUND))
     assert found == AudioConfig("opus", channels=6)
     assert codec_id(found) == 0x4F707573
@@ -530,7 +530,7 @@ def test_a_multichannel_configuration_alone_says_the_channels():
 
 
 @pytest.mark.parametrize("body", ["", "01", "01 06 000000", "05 06 0000003f", "02 06 0001", "01 00 00000000"])
-def test_a_multichannel_configuration_that_is_wrong_changes_nothing(body):
+def test_an_invalid_multichannel_configuration_changes_nothing(body):
     known = AudioConfig("opus", "", 48000, 2)
     assert refine_audio(known, b"\x94Opus" + bytes.fromhex(body)) is known
     assert refine_audio(None, b"\x94Opus" + bytes.fromhex(body)) is None
@@ -541,7 +541,7 @@ def test_a_multichannel_configuration_of_another_codec_changes_nothing():
     assert refine_audio(known, b"\x94Opus" + bytes.fromhex(SURROUND)) is known
 
 
-def test_a_header_replaces_what_was_known_and_other_messages_do_not():
+def test_a_header_replaces_the_configuration_and_other_messages_do_not():
     known = AudioConfig("opus", "", 48000, 2)
     assert refine_audio(known, b"\xaf\0\x12\x10") == AudioConfig("aac", "LC", 44100, 2)
     assert refine_audio(known, b"\x91Opus\xfc") is known
@@ -564,7 +564,7 @@ def test_the_layout_is_the_one_that_ffmpeg_encodes(ffmpeg, tmp_path):
     assert config.layout == "5.1(side)"
 
 
-def test_what_is_known_of_a_track_is_refined_by_its_keyframe_only():
+def test_a_configuration_is_refined_by_keyframes_of_its_codec_only():
     header = VideoConfig("vp9", "Profile 0", "3.1", 0, 0, 8, "4:2:0")
     keyframe = b"\x91vp09" + bits("10 0 0 0 0 1 0", (0x498342, 24), "010 0", (1919, 16), (1079, 16))
     full = VideoConfig("vp9", "Profile 0", "3.1", 1920, 1080, 8, "4:2:0")

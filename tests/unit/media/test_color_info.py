@@ -31,7 +31,7 @@ def info(**members: object) -> bytes:
     return amf0.encode("colorInfo") + amf0.encode(members)
 
 
-def test_all_of_it():
+def test_color_info_with_all_members():
     found = read_color_info(info(colorConfig=CONFIG, hdrCll=LIGHT, hdrMdcv=DISPLAY))
     white = (0.708, 0.292, 0.17, 0.797, 0.131, 0.046, 0.3127, 0.329)
     assert found == ColorInfo(10, 9, 16, 9, 400.0, 1000.0, 0.005, 1000.0, white)
@@ -54,16 +54,16 @@ def test_all_of_it():
         ({"hdrCll": {"maxCLL": 1500.5}, "hdrMdcv": {"maxLuminance": 600}}, "1500.5 cd/m2"),
     ],
 )
-def test_it_is_described_as_far_as_it_is_known(members, text):
+def test_color_info_is_described_as_far_as_it_is_known(members, text):
     assert str(read_color_info(info(**members))) == text
 
 
 @pytest.mark.parametrize("value", [{}, UNDEFINED, None, 5.0, "x"])
-def test_an_empty_one_resets_the_colors(value):
+def test_an_empty_color_info_resets_the_colors(value):
     assert read_color_info(amf0.encode("colorInfo") + amf0.encode(value)) == ColorInfo()
 
 
-def test_it_may_be_an_ecma_array_and_come_behind_something_else():
+def test_color_info_may_be_an_ecma_array_after_another_value():
     body = (
         amf0.encode("other")
         + amf0.encode({"a": 1})
@@ -74,7 +74,7 @@ def test_it_may_be_an_ecma_array_and_come_behind_something_else():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 256.0, "9", True, {}])
-def test_numbers_out_of_range_are_left_out(value):
+def test_numbers_of_color_info_out_of_range_are_ignored(value):
     names = (*CONFIG, *LIGHT, *DISPLAY)
     wrong = dict.fromkeys(names, value)
     if value == 256.0:
@@ -96,7 +96,7 @@ def test_numbers_out_of_range_are_left_out(value):
         info() + bytes(MAX_COLOR_INFO_BYTES),
     ],
 )
-def test_what_is_none_is_none(body):
+def test_malformed_color_info_is_none(body):
     assert read_color_info(body) is None
 
 
@@ -122,9 +122,9 @@ def test_channels(body, channels):
 
 
 @pytest.mark.parametrize("body", ["", "00", "00 00", "01 06", "01 06 0000", "02 03 0001", "03 02", "ff ff"])
-def test_channels_that_are_cut_short_or_of_an_unknown_order_are_none(body):
+def test_truncated_channels_and_those_of_an_unknown_order_are_none(body):
     assert read_channels(bytes.fromhex(body)) is None
 
 
-def test_a_list_of_speakers_is_of_a_bounded_length():
+def test_the_list_of_speakers_is_bounded():
     assert len(read_channels(b"\2\xff" + bytes(255)).layout) < 100

@@ -1,4 +1,4 @@
-"""Frames without which every other frame decodes to the very same picture, as ffmpeg's encoders make them; and by hand."""
+"""Frames of ffmpeg's encoders without which all other frames decode to the same pictures; and frames written by hand."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ B_SLICE, P_SLICE = b"\x01\x9e\x01", b"\x41\x9a\x01"
         (b"\x32frame", True),  # H.263
         (b"\x22frame", False),
         (b"\x34frame", True),  # VP6
-        (b"\x3aframe", False),  # a codec that nobody knows
+        (b"\x3aframe", False),  # an unknown codec
         (b"\xa1vp08\x11\0\0frame", False),
         (b"\xa1av01\x32\x01frame", False),
         (b"\x27", False),
@@ -247,7 +247,7 @@ def test_legacy_messages(payload, disposable):
     assert is_disposable(payload, AVC) == disposable
 
 
-def test_without_a_header_nothing_is_known():
+def test_without_a_header_no_frame_is_disposable():
     assert not is_disposable(avc(B_SLICE), {})
     assert not is_disposable(avc(B_SLICE), {0: FrameFormat("hevc", 4, 1)})
     assert not is_disposable(avc(B_SLICE), {1: AVC[0]})
@@ -304,7 +304,7 @@ def test_the_newest_header_of_a_track_counts_even_if_it_can_not_be_read():
 # Anything ---------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_raises_and_what_is_cut_short_is_kept(ffmpeg, tmp_path):
+def test_truncated_messages_are_not_disposable_and_nothing_raises(ffmpeg, tmp_path):
     source = random.Random(5)
     formats = {0: FrameFormat("h264", 4, 0), 1: FrameFormat("hevc", 4, 1)}
     seeds = [

@@ -1,4 +1,4 @@
-"""FLV files: tags, metadata that are patched in place, and what is left after a crash; judged by ffmpeg where it can judge."""
+"""FLV files: tags, metadata that are overwritten in place, and repair after a crash; checked with ffmpeg where possible."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_the_largest_tag():
 
 
 @pytest.mark.parametrize(("count", "stride"), [(0, 1), (8, 1), (9, 2), (16, 2), (17, 4), (1000, 128)])
-def test_an_index_is_thinned_evenly(count, stride):
+def test_an_index_above_its_capacity_keeps_every_second_entry(count, stride):
     index = flv_metadata.KeyframeIndex(8)
     for number in range(count):
         index.keyframe(number * 10, number * 100)
@@ -270,7 +270,7 @@ def without_padding(members: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in members.items() if name != "padding"}
 
 
-def test_metadata_before_anything_is_known():
+def test_metadata_at_the_start_of_a_recording():
     block = flv_metadata.MetadataBlock(has_audio=False)
     assert without_padding(rendered(block)) == {
         "duration": 0.0,
@@ -287,7 +287,7 @@ def test_metadata_before_anything_is_known():
     assert 4096 * 18 < block.tag_size < 4096 * 18 + 1024
 
 
-def test_metadata_in_the_end():
+def test_metadata_at_the_end_of_a_recording():
     block = flv_metadata.MetadataBlock({"encoder": "an encoder", "videodatarate": 2500.0, "width": 1, "duration": 7.0})
     block.video, block.audio = VIDEO, AUDIO
     members = rendered(
@@ -370,7 +370,7 @@ def test_audio_codecs_are_written_as_flvenc_does(codec, number):
     assert rendered(flv_metadata.MetadataBlock(audio=AudioConfig(codec)))["audiocodecid"] == number
 
 
-def test_what_is_not_known_is_the_publishers_or_left_out():
+def test_unknown_members_are_the_publishers_or_missing():
     publisher = {"width": 640.0, "height": 360.0, "videocodecid": "avc1", "audiosamplerate": 44100.0, "stereo": True}
     block = flv_metadata.MetadataBlock(publisher, video=VideoConfig("id 8"), audio=AudioConfig("aac", "LC", 0, 0))
     members = rendered(block)
@@ -379,7 +379,7 @@ def test_what_is_not_known_is_the_publishers_or_left_out():
     assert "audiochannels" not in members
 
 
-def test_nothing_is_said_about_a_track_that_is_not_there():
+def test_metadata_have_no_members_of_a_missing_track():
     publisher = {"width": 640.0, "framerate": 25.0, "audiodatarate": 128.0, "stereo": True, "encoder": "e"}
     block = flv_metadata.MetadataBlock(publisher, video=VIDEO, audio=AUDIO)
     block.has_video = False
@@ -530,7 +530,7 @@ def test_a_recording_with_hostile_metadata_plays(clip, tmp_path):
     assert seconds(play(tmp_path / "clip.flv", data)) == pytest.approx(2, abs=0.1)
 
 
-def test_a_thinned_index_is_still_one_that_ffmpeg_takes(clip, tmp_path):
+def test_ffmpeg_accepts_a_reduced_index(clip, tmp_path):
     path = tmp_path / "clip.flv"
     path.write_bytes(record(media(clip("h264_aac")), index_entries=3))
     assert [time for time, _ in index_of(path.read_bytes())] == pytest.approx([0, 0.023, 2.023, 4.023], abs=0.002)
@@ -542,7 +542,7 @@ def test_a_thinned_index_is_still_one_that_ffmpeg_takes(clip, tmp_path):
 # Scan and repair ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_scan_tells_all_about_a_file(clip):
+def test_a_scan_returns_all_fields(clip):
     original = clip("h264_aac")
     data = record(media(original))
     result = scan(data)
@@ -566,7 +566,7 @@ def test_a_scan_tells_all_about_a_file(clip):
     assert "padding" not in repr(result)
 
 
-def test_a_repair_does_what_closing_would_have_done(clip):
+def test_a_repaired_file_equals_a_closed_one(clip):
     for name in ("h264_aac", "aac_only", "vp9_mp3", "h264_only"):
         tags = media(clip(name))
         publisher = {"encoder": "e", "framerate": 25.0}
@@ -644,7 +644,7 @@ def test_a_foreign_file_that_is_cut_is_repaired_as_far_as_it_has_room(clip, tmp_
         play(tmp_path / "clip.flv", repaired)
 
 
-def test_an_audio_only_rest_is_marked_as_such(clip, tmp_path):
+def test_a_truncated_file_with_only_audio_has_the_audio_flag(clip, tmp_path):
     # Cut before the first video tag: the header must not promise any.
     data = record(media(clip("h264_aac")), close=False)
     first_video = next(number for number, tag in enumerate(split(data)) if tag.type_id == flv.VIDEO)
@@ -670,7 +670,7 @@ def simple(*payloads: bytes, step: int = 40) -> bytes:
         *(b"FLV\2\5\0\0\0\x09" + bytes(100), b"FLV\1\5\0\0\0\x08" + bytes(100), b"FLV\1\5\xff\xff\xff\xff" + bytes(100)),
     ],
 )
-def test_what_is_no_flv_file_is_not_repaired(data):
+def test_a_file_that_is_not_flv_is_not_repaired(data):
     result = scan(data)
     assert not result.valid
     assert not result.clean
@@ -684,7 +684,7 @@ def test_a_file_without_tags_is_valid_and_empty():
     assert flv_repair.repair_plan(result) == flv_repair.RepairPlan(13, ((4, b"\0"),))
 
 
-def test_a_longer_file_header_is_stepped_over():
+def test_a_longer_file_header_is_skipped():
     data = b"FLV\1\1\0\0\0\x0cabc" + bytes(4) + simple(KEYFRAME)[13:]
     assert scan(data).clean
     assert scan(data).keyframes == ((0, 16),)
@@ -705,7 +705,7 @@ def test_zeros_in_the_middle_end_the_file():
     assert (result.end, result.video_tags) == (13 + 70, 1)
 
 
-def test_a_wrong_size_behind_a_tag_is_mended_if_good_tags_follow():
+def test_a_wrong_size_field_is_corrected_if_valid_tags_follow():
     data = bytearray(simple(KEYFRAME, FRAME, FRAME, FRAME))
     data[13 + 70 + 68] ^= 1
     result = scan(bytes(data))
@@ -714,7 +714,7 @@ def test_a_wrong_size_behind_a_tag_is_mended_if_good_tags_follow():
     assert repair(bytes(data)) == simple(KEYFRAME, FRAME, FRAME, FRAME)
 
 
-def test_a_wrong_size_behind_the_last_tag_ends_the_file_before_it():
+def test_a_wrong_size_field_of_the_last_tag_ends_the_file_before_it():
     data = simple(KEYFRAME, FRAME, FRAME)
     assert scan(data[:-1] + b"\xff").end == len(data) - 70
     assert scan(data[:-1] + b"\xff" + bytes(100)).end == len(data) - 70
@@ -727,7 +727,7 @@ def test_two_wrong_sizes_in_a_row_end_the_file():
     assert scan(bytes(data)).end == 13 + 70
 
 
-def test_wrong_sizes_are_mended_only_so_often():
+def test_the_number_of_corrected_size_fields_is_limited():
     data = bytearray(simple(*[FRAME] * 3000))
     for number in range(0, 2999, 2):
         data[13 + number * 70 + 69] ^= 1
@@ -736,7 +736,7 @@ def test_wrong_sizes_are_mended_only_so_often():
     assert result.end == 13 + 2048 * 70
 
 
-def test_tags_of_other_types_are_passed_over():
+def test_tags_of_other_types_are_skipped():
     others = flv.tag(15, 40, b"amf3") + flv.tag(0x29, 40, FRAME) + flv.tag(18, 40, b"\2\0\1x") + flv.tag(9, 80, b"")
     result = scan(simple(KEYFRAME) + others)
     assert (result.clean, result.other_tags, result.script_tags, result.video_tags, result.frames) == (True, 2, 1, 2, 1)
@@ -784,7 +784,7 @@ def test_a_track_that_ends_later_decides():
     assert (result.first_ms, result.last_ms, result.duration_ms) == (80, 1089, 1089 + 23 - 80)
 
 
-def test_metadata_that_cannot_be_read_are_written_anew():
+def test_invalid_metadata_are_overwritten():
     payload = flv_metadata.MetadataBlock({"encoder": "e"}, index_entries=4).render()[11:-4]
     size = len(payload)
     for torn in (payload[:14] + bytes(size - 14), payload[:60] + b"\xff" * (size - 60), payload[:13] + b"\2\0\1x"):
@@ -800,7 +800,7 @@ def test_metadata_that_cannot_be_read_are_written_anew():
             assert split(repaired)[0].timestamp == 0
 
 
-def test_an_object_will_do_as_metadata():
+def test_metadata_may_be_an_object():
     encoded = amf0.encode("onMetaData", {"encoder": "e", "long": "x" * 100, "date": AmfDate(0.0)})
     data = flv.file_header(True, True) + flv.tag(18, 0, encoded) + simple(KEYFRAME, FRAME)[13:]
     assert scan(data).metadata == {"encoder": "e", "long": "x" * 100}
@@ -841,7 +841,7 @@ class Counted(io.BytesIO):
         return super().read(size)
 
 
-def test_memory_does_not_grow_with_what_a_file_holds():
+def test_memory_does_not_grow_with_the_file():
     big = flv.tag(9, 80, b"\x17\1\0\0\0" + bytes(5_000_000))
     many = b"".join(flv.tag(9, time, KEYFRAME) for time in range(20_000))
     file = Counted(flv.file_header(True, True) + big + big + many + big)

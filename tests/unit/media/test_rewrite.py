@@ -1,4 +1,4 @@
-"""What players get instead: by hand, and of what ffmpeg muxes with several tracks."""
+"""Rewritten messages: of messages written by hand, and of files of several tracks that ffmpeg muxes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_as_published_changes_nothing():
         assert AS_PUBLISHED.audio(payload) is payload
 
 
-def test_what_every_player_reads_stays_the_same_object():
+def test_messages_that_every_player_can_take_stay_the_same_object():
     for rewrite in (FLAT, BARE, TO_HVC1, TO_CODEC12, EVERYTHING):
         assert not rewrite.identity
         for payload in PLAIN_VIDEO:
@@ -117,13 +117,13 @@ def test_audio_of_one_track_becomes_plain(packet):
 
 
 @pytest.mark.parametrize("track", FRAMES)
-def test_a_track_is_taken_out_of_many(track):
+def test_a_track_is_extracted_from_many(track):
     rewrite = Rewrite(default_track=True, video_track=track, audio_track=track)
     assert rewrite.video(many_tracks(0x96, 1, b"hvc1", FRAMES)) == b"\x91hvc1" + FRAMES[track]
     assert rewrite.audio(many_tracks(0x95, 1, b"Opus", FRAMES)) == b"\x91Opus" + FRAMES[track]
 
 
-def test_a_track_is_taken_out_of_many_with_their_own_codecs():
+def test_a_track_is_extracted_from_many_with_their_own_codecs():
     payload = many_codecs(0x96, 0, {2: (b"av01", b"one"), 0: (b"hvc1", b"two"), 1: (b"avc1", b"three")})
     assert FLAT.video(payload) == b"\x90hvc1two"
     assert Rewrite(default_track=True, video_track=2).video(payload) == b"\x90av01one"
@@ -136,7 +136,7 @@ def test_the_frame_type_is_that_of_the_message():
     assert FLAT.video(many_tracks(0xA6, 3, b"avc1", {0: b"x"})) == b"\xa3avc1x"
 
 
-def test_of_a_track_that_is_there_twice_the_first_counts():
+def test_of_two_tracks_with_one_id_the_first_counts():
     assert FLAT.video(data("96 11", b"av01", "00 000001 aa", "00 000001 bb")) == data("91", b"av01", "aa")
 
 
@@ -165,7 +165,7 @@ def test_multichannel_configuration_and_metadata_of_a_track():
         data("96 10", b"hvc1"),
         data("96 00", b"hvc1"),
         data("96 10", b"hvc1", "00 0000"),
-        data("96 10", b"hvc1", "00 000002 aa"),  # the track is cut short
+        data("96 10", b"hvc1", "00 000002 aa"),  # the track is truncated
         data("96 10", b"hvc1", "01 ffffff aa", "00 000000"),  # behind one that is
         data("96 20", b"hvc1"),
         data("96 20", b"hvc1", "00"),
@@ -173,7 +173,7 @@ def test_multichannel_configuration_and_metadata_of_a_track():
         data("96 17", b"hvc1", "00 000001 aa"),  # ModEx in multitrack
     ],
 )
-def test_multitrack_that_cannot_be_taken_apart_is_not_for_players_of_one_track(payload):
+def test_malformed_multitrack_messages_are_left_out(payload):
     assert FLAT.video(payload) is None
     assert same(BARE, payload)
 
@@ -182,12 +182,12 @@ def test_multitrack_that_cannot_be_taken_apart_is_not_for_players_of_one_track(p
 
 
 @pytest.mark.parametrize("mod_ex", [NANO, f"{NANO}7 00 ff 1", "ff 0001 aabb 0", "00 aa f"])
-def test_mod_ex_is_taken_off(mod_ex):
+def test_mod_ex_is_removed(mod_ex):
     assert BARE.video(data("97", f"{mod_ex}1", b"av01", "aabb")) == data("91", b"av01", "aabb")
     assert BARE.audio(data("97", f"{mod_ex}1", b"Opus", "aabb")) == data("91", b"Opus", "aabb")
 
 
-def test_mod_ex_stays_where_it_is_read():
+def test_mod_ex_stays_for_players_that_support_it():
     payload = data("97", f"{NANO}1", b"av01", "aabb")
     for rewrite in (FLAT, TO_HVC1, TO_CODEC12):
         assert rewrite.video(payload) is payload
@@ -210,7 +210,7 @@ def test_a_command_behind_mod_ex():
 
 
 @pytest.mark.parametrize("rest", ["", "00", "00 aa", "02 0001", "ff 00", "ff 0100 aa", "00 aa 07"])
-def test_a_mod_ex_that_is_cut_short_is_only_for_who_reads_them(rest):
+def test_truncated_mod_ex_is_only_sent_to_players_that_support_it(rest):
     payload = data("97", rest)
     assert BARE.video(payload) is BARE.audio(payload) is None
     assert FLAT.video(payload) is FLAT.audio(payload) is payload
@@ -244,7 +244,7 @@ def test_coded_frames_without_an_offset_are_the_same_to_codec_id_12():
 
 
 @pytest.mark.parametrize("packet", [4, 5, 8, 15])
-def test_packets_that_codec_id_12_has_no_place_for_are_left_out(packet):
+def test_packets_without_a_codec_id_12_form_are_left_out(packet):
     assert TO_CODEC12.video(data(bytes((0x90 | packet,)), b"hvc1", "aabb")) is None
     assert TO_CODEC12.video(data("d4", b"hvc1", "aabb")) is None
 
@@ -267,16 +267,16 @@ def test_packets_that_codec_id_12_has_no_place_for_are_left_out(packet):
         data("96 00", b"hvc1", "00 aa"),
     ],
 )
-def test_what_is_odd_or_another_codec_passes_as_it_is(payload):
+def test_truncated_messages_and_other_codecs_stay(payload):
     assert TO_HVC1.video(payload) is payload
     assert TO_CODEC12.video(payload) is payload
 
 
-def test_mod_ex_is_taken_off_for_codec_id_12():
+def test_mod_ex_is_removed_for_codec_id_12():
     assert TO_CODEC12.video(data("97", f"{NANO}1", b"hvc1", "000050 aabb")) == data("1c 01 000050 aabb")
 
 
-def test_all_at_once():
+def test_all_rewritings_at_once():
     payload = data("97", f"{NANO}6 20", b"av01", "01 000002 aabb", b"hvc1", "00 000003 ccddee")
     assert EVERYTHING.video(payload) == data("1c 00 000000 ccddee")
     assert EVERYTHING.video(one_track(0x96, 4, b"hvc1", 0, b"x")) is None
@@ -347,7 +347,7 @@ def test_the_first_track_of_several_under_the_old_header():
     assert rewrite.audio(b"\x95\x01mp4a\x00data") == b"\xaf\1data"
 
 
-def test_no_audio_at_all():
+def test_mute_leaves_out_all_audio():
     assert [payload for payload in PLAIN_AUDIO if Rewrite(mute=True).audio(payload)] == []
 
 
@@ -483,7 +483,7 @@ def test_metadata_without_a_change_is_the_same_object(payload, rewrite):
     assert rewritten_metadata(payload, rewrite) is payload
 
 
-# What ffmpeg muxes ------------------------------------------------------------------------------------------------------
+# Files of ffmpeg -------------------------------------------------------------------------------------------------------
 
 
 def mux(ffmpeg, path, arguments):

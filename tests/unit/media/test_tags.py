@@ -202,7 +202,7 @@ def test_row_61_a_garbage_four_cc_is_shown_and_its_frames_are_frames(four_cc):
 
 
 @pytest.mark.parametrize("rest", [b"", b"a", b"ab", b"abc"])
-def test_an_enhanced_header_that_is_cut_short_is_other(rest):
+def test_a_truncated_enhanced_header_is_other(rest):
     for info in [video(bytes((0x80 | i,)), rest) for i in range(128)] + [audio(bytes((0x90 | i,)), rest) for i in range(16)]:
         assert (info.kind, info.codec) == (Kind.OTHER, "")
         assert info.body_offset <= 1 + len(rest)
@@ -239,7 +239,7 @@ def test_many_tracks_of_many_codecs():
 
 
 @pytest.mark.parametrize("rest", ["", "01", "01 0000", "01 000002 aa", "01 ffffff aa"])
-def test_a_last_track_that_is_cut_short_keeps_the_tracks_that_can_be_read(rest):
+def test_a_truncated_last_track_keeps_the_others(rest):
     expected = (0, 1) if rest else (0,)
     info = video("96 11", b"avc1", "00 000002 aabb", rest)
     assert (info.kind, info.tracks) == (Kind.TRACK_KEYFRAME, expected)
@@ -317,13 +317,13 @@ def test_mod_ex_before_multitrack():
 @pytest.mark.parametrize(
     "data", ["", "00", "00 aa", "02 0001", "02 000102", "ff", "ff 00", "ff 0000", "ff 0100 aa", "00 aa 07"]
 )
-def test_a_mod_ex_that_is_cut_short_is_other(data):
+def test_a_truncated_mod_ex_is_other(data):
     length = 1 + len(bytes.fromhex(data))
     assert video("97", data)[:7] == (Kind.OTHER, "", None, (0,), False, length, 1)
     assert audio("97", data)[:7] == (Kind.OTHER, "", None, (0,), False, length, 0)
 
 
-def test_mod_ex_is_told():
+def test_mod_ex_is_reported():
     assert video("97", f"{NANO}1", b"av01").mod_ex
     assert video("97").mod_ex
     assert audio("97", f"{NANO}1", b"Opus").mod_ex
@@ -435,14 +435,14 @@ def test_row_58_the_color_info_of_a_recording_is_metadata():
         assert kinds.count(Kind.METADATA) == 1
 
 
-def test_a_second_audio_track_of_a_recording_is_told_from_the_first():
+def test_a_second_audio_track_of_a_recording_is_separate():
     tracks = Counter((info.tracks, info.codec, info.multitrack) for info in media("ffmpeg_publish_multitrack_audio")[1])
     assert tracks.keys() == {((0,), "aac", False), ((1,), "opus", True)}
     headers = [info.packet_type for info in media("ffmpeg_publish_multitrack_audio")[1] if info.kind == Kind.HEADER]
     assert sorted(headers) == [AudioPacket.SEQUENCE_START, AudioPacket.SEQUENCE_START, AudioPacket.MULTICHANNEL_CONFIG]
 
 
-def test_a_second_video_track_of_a_recording_is_told_from_the_first():
+def test_a_second_video_track_of_a_recording_is_separate():
     infos = media("ffmpeg_publish_multitrack_video")[0]
     assert {(info.tracks, info.kind) for info in infos if info.kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME)} == {
         ((0,), Kind.KEYFRAME),

@@ -1,4 +1,4 @@
-"""The timeline: what publishers' clocks do, and what players get."""
+"""The timeline: the clocks of publishers, and the timestamps that players get."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_jump_into_the_future_of_the_wrap_is_a_jump_back():
 # Headers and metadata ----------------------------------------------------------------------------------------------------
 
 
-def test_beside_before_the_first_frame_is_what_it_says():
+def test_beside_before_the_first_frame_keeps_the_timestamp():
     timeline = Timeline()
     assert timeline.beside(12345) == 12345
     assert timeline.newest == -1
@@ -266,7 +266,7 @@ def test_beside_before_the_first_frame_is_what_it_says():
         (2**31, 100_000),
     ],
 )
-def test_beside_is_the_time_of_the_moment_or_the_newest(timestamp, expected):
+def test_beside_keeps_a_near_timestamp_or_returns_the_newest(timestamp, expected):
     timeline = Timeline()
     run(timeline, ("v", 99_960), ("v", 100_000))
     assert timeline.beside(timestamp) == expected

@@ -280,7 +280,7 @@ def test_an_inherited_socket_is_listened_with_and_the_other_process_keeps_it(lis
     host, number = client.getsockname()
     assert client.recv(100).decode() == f"{host}:{number}"
     listener.close()
-    # Nobody is refused: the connection waits for the next process.
+    # The connection is not refused: it waits for the next process.
     waiting = connect(port)
     listen(say_who, inherit(held.detach()))
     assert waiting.recv(100).startswith(b"127.0.0.1:")

@@ -238,7 +238,7 @@ def test_taken_bytes_arrive_in_order(pair, piece):
 def test_kept_bytes_are_sent_when_the_socket_takes_them(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
-    # The event loop sends it: nobody calls.
+    # The event loop sends it without a call.
     assert peer.read(len(sent)) == sent
     gevent.sleep(0.01)
     assert not transport._rest
@@ -303,7 +303,7 @@ def test_watch_writable_calls_back_when_the_connection_is_lost(pair):
     assert transport.close_reason.startswith("send failed")
 
 
-@pytest.mark.parametrize("end", ["said good-bye", "peer gone"])
+@pytest.mark.parametrize("end", ["close_notify sent", "peer gone"])
 def test_a_failed_send_releases_the_callers_buffer(pair, end):
     transport, peer = pair()
     if end == "peer gone":
@@ -506,7 +506,7 @@ def test_a_failed_step_is_followed_by_a_pause_too():
 def test_a_close_notify_ends_the_connection(pair):
     transport, peer = pair()
     peer.send(b"last words")
-    peer.sock.sendall(peer.goodbye())
+    peer.sock.sendall(peer.close_notify())
     data, error = ending(transport)
     assert (data, str(error)) == (b"last words", "closed by the peer")
 
@@ -635,7 +635,7 @@ def test_ensure_open_raises_when_the_peer_has_left(pair, orderly):
     transport, peer = pair()
     peer.send(b"last words")
     if orderly:
-        peer.sock.sendall(peer.goodbye())
+        peer.sock.sendall(peer.close_notify())
     else:
         peer.sock.shutdown(socket.SHUT_WR)
     # What it has said is still to be heard.
@@ -649,7 +649,7 @@ def test_ensure_open_raises_when_the_peer_has_left(pair, orderly):
 
 def test_ensure_open_raises_after_a_close_notify(pair):
     transport, peer = pair()
-    peer.sock.sendall(peer.goodbye())
+    peer.sock.sendall(peer.close_notify())
     with pytest.raises(TransportClosed, match="closed by the peer"):
         transport.ensure_open()
 

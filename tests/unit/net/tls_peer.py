@@ -1,4 +1,4 @@
-"""The other end of a `TlsTransport` in tests: the interpreter's TLS, whose bytes the test moves one by one if it likes."""
+"""The peer of a `TlsTransport` in tests, with Python's TLS; a test may move its bytes one by one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Peer:
             taken += self.tls.write(data[taken:])
         return self._out.read()
 
-    def goodbye(self) -> bytes:
+    def close_notify(self) -> bytes:
         """Return a close_notify, to be sent as the test likes."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()

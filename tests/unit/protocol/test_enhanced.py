@@ -1,4 +1,4 @@
-"""What clients declare in connect, by hand from the specification and from what real clients send; and the answer."""
+"""Capabilities in connect, by hand from the specification and of real clients; and the answer."""
 
 from __future__ import annotations
 

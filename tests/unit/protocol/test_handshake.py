@@ -1,4 +1,4 @@
-"""The handshake, both roles, against a verifier that is written here from what Flash Player and FFmpeg do."""
+"""The handshake of both roles, checked by a verifier after the behaviour of Flash Player and FFmpeg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What app, tcUrl and stream name come to, however a client cut its URL."""
+"""The stream key from app, tcUrl and stream name, for every way in which clients split a URL."""
 
 from __future__ import annotations
 
