@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import requests
 from requests.adapters import HTTPAdapter
-from requests.exceptions import InvalidURL
+from requests.exceptions import InvalidURL, SSLError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
@@ -437,6 +437,9 @@ def _reason(causes: list[BaseException]) -> str:
     for each in causes:
         if isinstance(each, OSError) and each.errno is not None and each.errno in errno.errorcode:
             return os.strerror(each.errno)
+    if any(isinstance(each, SSLError) for each in causes):
+        # urllib3 1 compares the host name itself.
+        return "the server's certificate can't be verified"
     if any(isinstance(each, (HTTPException, InvalidHeader)) for each in causes):
         return "the response is not HTTP"
     return f"the request failed: {type(causes[0]).__name__}"
