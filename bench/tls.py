@@ -27,9 +27,9 @@ def context():
 
 
 class TlsSocket:
-    """As much of a socket as bench.rtmp needs. It shakes hands while it is read from and written to.
+    """The part of a socket that bench.rtmp needs, over TLS. The handshake runs during reads and writes.
 
-    `raw` is the socket itself: who only counts bytes may read from there, once it is done with the rest.
+    `raw` is the plain socket: a reader that only counts encrypted bytes may use it after the handshake.
     """
 
     def __init__(self, raw, tls_context):

@@ -24,7 +24,7 @@ TEXTS = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 BANNED = re.compile(
     r"""\b(?:
         (?<!user\ =\ )(?<!user\ )nobody | somebody | anybody | everybody | someone | anyone | no\ one
-        | whoever | whomever | whosoever
+        | who | whom | whoever | whomever
         | tak(?:e|es|en|ing)\ leave | let(?:s|ting)?\ go\ of | be(?:en)?\ told | is\ told | are\ told
         | any\ more | and\ the\ like | for\ ever | good-bye | makes?\ way
     )\b""",
