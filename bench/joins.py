@@ -16,7 +16,7 @@ JOIN_LIMIT_S = 10
 
 
 class Joiner(Player):
-    """Leaves once it has a whole keyframe."""
+    """Play until the first whole keyframe, then disconnect."""
 
     first_key_ns = 0
     key_age_ns = 0

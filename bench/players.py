@@ -1,4 +1,4 @@
-"""Play one stream or several many times: a few players take every message apart, the others only count bytes.
+"""Play one stream or several many times: a few players parse every message, the others only count bytes.
 
 Runs as a process of its own: ``python -m bench.players --port N --players N``. It prints one JSON line at the end.
 Python cannot parse for thousands of players on one core, so only --sample players, spread evenly among all, read
@@ -31,12 +31,12 @@ def is_key(payload):
 
 
 def is_header(kind, payload):
-    """Whether a payload is a decoder's sequence header and no picture or sound."""
+    """Return whether a payload is a sequence header and not a frame."""
     return len(payload) < 2 or payload[1] == 0 if kind == wire.VIDEO else payload[:2] == b"\xaf\x00"
 
 
 class Player(rtmp.Client):
-    """Play a stream and tell on_frame() of every frame."""
+    """Play a stream, and call on_frame() for each frame."""
 
     play_ns = 0
 
@@ -60,7 +60,7 @@ class Player(rtmp.Client):
 
 
 class SampledPlayer(Player):
-    """Parses everything, always: latency, gaps in the numbers, the first keyframe."""
+    """A player that parses every message, for latency, gaps in the numbers and the first keyframe."""
 
     ready = False
     first_key_ns = 0
@@ -72,7 +72,7 @@ class SampledPlayer(Player):
         self.begin()
 
     def begin(self):
-        """Forget what was counted: the window starts."""
+        """Reset the counts at the start of the window."""
         self.messages = self.gaps = self.unstamped = 0
         self.latencies_ns = []
         self.start_bytes = self.received_bytes
@@ -82,7 +82,7 @@ class SampledPlayer(Player):
         return sum(self._run.published.read(self.stream))
 
     def published(self):
-        """Return the messages that the player's stream has had since begin()."""
+        """Return the number of messages published on the player's stream since begin()."""
         return self._published() - self._start_published
 
     def on_frame(self, kind, payload, now_ns):
@@ -104,7 +104,7 @@ class SampledPlayer(Player):
 
 
 class DrainPlayer(Player):
-    """Parses until the first frame arrives; from then on Drains counts its bytes."""
+    """A player that parses until the first frame; then Drains counts its bytes."""
 
     ready = False
 
@@ -121,7 +121,7 @@ class DrainPlayer(Player):
 
 
 class Drains:
-    """All players that only count, behind an epoll of their own, so that the sampled ones never queue behind them."""
+    """All players that only count, with an epoll of their own, so that sampled players never wait for them."""
 
     EVENTS_PER_TURN = 128
 
@@ -176,7 +176,7 @@ class Drains:
 
 
 class Trickle:
-    """Players that read, but less than comes: so many bytes per second each."""
+    """Players that read less than the bitrate: a fixed number of bytes per second each."""
 
     TICK_S = 0.05
 
@@ -232,12 +232,12 @@ class Run:
         return f"{self.options.name}_{stream}" if self.options.streams > 1 else self.options.name
 
     def _connect(self):
-        """Connect at a rate that neither side's accept queue notices."""
+        """Connect at a rate that fills no accept queue."""
         options = self.options
         count, hampered = options.players, options.stall + options.slow
         watching = count - hampered
         sample = min(options.sample, watching)
-        # Not always the same place among the players of a stream: a server serves them in order.
+        # Sample different places among the players of a stream, since a server serves them in order.
         step = max(1, watching // max(1, sample))
         sampled_at = {hampered + index * watching // sample + index % step for index in range(sample)}
         pause_s = max(2, count / 250) / count
@@ -329,7 +329,7 @@ class Run:
         return own.ru_utime + own.ru_stime + ServerSample.take(self.options.publisher_pid).cpu_s
 
     def _closed_stalled(self):
-        """How many stalled players the server has given up on: read what it left until that shows."""
+        """Return how many stalled players the server has closed, by reading the data that the kernel still has."""
         closed = 0
         scratch = bytearray(DISCARD_BYTES)
         for player in self.stalled:
@@ -345,7 +345,7 @@ class Run:
 
 
 def percentile_ms(sorted_ns, share):
-    """A percentile in ms, or None of nothing."""
+    """Return a percentile in ms, or None without values."""
     if not sorted_ns:
         return None
     return round(sorted_ns[min(len(sorted_ns) - 1, int(len(sorted_ns) * share))] / 1e6, 2)

@@ -42,7 +42,7 @@ class Published:
     FIELDS = struct.Struct("=QQ")
 
     def __init__(self, path, *, create=0):
-        """Open the file; with *create*, make it for so many streams."""
+        """Open the file; create it for this many streams if *create* is not 0."""
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
         if create:
             os.ftruncate(descriptor, create * self.FIELDS.size)
@@ -58,7 +58,7 @@ class Published:
 
 
 def inter_frame_bytes(kbps):
-    """Size of a frame that is no keyframe, so that a whole GOP comes to the bitrate."""
+    """Return the size of an inter frame, so that a whole GOP has the bitrate."""
     return max(96, int(kbps * 1000 / 8 * GOP_S / (GOP_FRAMES - 1 + KEY_FRAME_TIMES)))
 
 
@@ -78,7 +78,7 @@ def _audio_payload():
 
 
 class Template:
-    """A message that is cut into chunks once; only its timestamp, stream id and stamp change."""
+    """A message cut into chunks once, of which only timestamp, stream id and stamp change."""
 
     def __init__(self, chunk_stream, kind, payload):
         self.data = wire.message(chunk_stream, kind, 0, payload, CHUNK_BYTES)
@@ -92,7 +92,7 @@ class Template:
 
 
 class Load:
-    """What all publishers of this process share."""
+    """The templates, the schedule and the counts that all publishers of this process share."""
 
     def __init__(self, kbps, published):
         small = inter_frame_bytes(kbps)
@@ -107,7 +107,7 @@ class Load:
         self.pending_max_bytes = self.lag_max_ns = 0
 
     def publish_due(self):
-        """Send all that is due; return the seconds until the next message."""
+        """Send all messages that are due, and return the seconds until the next one."""
         due = self.due
         while due:
             now_ns = time.monotonic_ns()
@@ -125,7 +125,7 @@ class Load:
 
 
 class Publisher(rtmp.Client):
-    """One publisher: speaks as an encoder does, then sends what Load says is due."""
+    """One publisher: connects as an encoder does, then sends when Load says so."""
 
     SENT_CHUNK_BYTES = CHUNK_BYTES
     FLASH_VERSION = "FMLE/3.0 (compatible; rtmpd-bench)"
@@ -163,7 +163,7 @@ class Publisher(rtmp.Client):
         heapq.heappush(self.load.due, (self.start_ns, self.index, self))
 
     def publish_one(self):
-        """Send the next video or audio message, whichever comes first; return when the one after it is due."""
+        """Send the next video or audio message in order of time, and return when the following one is due."""
         load = self.load
         video_ms = self.video * 1000 // FRAMES_PER_S
         audio_ms = self.audio * AUDIO_SAMPLES * 1000 // AUDIO_RATE
@@ -224,10 +224,10 @@ class Run:
         return sum(publisher.live and publisher.alive for publisher in self.publishers)
 
     def figures(self):
-        """Connect, publish for the window, and return what was seen."""
+        """Connect, publish for the window, and return the figures."""
         options, load = self.options, self.load
         count = options.publishers
-        # Spread the connects, so that keyframes of different publishers do not all fall together.
+        # Spread the connects, so that keyframes of different publishers do not coincide.
         pause_s = 1 / max(count, 200) if count > 1 else 0
         for index in range(count):
             name = f"{options.name}_{index}" if count > 1 else options.name

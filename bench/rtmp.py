@@ -17,7 +17,7 @@ _scratch_view = memoryview(_scratch)
 
 
 class Loop:
-    """One epoll and the clients behind it, with a tally of what went wrong."""
+    """One epoll and its clients, with counts of their errors."""
 
     EVENTS_PER_TURN = 512
 
@@ -43,7 +43,7 @@ class Loop:
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
     def turn(self, timeout_s):
-        """Wait for events, at most timeout_s, and hand them out."""
+        """Wait for events, at most timeout_s, and dispatch them."""
         for descriptor, events in self.epoll.poll(timeout_s, self.EVENTS_PER_TURN):
             handler = self.handlers.get(descriptor)
             if handler:
@@ -52,7 +52,7 @@ class Loop:
             tick()
 
     def spin(self, seconds, done=lambda: False):
-        """Turn until done() or until the time is over; return whether done() came first."""
+        """Run turns until done() is true or the time is over; return whether done() came first."""
         end_s = time.monotonic() + seconds
         while not done():
             left_s = end_s - time.monotonic()
@@ -63,7 +63,7 @@ class Loop:
 
 
 class Client:
-    """A connection from TCP connect to createStream; subclasses say what they send then."""
+    """A connection from TCP connect to createStream; subclasses continue in on_connected()."""
 
     SENT_CHUNK_BYTES = wire.DEFAULT_CHUNK_BYTES
     FLASH_VERSION = "LNX 9,0,124,2"
@@ -98,7 +98,7 @@ class Client:
         return self._descriptor
 
     def fail(self, reason):
-        """Give up on this connection and count why."""
+        """Close this connection and count the reason."""
         if self.alive:
             self.loop.error(reason)
             self.close()
@@ -110,7 +110,7 @@ class Client:
             self.socket.close()
 
     def send(self, data):
-        """Send now what the socket takes; the rest waits for the loop."""
+        """Send as much as the socket accepts; the loop sends the remaining bytes."""
         if self.pending:
             self.pending += data
             return

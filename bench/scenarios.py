@@ -1,4 +1,4 @@
-"""What is measured: each scenario starts a server, puts load on it, and emits rows of figures."""
+"""The scenarios: each starts a server, puts load on it, and emits rows of figures."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from bench.servers import BenchError, Load, Server
 
 LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever happens to its parent
 RAMP_PLAYERS_PER_S = 250
-GOP_CACHE_S = 2.7  # one GOP and a little: what a server caches is there before the first player
+GOP_CACHE_S = 2.7  # more than one GOP: the cache of a server is full before the first player
 STALL_PLAYERS, STALL_STALLED, STALL_SECONDS, STALL_KBPS = 60, 20, 15, 5000
 SLOW_PLAYERS, SLOW_SHARE, SLOW_READS = 1000, 0.3, 0.6  # of all players; of the bitrate
 SLOW_SETTLE_S = 8  # so that they are too far behind when the window begins
@@ -133,7 +133,7 @@ def _live_streams(server, work, kbps, streams=1):
 
 
 def _play(server, work, kbps, players, seconds, stall=0, streams=1, more=()):
-    """Figures of players, and those of the publishers that fed them. *more* is for bench.players."""
+    """Return the figures of players and of their publishers. *more* are arguments for bench.players."""
     with _live_streams(server, work, kbps, streams) as (live, stat):
         arguments = ["--port", server.port, "--players", players, "--seconds", seconds, "--stall", stall]
         arguments += ["--streams", streams]
@@ -165,7 +165,7 @@ def fanout(bench, *, unpaced=False):
 
 
 def fanout_unpaced(bench):
-    """The same with pacing off: each message is sent as it comes."""
+    """The same with pacing off: each message is sent when it arrives."""
     fanout(bench, unpaced=True)
 
 
@@ -235,7 +235,7 @@ def many(bench, *, unpaced=False):
 
 
 def many_unpaced(bench):
-    """The same with pacing off: each message is sent as it comes."""
+    """The same with pacing off: each message is sent when it arrives."""
     many(bench, unpaced=True)
 
 
@@ -279,7 +279,7 @@ def stall(bench):
 
 
 def slow(bench):
-    """1000 players of which 300 read less than comes, by policy: the others beside a run without slow players."""
+    """1000 players of which 300 read less than the bitrate, by policy: the others compared with a run without slow players."""
     options = bench.options
     kbps, players = options.kbps or 1000, min(SLOW_PLAYERS, max(options.players))
     rows = {}
@@ -382,7 +382,7 @@ def hooks(bench):
 
 
 def _tls_kind(bench, name, more=""):
-    """A server that listens for RTMPS, too; and where."""
+    """Return a server that also listens for RTMPS, and the port."""
     port = servers.free_port()
     return servers.rtmpd_with(name, TLS_INI.format(port=port) + more, bench.options.server_command), port
 
@@ -453,7 +453,7 @@ SCENARIOS = {
 
 
 def run(options):
-    """Run the scenarios that were asked for; return the exit code."""
+    """Run the requested scenarios and return the exit code."""
     servers.raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that context managers stop what they started
     bench = Bench(options)

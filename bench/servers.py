@@ -37,7 +37,7 @@ rtmp {{ server {{
 
 
 class BenchError(Exception):
-    """A server or a load generator did not do what it was started for."""
+    """A server or a load generator failed."""
 
 
 def pause(seconds):
@@ -68,7 +68,7 @@ class ServerSample:
 
 
 def core_figures(before, after):
-    """CPU between two samples, in percent of one core: the server's, and what else ran on its core."""
+    """Return the CPU between two samples, in percent of one core: the server, and other programs on its core."""
     window_s = after.time_s - before.time_s
     server_s = after.cpu_s - before.cpu_s
     ksoftirqd_s = after.ksoftirqd_s - before.ksoftirqd_s
@@ -110,7 +110,7 @@ def _busy_ticks(core):
 
 
 def raise_file_limit():
-    """Thousands of sockets need it here and in every child."""
+    """Raise the limit of open files, here and for every child: thousands of sockets need it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -144,7 +144,7 @@ def rtmpd(command=RTMPD_COMMAND, *, unpaced=False):
 
 
 def rtmpd_with(name, ini, command=RTMPD_COMMAND):
-    """Our server under a configuration of its own; {work} in it becomes a directory that is gone afterwards."""
+    """Return rtmpd with a configuration, in which {work} becomes a temporary directory."""
 
     def argv(work, port):
         path = Path(work, "rtmpd.ini")

@@ -1,4 +1,4 @@
-"""Take what relays push and read all of it: a server that does just enough of RTMP.
+"""A destination of relays that parses everything: a server with a minimum of RTMP.
 
 Runs as a process of its own: ``python -m bench.sink --port N --relays N``. It prints one JSON line when it listens, and one at
 the end. Every message is parsed, as sampled players do.
@@ -39,7 +39,7 @@ class Relayed:
         run.loop.watch(self, select.EPOLLIN)
 
     def begin(self):
-        """Forget what was counted: the window starts."""
+        """Reset the counts at the start of the window."""
         self.messages = self.gaps = self.unstamped = 0
         self.latencies_ns = []
 

@@ -19,7 +19,7 @@ WAITING = 500  # handshakes under way at the most
 
 
 def context():
-    """Any certificate will do: the server under test has a self-signed one."""
+    """Return a context that accepts every certificate: that of the server under test is self-signed."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
@@ -45,7 +45,7 @@ class TlsSocket:
             self._rest = self._rest[self.raw.send(self._rest) :]
 
     def shake(self):
-        """Go on with the handshake; return whether it is done."""
+        """Continue the handshake, and return whether it is done."""
         if not self.done:
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.do_handshake()
@@ -82,7 +82,7 @@ class TlsSocket:
 
 
 class Handshakes:
-    """Connects so many times a second, shakes hands and leaves."""
+    """Connections at a fixed rate that do a TLS handshake and disconnect."""
 
     def __init__(self, options):
         self._options = options

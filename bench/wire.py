@@ -1,4 +1,4 @@
-"""RTMP on the wire, as little of it as a load generator needs: AMF0, messages cut into chunks, chunks put together.
+"""The part of RTMP that a load generator needs: AMF0, and messages from and to chunks.
 
 It is written apart from rtmpd.protocol on purpose: a mistake there must not hide behind the same mistake here, and a
 change there must not move the cost of the load.
@@ -113,7 +113,7 @@ class _ChunkStream:
 
 
 class ChunkReader:
-    """Puts messages together again, whatever header types and chunk sizes the server likes.
+    """Assembles messages from chunks of any header type and size.
 
     Timestamps are skipped: latency comes from the clock inside the payload, which no server rewrites.
     """
