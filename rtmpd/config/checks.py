@@ -21,9 +21,10 @@ from rtmpd.config.access_rules import (
 )
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook
-from rtmpd.config.model import ListenAddress, shown
+from rtmpd.config.model import ListenAddress
 from rtmpd.config.relay_url import RelayUrl
 from rtmpd.config.secret import Secret
+from rtmpd.util.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

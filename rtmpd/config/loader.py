@@ -16,10 +16,11 @@ from configobj.validate import ValidateError
 
 from rtmpd.config.access_rules import NAME_LENGTH, is_name
 from rtmpd.config.checks import converter
-from rtmpd.config.model import DEFAULT_APPLICATION, ApplicationConfig, Config, printable
+from rtmpd.config.model import DEFAULT_APPLICATION, ApplicationConfig, Config
 from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath

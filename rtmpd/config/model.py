@@ -16,6 +16,7 @@ from rtmpd.config.file_names import FileNameTemplate  # noqa: TC001 - a field's 
 from rtmpd.config.hook_targets import ScriptHook, WebhookHook  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.relay_url import RelayUrl  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
+from rtmpd.util.text import shown
 
 __all__ = [
     "ApplicationConfig",
@@ -33,27 +34,14 @@ __all__ = [
     "RelayConfig",
     "ServerConfig",
     "TlsConfig",
-    "printable",
-    "shown",
 ]
 
 DEFAULT_APPLICATION: Final = "*"
 """The name of the application that takes connections that no other name takes."""
 
-_SHOWN_LENGTH = 80
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z0-9_.-]*", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
-
-
-def printable(text: str) -> str:
-    """Return *text* with control characters escaped, safe for a log line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shown(text: str) -> str:
-    """Return a value in quotes for a message, shortened if it is long."""
-    return f'"{printable(text[:_SHOWN_LENGTH])}{"..." if len(text) > _SHOWN_LENGTH else ""}"'
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from rtmpd.config.model import printable, shown
+from rtmpd.util.text import printable, shown
 
 __all__ = ["Path", "Scan", "scan", "title"]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rtmpd.config.access_rules import NamedSecret
-from rtmpd.config.model import ApplicationConfig, printable
+from rtmpd.config.model import ApplicationConfig
 from rtmpd.config.scan import title
 from rtmpd.config.secret import Secret
 from rtmpd.daemon.descriptors import descriptors_problem
@@ -34,6 +34,7 @@ from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import numeric, reserve, why_not
 from rtmpd.net.tls import tls_problems
 from rtmpd.services.auth.credentials import CredentialsError, read_credentials
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.authorization import Action
-from rtmpd.config.model import printable
 from rtmpd.errors import Refused, RemoteProtocolError
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
@@ -19,6 +18,7 @@ from rtmpd.protocol.via import MEMBER, parse_via
 from rtmpd.rtmp.admission import authorize, log_in
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent import get_hub
 
-from rtmpd.config.model import printable
 from rtmpd.http.client import BROKE_OFF, HttpError
 from rtmpd.services.hooks.dispatcher import Outcome
 from rtmpd.util import children
 from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import gevent
 from gevent.event import Event
 
-from rtmpd.config.model import printable
 from rtmpd.live.flvlog import NEVER
 from rtmpd.phases import RECORDING, Machine, RecordingPhase
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.services.recorder.files import FlvFile, file_error
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.stream_key import StreamKey
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,12 +15,12 @@ import gevent
 from gevent.event import Event as Flag
 from gevent.pool import Group
 
-from rtmpd.config.model import printable
 from rtmpd.events import EventType
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.services.recorder.repair import Repaired, find_parts, repair_part
 from rtmpd.services.recorder.retention import STEADY_S, Limits, Retention
 from rtmpd.services.recorder.throttle import Throttle
+from rtmpd.util.text import printable
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import gevent
 
 from rtmpd.client import Client
-from rtmpd.config.model import printable
 from rtmpd.errors import Refused, RtmpdError
 from rtmpd.events import EventType
 from rtmpd.hub import RelayFigures
@@ -29,6 +28,7 @@ from rtmpd.services.relay.delivery import DeliveryWatch
 from rtmpd.services.relay.moving import Moved, check, moved_url
 from rtmpd.services.relay.subscriber import RelaySubscriber
 from rtmpd.util.backoff import Backoff
+from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
