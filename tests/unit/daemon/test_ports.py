@@ -5,7 +5,7 @@ import pytest
 from gevent import socket
 
 from rtmpd.config.model import ListenAddress
-from rtmpd.daemon.ports import Ports
+from rtmpd.daemon.ports import Ports, overlap_problems
 from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import Listener
 from tests.ports import free_port
@@ -166,3 +166,15 @@ def test_no_address_at_all_is_refused(ports):
     with pytest.raises(RtmpdError, match="nothing to listen on"):
         ports.change([])
     assert ports.listeners == before
+
+
+def test_addresses_that_overlap_are_found_with_their_options():
+    wanted = [
+        (("server", "listen"), ListenAddress("", 1935)),
+        (("server", "listen"), ListenAddress("127.0.0.1", 0)),
+        (("tls", "tls_listen"), ListenAddress("127.0.0.1", 0)),
+        (("tls", "tls_listen"), ListenAddress("127.0.0.1", 1935)),
+        (("metrics", "metrics_listen"), ListenAddress("::1", 9500)),
+        (("metrics", "metrics_listen"), ListenAddress("127.0.0.1", 9500)),
+    ]
+    assert overlap_problems(wanted) == {3: "can't listen on 127.0.0.1:1935: it overlaps with :1935 of [server] listen"}
