@@ -450,7 +450,7 @@ class Client:
             self._flush()
             self._inbox = self.endpoint.receive(transport.recv())
 
-    def hand_over(self, write: Callable[[bytes], None] | None) -> None:
+    def delegate_writes(self, write: Callable[[bytes], None] | None) -> None:
         """Pass the client's own messages to *write* from now on, because the caller writes to the transport.
 
         With None the client writes to the transport itself again.

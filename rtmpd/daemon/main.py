@@ -29,7 +29,7 @@ from rtmpd.daemon.supervision import Notifier, Supervision, take_sockets
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
-from rtmpd.net.listener import inherit, places
+from rtmpd.net.listener import inherited_socket, listening_places
 from rtmpd.net.tls import ClientTls, ServerTls
 from rtmpd.services.accesslog import AccessLog
 from rtmpd.services.auth.service import Auth
@@ -86,7 +86,7 @@ class Daemon:
         self.config = config
         self.hub = Hub(config)
         self._sockets = _by_purpose(inherited)
-        addresses = places(config.metrics.metrics_listen, self._sockets["metrics"])
+        addresses = listening_places(config.metrics.metrics_listen, self._sockets["metrics"])
         metrics = Metrics(self.hub, Metrics.select(config), served=bool(addresses))
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
         self.services: list[Service] = [
@@ -251,7 +251,7 @@ def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
     for name, descriptor in inherited:
         if (name or "rtmp") not in found:
             raise RtmpdError(f"expected FileDescriptorName=rtmp, rtmps or metrics in the socket unit, got {name!r}")
-        found[name or "rtmp"].append(inherit(descriptor))
+        found[name or "rtmp"].append(inherited_socket(descriptor))
     return found
 
 

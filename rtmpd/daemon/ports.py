@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
-from rtmpd.net.listener import Listener, numeric, places
+from rtmpd.net.listener import Listener, listening_places, resolved
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import Transport
 
@@ -42,7 +42,7 @@ def overlap_problems(wanted: Iterable[tuple[OptionPath, ListenAddress]]) -> dict
     problems: dict[int, str] = {}
     seen: list[tuple[ListenAddress, OptionPath, ListenAddress]] = []
     for index, (path, address) in enumerate(wanted):
-        found = numeric(address)
+        found = resolved(address)
         for other_found, (section, option), other in seen:
             if other_found.overlaps(found):
                 problems[index] = f"can't listen on {address}: it overlaps with {other} of [{section}] {option}"
@@ -92,8 +92,8 @@ class Ports:
         for problem in overlap_problems(named).values():
             raise RtmpdError(problem)
         wanted: list[tuple[ListenAddress | socket, type[Transport]]]
-        wanted = [(place, Transport) for place in places(rtmp, self._inherited)]
-        wanted += [(place, TlsTransport) for place in places(rtmps, self._tls_inherited)]
+        wanted = [(place, Transport) for place in listening_places(rtmp, self._inherited)]
+        wanted += [(place, TlsTransport) for place in listening_places(rtmps, self._tls_inherited)]
         if not wanted:
             raise RtmpdError("there is nothing to listen on: [server] listen and [tls] tls_listen are empty")
         return wanted

@@ -31,7 +31,7 @@ from rtmpd.daemon.port_holders import holders_of, listening_sockets
 from rtmpd.daemon.ports import OptionPath, overlap_problems
 from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.errors import RtmpdError
-from rtmpd.net.listener import numeric, reserve, why_not
+from rtmpd.net.listener import bind_problem, bound_socket, resolved
 from rtmpd.net.tls import tls_problems
 from rtmpd.services.auth.credentials import CredentialsError, read_credentials
 from rtmpd.util.text import printable
@@ -358,7 +358,7 @@ def check_ports(config: Config, config_file: str = "") -> Iterator[Finding]:
                 yield Finding(path, overlaps[index])
                 continue
             try:
-                stack.enter_context(reserve(address))
+                stack.enter_context(bound_socket(address))
             except OSError as error:
                 yield from _explain_failure(path, address, error, config_file)
 
@@ -368,9 +368,9 @@ def _explain_failure(path: OptionPath, address: ListenAddress, error: OSError, c
 
     The kernel checks the right to bind a port below 1024 first, but systemd may hold the port and hand it over.
     """
-    sockets = listening_sockets(numeric(address)) if error.errno in (errno.EADDRINUSE, errno.EACCES) else []
+    sockets = listening_sockets(resolved(address)) if error.errno in (errno.EADDRINUSE, errno.EACCES) else []
     if not sockets and error.errno != errno.EADDRINUSE:
-        yield Finding(path, f"can't listen on {address}: {why_not(error)}")
+        yield Finding(path, f"can't listen on {address}: {bind_problem(error)}")
         return
     holders = holders_of(sockets)
     servers = [each for each in holders if each.is_rtmpd]

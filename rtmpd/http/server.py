@@ -17,7 +17,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from rtmpd.config.model import ListenAddress
-from rtmpd.net.listener import bind
+from rtmpd.net.listener import listening_socket
 from rtmpd.net.transport import format_address
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class HttpServer:
             RtmpdError: An address can't be listened on.
         """
         for address in self._addresses[len(self._servers) :]:
-            sock = bind(address) if isinstance(address, ListenAddress) else address
+            sock = listening_socket(address) if isinstance(address, ListenAddress) else address
             self._servers.append(_Server(sock, self._dispatch, self._count))
             self.bound.append(format_address(sock.getsockname()))
 

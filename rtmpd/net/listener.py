@@ -19,7 +19,16 @@ from rtmpd.net.transport import Transport, format_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Listener", "bind", "inherit", "is_listened_on", "is_local", "numeric", "places", "reserve", "why_not"]
+__all__ = [
+    "Listener",
+    "bind_problem",
+    "bound_socket",
+    "inherited_socket",
+    "is_listened_on",
+    "listening_places",
+    "listening_socket",
+    "resolved",
+]
 
 log = logging.getLogger(__name__)
 
@@ -28,25 +37,25 @@ _MAX_ACCEPT = 16
 """Connections accepted in one round of the event loop, so that many reconnects at once can't delay media."""
 
 
-def bind(address: ListenAddress) -> socket:
+def listening_socket(address: ListenAddress) -> socket:
     """Return a socket that listens on an address. An empty host means every address of IPv4 and, if available, IPv6.
 
     Raises:
         RtmpdError: The address can't be listened on; the message has the reason and a hint.
     """
     try:
-        sock = reserve(address)
+        sock = bound_socket(address)
         try:
             sock.listen(_BACKLOG)
         except OSError:
             sock.close()
             raise
     except OSError as error:
-        raise RtmpdError(f"can't listen on {address}: {why_not(error)}") from None
+        raise RtmpdError(f"can't listen on {address}: {bind_problem(error)}") from None
     return sock
 
 
-def why_not(error: OSError) -> str:
+def bind_problem(error: OSError) -> str:
     """Return why an address can't be listened on, with a hint."""
     hint = {
         errno.EADDRINUSE: ": another process listens on it",
@@ -56,8 +65,8 @@ def why_not(error: OSError) -> str:
     return f"{error.strerror or error}{hint}"
 
 
-def reserve(address: ListenAddress) -> socket:
-    """Return a socket that is bound as by `bind`, but does not listen.
+def bound_socket(address: ListenAddress) -> socket:
+    """Return a socket that is bound as by `listening_socket`, but does not listen.
 
     Raises:
         OSError: The address can't be bound, or the host name can't be resolved.
@@ -89,12 +98,12 @@ def _resolve(address: ListenAddress) -> tuple[stdlib_socket.AddressFamily, tuple
     return family, target
 
 
-def inherit(descriptor: int) -> socket:
+def inherited_socket(descriptor: int) -> socket:
     """Return a listening socket of another process, which may keep its copy of the descriptor."""
     return socket(fileno=descriptor)
 
 
-def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> list[ListenAddress | socket]:
+def listening_places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> list[ListenAddress | socket]:
     """Return where to listen: the inherited sockets, and the addresses that overlap none of them.
 
     An address that overlaps an inherited socket can't be bound: the kernel reports it as in use.
@@ -102,10 +111,10 @@ def places(addresses: Iterable[ListenAddress], inherited: Iterable[socket]) -> l
     sockets = {sock: ListenAddress(*_bound(sock)) for sock in inherited}
     others: list[ListenAddress] = []
     for address in addresses:
-        holder = next((has for has in sockets.values() if has.overlaps(numeric(address))), None)
+        holder = next((has for has in sockets.values() if has.overlaps(resolved(address))), None)
         if holder is None:
             others.append(address)
-        elif holder != numeric(address):
+        elif holder != resolved(address):
             log.warning("not listening on %s separately: the inherited socket %s includes it", address, holder)
     return [*sockets, *others]
 
@@ -116,8 +125,8 @@ def _bound(sock: socket) -> tuple[str, int]:
     return ("", addresses[0][1]) if len(addresses) > 1 else addresses[0]
 
 
-def numeric(address: ListenAddress) -> ListenAddress:
-    """Return an address with its host name resolved; unchanged if that fails, because `bind` reports the failure."""
+def resolved(address: ListenAddress) -> ListenAddress:
+    """Return an address with its host name resolved; unchanged if that fails, which `listening_socket` reports."""
     try:
         return ListenAddress(str(_resolve(address)[1][0]), address.port) if address.host else address
     except OSError:
@@ -187,7 +196,7 @@ class Listener:
     ) -> None:
         self.place = address
         self.kind = kind
-        sock = address if isinstance(address, socket) else bind(address)
+        sock = address if isinstance(address, socket) else listening_socket(address)
         self.bound = format_address(sock.getsockname())
         self.port = int(sock.getsockname()[1])
         self.addresses = _accepted(sock)

@@ -275,7 +275,7 @@ class Relay:
         log.info("%s is up%s (%s)", self, again, client.transport.peer)
         # By now whoever is told may find it in the figures.
         hub.bus.emit(EventType.RELAY_UP, {"destination": self.label}, stream=stream)
-        client.hand_over(partial(stream.fanout.write, subscriber))
+        client.delegate_writes(partial(stream.fanout.write, subscriber))
         stream.fanout.join(subscriber, self._publish_began_at)
 
     def _go_down(self, reason: str) -> bool:
@@ -351,7 +351,7 @@ class Relay:
 
     def _finish(self, client: Client, rest: _Rest) -> None:
         """Send the rest, and say good-bye as encoders do."""
-        client.hand_over(None)
+        client.delegate_writes(None)
         limit_s = min(_FINISH_S, self._options.relay_write_timeout_s)
         try:
             with deadline(limit_s, "sending the rest"):

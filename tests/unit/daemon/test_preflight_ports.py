@@ -138,10 +138,10 @@ def test_an_address_that_can_not_be_bound(address, problem):
 def denied(monkeypatch):
     """A process without the right to bind any port."""
 
-    def reserve(address):
+    def bound_socket(address):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(preflight, "reserve", reserve)
+    monkeypatch.setattr(preflight, "bound_socket", bound_socket)
 
 
 def test_a_low_port_without_the_right_that_systemd_hands_over_to_an_rtmpd(denied, hold, rtmpd):

@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError, TransportClosed
-from rtmpd.net.listener import Listener, inherit, is_listened_on, is_local, places
+from rtmpd.net.listener import Listener, inherited_socket, is_listened_on, is_local, listening_places
 
 LIMIT_S = 10
 LOOPBACK = ListenAddress("127.0.0.1", 0)
@@ -262,7 +262,7 @@ def inherited():
         family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
         sock = stdlib_socket.create_server((host, port), family=family, dualstack_ipv6=dual)
         held.append(sock)
-        made = inherit(sock.dup().detach())
+        made = inherited_socket(sock.dup().detach())
         held.append(made)
         return made, sock.getsockname()[1]
 
@@ -282,7 +282,7 @@ def test_an_inherited_socket_is_listened_with_and_the_other_process_keeps_it(lis
     listener.close()
     # The connection is not refused: it waits for the next process.
     waiting = connect(port)
-    listen(say_who, inherit(held.detach()))
+    listen(say_who, inherited_socket(held.detach()))
     assert waiting.recv(100).startswith(b"127.0.0.1:")
 
 
@@ -312,7 +312,7 @@ def test_an_address_that_overlaps_an_inherited_socket_is_not_bound_again(
         lambda host, *more, **and_more: real(host.replace("localhost", "127.0.0.1"), *more, **and_more),
     )
     sock, port = inherited(host, dual=dual)
-    assert places([ListenAddress(address, port)], [sock]) == [sock]
+    assert listening_places([ListenAddress(address, port)], [sock]) == [sock]
     assert ("the inherited socket" in caplog.text) is warned
 
 
@@ -323,7 +323,7 @@ def test_an_address_that_overlaps_an_inherited_socket_is_not_bound_again(
 def test_addresses_without_an_inherited_socket_are_bound(inherited, caplog, host, address):
     sock, port = inherited(host)
     wanted = [ListenAddress(address, port), ListenAddress("127.0.0.1", 0)]
-    assert places(wanted, [sock]) == [sock, *wanted]
+    assert listening_places(wanted, [sock]) == [sock, *wanted]
     assert not caplog.records
 
 
@@ -334,7 +334,7 @@ def test_an_unknown_name_is_left_to_bind(inherited, monkeypatch):
     sock, _ = inherited("127.0.0.1")
     monkeypatch.setattr(stdlib_socket, "getaddrinfo", fail)
     wanted = ListenAddress("nowhere.invalid", 1935)
-    assert places([wanted], [sock]) == [sock, wanted]
+    assert listening_places([wanted], [sock]) == [sock, wanted]
 
 
 # Which addresses lead here --------------------------------------------------------------------------------------------
