@@ -97,7 +97,7 @@ def test_install_lays_out_these_files(installed):
     assert (installed / "opt/rtmpd/bin/rtmpd").read_text().startswith("#!/opt/rtmpd/bin/python")
 
 
-def test_no_file_names_the_place_where_it_was_laid_out(installed):
+def test_no_installed_file_contains_destdir(installed):
     needles = [str(installed).encode(), str(ROOT).encode() + b"/", b"rtmpd.new"]
     for path in installed.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -128,7 +128,7 @@ def test_a_second_installation_keeps_the_configuration_and_writes_the_new_one_be
     install(again, target="uninstall")
 
 
-def test_something_else_where_the_environment_is_to_be_is_left_alone(tmp_path):
+def test_a_foreign_directory_in_the_place_of_the_environment_is_kept(tmp_path):
     precious = tmp_path / "opt/rtmpd/precious"
     precious.parent.mkdir(parents=True)
     precious.write_text("")
@@ -192,7 +192,7 @@ def apart(installed, tmp_path_factory):
     return run
 
 
-def test_systemd_analyze_verify_has_nothing_to_say(apart, peer):
+def test_systemd_analyze_verify_accepts_the_units(apart, peer):
     peer("systemd-analyze", "systemd")
     assert apart(f"systemd-analyze verify /{UNITS}/rtmpd.service /{UNITS}/rtmpd.socket /{UNITS}/rtmpd-tls.socket") == (0, "")
 
@@ -251,7 +251,7 @@ def configure(machine):
     change()
 
 
-def test_it_is_up_as_its_own_user_and_can_do_nothing_else(machine):
+def test_the_service_runs_as_its_own_user_without_capabilities(machine):
     assert machine.show("StatusText") == "0 streams, 0 players"
     assert machine.show("ActiveState") == "active"
     assert "WARNING" not in machine.log()
@@ -300,7 +300,7 @@ def test_no_connection_is_refused_during_a_restart(machine, configure):
     assert served > 20
 
 
-def test_the_socket_alone_starts_it_with_the_first_connection(machine, configure):
+def test_the_socket_alone_starts_the_service_with_the_first_connection(machine, configure):
     configure()
     machine.run("systemctl", "stop", "rtmpd.service")
     assert machine.show("ActiveState") == "inactive"
@@ -308,7 +308,7 @@ def test_the_socket_alone_starts_it_with_the_first_connection(machine, configure
     machine.wait_for(lambda: machine.show("ActiveState") == "active", "it has been started")
 
 
-def test_port_443_takes_no_privilege(machine, configure):
+def test_port_443_needs_no_privilege(machine, configure):
     machine.drop_in("rtmpd.socket", "[Socket]\nListenStream=443")
     machine.run("systemctl", "stop", "rtmpd.service")
     machine.run("systemctl", "restart", "rtmpd.socket")
@@ -318,7 +318,7 @@ def test_port_443_takes_no_privilege(machine, configure):
     assert "CapEff:\t0000000000000000" in machine.run("cat", f"/proc/{machine.show('MainPID')}/status")
 
 
-def test_rtmps_on_port_443_takes_no_privilege_and_a_reload_renews_the_certificate(machine, configure, peer):
+def test_rtmps_on_port_443_needs_no_privilege_and_a_reload_renews_the_certificate(machine, configure, peer):
     openssl = peer("openssl", "openssl")
     # As root, for the group of the service, as the hook of certbot has it.
     make = (
@@ -360,7 +360,7 @@ def test_a_reload_that_succeeds_and_one_that_fails(machine, configure):
     assert machine.show("MainPID") == process
 
 
-def test_the_check_before_a_start_and_a_reload_takes_the_ports_that_systemd_and_the_service_have(machine, configure):
+def test_the_check_before_a_start_and_a_reload_accepts_ports_of_systemd_and_the_service(machine, configure):
     check = "/opt/rtmpd/bin/rtmpd -c /etc/rtmpd.ini --check-config"
     machine.drop_in("rtmpd.socket", "[Socket]\nListenStream=443")
     reload = f"ExecReload=\nExecReload={check}\nExecReload=/bin/kill -HUP $MAINPID"

@@ -69,7 +69,7 @@ def test_ffmpeg_publishes_and_plays_and_verifies_the_certificate(
     assert len([line for line in rtmps.log() if "TLS handshake done: TLSv1.3" in line]) == 2
 
 
-def test_ffmpeg_does_not_take_a_stranger_for_us(rtmps, either: Programs, tmp_path):
+def test_ffmpeg_refuses_a_certificate_of_an_unknown_authority(rtmps, either: Programs, tmp_path):
     from tests.certificates import Authority
 
     other = Authority(tmp_path / "other")

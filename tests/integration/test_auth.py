@@ -95,7 +95,7 @@ def test_a_refusal_is_sent_before_other_answers_and_then_the_connection_ends(ser
     wire.rest()
 
 
-def test_a_token_may_stand_in_the_application(serve, raw):
+def test_a_token_may_be_in_the_application(serve, raw):
     running = serve(TOKENS)
     raw(running).publish("cam", app="live?token=s3cret-1")
 
@@ -419,7 +419,7 @@ def test_loopback_is_never_banned_by_default(serve):
     assert [guess(running, "127.77.200.4") for _ in range(4)] == [FAILED] * 4
 
 
-def test_a_flood_of_wrong_passwords_costs_no_stream_anything(serve):
+def test_a_flood_of_wrong_passwords_disturbs_no_stream(serve):
     running = serve(BANS + "[applications]\n[[live]]\nauth_mode = none\n[[x]]\n".replace("1.5", "60"))
     bystander = Bystander(running)
     try:

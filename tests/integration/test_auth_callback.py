@@ -50,7 +50,7 @@ def refused(running, name, *, play=False):
     return raised.value.code, raised.value.description
 
 
-def test_the_callback_is_asked_in_the_words_of_go_rtmp(serve, web, raw, player):
+def test_the_callback_gets_the_request_of_go_rtmp(serve, web, raw, player):
     running = serve()
     wire = raw(running).publish("cam?token=s3cret-t&x=y", app="live/sub")
     assert web.questions == [
@@ -183,7 +183,7 @@ def test_a_self_signed_certificate_of_the_callback_denies(serve, web, peer, tmp_
         assert not encrypted.questions
 
 
-def test_a_certificate_that_the_configured_authority_signed_is_good(serve, web, publisher, authority, name):
+def test_a_certificate_of_the_configured_authority_is_accepted(serve, web, publisher, authority, name):
     pair = authority.issue("127.0.0.1")
     with Web(pair.cert, pair.key) as encrypted:
         running = serve(f"[tls]\ntls_ca = {authority.path}\n", url=encrypted.url)

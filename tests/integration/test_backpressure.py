@@ -112,7 +112,7 @@ def test_a_stuck_player_skips_to_a_keyframe_and_other_players_get_everything(sha
     shared.wait_for_line(rf"stopped playing live/{name}: .* [1-9]\d* skips, [1-9]\d* messages dropped$")
 
 
-def test_headers_that_changed_meanwhile_come_before_the_keyframe_that_it_skips_to(shared, raw, name):
+def test_changed_headers_are_sent_before_the_keyframe_that_a_player_skips_to(shared, raw, name):
     flood = Flood(shared, raw, name)
     slow = stuck(shared, raw, name)
     flood.send(59)

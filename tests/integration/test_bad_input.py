@@ -164,7 +164,7 @@ def test_a_message_longer_than_the_limit_is_refused_by_its_header(shared, encode
     cut(shared, encoder, "publish", "message_limit_bytes is 100000, the peer asked for 100001")
 
 
-def test_a_message_at_the_limit_is_taken(encoder):
+def test_a_message_at_the_limit_is_accepted(encoder):
     encoder.send(VIDEO, 0, key(1, 100_000 - 9))
     encoder.sync()
 
@@ -274,7 +274,7 @@ def test_an_application_with_a_newline_is_refused(shared, raw):
     assert "connect refused: NetConnection.Connect.InvalidApp: " in warning_about(shared, wire)
 
 
-def test_a_name_that_is_not_utf_8_is_a_name_like_others(shared, raw, player, name):
+def test_a_name_that_is_not_utf_8_can_be_published_and_played(shared, raw, player, name):
     encoded = name.encode() + b"\xe9\xff"
     wires = []
     for command in ("play", "publish"):

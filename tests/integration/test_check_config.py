@@ -35,7 +35,7 @@ def state(directory: Path) -> list[tuple[str, int, int]]:
     return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in [directory, *directory.rglob("*")])
 
 
-def test_beside_the_server_that_runs_with_the_file_it_is_ok_and_changes_nothing(server, tmp_path):
+def test_the_check_beside_the_running_server_succeeds_and_changes_nothing(server, tmp_path):
     running = server(
         f"[metrics]\nmetrics_listen = 127.0.0.1:0\n[record]\nrecord_all = yes\nrecord_directory = {tmp_path}/recordings\n"
         f"[log]\nlog_file =\naccess_log_file = {tmp_path}/access.log\n"

@@ -69,7 +69,7 @@ def plain(tmp_path):
 # SIGHUP
 
 
-def test_hang_up_takes_a_changed_log_level(plain, raw):
+def test_hang_up_applies_a_changed_log_level(plain, raw):
     process = plain("[log]\nlevel = info\n")
     first = raw(process.port)
     first.connect()
@@ -204,7 +204,7 @@ def test_new_connections_are_refused_once_the_server_stops(server, raw):
 # Addresses
 
 
-def test_a_port_in_use_is_exit_code_1_and_a_clear_line(server):
+def test_a_port_in_use_ends_the_start_with_exit_code_1_and_a_clear_line(server):
     running = server()
     second = subprocess.run(
         [sys.executable, "-m", "rtmpd", "--listen", "127.0.0.1:0", "--listen", f"127.0.0.1:{running.port}"],

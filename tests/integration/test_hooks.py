@@ -257,7 +257,7 @@ def test_every_start_has_its_stop_whatever_connections_do(server, events, grace_
     print(f"seed {seed}: {dict(counts)}, {took_over} taken over, ends {dict(ended)}")
 
 
-def test_a_takeover_is_a_stop_and_a_start(server, events, opened):
+def test_a_takeover_has_a_stop_and_a_start_event(server, events, opened):
     running = server("[live]\npublisher_takeover_s = 0.5\n", "--hook-stdio-format", "json", stdout=events.file)
     opened.enter_context(Wire(running).publish("a"))
 
@@ -339,7 +339,7 @@ def test_scripts_webhooks_and_lines_have_the_same_content(server, events, web, s
     assert "\n\n# RTMP Event: publish_stop\nRTMP_EVENT_TYPE=publish_stop\nRTMP_TIMESTAMP=" in events.path.read_text()
 
 
-def test_a_reload_brings_and_takes_hooks(server, web, tmp_path):
+def test_a_reload_adds_and_removes_hooks(server, web, tmp_path):
     site = web()
     running = server("[live]\npublisher_grace_s = 0\n")
     ini = tmp_path / "rtmpd.ini"

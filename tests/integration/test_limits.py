@@ -286,7 +286,7 @@ def test_more_connections_than_open_files_are_no_start(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_connections_are_made_to_fit_and_an_explicit_limit_that_does_not_fit_is_no_reload(server, raw, tmp_path):
+def test_connections_fit_the_open_files_and_an_explicit_limit_that_does_not_fit_fails_a_reload(server, raw, tmp_path):
     running = server("[live]\n", level="info")
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (200, 200))
     (tmp_path / "rtmpd.ini").write_text("[limits]\nconnection_limit = 1000\n")

@@ -289,7 +289,7 @@ def test_streams_of_one_name_in_two_applications_are_separate(shared, publisher,
         assert got[-1] == Item(VIDEO, 0, key(number))
 
 
-def test_headers_alone_never_start_a_player_and_come_once_there_is_a_frame(shared, publisher, player, name):
+def test_headers_alone_never_start_a_player_and_are_sent_with_the_first_frame(shared, publisher, player, name):
     witness = player(shared, name)
     encoder = publisher(shared, name)
     send_headers(encoder)

@@ -135,7 +135,7 @@ def test_receive_audio_false_leaves_the_video_and_true_brings_audio_back(encoder
     assert played(wire, gop(2)[-1]) == gop(2)
 
 
-def test_with_both_off_data_still_comes_and_both_come_back(encoder, wire):
+def test_with_audio_and_video_off_data_still_arrives_and_both_resume(encoder, wire):
     begin(encoder, wire)
     tell(wire, "receiveAudio", False)
     tell(wire, "receiveVideo", False)

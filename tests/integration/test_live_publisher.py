@@ -170,7 +170,7 @@ def test_a_second_publisher_is_refused_and_the_first_undisturbed(shared, raw, pl
     assert played(watcher, gop(3)[-1]) == gops(1, 3)
 
 
-def test_a_silent_publisher_gives_way_after_takeover(server, raw, player, name):
+def test_a_silent_publisher_is_replaced_after_publisher_takeover_s(server, raw, player, name):
     running = server("[live]\npublisher_takeover_s = 0.5\n")
     watcher = player(running, name)
     silent = raw(running).publish(name)
@@ -195,7 +195,7 @@ def test_a_silent_publisher_gives_way_after_takeover(server, raw, player, name):
     assert got[-1].timestamp > gop(0)[-1].timestamp
 
 
-def test_a_publisher_that_sends_is_not_taken_over(server, raw, publisher, name):
+def test_a_publisher_that_sends_is_not_replaced(server, raw, publisher, name):
     running = server("[live]\npublisher_takeover_s = 0.5\n")
     encoder = raw(running).publish(name)
     for n in range(120):

@@ -116,7 +116,7 @@ def test_lines_of_text_of_a_connection_name_its_stream(server, raw, name):
     running.wait_for_line(rf"INFO    #1 {encoder.address} closed: closed by the peer; .* out \[live/{name}\]$")
 
 
-def test_the_journal_behind_standard_error_gets_levels_and_no_times(tmp_path):
+def test_standard_error_connected_to_the_journal_gets_levels_and_no_times(tmp_path):
     """As systemd starts a service: JOURNAL_STREAM names standard error."""
     reading, writing = os.pipe()
     status = os.fstat(writing)
@@ -242,7 +242,7 @@ def test_a_start_with_a_file_that_can_not_be_opened_is_one_clear_line(tmp_path):
     assert errors[0].endswith(f"can't log to {tmp_path}/nowhere/log: No such file or directory")
 
 
-def test_a_start_that_fails_is_said_on_standard_error_though_the_log_is_a_file(server, tmp_path):
+def test_a_failed_start_is_reported_on_standard_error_although_the_log_is_a_file(server, tmp_path):
     taken = server().port
     running = Process(
         tmp_path, f"[log]\nlog_file = {tmp_path}/log\n[metrics]\nmetrics_listen = 127.0.0.1:{taken}\n", tmp_path / "log"
@@ -251,7 +251,7 @@ def test_a_start_that_fails_is_said_on_standard_error_though_the_log_is_a_file(s
     assert running.stderr.read_text().count("Address already in use") == 1
 
 
-def test_a_reload_moves_the_log_changes_its_format_and_stays_where_it_is_rather_than_nowhere(process, tmp_path):
+def test_a_reload_moves_the_log_and_changes_its_format_and_keeps_the_old_file_on_errors(process, tmp_path):
     running = process()
     ini = running.ini.read_text()
     running.reload(ini.replace(f"{tmp_path}/log", f"{tmp_path}/nowhere/log"))

@@ -213,7 +213,7 @@ def test_without_an_address_there_is_no_listener(server, publisher):
     assert len([words for words in lines if words[3] == "0A" and f"socket:[{words[9]}]" in links]) == 1
 
 
-def test_the_flag_takes_several_addresses(server):
+def test_the_flag_accepts_several_addresses(server):
     running = server("", "--metrics-addr", ":0", "--metrics-addr", "127.0.0.1:0")
     first = metrics_port(running)
     second = int([line for line in running.log() if "metrics on" in line][1].rpartition(":")[2].partition("/")[0])

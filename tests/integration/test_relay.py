@@ -154,7 +154,7 @@ def test_each_application_has_its_own_destinations(relaying, target, publisher):
     assert (len(everywhere.peers), len(studio.peers)) == (1, 1)
 
 
-def test_a_server_with_another_message_stream_id_gets_a_framing_of_its_own(relaying, target, publisher):
+def test_a_destination_with_another_message_stream_id_gets_messages_with_that_id(relaying, target, publisher):
     there = target(message_stream_id=7)
     running = relaying(there.url())
     sender = publisher(running, "cam")
@@ -167,7 +167,7 @@ def test_a_server_with_another_message_stream_id_gets_a_framing_of_its_own(relay
     assert peer.media == HEADERS + gops(0, 1)
 
 
-def test_the_flag_takes_several_urls(server, target, publisher):
+def test_the_flag_accepts_several_urls(server, target, publisher):
     one, other = target(), target()
     running = server("", "--relay-to", one.url(), "--relay-to", other.url())
     begin(publisher(running, "cam"))
@@ -209,7 +209,7 @@ def test_pings_are_answered_between_media(relaying, target, beside):
     there.wait(lambda: [one for one in peer.controls if one.payload == b"\0\7\0\0\0\x4d"], "the answer")
 
 
-def test_metadata_that_change_go_out_in_their_envelope(relaying, target, publisher):
+def test_changed_metadata_is_relayed_in_set_data_frame(relaying, target, publisher):
     there = target()
     running = relaying(there.url())
     sender = publisher(running, "cam")
@@ -453,7 +453,7 @@ def test_a_name_that_no_resolver_knows_is_tried_again(relaying, beside):
     player.check()
 
 
-def test_the_limit_of_relays_is_kept(relaying, target, publisher):
+def test_relays_above_the_limit_are_not_started(relaying, target, publisher):
     one, other = target(), target()
     running = relaying(one.url(), other.url(), more="[limits]\nrelay_limit = 1\n")
     begin(publisher(running, "cam"))

@@ -90,7 +90,7 @@ def test_players_with_and_without_tls_get_the_same(rtmps, secure, raw, name):
         assert played(player, gop(5)[-1]) == gops(1, 5)
 
 
-def test_messages_of_all_sizes_come_through(rtmps, secure, raw, name):
+def test_messages_of_all_sizes_arrive(rtmps, secure, raw, name):
     player, publisher = secure(rtmps).play(name), raw(rtmps).publish(name)
     begin(publisher, player)
     sizes = [1, 100, 8000, 16384, 16385, 33000, 70_000]
@@ -125,7 +125,7 @@ def test_a_slow_player_skips_to_a_keyframe_and_gets_no_half_message(rtmps, secur
     rtmps.wait_for_line(rf"stopped playing live/{name}: .* [1-9]\d* skips")
 
 
-def test_a_player_that_takes_nothing_is_cut_off(server, secure, raw, name, pair):
+def test_a_player_that_reads_nothing_is_disconnected(server, secure, raw, name, pair):
     running = server(f"[server]\nunsent_limit_bytes = 16384\nwrite_timeout_s = 1\n{LISTEN}{pair.ini}")
     flood = Flood(running, raw, name)
     slow = secure(running, receive_buffer=4096).play(name)
@@ -536,7 +536,7 @@ def test_a_client_explains_an_invalid_server_certificate(rtmps, client, opened, 
     client(rtmps, name, tls=False).publish()
 
 
-def test_a_client_takes_a_context(rtmps, client, authority, name):
+def test_a_client_accepts_an_ssl_context(rtmps, client, authority, name):
     client(rtmps, name, tls=authority.client_context()).publish()
 
 
@@ -589,7 +589,7 @@ def test_a_relay_to_this_very_server_is_a_loop(server, raw, authority, tmp_path,
     running.wait_for_line("does not come up: it is this very server: a loop")
 
 
-def test_a_ca_that_can_not_be_read_is_known_at_start_and_at_a_reload(server, tmp_path):
+def test_an_unreadable_ca_file_is_an_error_at_start_and_at_a_reload(server, tmp_path):
     with pytest.raises(AssertionError, match=r"\[tls\] tls_ca: /none: No such file"):
         Server("[tls]\ntls_ca = /none\n", directory=tmp_path)
     running = server("[tls]\n")

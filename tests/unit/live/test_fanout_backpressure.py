@@ -244,7 +244,7 @@ def test_a_player_that_takes_no_reply_and_no_media_holds_no_pages_without_a_join
 # Stalled ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_player_that_takes_nothing_is_cut_off(stage, clock):
+def test_a_player_that_reads_nothing_is_disconnected(stage, clock):
     scene = stage()
     scene.video(keyframe())
     _, healthy = scene.join()
