@@ -7,7 +7,7 @@ import os
 import random
 import socket
 
-# Below what the kernel gives to outgoing connections and to port 0 (32768 and up): nobody takes one between here and its use.
+# Below the ports of outgoing connections and of port 0 (32768 and up), so that no other program takes a port before its use.
 _FIRST, _SHARE = 20_000, 1500
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
 _BEGIN = random.randrange(_SHARE)  # two runs on one machine begin elsewhere

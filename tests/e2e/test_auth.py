@@ -1,4 +1,4 @@
-"""Real encoders and players show who they are, in their own ways. Every secret here has "s3cret" in it."""
+"""Real encoders and players authenticate, each in its own way. Every secret here has "s3cret" in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Enhanced RTMP with real programs: several tracks for those who don't say that they take them, and on through a relay."""
+"""Enhanced RTMP with real programs: several tracks for players without multitrack support, and through a relay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = ("-analyzeduration", 1_000_000)
 
 @pytest.fixture(scope="module")
 def players(ffmpeg, clips, tmp_path_factory) -> Iterator[dict[str, Player]]:
-    """Whoever plays: ``waiting`` and ``late`` at a server that gives one track, and one by each clip's name behind a relay."""
+    """The players: ``waiting`` and ``late`` at a server that sends one track, and one per clip behind a relay."""
     directory = tmp_path_factory.mktemp("enhanced")
     (directory / "far").mkdir()
     for name in RELAYED:

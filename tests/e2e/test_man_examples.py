@@ -124,7 +124,7 @@ def test_hand_over_sockets(run, peer):
 
 
 def test_a_low_port_as_root(run):
-    # The Python of the tests may be in root's home, where nobody else finds it again.
+    # The Python of the tests may be in root's home, which no other user can read.
     code, log = finish(run(which("user = nobody"), ask(443)))
     assert code == 0, log
     assert "switched to user nobody" in log

@@ -139,7 +139,7 @@ def test_a_destination_is_killed_and_started_again_while_ffmpeg_publishes(far, p
     second = play("-start_at_zero")
     running.wait_for_line(r"INFO +live/cam: relay to \S+ is up again, try \d+", PATIENCE_S)
     assert_decodes(second)
-    # Whoever plays here has noticed nothing.
+    # The player of this server has noticed nothing.
     near.succeed()
     assert len(near.pictures()) >= (4 * SECONDS - 1) * 25
     assert publisher.running

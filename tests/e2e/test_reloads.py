@@ -1,4 +1,4 @@
-"""A hundred reloads, each of a changed file, while streams go on: nobody loses anything."""
+"""A hundred reloads, each of a changed file, while streams continue and lose nothing."""
 
 from __future__ import annotations
 

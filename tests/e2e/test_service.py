@@ -371,7 +371,7 @@ def test_the_check_before_a_start_and_a_reload_accepts_ports_of_systemd_and_the_
     configure(ini.format("recordings"))
     assert machine.show("ActiveState") == "active"
     log = machine.log()
-    # Only systemd has it, whom the service may not look at.
+    # Only systemd has the port, and the service can't see the processes of root.
     assert "[server] listen: note: :443 is in use by a process of the user root that is not visible to" in log
     process = machine.show("MainPID")
     machine.run("systemctl", "reload", "rtmpd.service")

@@ -95,7 +95,7 @@ def test_gstreamer_publishes(rtmps, programs: Programs, authority, peer):
     gst = find_gstreamer() or peer("gst-launch-1.0 with all its elements", "gstreamer1.0-plugins-good, -bad and -ugly")
     player = programs.play(rtmps.url("a"))
     wait_for_plays(rtmps, "live/a")
-    # It has no option for a file of authorities, and tests can't add to the system's: it is told not to look at who signed.
+    # It has no option for a file of authorities, and tests can't change the system's: it does not check the issuer.
     sink = f"flvmux name=m streamable=true ! rtmp2sink location=rtmps://localhost:{tls_port(rtmps)}/live/a"
     pipeline = f"{GST_SOURCES} {sink} tls-validation-flags=bad-identity"
     publisher = programs.start("gst", gst, "-q", *shlex.split(pipeline))

@@ -170,7 +170,7 @@ def test_a_file_with_publish_keys_users_and_tokens_by_action(serve, tmp_path):
     entry = {"publish_key": "s3cret-key", "publish_token": "s3cret-in", "play_token": "s3cret-out"}
     path.write_text(json.dumps({"live/cam": entry, "users": {"ann": "s3cret-pw"}}))
     running = serve(f"[auth]\nauth_mode = file\nauth_file = {path}\n")
-    # Who logs in needs no token, but a publish key all the same.
+    # A client that logs in needs no token, but it still needs a publish key.
     published(running, "s3cret-key", user="ann:s3cret-pw@")
     assert refused(running, "cam", user="ann:s3cret-pw@") == (DENIED, "Not authorized: unknown publish key.")
     assert refused(running, "s3cret-key", user="ann:s3cret-in@")[0] == REJECTED

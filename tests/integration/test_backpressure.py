@@ -1,4 +1,4 @@
-"""Players that read too slowly lose frames or their connection; nobody else loses anything."""
+"""Players that read too slowly lose frames or their connection; other clients lose nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GROUP = 10
 
 
 class Flood:
-    """A publisher of big frames and a fast player of its own, who has to get every one of them."""
+    """A publisher of big frames and its fast player, which must get every frame."""
 
     def __init__(self, server, raw, name) -> None:
         self.fast = raw(server).play(name)

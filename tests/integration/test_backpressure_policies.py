@@ -1,4 +1,4 @@
-"""Each policy for players that are too slow: what they get, who is told, what is counted, and who notices nothing."""
+"""Each policy for slow players: what they get, what is logged and counted, and that other players are not affected."""
 
 from __future__ import annotations
 

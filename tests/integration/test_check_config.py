@@ -85,7 +85,7 @@ def test_every_problem_is_said_at_once(tmp_path):
 @root
 def test_the_check_notes_that_an_ordinary_user_can_not_see_processes_of_root(server, tmp_path):
     running = server()
-    # The Python of the tests may be in root's home: it is loaded before it becomes nobody.
+    # The Python of the tests may be in root's home: it is loaded before the process switches to nobody.
     program = (
         "import os, sys\nfrom rtmpd import cli\nimport rtmpd.daemon.preflight, rtmpd.config.loader\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

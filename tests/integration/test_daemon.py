@@ -256,7 +256,7 @@ def test_an_empty_host_is_every_address_and_ipv4_peers_are_logged_as_such(server
 
 @pytest.fixture
 def unread(tmp_path):
-    """Start an rtmpd whose log nobody reads after its first lines, and fill the log; return process, pipe and port."""
+    """Start an rtmpd whose log is not read after its first lines, and fill the log; return process, pipe and port."""
     reading, writing = os.pipe()
     (tmp_path / "rtmpd.ini").write_text("[log]\nqueue_limit = 100\n[limits]\ncommand_limit = 1000000\n")
     command = [sys.executable, "-m", "rtmpd", "-c", str(tmp_path / "rtmpd.ini")]

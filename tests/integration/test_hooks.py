@@ -1,4 +1,4 @@
-"""Hooks of a real server: every start has its stop, whatever connections do, and nobody is held up."""
+"""Hooks of a real server: every start has its stop, whatever connections do, and no stream waits for a hook."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_every_start_has_its_stop_whatever_connections_do(server, events, grace_
                 if end not in ("close", "reset"):
                     wires.append(wire)
     assert len(ended) > 5, seed
-    # Some are still there when the server is told to stop.
+    # Some are still open when the server gets the signal to stop.
     running.process.send_signal(signal.SIGTERM)
     running.wait_for_line(r"INFO +stopped;")
     for wire in wires:
@@ -391,7 +391,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
-# Nobody is held up ------------------------------------------------------------------------------------------------------
+# No stream waits ------------------------------------------------------------------------------------------------------
 
 
 def test_bad_hooks_cost_streams_nothing(server, web, script, events):
@@ -406,7 +406,7 @@ def test_bad_hooks_cost_streams_nothing(server, web, script, events):
         "--hook-stdio-format",
         "json",
         level="info",
-        stdout=subprocess.PIPE,  # which nobody reads
+        stdout=subprocess.PIPE,  # is not read
     )
     beside = Bystander(running)
     try:

@@ -1,4 +1,4 @@
-"""Limits of connections, streams, players, bitrate, memory and open files: what is hit is refused, and nobody else notices."""
+"""Limits of connections, streams, players, bitrate, memory and open files: what happens above each, to one client only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_of_many_connections_at_once_only_so_many_are_let_in(server, tmp_path):
     bystander = Bystander(running)
     let_in, took_s = rush(running, 100, "127.88.0.1")
     assert 10 <= let_in <= 11 + 5 * took_s
-    # Nobody else pays for it.
+    # Other addresses are not affected.
     assert rush(running, 5, "127.88.0.2")[0] == 5
     bystander.check()
     lines = [line for line in running.log() if "refused" in line]
@@ -110,7 +110,7 @@ def test_a_player_above_the_limit_of_its_application_is_refused(server, raw, tmp
     small.connect("small")
     small.command("play", "a", msid=small.create_stream())
     assert code_of(small.status()) == PLAY_FAILED
-    # Whoever leaves makes room.
+    # A client that disconnects frees a place.
     first.close()
     running.wait_for_line(f"{first.address} closed")
     raw(running).play("a")
@@ -124,7 +124,7 @@ def test_a_player_above_the_limit_of_its_application_is_refused(server, raw, tmp
 
 
 class Encoder:
-    """Publishes some 800 kbit/s in a thread until it is cut off, and keeps what it is told."""
+    """Publishes about 800 kbit/s in a thread until the server closes the connection, and keeps the statuses."""
 
     def __init__(self, wire, name, app="live"):
         self.wire = wire.publish(name, app)

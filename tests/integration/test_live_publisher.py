@@ -103,13 +103,13 @@ def test_after_the_grace_players_get_the_end_of_the_stream_after_the_last_frame_
     assert stamps[0] >= gop(1)[-1].timestamp
 
 
-@pytest.mark.parametrize("who", ["waits for a keyframe", "is paused"])
-def test_a_player_that_gets_no_media_is_notified_of_the_end_too(server, raw, name, who):
+@pytest.mark.parametrize("state", ["waits for a keyframe", "is paused"])
+def test_a_player_that_gets_no_media_is_notified_of_the_end_too(server, raw, name, state):
     running = server(SHORT_GRACE)
     wire = raw(running).play(name)
     encoder = raw(running).publish(name)
     wire.status("NetStream.Play.PublishNotify")
-    if who == "is paused":
+    if state == "is paused":
         begin(encoder, wire)
         wire.command("pause", True, 0, tid=0, msid=1)
         wire.status("NetStream.Pause.Notify")

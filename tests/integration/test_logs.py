@@ -358,7 +358,7 @@ def test_each_connection_without_publish_or_play_has_a_line_with_its_request(ser
         assert refused(Client(url("mine?token=right")), publish) == "NetStream.Publish.BadName"
         assert refused(Client(url("nothing")), play) == "NetStream.Play.StreamNotFound"
         assert refused(Client(url("x", "nowhere")), publish) == "NetConnection.Connect.InvalidApp"
-        # A name that can't be shown, one who never asks, one that breaks the protocol, and two who say nothing.
+        # A name that can't be shown, a client without a request, one that violates the protocol, and two silent ones.
         bad = raw(running)
         bad.connect()
         bad.command("publish", "a\nb", "live", msid=bad.create_stream())

@@ -287,7 +287,7 @@ def test_a_destination_that_refuses_the_connection_is_tried_again(relaying, targ
     there.publishing()
     player.check()
     wait_until(lambda: metrics(running)['rtmpd_failures_total{reason="relay_failures"}'] >= 3, "failures are counted")
-    # Now somebody listens.
+    # Now a server listens.
     closed.listen()
     closed.settimeout(10)
     closed.accept()[0].close()
@@ -485,12 +485,12 @@ def test_a_relay_follows_a_stopping_destination_to_the_server_that_it_names(serv
     encoder, watcher = publisher(first, "cam"), player(third, "cam")
     begin(encoder)
     second.wait_for_line(r"publishes live/cam")
-    # Who asks again and again would be asked for its patience: only who was up for 2 s is moved at once.
+    # A relay follows at once only after 2 s up, so that a destination that always asks does not cause a tight loop.
     gevent.sleep(2.1)
     second.process.send_signal(signal.SIGTERM)
     first.wait_for_line(r"INFO .*: relay to rtmp://.*: the destination asks to connect again elsewhere$")
     third.wait_for_line(r"publishes live/cam", 5)
-    # At once: it does not wait for those who were told and stay.
+    # At once: the stop does not wait for clients that ignore the request.
     second.wait_for_line(r"stopped; counted: ", 5)
     send(encoder, gop(1))
     assert played(watcher, gop(1)[-1])[-len(gop(1)) :] == gop(1)

@@ -27,7 +27,7 @@ from tests.integration.wire import Wire, key
 LIMIT_S = 20
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
-# A process in which the event loop is blocked for good, once somebody publishes.
+# A process in which the event loop is blocked permanently, once a stream is published.
 _BLOCKED = """
 import sys, time
 from rtmpd.rtmp.publisher import Publisher
@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Manager:
-    """What systemd is to a service: it is told things, hands over sockets, and starts the service again."""
+    """The role of systemd: receives notifications, passes sockets, and restarts the service."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "notify"
@@ -46,7 +46,7 @@ class Manager:
         self.ini.write_text("[server]\nlisten = 127.0.0.1:0\n")
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(str(self.path))
-        # Everybody may tell systemd; what it believes is another matter.
+        # Every process may send notifications.
         self.path.chmod(0o777)
         # Another user is to get here, however deep pytest has put it.
         for parent in (directory, *directory.parents):
@@ -131,7 +131,7 @@ def manager(tmp_path):
     assert " CRITICAL" not in text
 
 
-# What systemd is told ---------------------------------------------------------------------------------------------------
+# Notifications to systemd ----------------------------------------------------------------------------------------------
 
 
 def test_ready_is_sent_when_connections_are_served_and_stopping_before_they_end(manager, raw):
@@ -225,7 +225,7 @@ def test_a_blocked_event_loop_does_not_feed_the_watchdog_and_sigabrt_shows_where
     assert manager.pings(1) >= 3
     wire = Wire(manager.port)
     wire.connect()
-    # Nobody will answer.
+    # No answer will come.
     wire.write(wire.frame(20, wire.create_stream(), encode_command("publish", 0, None, "a", "live"), 3, 0))
     manager.pings(0.3)
     assert manager.pings(1) == 0
@@ -279,7 +279,7 @@ def test_no_connection_is_refused_during_a_restart(manager, held, raw):
     first = raw(port_of(held)).publish("a")
     assert manager.stop() == 0
     first.rest()
-    # Nobody is there, and the connections wait.
+    # No process accepts, and the connections wait.
     waiting = [create_connection(held.getsockname(), LIMIT_S) for _ in range(20)]
     for sock in waiting:
         sock.sendall(b"\x03" + bytes(1536))
