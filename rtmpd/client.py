@@ -20,6 +20,7 @@ from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClos
 from rtmpd.net.tls import client_context
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import Transport, deadline, format_address
+from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import amf0
 from rtmpd.protocol.adobe_auth import Login
 from rtmpd.protocol.command import Command, decode_command
@@ -470,7 +471,7 @@ class Client:
         transport, self._transport = self._transport, None
         if transport is None:
             return
-        transport.close("closed by us")
+        transport.close(CloseReason(CloseKind.COMMAND, "closed by the client"))
         if self._drain is not None:
             self._drain.join()
             self._drain = None

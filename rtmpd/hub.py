@@ -1,7 +1,7 @@
-"""The hub: the registry of streams and connections, and the greenlet that looks after them.
+"""The hub: the registry of streams and connections, policy, and the sweep.
 
-Decides who may publish and play. Everything here runs between two switches of the event loop, so nothing needs a lock. Imports
-the session and everything below.
+Decides which client may publish and play what. Everything here runs between two switches of the event loop, so that no lock is
+needed.
 """
 
 from __future__ import annotations
@@ -20,34 +20,38 @@ from rtmpd.connection_limits import ConnectionLimits
 from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
 from rtmpd.live.memory import MemoryGuard
-from rtmpd.live.stream import Stream
+from rtmpd.live.rtmp_framing import RtmpFraming
+from rtmpd.live.selection import Conflict, SourceSelection
+from rtmpd.live.stream import Stream, StreamPlayer
 from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.net.load_balancer import is_from, read_proxy_header
 from rtmpd.net.tls import Tls
+from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
-from rtmpd.rtmp.connection import Connection
-from rtmpd.rtmp.reconnect import ask_to_reconnect, wait_until_gone
+from rtmpd.rtmp.connection import Connection, ConnectionOptions
+from rtmpd.rtmp.session import Session
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rtmpd.authorization import Authorizer
     from rtmpd.config.model import ApplicationConfig, Config, LiveConfig
+    from rtmpd.live.source import Source
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.net.transport import Transport
-    from rtmpd.rtmp.player import Player
-    from rtmpd.rtmp.publisher import Publisher
 
 __all__ = ["Configured", "Hub", "RelayFigures"]
 
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
-_SWEEP_BLOCK = 500  # connections looked at between two looks at the event loop
-_REFUSAL_LOG_S = 10.0
+_SWEEP_BLOCK = 500  # connections that are swept before the event loop has a turn
 _FLUSH_S = 1.0
+_REDIRECT_STEP_S = 0.02
 
 
 _STREAM_COUNTERS = (
@@ -65,36 +69,35 @@ _STREAM_COUNTERS = (
 )
 
 
-def _counted(stream: Stream) -> tuple[int, ...]:
-    """Return what a stream has counted, in the order of `_STREAM_COUNTERS`."""
-    tally = stream.fanout.tally
+def _counts(stream: Stream) -> tuple[int, ...]:
+    """Return the counters of a stream, in the order of `_STREAM_COUNTERS`."""
+    received, counters = stream.received, stream.counters
     return (
-        stream.audio_messages,
-        stream.video_messages,
-        stream.data_messages,
-        stream.bytes_in,
-        tally.bytes_sent,
-        tally.skips,
-        tally.dropped,
-        tally.disposed,
-        tally.disconnects,
-        tally.stalled,
-        stream.timeline.jumps,
+        received.audio,
+        received.video,
+        received.data,
+        received.bytes,
+        counters.bytes_sent,
+        counters.skips,
+        counters.dropped,
+        counters.disposed,
+        counters.disconnects,
+        counters.stalled,
+        stream.timestamp_jumps,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RelayFigures:
-    """How a relay of one stream to one destination does.
+    """The figures of the relay of one stream to one destination.
 
     Attributes:
-        stream_key: What is relayed.
-        destination: Where to, without what is secret: the name of the relay, or scheme, host and application.
-        state: ``up`` while media goes out; else a word for what it is at.
-        bytes_sent: To the destination, since the relay began.
-        messages_sent: Likewise.
+        stream_key: The stream.
+        destination: The name of the relay, or scheme, host and application: nothing secret.
+        state: The value of its `rtmpd.phases.RelayPhase`.
+        bytes_sent, messages_sent: To the destination, since the relay began.
         messages_dropped: Skipped, since the destination was too slow or away.
-        reconnects: How often the connection had to be made again.
+        reconnects: How often the connection was made again.
         lag_s: How far the destination is behind the newest frame.
     """
 
@@ -124,25 +127,26 @@ class Configured(Protocol):
 
 
 class Hub:
-    """Owns the streams.
+    """Owns the streams and connections.
 
     Args:
         config: The configuration in force.
 
     Attributes:
         streams: By key.
-        connections: Those that are open.
-        bus: Tells services what happens.
-        counters: Failures and totals by name. Those of streams are of streams that are gone; `totals` has them all.
-        gauges: Figures of services that go up and down, by name: each is a function that gives the present one.
-        authorizer: Decides who may come in: everybody, until the service that authenticates puts itself here.
-        relays: Gives the figures of every relay there is; the service that relays puts its own function here.
-        id: A random name of this server, by which it knows its own streams again.
+        connections: The open ones.
+        bus: Publishes events to services.
+        counters: Failures and totals by name. Those of streams are of streams that have ended; `totals` includes all.
+        gauges: Figures of services that go up and down, by name: functions that return the present one.
+        authorizer: Authorizes connections, publishes and plays: allows all, until the authentication service replaces it.
+        relays: Returns the figures of all relays; set by the relay service.
+        id: A random name of this server, by which it recognizes its own streams.
         parts: Receive their options at each reload, in this order; the daemon adds the services.
-        listening: Host and port of every address that is listened on; kept by the daemon.
-        tls: What is in force for RTMPS; kept by the daemon.
+        listening: Host and port of every address that is listened on; set by the daemon.
+        tls: The TLS settings in force; set by the daemon.
+        chunk_size: The outbound chunk size, bytes: that of the logs.
         memory: Keeps the memory of streams below its limit.
-        connection_limits: Counts connections, and says when there are too many; the daemon gives its capacity.
+        connection_limits: Limits the connections; the daemon sets its capacity.
     """
 
     def __init__(self, config: Config) -> None:
@@ -162,17 +166,19 @@ class Hub:
         self.connection_limits = ConnectionLimits(config.limits)
         self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
         self.gauges["wire_log_bytes"] = self.memory.total_bytes
-        self._refusal_logged_at = 0.0
+        self._refusals = LogThrottle()
+        self.chunk_size = config.server.chunk_size_bytes
+        self._framing = RtmpFraming(self.chunk_size)
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
-        """Begin to look after streams and connections."""
+        """Start the sweep."""
         self._greenlet = gevent.spawn(self._run)
         self.memory.start()
 
     @property
     def greenlet(self) -> gevent.Greenlet[[], None] | None:
-        """The hub's greenlet; the daemon can't go on without it."""
+        """The hub's greenlet; the server can't continue without it."""
         return self._greenlet
 
     def reload(self, config: Config) -> None:
@@ -180,18 +186,22 @@ class Hub:
         self.config = config
         self.connection_limits.limits = config.limits
         self.memory.reload(config.limits.memory_limit_bytes)
+        options = self._connection_options()
         for connection in self.connections:
-            connection.config = config.server
-            connection.limits = config.limits
+            connection.options = options
         for stream in self.streams.values():
-            found = config.application(stream.key.rpartition("/")[0])
+            found = config.application(stream.key.app)
             if found is not None:
                 stream.reload(found[1])
         for part in self.parts:
             part.reload(part.select(config))
 
+    def _connection_options(self) -> ConnectionOptions:
+        config = self.config
+        return ConnectionOptions(config.server, config.limits, config.tls.tls_handshake_timeout_s)
+
     def count(self, name: str) -> None:
-        """Count an event."""
+        """Increment a counter."""
         self.counters[name] += 1
 
     # Connections -------------------------------------------------------------------------------------------------------
@@ -201,7 +211,7 @@ class Hub:
         try:
             first = self._unwrap(transport)
         except TransportClosed:
-            # Balancers look whether we are there.
+            # Load balancers check like this whether the server is up.
             self.counters["early_closes"] += 1
             return
         except RtmpdError as error:
@@ -215,56 +225,50 @@ class Hub:
         refused = "the server is stopping" if self.stopping else self.connection_limits.refusal(address, now)
         if refused:
             self.counters["connections_refused"] += 1
-            if now - self._refusal_logged_at > _REFUSAL_LOG_S:
-                self._refusal_logged_at = now
-                log.warning("%s refused: %s (%d refused so far)", transport.peer, refused, self.counters["connections_refused"])
+            if self._refusals.due():
+                total = self.counters["connections_refused"]
+                log.warning("connection from %s refused: %s (%d refused so far)", transport.peer, refused, total)
             return
         self.counters["connections"] += 1
-        connection = Connection(transport, self, self.counters["connections"])
+        connection = Connection(transport, self, self._connection_options(), self.counters["connections"])
         self.connections.add(connection)
         self.connection_limits.enter(address)
         connection.emit(EventType.CONNECTION_ACCEPT)
         try:
-            connection.run(first)
-        except gevent.GreenletExit:
-            # The drain's deadline is over.
-            return
-        except Exception:
-            self.counters["internal_errors"] += 1
-            connection.log.exception("internal error in %s", connection.phase)
+            Session(connection).run(first)
         finally:
-            self._say_closed(connection)
+            self._emit_closed(connection)
             self.connections.discard(connection)
             self.connection_limits.leave(address)
 
     def _unwrap(self, transport: Transport) -> bytes:
-        """Find out who is behind a load balancer; return what has come of the client's own bytes."""
+        """Read the PROXY header of a load balancer; return what was read of the client's own bytes."""
         server = self.config.server
         if server.proxy_protocol_from and is_from(transport, server.proxy_protocol_from):
             return read_proxy_header(transport, server.handshake_timeout_s)
         return b""
 
-    def _say_closed(self, connection: Connection) -> None:
+    def _emit_closed(self, connection: Connection) -> None:
         if self.bus.wanted(EventType.CONNECTION_CLOSE):
             connection.emit(
                 EventType.CONNECTION_CLOSE,
-                reason=connection.end_reason,
+                reason=str(connection.close_reason),
                 duration_s=round(time.monotonic() - connection.opened_at, 3),
                 bytes_in=connection.endpoint.bytes_received,
                 bytes_out=connection.bytes_out,
-                **connection.who(),
-                **connection.wish.told(),
+                **connection.client.as_event_data(),
+                **connection.last_request.as_event_data(),
             )
 
     # Policy ------------------------------------------------------------------------------------------------------------
 
     def admit(self, app: str) -> LiveConfig:
-        """Let a client connect to an app; return the options that hold for it as far as the app tells.
+        """Return the options for a connection to an application, as far as its path tells.
 
         Clients cut URLs in different places: an application ``live/sub`` may come as the app ``live``.
 
         Raises:
-            Refused: There are applications in the configuration, and none can be meant.
+            Refused: The configuration lists applications, and the path can belong to none of them.
         """
         found = self.config.application(app)
         if found is not None:
@@ -275,69 +279,69 @@ class Hub:
 
     def _options(self, key: str, code: str) -> ApplicationConfig:
         """Return the options for a stream, by the whole of its path; raises `Refused` with *code*."""
-        found = self.config.application(key.rpartition("/")[0])
+        found = self.config.application(StreamKey(key).app)
         if found is None:
             raise Refused(code, "There is no such application.")
         return found[1]
 
-    def publish(self, key: str, publisher: Publisher) -> Stream:
-        """Let *publisher* publish *key*.
+    def publish(self, key: str, source: Source) -> Stream:
+        """Make *source* the active source of the stream *key*.
 
         Raises:
-            Refused: The name is being published by somebody else, belongs to no application, the stream was here before, or
-                there are too many.
+            Refused: Another source feeds the stream, the key belongs to no application, the stream has been here before (a
+                loop of relays), or there are too many streams or too little memory.
         """
         options = self._options(key, status.PUBLISH_DENIED)
-        via = publisher.connection.via
-        if is_loop(via, self.id):
+        if is_loop(source.info.via, self.id):
             self.counters["relay_loops"] += 1
             raise Refused(status.PUBLISH_REJECTED, LOOP)
-        lack = self.memory.refusal(time.monotonic())
-        if lack:
+        refusal = self.memory.refusal(time.monotonic())
+        if refusal:
             self.counters["memory_refusals"] += 1
-            raise Refused(status.STREAM_FAILED, "The server has too little memory.", lack)
+            raise Refused(status.STREAM_FAILED, "The server has too little memory.", refusal)
         stream = self.streams.get(key)
-        if stream is not None and stream.publisher is not None:
-            self._make_way(stream)
-            # It is gone if nobody was watching.
+        if stream is not None and stream.source is not None:
+            self._resolve_conflict(stream, stream.source)
+            # A stream without players has been removed.
             stream = self.streams.get(key)
         if stream is None:
             stream = self._open(key, options, status.STREAM_FAILED)
-        stream.begin(publisher)
-        stream.via = via
         self.counters["publishes"] += 1
-        publisher.number = self.counters["publishes"]
+        source.number = self.counters["publishes"]
+        stream.begin(source)
         return stream
 
-    def _make_way(self, stream: Stream) -> None:
-        """Refuse a second publisher, unless the first has fallen silent: an encoder that lost its network must get back in."""
-        now = time.monotonic()
-        # The last sweep may be a second old, and the publisher have sent since.
-        stream.sweep(now, 0.0)
-        silent_s = now - stream.active_at
-        takeover_s = stream.options.live.publisher_takeover_s
-        if not takeover_s or silent_s < takeover_s:
+    def _resolve_conflict(self, stream: Stream, active: Source) -> None:
+        """Refuse a second source of a stream, or stop the first."""
+        now_s = time.monotonic()
+        # The last sweep may be a second old, and the source may have sent since.
+        stream.check_source(now_s)
+        silent_s = now_s - active.active_at
+        conflict = SourceSelection(stream.options.live.publisher_takeover_s).decide(silent_s)
+        if conflict is Conflict.REFUSE:
             raise Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.")
-        publisher: Publisher = stream.publisher  # type: ignore[assignment]
-        log.warning("%s: its publisher has been silent for %.1f s and makes way for another", stream.key, silent_s)
-        self.counters["takeovers"] += 1
-        connection = publisher.connection
-        publisher.stop("another publisher took over")
-        connection.transport.close("it was silent, and another publisher took over")
+        active.log.warning(
+            "%s: its publisher has been silent for %.1f s, and is replaced by a new one (publisher_takeover_s)",
+            stream.key,
+            silent_s,
+        )
+        active.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
 
-    def unpublish(self, stream: Stream, publisher: Publisher) -> None:
-        """Take leave of a publisher; its players are kept for a while."""
-        if stream.publisher is publisher:
-            stream.pause()
-            if not stream.options.live.publisher_grace_s:
+    def unpublish(self, stream: Stream, source: Source) -> None:
+        """Detach a source; the stream's players are kept for a while."""
+        if stream.source is source:
+            if stream.options.live.publisher_grace_s and not self.stopping:
+                stream.wait_for_source()
+            else:
                 stream.end()
             self._drop_if_idle(stream)
 
-    def play(self, key: str, player: Player) -> Stream:
-        """Return the stream *key* for a player.
+    def play(self, key: str, player: StreamPlayer) -> Stream:
+        """Register a player of the stream *key*; return the stream.
 
         Raises:
-            Refused: Nobody publishes it and players may not wait, it belongs to no application, or there are too many.
+            Refused: The stream is not published and players may not wait for it, the key belongs to no application, or there
+                are too many players or streams.
         """
         options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
@@ -357,24 +361,24 @@ class Hub:
         self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         return stream
 
-    def unplay(self, stream: Stream, player: Player) -> None:
-        """Take leave of a player."""
+    def unplay(self, stream: Stream, player: StreamPlayer) -> None:
+        """Unregister a player."""
         if player in stream.players:
             stream.players.discard(player)
             self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         self._drop_if_idle(stream)
 
     def _open(self, key: str, options: ApplicationConfig, code: str) -> Stream:
-        """Make a stream; raises `Refused` with *code*, which says that it may be had later, if there are too many."""
+        """Add a stream; raises `Refused` with *code*, which tells clients to retry later, if there are too many."""
         most = self.config.limits.stream_limit
         if most and len(self.streams) >= most:
             self.counters["streams_refused"] += 1
             raise Refused(code, "The server has too many streams.", f"stream_limit is {most}")
-        stream = self.streams[key] = Stream(key, options, self.config.server.chunk_size_bytes, self._say_codec)
+        stream = self.streams[key] = Stream(key, options, self._framing, self._emit_codec, self.count)
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
 
-    def _say_codec(self, stream: Stream, found: VideoConfig | AudioConfig) -> None:
+    def _emit_codec(self, stream: Stream, found: VideoConfig | AudioConfig) -> None:
         if self.bus.wanted(EventType.CODEC_DETECTED):
             kind = "video" if isinstance(found, VideoConfig) else "audio"
             known = {name: value for name, value in asdict(found).items() if value}
@@ -383,25 +387,26 @@ class Hub:
     def _drop_if_idle(self, stream: Stream) -> None:
         if stream.idle and self.streams.get(stream.key) is stream:
             del self.streams[stream.key]
-            self.counters.update(dict(zip(_STREAM_COUNTERS, _counted(stream), strict=True)))
+            self.counters.update(dict(zip(_STREAM_COUNTERS, _counts(stream), strict=True)))
             self.bus.emit(
                 EventType.STREAM_DELETE,
                 {
                     "duration_s": round(time.monotonic() - stream.created_at, 3),
-                    "bytes_in": stream.bytes_in,
-                    "bytes_out": stream.fanout.tally.bytes_sent,
+                    "bytes_in": stream.received.bytes,
+                    "bytes_out": stream.counters.bytes_sent,
                 },
                 stream=stream,
             )
             stream.close()
 
     def totals(self) -> Counter[str]:
-        """Return the counters, with what live streams have counted so far.
+        """Return the counters, including those of live streams.
 
-        In one go, since a stream that ended meanwhile would be counted twice or not at all: 1 ms for 1000 streams.
+        Without a switch of the event loop: a stream that ended meanwhile would be counted twice or not at all. 1 ms for 1000
+        streams.
         """
         totals = self.counters.copy()
-        sums = map(sum, zip(*map(_counted, self.streams.values()), strict=True))
+        sums = map(sum, zip(*map(_counts, self.streams.values()), strict=True))
         totals.update(dict(zip(_STREAM_COUNTERS, sums, strict=bool(self.streams))))
         return totals
 
@@ -410,7 +415,7 @@ class Hub:
     def _run(self) -> None:
         while True:
             gevent.sleep(_SWEEP_S)
-            # A method of its own: a local here would keep the last stream, and its pages, for as long as there is no other.
+            # A method of its own: a local variable here would keep the last stream, and its pages, until the next sweep.
             self._sweep(time.monotonic())
 
     def _sweep(self, now_s: float) -> None:
@@ -421,54 +426,54 @@ class Hub:
                 give_way()
         for stream in list(self.streams.values()):
             stream.sweep(now_s, write_timeout_s)
-            if stream.publisher is not None:
-                stream.publisher.sweep(now_s)  # type: ignore[attr-defined]
             self._drop_if_idle(stream)
 
     def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:
-        """Ask clients to connect again; those that do not know how to are not asked.
+        """Ask clients to connect again: those that have declared that they can.
 
         Args:
             tc_url: Where to; empty: where they are.
             description: For people.
-            among: Of these connections; None: of all.
+            among: These connections; None: all.
 
         Returns:
-            How many were asked.
+            The number of clients that were asked.
         """
-        asked = ask_to_reconnect(self.connections if among is None else among, tc_url, description)
-        self.counters["reconnect_requests"] += len(asked)
-        return len(asked)
+        connections = list(self.connections if among is None else among)
+        asked = sum(connection.request_reconnect(tc_url, description) for connection in connections)
+        self.counters["reconnect_requests"] += asked
+        return asked
 
-    def _send_away(self, limit_s: float) -> None:
-        """Ask clients to reconnect; where there is another server, let them go there before their streams end."""
+    def _redirect_clients(self, limit_s: float) -> None:
+        """Ask clients to reconnect; if there is another server, wait until they have left, at most *limit_s*."""
         tc_url = self.config.server.drain_reconnect_url
-        asked = [connection for connection in self.connections if connection.capabilities.reconnect]
+        asked = [connection for connection in self.connections if connection.client.capabilities.reconnect]
         if asked and self.request_reconnect(tc_url, "The server is stopping.", asked) and tc_url:
-            wait_until_gone(asked, self.connections, limit_s)
+            deadline = time.monotonic() + limit_s
+            while time.monotonic() < deadline and not self.connections.isdisjoint(asked):
+                gevent.sleep(_REDIRECT_STEP_S)
 
     def stop(self, limit_s: float = 0.0) -> None:
-        """End every stream and close every connection: players are told, sessions end by themselves.
+        """End every stream and close every connection: players are notified, sessions end by themselves.
 
         Args:
-            limit_s: How long those may take who are asked to go to another server.
+            limit_s: The time limit for clients that are asked to reconnect to another server.
         """
         self.stopping = True
-        self._send_away(limit_s)
+        self._redirect_clients(limit_s)
+        reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
         for stream in list(self.streams.values()):
-            publisher: Publisher | None = stream.publisher  # type: ignore[assignment]
-            stream.publisher = None
-            if publisher is not None:
-                # What it still sends would come behind the end.
-                publisher.stop("the server is stopping")
+            if stream.source is not None:
+                # What it still sends after that is discarded.
+                stream.source.stop(reason)
             stream.end()
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):
             stream.flush(max(0.0, deadline - time.monotonic()))
-            # Those with players end with the last of these.
+            # A stream with players is removed with the last of them.
             self._drop_if_idle(stream)
         for connection in list(self.connections):
-            connection.transport.close("the server is stopping")
+            connection.close(reason)
         self.memory.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

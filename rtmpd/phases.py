@@ -1,12 +1,11 @@
 """The states of connections, streams, relays and recordings: each an enum with one table of transitions.
 
-`docs/design.rst` shows these tables, rendered by ``python -m rtmpd.phases``. Pure.
+`docs/design.rst` shows these tables, rendered by ``docs/render_phases.py``. Pure.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ __all__ = [
     "CONNECTION",
     "RECORDING",
     "RELAY",
+    "NOT_CLOSED",
     "STREAM",
     "CloseKind",
     "CloseReason",
@@ -200,7 +200,7 @@ class CloseKind(enum.Enum):
 
 
 _K = CloseKind
-_WARNING, _ERROR = 30, 40  # as in logging
+_LOGGED_WHERE_THEY_HAPPEN = (_K.EARLY, _K.REFUSED, _K.TAKEN_OVER, _K.INTERNAL)
 
 CLOSE_COUNTERS: Final[dict[CloseKind, tuple[str, ...]]] = {
     _K.EARLY: ("early_closes",),
@@ -218,20 +218,29 @@ CLOSE_COUNTERS: Final[dict[CloseKind, tuple[str, ...]]] = {
 """The counters of each kind that counts as a failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class CloseReason:
-    """Why something ended.
+class CloseReason(str):
+    """Why something ended. It is the text for the log, for events and for the access log; it holds no secrets.
 
-    Attributes:
-        kind: Decides counters and log level.
-        text: For the log, events and the access log. No secrets.
+    Args:
+        kind: Decides the counters, and whether there is a warning.
+        text: The text.
+        detail: The text of its own log line, where that says more.
+        client_text: The text for the client, where that is another one.
     """
 
-    kind: CloseKind
-    text: str
+    __slots__ = ("client_text", "detail", "kind")
 
-    def __str__(self) -> str:
-        return self.text
+    kind: CloseKind
+    detail: str
+    client_text: str
+
+    def __new__(cls, kind: CloseKind, text: str, *, detail: str = "", client_text: str = "") -> CloseReason:
+        """Make the text."""
+        made = super().__new__(cls, text)
+        made.kind = kind
+        made.detail = detail or text
+        made.client_text = client_text or text
+        return made
 
     @property
     def counters(self) -> tuple[str, ...]:
@@ -239,8 +248,10 @@ class CloseReason:
         return CLOSE_COUNTERS.get(self.kind, ())
 
     @property
-    def level(self) -> int:
-        """The level of its log line; 0: it has none of its own."""
-        if self.kind is _K.INTERNAL:
-            return _ERROR
-        return _WARNING if self.counters and self.kind is not _K.EARLY else 0
+    def logged(self) -> bool:
+        """Whether it has a warning of its own. Others have none, or one that says more where they happen."""
+        return bool(self.counters) and self.kind not in _LOGGED_WHERE_THEY_HAPPEN
+
+
+NOT_CLOSED: Final = CloseReason(CloseKind.COMMAND, "")
+"""Stands for the reason of what is still open: empty."""

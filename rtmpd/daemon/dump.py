@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from greenlet import greenlet
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
-    from rtmpd.rtmp.player import Player
-    from rtmpd.rtmp.publisher import Publisher
 
 __all__ = ["Dump"]
 
@@ -113,34 +111,31 @@ def _stack_of(one: greenlet) -> _Stack:
 
 
 def _stream_lines(stream: Stream) -> Iterator[str]:
-    wirelog, key = stream.wirelog, stream.key
-    publisher = cast("Publisher | None", stream.publisher)
-    source = "no publisher" if publisher is None else publisher.connection.transport.peer
-    joins = f"{wirelog.position - wirelog.join_position} bytes back" if wirelog.join_page is not None else "none"
+    published, key = stream.published.log, stream.key
+    source = "no source" if stream.source is None else f"published by {stream.source.info.peer}"
+    joins = f"{published.position - published.join_position} bytes back" if published.join_page is not None else "none"
     yield (
-        f"{key}: published by {source}, {len(stream.players)} players, {time.monotonic() - stream.created_at:.0f} s, "
-        f"log at {wirelog.position}, join point {joins}"
+        f"{key}: {source}, {len(stream.players)} players, {time.monotonic() - stream.created_at:.0f} s, "
+        f"log at {published.position}, join point {joins}"
     )
     places = []
-    for index, player in enumerate(cast("list[Player]", list(stream.players))):
-        subscriber = player.subscriber
-        if subscriber is not None and player.stream is stream:
+    for output in stream.outputs:
+        for index, subscriber in enumerate(output.fanout.subscribers()):
             page, offset = subscriber.page, subscriber.offset
-            wirelog = player.fanout.wirelog
             if subscriber.state is State.GROUP:
-                page, offset = player.fanout.place_of(subscriber)
-            behind = wirelog.position - page.base - offset if page is not None else 0
-            lag_ms = wirelog.lag_ms(page, offset) if page is not None else 0
-            places.append((behind, lag_ms, player.connection.transport.peer, subscriber))
-        if index % _BLOCK == _BLOCK - 1:
-            give_way()
+                page, offset = output.fanout.place_of(subscriber)
+            behind = output.log.position - page.base - offset if page is not None else 0
+            lag_ms = output.log.lag_ms(page, offset) if page is not None else 0
+            places.append((behind, lag_ms, subscriber.label, subscriber))
+            if index % _BLOCK == _BLOCK - 1:
+                give_way()
     places.sort(key=lambda place: place[:3], reverse=True)
-    for behind, lag_ms, peer, subscriber in places[:_PLAYERS]:
+    for behind, lag_ms, name, subscriber in places[:_PLAYERS]:
         thin = ", no disposable frames" if subscriber.thin else ""
         full = ", its socket is full" if subscriber.blocked else ""
         yield (
-            f"{key}: player {peer} {subscriber.state.name.lower()}: {behind} bytes and {lag_ms} ms behind, "
+            f"{key}: {name} {subscriber.state.name.lower()}: {behind} bytes and {lag_ms} ms behind, "
             f"{subscriber.skips} skips, {subscriber.dropped} messages dropped{thin}{full}"
         )
     if len(places) > _PLAYERS:
-        yield f"{key}: and {len(places) - _PLAYERS} more players, no further behind"
+        yield f"{key}: and {len(places) - _PLAYERS} more players and relays, no further behind"

@@ -93,7 +93,7 @@ class Daemon:
             *first,
             Auth(self.hub, Auth.select(config)),
             Recorder(self.hub, Recorder.select(config)),
-            Relays(self.hub),
+            Relays(self.hub, Relays.select(config)),
             MediaLog(self.hub, MediaLog.select(config)),
             Hooks(self.hub, Hooks.select(config)),
             AccessLog(self.hub, AccessLog.select(config)),

@@ -170,7 +170,7 @@ class Supervision:
     def status(self) -> str:
         """Return the state of the server in a few words."""
         streams = list(self._hub.streams.values())
-        live, players = sum(each.publisher is not None for each in streams), sum(len(each.players) for each in streams)
+        live, players = sum(each.source is not None for each in streams), sum(len(each.players) for each in streams)
         text = f"{live} stream{'' if live == 1 else 's'}, {players} player{'' if players == 1 else 's'}"
         return f"{text}; reload failed: {self._problem}" if self._problem else text
 

@@ -1,115 +1,403 @@
-"""Fan-out: hands the bytes of one wire log to all of a stream's players.
+"""Fan-out: sends the bytes of one log to all of its subscribers.
 
-Players that are level share one cursor, the group's (rtmpd.live.group), and get new bytes in passes. Who can't take all
-leaves the group with a cursor of its own, is served when its socket is writable, and comes back when it is level again.
-rtmpd.live.pump says when there is a pass, rtmpd.live.backpressure what becomes of players that fall too far behind. Replies
-enter a player's bytes only at a message boundary. May import gevent; makes no sockets and knows no session.
+Subscribers that are in sync share one cursor, that of the group, and get new bytes in passes: one non-blocking send each. A
+subscriber whose socket does not accept everything leaves the group with a cursor of its own, is served when its socket is
+writable, and enters the group again when it is in sync. Replies enter a subscriber's bytes only at a message boundary.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import gevent
+from gevent.event import Event
 
 from rtmpd.live.backpressure import Backpressure
-from rtmpd.live.group import SLICE_S, Group
-from rtmpd.live.pump import Pump
 from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport
-from rtmpd.live.tally import Tally
+from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
 
-    from rtmpd.config.model import ApplicationConfig
+    from rtmpd.config.model import ApplicationConfig, LiveConfig
+    from rtmpd.live.framing import Headers, Notice
+    from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
-    from rtmpd.live.wirelog import WireLog
 
-__all__ = ["PENDING_LIMIT_BYTES", "Fanout"]
+__all__ = ["PENDING_LIMIT_BYTES", "DeliveryCounters", "Fanout", "Group", "Pump"]
+
+log = logging.getLogger(__name__)
 
 PENDING_LIMIT_BYTES = 256 << 10
-"""Replies that wait for a player who does not read. One who asks for more than this is cut off."""
+"""Replies that wait for a subscriber. One that does not read them is closed above this."""
+
+SLICE_S = 0.003
+"""How long delivery may hold the event loop."""
 
 _FLUSH_STEP_S = 0.005
+_BLOCK = 64  # members between two looks at the clock
+_BIG_BYTES = 16 << 10  # of a range of this size or more, an eighth: to copy it, and to encrypt it for some, takes longer
+_GATHER_BYTES = 1 << 20  # a pass over several pages takes about this much at the most
+_SHORTEST_REST_S = 0.0005
+_AVERAGED_PASSES = 8
+_AFTER_ERROR_S = 0.01
+
+
+@dataclass(slots=True)
+class DeliveryCounters:
+    """What delivery counts, for all subscribers of a stream together, whatever output they read. The counters only grow.
+
+    Attributes:
+        bytes_sent: Accepted by subscribers' sockets.
+        skips: Subscribers moved to a newer keyframe, since they were too far behind.
+        dropped: Messages that slow subscribers were not sent: those skipped, and disposable frames.
+        disposed: The disposable frames among these.
+        disconnects: Subscribers disconnected by ``backpressure_policy``.
+        stalled: Subscribers closed because their sockets accepted nothing.
+    """
+
+    bytes_sent: int = 0
+    skips: int = 0
+    dropped: int = 0
+    disposed: int = 0
+    disconnects: int = 0
+    stalled: int = 0
+
+    @property
+    def drops(self) -> int:
+        """How often a subscriber was too slow: skips, disconnects and stalls."""
+        return self.skips + self.disconnects + self.stalled
+
+
+class Group:
+    """The subscribers that are in sync, and their cursor. The hottest code of delivery.
+
+    A pass moves the cursor on: it takes the log's bytes from there and hands them to each member with one non-blocking send. It
+    gives way to the event loop every few milliseconds; members may leave and enter meanwhile.
+
+    Attributes:
+        members: In the order of entering. One that has left stays listed until `compact`, at the latest when a pass begins.
+        page, offset: The cursor; page is None without subscribers. During a pass it is already where the pass will end.
+        passing: A pass is under way.
+    """
+
+    __slots__ = ("_begun", "_left", "_range", "_served", "_visited", "members", "offset", "page", "passing")
+
+    def __init__(self) -> None:
+        self.members: list[Subscriber] = []
+        self.page: Page | None = None
+        self.offset = 0
+        self.passing = False
+        self._left = 0  # of those that are listed
+        self._begun: tuple[Page, int] | None = None  # the cursor before the pass under way
+        self._served = 0  # members that the pass under way has reached, of those that it visits
+        self._visited = 0
+        self._range = 0  # bytes that the pass hands to each
+
+    def __len__(self) -> int:
+        return len(self.members) - self._left
+
+    @property
+    def position(self) -> int:
+        """The cursor as a position in the log."""
+        return self.page.base + self.offset if self.page is not None else 0
+
+    def is_at(self, page: Page | None, offset: int) -> bool:
+        """Whether the group's cursor is there."""
+        return page is self.page and offset == self.offset
+
+    def move_to_end(self, stream_log: Log) -> None:
+        """Move the cursor to the log's end: there is no member that would miss anything."""
+        self.page, self.offset = stream_log.tail, stream_log.tail.end
+
+    def enter(self, subscriber: Subscriber) -> None:
+        """Add a subscriber that is in sync."""
+        subscriber.sent -= self.position
+        subscriber.state = State.GROUP
+        subscriber.page = None
+        if subscriber.listed:
+            self._left -= 1
+        else:
+            # A pass under way visits only the members that it began with. One that fell behind in it is listed still.
+            subscriber.listed = True
+            self.members.append(subscriber)
+
+    def _is_due(self, subscriber: Subscriber) -> bool:
+        """Whether the pass under way has still to reach a member."""
+        return self.passing and self._served <= self.members.index(subscriber) < self._visited
+
+    def place_of(self, subscriber: Subscriber) -> tuple[Page | None, int]:
+        """Return the cursor behind what a member was sent: the group's, or where the pass under way began."""
+        return self._begun if self._begun is not None and self._is_due(subscriber) else (self.page, self.offset)
+
+    def drop(self, subscriber: Subscriber, state: State) -> None:
+        """Remove a member, which was sent all bytes up to the group's cursor, or to where the pass under way began."""
+        subscriber.sent += self.position
+        if self._is_due(subscriber):
+            subscriber.sent -= self._range
+        subscriber.state = state
+        self._left += 1
+
+    def end_pass(self) -> None:
+        """End the pass under way."""
+        self.passing = False
+        self._begun = None
+
+    def compact(self, *, every: bool = False) -> None:
+        """Unlist members that have left, if they are many or *every* one is to be: thousands may leave one by one."""
+        if self._left and not self.passing and (every or self._left * 4 >= len(self.members)):
+            self._left = 0
+            members = []
+            for subscriber in self.members:
+                if subscriber.state is State.GROUP:
+                    members.append(subscriber)
+                else:
+                    subscriber.listed = False
+            self.members = members
+
+    def deliver(
+        self,
+        stream_log: Log,
+        fall_behind: Callable[[Subscriber, Page, int], None],
+        fail: Callable[[Subscriber, str], None],
+    ) -> tuple[int, float]:
+        """Bring all members to the log's end, or a good piece nearer. Leaves ``passing`` set, for the caller to end the pass.
+
+        Args:
+            stream_log: The log.
+            fall_behind: Called with a member that did not accept everything, and the cursor behind what it accepted.
+            fail: Called with a member whose connection is gone, and why.
+
+        Returns:
+            The number of bytes that sockets accepted, and the seconds of CPU time that the pass took.
+        """
+        # The thread's CPU time: on a busy machine wall-clock time would make passes look dear, and rests long.
+        clock = time.thread_time
+        begun = clock()
+        spent = 0.0
+        page, offset = self.page, self.offset
+        assert page is not None
+        start = page.base + offset
+        self.compact(every=True)
+        members = self.members
+        count = len(members)
+        data, tail, end = stream_log.gather(page, offset, _GATHER_BYTES)
+        size = len(data)
+        self.passing = True
+        self._begun = page, offset
+        self._served, self._visited, self._range = 0, count, size
+        # Set before anything is sent: subscribers that are served alone meanwhile go as far as the group will have gone.
+        self.page, self.offset = tail, end
+        short = 0
+        block = _BLOCK if size < _BIG_BYTES else max(1, _BLOCK // 8)
+        for index in range(0, count, block):
+            for subscriber in members[index : min(index + block, count)]:
+                # In two steps: CPython reads a slot faster than it looks up a method.
+                send = subscriber.send
+                try:
+                    sent = send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    if subscriber.state is State.GROUP:
+                        fail(subscriber, f"send failed: {error.strerror or error}")
+                    short += size
+                    continue
+                if sent != size:
+                    short += size - sent
+                    if subscriber.state is State.GROUP:
+                        subscriber.sent += start + sent
+                        subscriber.state = State.LAGGING
+                        self._left += 1
+                        fall_behind(subscriber, *_step(page, offset + sent))
+            self._served = index + block
+            now = clock()
+            if now - begun > SLICE_S and self._served < count:
+                spent += now - begun
+                give_way()
+                begun = clock()
+        return size * count - short, spent + clock() - begun
+
+
+def _step(page: Page, offset: int) -> tuple[Page, int]:
+    """Return an offset that may lie behind the end of a page as a cursor."""
+    while offset > page.end:
+        assert page.next is not None
+        offset -= page.end
+        page = page.next
+    return page, offset
+
+
+def _nothing() -> None:
+    pass
+
+
+class Pump:
+    """The greenlet of a fan-out: makes a pass when there is something to deliver, then rests in proportion to the work.
+
+    With few subscribers the rest is too short to be worth a timer, and each message is sent at once; with thousands, messages
+    gather during the rest, and one send takes several.
+
+    Args:
+        name: The stream's key, for the log.
+        options: For ``pacing``, ``pacing_share`` and ``pacing_limit_ms``.
+        at_end: Returns whether there is nothing to deliver.
+        work: Makes a pass; returns the seconds of CPU time that it took.
+        recover: Called when a pass has failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: LiveConfig,
+        at_end: Callable[[], bool],
+        work: Callable[[], float],
+        recover: Callable[[], object],
+    ) -> None:
+        self._name = name
+        self.options = options
+        self._at_end, self._work, self._recover = at_end, work, recover
+        self._idle, self._wakeup = True, Event()
+        self._average_s = 0.0  # what a pass takes
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def start(self) -> None:
+        """Start; harmless if started."""
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def close(self) -> None:
+        """Stop for good. Drops the references to the fan-out: the cycle would keep its pages until the collector runs."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+            self._greenlet = None
+        self._at_end, self._work, self._recover = lambda: True, lambda: 0.0, _nothing
+
+    def wake(self) -> None:
+        """Take note that there may be something to deliver. Cheap."""
+        if self._idle:
+            self._idle = False
+            self._wakeup.set()
+
+    def _run(self) -> None:
+        while True:
+            # No local variable may hold a page here: it would keep all of the log behind it while there is nothing to do.
+            if self._at_end():
+                self._idle = True
+                self._wakeup.clear()
+                self._wakeup.wait()
+                continue
+            try:
+                spent_s = self._work()
+            except Exception:
+                # An error must not end delivery for all subscribers.
+                log.exception("%s: internal error in the fan-out: one pass to its players was cut short", self._name)
+                self._recover()
+                gevent.sleep(_AFTER_ERROR_S)
+                continue
+            options = self.options
+            # By the average: the rest after a pass with a keyframe, which takes long, would make the frames behind it late.
+            self._average_s += (spent_s - self._average_s) / _AVERAGED_PASSES if self._average_s else spent_s
+            rest_s = min(self._average_s * (1 / options.pacing_share - 1), options.pacing_limit_ms / 1000)
+            if options.pacing and rest_s >= _SHORTEST_REST_S:
+                gevent.sleep(rest_s)
 
 
 class Fanout:
-    """Delivers one wire log.
+    """Delivers one log.
 
     Args:
-        options, name: The application's options, and the stream's key for the log.
+        stream_log: The log.
+        options: The application's options.
+        name: The stream's key, for the log.
+        counters: Counts; the fan-outs of one stream share it.
 
     Attributes:
-        tally: Counts. The fan-outs of one stream share it.
-        wake: Says that the log has grown. Cheap, and only needed while ``active``.
-        active: Whether there is anyone to wake the fan-out for.
+        log: The log that is delivered.
+        counters: Likewise.
+        wake: Takes note that the log has grown. Cheap, and only needed while ``active``.
+        active: Whether there are subscribers.
     """
 
-    def __init__(self, wirelog: WireLog, options: ApplicationConfig, name: str) -> None:
-        self.wirelog = wirelog
+    def __init__(
+        self, stream_log: Log, options: ApplicationConfig, name: str, counters: DeliveryCounters | None = None
+    ) -> None:
+        self.log = stream_log
         self.options = options.live
-        self.backpressure = Backpressure(wirelog, options.backpressure)
-        self.name = name
-        self.tally = Tally()
+        self.backpressure = Backpressure(stream_log, options.backpressure)
+        self.counters = counters or DeliveryCounters()
         self._group = Group()
-        self._alone: set[Subscriber] = set()
+        self._lagging: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()
         self._paused: set[Subscriber] = set()
-        self._joins_handled = 0  # the join point at which those who waited were last let in
-        self._at_rest: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
-        self._pump = Pump(name, options.live, self._at_end, self._pass, self._rest)
+        self._joins_handled = 0  # the join point at which waiting subscribers were last started
+        self._after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
+        self._pump = Pump(name, options.live, self._at_end, self._pass, self._finish_pass)
         self.wake = self._pump.wake
-        self.active = False
 
     def reload(self, options: ApplicationConfig) -> None:
-        """Go on under other options."""
+        """Apply new options."""
         self.options = self._pump.options = options.live
         self.backpressure.reload(options.backpressure)
 
-    # Players come and go -----------------------------------------------------------------------------------------------
+    # Subscribers come and go -------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._group) + len(self._alone) + len(self._waiting) + len(self._paused)
+        return len(self._group) + len(self._lagging) + len(self._waiting) + len(self._paused)
 
     @property
-    def anyone_waits(self) -> bool:
+    def active(self) -> bool:
+        """Whether there are subscribers."""
+        return self.log.on_growth is not None
+
+    @property
+    def wants_keyframe(self) -> bool:
         """Whether a subscriber waits for a join point, or should be moved to one."""
         return bool(self._waiting) or self.backpressure.wants_keyframe
 
     @property
-    def alone(self) -> Set[Subscriber]:
-        """Those with a cursor of their own."""
-        return self._alone
+    def lagging(self) -> Set[Subscriber]:
+        """The subscribers with a cursor of their own."""
+        return self._lagging
 
     @property
     def has_cursors(self) -> bool:
-        """Whether any subscriber has been given media: those who only wait or pause don't mind where a timeline begins."""
-        return bool(len(self._group) or self._alone)
+        """Whether a subscriber has been given media: those that only wait or pause are on no timeline yet."""
+        return bool(len(self._group) or self._lagging)
 
-    def join(self, subscriber: Subscriber, not_before: int = 0) -> None:
-        """Let a subscriber in: from the join point, if there is one at that position or behind; else it waits for the next."""
-        self._welcome(subscriber)
+    def subscribers(self) -> list[Subscriber]:
+        """Return all subscribers."""
+        members = [each for each in self._group.members if each.state is State.GROUP]
+        return [*members, *self._lagging, *self._waiting, *self._paused]
+
+    def join(self, subscriber: Subscriber, not_before: int | None = None) -> None:
+        """Add a subscriber: at the join point, if there is one at that position or behind it; else it waits for the next."""
+        self._add(subscriber)
         self._start(subscriber, not_before)
 
     def join_at_end(self, subscriber: Subscriber) -> None:
-        """Let a subscriber in that has had, from another log of the stream, all that this one holds."""
-        self._welcome(subscriber)
+        """Add a subscriber that was sent, from another log of the stream, all that this one holds."""
+        self._add(subscriber)
         self._start_at_end(subscriber)
         self._serve(subscriber)
 
-    def _welcome(self, subscriber: Subscriber) -> None:
+    def _add(self, subscriber: Subscriber) -> None:
         self._pump.start()
         subscriber.progress_at = time.monotonic()
         if not self.active:
-            self._group.move_to_end(self.wirelog)
-            self.active = True
+            self._group.move_to_end(self.log)
+            self.log.on_growth = self.wake
 
-    def _start(self, subscriber: Subscriber, not_before: int = 0) -> None:
-        wirelog = self.wirelog
-        if wirelog.join_page is None or not self.options.gop_cache or wirelog.join_position < not_before:
+    def _start(self, subscriber: Subscriber, not_before: int | None = None) -> None:
+        stream_log = self.log
+        # The position of a join point that was prepended may be negative.
+        too_early = not_before is not None and stream_log.join_position < not_before
+        if stream_log.join_page is None or not self.options.gop_cache or too_early:
             self._set_waiting(subscriber, time.monotonic())
         else:
             self._move_to_join_point(subscriber)
@@ -120,84 +408,92 @@ class Fanout:
         subscriber.state = State.WAITING
         subscriber.page = None
         subscriber.waiting_since = now_s
-        subscriber.joins_seen = self.wirelog.joins
+        subscriber.joins_seen = self.log.joins
         self._waiting.add(subscriber)
 
     def _move_to_join_point(self, subscriber: Subscriber) -> None:
-        wirelog = self.wirelog
-        subscriber.queue_headers(wirelog.join_headers, wirelog.join_timestamp, wirelog.chunk_size)
-        assert wirelog.join_page is not None
-        self.tally.dropped += subscriber.begin_at(wirelog.join_page, wirelog.join_offset)
+        stream_log = self.log
+        assert stream_log.join_page is not None
+        if not self._queue_headers(subscriber, stream_log.join_headers, stream_log.join_timestamp):
+            return
+        self.counters.dropped += subscriber.begin_at(stream_log.join_page, stream_log.join_offset)
         self.backpressure.begins(subscriber)
-        self._set_alone(subscriber, wirelog.join_page, wirelog.join_offset)
-        # The group may not have come as far yet: it is due a pass.
+        self._set_lagging(subscriber, stream_log.join_page, stream_log.join_offset)
+        # The group may not have come as far yet: a pass is due.
         self.wake()
 
     def leave(self, subscriber: Subscriber) -> bytes:
-        """Take a subscriber out; return what is owed before anything else may be sent on its connection.
+        """Remove a subscriber; return what must be sent on its connection before anything else.
 
         That is the rest of a half-sent message, and replies.
         """
-        owed = b"" if subscriber.state is State.GONE else self._detach(subscriber)
-        self._forget(subscriber)
+        rest = b"" if subscriber.state is State.REMOVED else self._detach(subscriber)
+        self._remove(subscriber)
         if not self.options.gop_cache and not self._waiting:
             # A keyframe may have been marked for this one.
-            self.wirelog.forget_join_point()
-        return owed
+            self.log.forget_join_point()
+        return rest
 
     def place_of(self, subscriber: Subscriber) -> tuple[Page | None, int]:
-        """Return where in the log a subscriber is, behind what `leave` would say is owed; no page: it has no place."""
+        """Return where in the log a subscriber is, behind what `leave` would return; no page: it has no place."""
         if subscriber.state is State.GROUP:
             return self._group.place_of(subscriber)
-        if subscriber.state is State.ALONE:
+        if subscriber.state is State.LAGGING:
             subscriber.finish_message()
         return subscriber.page, subscriber.offset
 
-    def _forget(self, subscriber: Subscriber) -> None:
-        subscriber.be_gone()
+    def _remove(self, subscriber: Subscriber) -> None:
+        subscriber.remove()
         self._compact()
 
     def _detach(self, subscriber: Subscriber) -> bytes:
-        """Take a subscriber out of whatever it is in; return what is owed to it."""
+        """Take a subscriber out of the set that it is in; return what is still to be sent to it."""
         subscriber.leave_at(*self.place_of(subscriber))
         if subscriber.state is State.GROUP:
-            self._group.drop(subscriber, State.GONE)
-        self._alone.discard(subscriber)
+            self._group.drop(subscriber, State.REMOVED)
+        self._lagging.discard(subscriber)
         self._waiting.discard(subscriber)
         self._paused.discard(subscriber)
         if subscriber.blocked:
             subscriber.blocked = False
             subscriber.transport.unwatch_writable()
         subscriber.page = None
-        owed = bytes(subscriber.pending)
+        rest = bytes(subscriber.pending)
         subscriber.pending.clear()
-        return owed
+        return rest
 
     def close(self) -> None:
-        """Stop delivering; the stream is gone."""
+        """Stop delivering: the log is gone."""
         self._pump.close()
         self._group.page = None
-        self.active = False
+        self.log.on_growth = None
+
+    def close_connections(self, reason: CloseReason) -> None:
+        """Close the connections of all subscribers."""
+        for subscriber in self.subscribers():
+            self._fail(subscriber, reason)
 
     # What sessions ask for ---------------------------------------------------------------------------------------------
 
     def write(self, subscriber: Subscriber, data: bytes) -> None:
-        """Send a reply to a player, at the next message boundary of its bytes."""
+        """Send a reply to a subscriber, at the next message boundary of its bytes."""
         if self._group.passing and subscriber.state is State.GROUP:
-            # Until the pass is over nobody knows what it has had.
+            # Until the pass is over it is not known what the subscriber was sent.
             subscriber.pending += data
-            self._at_rest.append((subscriber, lambda fanout, who: fanout._write(who, b"")))
+            self._after_pass.append((subscriber, lambda fanout, each: fanout._write(each, b"")))
         else:
             self._write(subscriber, data)
 
     def _write(self, subscriber: Subscriber, data: bytes) -> None:
         state = subscriber.state
-        if state is State.GONE:
+        if state is State.REMOVED:
             return
-        if state is State.ALONE:
+        if state is State.LAGGING:
             subscriber.finish_message()
-        if len(subscriber.pending) > PENDING_LIMIT_BYTES + self.backpressure.options.lag_limit_bytes:
-            self._fail(subscriber, "it does not read the replies that it asks for")
+        limit_bytes = PENDING_LIMIT_BYTES + self.backpressure.options.lag_limit_bytes
+        if len(subscriber.pending) > limit_bytes:
+            text = f"it does not read the replies to its commands: more than {limit_bytes} bytes wait for it"
+            self._fail(subscriber, CloseReason(CloseKind.STALLED, text))
             return
         subscriber.pending += data
         if state is State.GROUP:
@@ -206,88 +502,91 @@ class Fanout:
 
     def pause(self, subscriber: Subscriber) -> None:
         """Send no media until `resume`."""
-        self.when_at_rest(subscriber, Fanout._pause)
+        self.when_between_passes(subscriber, Fanout._pause)
 
     def _pause(self, subscriber: Subscriber) -> None:
-        if subscriber.state in (State.GONE, State.PAUSED):
+        if subscriber.state in (State.REMOVED, State.PAUSED):
             return
         if subscriber.state is State.GROUP:
             subscriber.progress_at = time.monotonic()
-        owed = self._detach(subscriber)
-        # What goes by meanwhile is not dropped.
+        rest = self._detach(subscriber)
+        # Messages that pass meanwhile are not counted as dropped.
         subscriber.left_at = None
         subscriber.state = State.PAUSED
         self._paused.add(subscriber)
         self._compact()
-        subscriber.pending += owed
+        subscriber.pending += rest
         self._serve(subscriber)
 
     def resume(self, subscriber: Subscriber) -> None:
         """Send media again, from the newest keyframe."""
-        self.when_at_rest(subscriber, Fanout._resume)
+        self.when_between_passes(subscriber, Fanout._resume)
 
     def _resume(self, subscriber: Subscriber) -> None:
         if subscriber.state is State.PAUSED:
             self._paused.discard(subscriber)
             self._start(subscriber)
 
-    def receive(self, subscriber: Subscriber, *, audio: bool | None = None, video: bool | None = None) -> None:
-        """Switch audio or video on or off; video comes back at a keyframe."""
-        self.when_at_rest(subscriber, lambda fanout, who: fanout._receive(who, audio, video))
+    def reframe(self, subscriber: Subscriber, change: Callable[[Subscriber], None]) -> None:
+        """Change how messages are framed for a subscriber, from a message boundary on.
 
-    def _receive(self, subscriber: Subscriber, audio: bool | None, video: bool | None) -> None:
-        if audio is not None:
-            subscriber.receive_audio = audio
-        if video is not None and video != subscriber.receive_video:
-            subscriber.receive_video = video
-            subscriber.video_gate = video
-            if video:
-                # Headers may have changed while video was off.
-                subscriber.headers_version = -1
-        if subscriber.state is State.GROUP and subscriber.walks:
+        Args:
+            change: Changes the subscriber's framing.
+        """
+        self.when_between_passes(subscriber, lambda fanout, each: fanout._reframe(each, change))
+
+    def _reframe(self, subscriber: Subscriber, change: Callable[[Subscriber], None]) -> None:
+        change(subscriber)
+        if subscriber.state is State.GROUP and not subscriber.framing.shared:
             self._leave_group(subscriber)
-        if subscriber.state is State.ALONE:
+        if subscriber.state is State.LAGGING:
             subscriber.finish_message()
             self._serve(subscriber)
 
-    def rehome(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
-        """Let a subscriber write through another transport; return what is owed on the old one, which must go out first.
+    def change_transport(self, subscriber: Subscriber, transport: SubscriberTransport) -> bytes:
+        """Let a subscriber write to another transport; return what must be sent on the old one before anything else.
 
-        Hand it over before the event loop runs again.
+        Hand these bytes over before the event loop runs again.
         """
-        if subscriber.state is State.ALONE:
+        if subscriber.state is State.LAGGING:
             subscriber.finish_message()
         if subscriber.blocked:
             subscriber.transport.unwatch_writable()
             subscriber.blocked = False
-        owed = bytes(subscriber.pending)
+        rest = bytes(subscriber.pending)
         subscriber.pending.clear()
         subscriber.transport, subscriber.send = transport, transport.try_send
         gevent.get_hub().loop.run_callback(self._serve, subscriber)
-        return owed
+        return rest
 
-    def when_at_rest(self, subscriber: Subscriber, action: Callable[[Fanout, Subscriber], None]) -> None:
-        """Run *action* now, or after the pass that is under way: until then nobody knows who has been served."""
+    def when_between_passes(self, subscriber: Subscriber, action: Callable[[Fanout, Subscriber], None]) -> None:
+        """Run *action* now, or after the pass that is under way: until then it is not known which members were served."""
         if self._group.passing:
-            self._at_rest.append((subscriber, action))
+            self._after_pass.append((subscriber, action))
         else:
             action(self, subscriber)
 
     def take_requests(self, subscriber: Subscriber) -> list[Callable[[Fanout, Subscriber], None]]:
-        """Return what was asked for a subscriber during the pass under way, and forget it: another fan-out is to do it."""
-        taken = [action for who, action in self._at_rest if who is subscriber]
-        self._at_rest = [one for one in self._at_rest if one[0] is not subscriber]
+        """Return what was requested for a subscriber during the pass under way, and forget it: another fan-out will do it."""
+        taken = [action for each, action in self._after_pass if each is subscriber]
+        self._after_pass = [one for one in self._after_pass if one[0] is not subscriber]
         return taken
 
-    def tell_waiting(self, csid: int, type_id: int, payload: bytes) -> None:
-        """Send a notice to players who have no place in the log; the others get theirs through it."""
+    def notify(self, notice: Notice) -> None:
+        """Send a notice: in the log, so that it comes behind the last frame; directly to subscribers without a place there."""
+        if not self.active:
+            return
+        for data in self.log.framing.notices(notice):
+            self.log.append_notice(data)
         for subscriber in [*self._waiting, *self._paused]:
-            self._write(subscriber, subscriber.frame(csid, type_id, 0, payload, self.wirelog.chunk_size))
+            data = subscriber.framing.notice(notice)
+            if data:
+                self._write(subscriber, data)
 
     # Delivery ----------------------------------------------------------------------------------------------------------
 
     def flush(self, limit_s: float = 1.0) -> bool:
-        """Wait until the group has had what the log holds, at most *limit_s*; return whether it has."""
+        """Wait until the group was sent what the log holds, at most *limit_s*; return whether it was."""
         self.wake()
         with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
             while self._group.passing or not self._at_end():
@@ -299,34 +598,34 @@ class Fanout:
         """Whether there is nothing to deliver."""
         if self._group.page is None:
             return True
-        if not self._group.is_at(self.wirelog.tail, self.wirelog.tail.end):
+        if not self._group.is_at(self.log.tail, self.log.tail.end):
             return False
-        return not self._waiting or self.wirelog.join_page is None or self._joins_handled == self.wirelog.joins
+        return not self._waiting or self.log.join_page is None or self._joins_handled == self.log.joins
 
     def _pass(self) -> float:
-        """Give everyone what the log holds; return the seconds of work that it took."""
-        wirelog, group = self.wirelog, self._group
+        """Send each subscriber what the log holds; return the seconds of CPU time that it took."""
+        stream_log, group = self.log, self._group
         if self.backpressure.due:
             self.sweep(time.monotonic())
         spent = 0.0
-        if len(group) and not group.is_at(wirelog.tail, wirelog.tail.end):
-            sent, spent = group.deliver(wirelog, self._fall_behind, self._fail)
-            self.tally.bytes_sent += sent
-            self._rest()
+        if len(group) and not group.is_at(stream_log.tail, stream_log.tail.end):
+            sent, spent = group.deliver(stream_log, self._fall_behind, self._fail_send)
+            self.counters.bytes_sent += sent
+            self._finish_pass()
         elif group.page is not None:
-            group.move_to_end(wirelog)
-        if self._waiting and wirelog.join_page is not None:
-            self._joins_handled = wirelog.joins
+            group.move_to_end(stream_log)
+        if self._waiting and stream_log.join_page is not None:
+            self._joins_handled = stream_log.joins
             for subscriber in list(self._waiting):
-                if subscriber.joins_seen != wirelog.joins:
+                if subscriber.joins_seen != stream_log.joins:
                     self._waiting.discard(subscriber)
                     self._move_to_join_point(subscriber)
         if not self.options.gop_cache:
-            # Whoever it was marked for is there.
-            wirelog.forget_join_point()
+            # The subscribers that it was marked for have started there.
+            stream_log.forget_join_point()
         begun = time.thread_time()
-        for subscriber in list(self._alone):
-            if not subscriber.blocked and subscriber.state is State.ALONE:
+        for subscriber in list(self._lagging):
+            if not subscriber.blocked and subscriber.state is State.LAGGING:
                 self._serve(subscriber)
                 if time.thread_time() - begun > SLICE_S:
                     spent += time.thread_time() - begun
@@ -334,28 +633,28 @@ class Fanout:
                     begun = time.thread_time()
         return spent + time.thread_time() - begun
 
-    def _rest(self) -> None:
-        """End a pass: forget who has left the group, then do what waited for it."""
+    def _finish_pass(self) -> None:
+        """End a pass: unlist members that have left the group, then do what was requested meanwhile."""
         self._group.end_pass()
         self._compact()
-        while self._at_rest:
-            subscriber, action = self._at_rest.pop(0)
+        while self._after_pass:
+            subscriber, action = self._after_pass.pop(0)
             action(self, subscriber)
 
     def _compact(self) -> None:
-        """Forget who has left the group, and stand still when nobody is left. Not during a pass."""
+        """Unlist members that have left the group; stop when there are no subscribers. Not during a pass."""
         if not self._group.passing:
             self._group.compact()
             if len(self) == 0:
-                self.active = False
+                self.log.on_growth = None
                 self._group.page = None
 
     def _fall_behind(self, subscriber: Subscriber, page: Page, offset: int) -> None:
-        """Give a member that did not take everything a cursor of its own."""
+        """Give a member that did not accept everything a cursor of its own."""
         subscriber.progress_at = time.monotonic()
         held = bytes(subscriber.pending)
         subscriber.pending.clear()
-        self._set_alone(subscriber, page, offset)
+        self._set_lagging(subscriber, page, offset)
         if held:
             # Replies that came in the middle of this pass: they wait for the end of the message.
             subscriber.finish_message()
@@ -366,16 +665,16 @@ class Fanout:
         """Give a member a cursor of its own where the group is. Not during a pass."""
         assert self._group.page
         subscriber.progress_at = time.monotonic()
-        self._group.drop(subscriber, State.ALONE)
-        self._set_alone(subscriber, self._group.page, self._group.offset)
+        self._group.drop(subscriber, State.LAGGING)
+        self._set_lagging(subscriber, self._group.page, self._group.offset)
         self._compact()
 
-    def _set_alone(self, subscriber: Subscriber, page: Page, offset: int) -> None:
-        subscriber.state, subscriber.page, subscriber.offset = State.ALONE, page, offset
-        self._alone.add(subscriber)
+    def _set_lagging(self, subscriber: Subscriber, page: Page, offset: int) -> None:
+        subscriber.state, subscriber.page, subscriber.offset = State.LAGGING, page, offset
+        self._lagging.add(subscriber)
 
     def _block(self, subscriber: Subscriber) -> None:
-        """Wait until the socket takes data again."""
+        """Wait until the socket accepts data again."""
         if not subscriber.blocked:
             subscriber.blocked = True
             subscriber.transport.watch_writable(lambda: self._unblock(subscriber))
@@ -386,115 +685,136 @@ class Fanout:
         self._serve(subscriber)
 
     def _serve(self, subscriber: Subscriber) -> None:
-        """Send a subscriber what it has not had, up to the group's cursor, as far as its socket takes it.
+        """Send a subscriber what it was not sent yet, up to the group's cursor, as far as its socket accepts it.
 
-        One that is not behind the group, since it has joined at a keyframe that the group has not come to yet, goes to the
-        log's end: it must not wait for its first picture while the group rests.
+        A subscriber that is not behind the group, since it has joined at a keyframe that the group has not reached yet, is
+        served up to the log's end: it must not wait for its first picture while the group rests.
         """
         if subscriber.blocked:
             return
         before, disposed = subscriber.sent, subscriber.disposed
         page, offset = self._group.page, self._group.offset
         if subscriber.page is not None and subscriber.page.base + subscriber.offset >= self._group.position:
-            page, offset = self.wirelog.tail, self.wirelog.tail.end
+            page, offset = self.log.tail, self.log.tail.end
         try:
-            progress = subscriber.advance(self.wirelog, page, offset)
+            progress = subscriber.advance(self.log, page, offset)
         except OSError as error:
-            self._fail(subscriber, f"send failed: {error.strerror or error}")
+            self._fail_send(subscriber, f"send failed: {error.strerror or error}")
+            return
+        except Exception as error:  # noqa: BLE001 - logged by _fail_internally
+            # An error of the framing: it would come again in each pass, and cut that short for all others.
+            self._fail_internally(subscriber, error)
             return
         finally:
-            self.tally.bytes_sent += subscriber.sent - before
-            self.tally.disposed += subscriber.disposed - disposed
-            self.tally.dropped += subscriber.disposed - disposed
+            self.counters.bytes_sent += subscriber.sent - before
+            self.counters.disposed += subscriber.disposed - disposed
+            self.counters.dropped += subscriber.disposed - disposed
         if subscriber.sent != before:
             subscriber.progress_at = time.monotonic()
         if subscriber.disposed != disposed:
             self.backpressure.thinned(subscriber, time.monotonic())
         if progress is Progress.BLOCKED:
             self._block(subscriber)
-        elif progress is Progress.LEVEL and self._group.is_at(page, offset):
-            self._alone.discard(subscriber)
-            self.backpressure.level(subscriber)
+        elif progress is Progress.IN_SYNC and self._group.is_at(page, offset):
+            self._lagging.discard(subscriber)
+            self.backpressure.in_sync(subscriber)
             self._group.enter(subscriber)
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
-        """Return how many bytes of the stream a subscriber's socket has taken."""
+        """Return the number of bytes that a subscriber's socket has accepted."""
         return subscriber.sent + (self._group.position if subscriber.state is State.GROUP else 0)
 
-    def _fail(self, subscriber: Subscriber, reason: str) -> None:
-        """Give a subscriber up; its session ends when it notices that the transport is closed."""
+    def _fail_send(self, subscriber: Subscriber, text: str) -> None:
+        self._fail(subscriber, CloseReason(CloseKind.PEER_LEFT, text))
+
+    def _queue_headers(self, subscriber: Subscriber, headers: Headers, timestamp: int) -> bool:
+        """Make headers pending; return whether the subscriber is still there: its framing may have an error."""
+        try:
+            subscriber.queue_headers(headers, timestamp)
+        except Exception as error:  # noqa: BLE001 - logged by _fail_internally
+            self._fail_internally(subscriber, error)
+            return False
+        return True
+
+    def _fail_internally(self, subscriber: Subscriber, error: Exception) -> None:
+        """Close the connection of a subscriber whose framing has raised an exception."""
+        log.error("internal error while %s was served: its connection is closed", subscriber.label, exc_info=error)
+        self._fail(subscriber, CloseReason(CloseKind.INTERNAL, "internal error"))
+
+    def _fail(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        """Remove a subscriber and close its connection; its session ends when it notices that."""
         self._detach(subscriber)
-        self._forget(subscriber)
+        self._remove(subscriber)
         subscriber.transport.close(reason)
 
     # Back-pressure -----------------------------------------------------------------------------------------------------
 
     def sweep(self, now_s: float, write_timeout_s: float = 0.0) -> None:
-        """Look after those who lag, stall or wait: called every second or so, and by a pass when the log grows.
+        """Check subscribers that lag, stall or wait: called about every second, and by a pass when the log has grown.
 
         Args:
             now_s: The monotonic clock.
-            write_timeout_s: Who has taken nothing for this long is cut off; 0 leaves that to a later sweep.
+            write_timeout_s: A subscriber whose socket has accepted nothing for this long is closed; 0: that is not checked.
         """
-        self.backpressure.look(self, now_s)
+        self.backpressure.check(self, now_s)
         if write_timeout_s:
-            for subscriber in [*self._alone, *self._waiting, *self._paused]:
+            for subscriber in [*self._lagging, *self._waiting, *self._paused]:
                 limit_s = subscriber.write_timeout_s or write_timeout_s
                 if subscriber.blocked and now_s - subscriber.progress_at > limit_s:
-                    self.tally.stalled += 1
-                    self._fail(subscriber, f"it took nothing for {limit_s:g} s")
-        if self._waiting and self._group.page is not None and self.wirelog.join_page is None:
+                    self.counters.stalled += 1
+                    self._fail(subscriber, CloseReason(CloseKind.STALLED, f"it took nothing for {limit_s:g} s"))
+        if self._waiting and self._group.page is not None and self.log.join_page is None:
             for subscriber in list(self._waiting):
                 self._check_waiting(subscriber, now_s)
 
     def skip(self, subscriber: Subscriber) -> None:
         """Move a subscriber to the join point."""
-        self._skip(subscriber)
+        self._count_skip(subscriber)
         self._move_to_join_point(subscriber)
         self._serve(subscriber)
 
     def skip_and_wait(self, subscriber: Subscriber, now_s: float) -> None:
-        """Take a subscriber's place away, until the next join point."""
-        self._skip(subscriber)
-        self._alone.discard(subscriber)
+        """Take a subscriber's cursor away until the next join point."""
+        self._count_skip(subscriber)
+        self._lagging.discard(subscriber)
         self._set_waiting(subscriber, now_s)
 
-    def turn_away(self, subscriber: Subscriber, farewell: bytes, reason: str) -> None:
-        """Send a subscriber its last message, if its socket takes it now, and close its connection."""
-        self.tally.disconnects += 1
-        last = self._detach(subscriber) + farewell
-        # What does not fit is lost: nobody waits for a player that is too slow.
+    def disconnect(self, subscriber: Subscriber, last: bytes, text: str) -> None:
+        """Send a subscriber its last message, if its socket accepts it now, and close its connection."""
+        self.counters.disconnects += 1
+        last = self._detach(subscriber) + last
+        # What does not fit is lost: nothing waits for a subscriber that is too slow.
         with suppress(OSError):
             sent = subscriber.transport.try_send(last)
             subscriber.sent += sent
-            self.tally.bytes_sent += sent
-        self._forget(subscriber)
-        subscriber.transport.close(reason)
+            self.counters.bytes_sent += sent
+        self._remove(subscriber)
+        subscriber.transport.close(CloseReason(CloseKind.EXPELLED, text))
 
     def lag_ms(self) -> int:
-        """Return how far the last of the players is behind the newest frame. Looks at all that are alone: not for hot paths."""
-        places: tuple[Group | Subscriber, ...] = (self._group, *self._alone)
+        """Return how far the last of the subscribers is behind the newest frame. Looks at all that lag: not for hot paths."""
+        places: tuple[Group | Subscriber, ...] = (self._group, *self._lagging)
         last = min((each for each in places if each.page is not None), key=lambda each: each.position, default=None)
-        return self.wirelog.lag_ms(last.page, last.offset) if last is not None and last.page is not None else 0
+        return self.log.lag_ms(last.page, last.offset) if last is not None and last.page is not None else 0
 
-    def _skip(self, subscriber: Subscriber) -> None:
+    def _count_skip(self, subscriber: Subscriber) -> None:
         subscriber.leave_at(*self.place_of(subscriber))
         subscriber.skipped = True
         subscriber.skips += 1
-        self.tally.skips += 1
+        self.counters.skips += 1
 
     def _check_waiting(self, subscriber: Subscriber, now_s: float) -> None:
-        """Let a player that has waited long enough for a keyframe start without one: some encoders send none."""
-        wirelog = self.wirelog
+        """Start a subscriber that has waited long enough for a keyframe without one: some encoders send none."""
         early = now_s - subscriber.waiting_since < self.options.keyframe_wait_s
-        if early or wirelog.newest_timestamp < 0 or subscriber.blocked:
+        if early or self.log.newest_timestamp < 0 or subscriber.blocked:
             return
         self._waiting.discard(subscriber)
         self._start_at_end(subscriber)
         self.wake()
 
     def _start_at_end(self, subscriber: Subscriber) -> None:
-        wirelog = self.wirelog
-        subscriber.queue_headers(wirelog.headers, max(wirelog.newest_timestamp, 0), wirelog.chunk_size)
-        self.tally.dropped += subscriber.begin_at(wirelog.tail, wirelog.tail.end)
-        self._set_alone(subscriber, wirelog.tail, wirelog.tail.end)
+        stream_log = self.log
+        if not self._queue_headers(subscriber, stream_log.headers, max(stream_log.newest_timestamp, 0)):
+            return
+        self.counters.dropped += subscriber.begin_at(stream_log.tail, stream_log.tail.end)
+        self._set_lagging(subscriber, stream_log.tail, stream_log.tail.end)

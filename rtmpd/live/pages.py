@@ -1,10 +1,8 @@
-"""Pages: what the logs of a live stream are made of.
+"""Pages: the memory of a stream's logs.
 
-A log is a linked list of pages. A reader is a *cursor*: a page and an offset in it. The list is linked forwards only, so that a
-page lives exactly as long as some cursor is on it or before it: Python's reference counts free it after that. Pages know where
-their messages start, and are counted as long as they live.
-
-Pure data structure, below the wire log and the FLV log; imports nothing.
+A log is a linked list of pages. A reader is a *cursor*: a page and an offset in it. The list is linked forwards only, so that
+a page lives exactly as long as a cursor is on it or before it: Python's reference counts free it after that. Pages know where
+their messages start and what these are, and are counted as long as they live. Pure.
 """
 
 from __future__ import annotations
@@ -15,26 +13,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALL_PAGES", "MAX_PAGE_BYTES", "MIN_PAGE_BYTES", "Page", "PageAccount", "PageLog"]
+__all__ = ["ALL_PAGES", "MAX_PAGE_BYTES", "MIN_PAGE_BYTES", "Page", "PageAccount"]
 
 MIN_PAGE_BYTES = 8 << 10
 MAX_PAGE_BYTES = 256 << 10
-
-# A page should last about this long: an idle stream then costs a small one, a fast stream isn't all page turns.
-_FAST_MS = 200
-_SLOW_MS = 800
 
 
 class PageAccount:
     """Counts the memory of pages.
 
     Args:
-        whole: Another account that these pages are in as well.
+        whole: Another account that counts these pages too.
 
     Attributes:
-        bytes: Of the pages that live.
-        alarm_bytes: When a new page brings it above this, *alarm* is called; None: never. Each further page calls it again.
-        alarm: Called in the middle of an append: it may take note, and do nothing else.
+        bytes: The size of the pages that live.
+        alarm_bytes: *alarm* is called when a new page brings `bytes` above this, and with each further page; None: never.
+        alarm: Called in the middle of an append: it may set a flag, and nothing else.
     """
 
     __slots__ = ("alarm", "alarm_bytes", "bytes", "whole")
@@ -54,34 +48,35 @@ class PageAccount:
             self.whole.add(size)
 
     def remove(self, size: int) -> None:
-        """Count a page no more."""
+        """Count a page that has been freed."""
         self.bytes -= size
         if self.whole is not None:
             self.whole.remove(size)
 
 
 ALL_PAGES = PageAccount()
-"""The pages of all logs of the process, those that outlive their logs as well."""
+"""The pages of all logs of the process, including those that outlive their logs."""
 
 
 class Page:
-    """A piece of the log.
+    """A piece of a log.
 
     Attributes:
         view: The page's memory, for slices without a copy.
         base: The log position of the page's first byte.
-        end: How many bytes are in use. Only grows, and only on the last page.
-        next: The page behind it, or None.
-        account: Where it is counted.
-        number: How many messages the log has had before the page's first.
-        starts: Offsets at which messages start, ascending.
-        disposable: Those of them at which disposable frames start, as far as somebody has asked for that.
+        end: The number of bytes in use. Only grows, and only on the last page.
+        next: The following page, or None.
+        account: Counts the page.
+        number: The number of messages in the log before the page's first one.
+        starts: The offsets of the messages, ascending.
+        kinds: The kind of each message (`rtmpd.media.tags.Kind`).
+        disposable: The offsets of disposable frames, if the log looks for them.
     """
 
-    __slots__ = ("account", "base", "buffer", "disposable", "end", "next", "number", "size", "starts", "view")
+    __slots__ = ("account", "base", "buffer", "disposable", "end", "kinds", "next", "number", "size", "starts", "view")
 
     def __init__(self, size: int, base: int, number: int = 0, account: PageAccount = ALL_PAGES) -> None:
-        # If there is no memory for it, nothing has been counted.
+        # If there is no memory for the page, nothing has been counted.
         self.account = account
         self.size = 0
         self.buffer = bytearray(size)
@@ -92,6 +87,7 @@ class Page:
         self.next: Page | None = None
         self.number = number
         self.starts: list[int] = []
+        self.kinds = bytearray()
         self.disposable: list[int] = []
         account.add(size)
 
@@ -103,67 +99,16 @@ class Page:
         index = bisect_right(self.starts, offset - 1)
         return self.starts[index] if index < len(self.starts) else self.end
 
-    def is_disposable(self, end: int) -> bool:
-        """Return whether the message that ends at *end* is a disposable frame."""
-        index = bisect_left(self.starts, end) - 1
-        at = bisect_left(self.disposable, self.starts[index])
-        return at < len(self.disposable) and self.disposable[at] == self.starts[index]
+    def message_end(self, index: int) -> int:
+        """Return the offset behind message *index*."""
+        index += 1
+        return self.starts[index] if index < len(self.starts) else self.end
+
+    def next_disposable(self, offset: int) -> int:
+        """Return the offset of the first disposable frame at or behind *offset*; the end of the page if there is none."""
+        index = bisect_left(self.disposable, offset)
+        return self.disposable[index] if index < len(self.disposable) else self.end
 
     def messages_before(self, offset: int) -> int:
-        """Return how many messages of the log begin before *offset*."""
+        """Return the number of messages of the log that begin before *offset*."""
         return self.number + bisect_left(self.starts, offset)
-
-
-class PageLog:
-    """A log without a framing: its subclasses append.
-
-    Attributes:
-        page_type: What its pages are.
-        tail: The last page; the log ends at ``tail.end``.
-        position: Bytes appended so far: the log's end as an absolute position.
-        account: Counts its pages.
-    """
-
-    __slots__ = ("_page_bytes", "_page_timestamp", "account", "position", "tail")
-
-    page_type = Page
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.account = PageAccount(ALL_PAGES)
-        self.tail = self.page_type(MIN_PAGE_BYTES, 0, 0, self.account)
-        self._page_bytes = MIN_PAGE_BYTES
-        self._page_timestamp = 0
-
-    def _turn(self, size: int, timestamp: int) -> Page:
-        """Link a new last page that has room for *size* bytes, its size by how long the last one took to fill."""
-        lasted_ms = (timestamp - self._page_timestamp) & 0xFFFFFFFF
-        if lasted_ms < _FAST_MS:
-            self._page_bytes = min(self._page_bytes * 2, MAX_PAGE_BYTES)
-        elif lasted_ms > _SLOW_MS:
-            self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
-        self._page_timestamp = timestamp
-        number = self.tail.number + len(self.tail.starts)
-        page = self.page_type(max(size, self._page_bytes), self.position, number, self.account)
-        self.tail.next = page
-        self.tail = page
-        return page
-
-    @staticmethod
-    def gather(page: Page, offset: int, limit_bytes: int) -> tuple[memoryview | bytes, Page, int]:
-        """Return the log's bytes from a cursor on, and the cursor behind them.
-
-        Within one page that is a view. A range over several is copied together, once for all players; it ends at a page's end
-        as soon as it is longer than *limit_bytes*.
-        """
-        while offset == page.end and page.next is not None:
-            page, offset = page.next, 0
-        if page.next is None:
-            return page.view[offset : page.end], page, page.end
-        views = [page.view[offset : page.end]]
-        size = page.end - offset
-        while page.next is not None and size < limit_bytes:
-            page = page.next
-            views.append(page.view[: page.end])
-            size += page.end
-        return b"".join(views), page, page.end

@@ -1,7 +1,7 @@
-"""What is known of a live stream besides its bytes: what it is encoded with, how often keyframes come, how fast it is.
+"""Statistics of a source: what its tracks are encoded with, how often keyframes come, bitrate and frame rate.
 
 For metrics, the media log and recordings. Nothing here runs for each message: codecs are read from headers and, where these
-don't say enough, from keyframes; rates are counted by the sweep. Imports media; no event loop, no clock.
+do not say enough, from keyframes; rates are computed by the sweep. Pure: the clock is an argument.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, vid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Vitals"]
+__all__ = ["Stats"]
 
 _WINDOW = 6
-"""Sweeps that a rate is counted over, one more than the seconds."""
+"""The number of sweeps that a rate is computed over: one more than seconds."""
 
 _NO_TRACK = 256
-"""Ids have 8 bits."""
+"""Larger than any track id: those have 8 bits."""
 
 _AUDIO_TRIES = 50
-"""Audio frames that are asked what they are, where no header says it."""
+"""The number of audio frames that are examined for their codec, where no header names it."""
 
 
-def _nobody(found: VideoConfig | AudioConfig) -> None:
-    """Be told nothing."""
+def _ignore(found: VideoConfig | AudioConfig) -> None:
+    pass
 
 
-class Vitals:
-    """The vitals of one stream, from its publisher's first message to its last.
+class Stats:
+    """The statistics of one source, from its first message to its last.
 
     Args:
-        tell: Called with each configuration that is news: the first, and each that differs from the one before.
+        on_codec: Called with the first configuration of a track, and with each that differs from the one before.
 
     Attributes:
         video, audio: What the lowest track of each is encoded with; None while that is not known.
-        asks_audio: Whether `audio_frame` is to be called: no header says what the audio is.
-        keyframes: How many there were.
-        keyframe_at: When the last one came (monotonic, seconds); 0 before the first.
-        keyframe_interval_ms: Between the last two; 0 before.
+        asks_audio: Whether `audio_frame` is to be called: no header has named the audio codec.
+        keyframes: The number of keyframes.
+        keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
+        keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
         bitrate: Bits per second of media, over the last seconds.
         fps: Video frames per second, likewise.
     """
@@ -53,10 +53,10 @@ class Vitals:
         "_audio_track",
         "_color",
         "_keyframe_timestamp",
+        "_on_codec",
         "_samples",
-        "_tell",
         "_tries",
-        "_video_told",
+        "_video_reported",
         "_video_track",
         "asks_audio",
         "audio",
@@ -68,16 +68,8 @@ class Vitals:
         "video",
     )
 
-    def __init__(self, tell: Callable[[VideoConfig | AudioConfig], None]) -> None:
-        self._tell = tell
-        self.reset()
-
-    def close(self) -> None:
-        """Tell nobody any more. Who is told is a stream that holds these vitals: it would keep itself, and its pages."""
-        self._tell = _nobody
-
-    def reset(self) -> None:
-        """Forget everything: another publisher begins."""
+    def __init__(self, on_codec: Callable[[VideoConfig | AudioConfig], None]) -> None:
+        self._on_codec = on_codec
         self.video: VideoConfig | None = None
         self.audio: AudioConfig | None = None
         self.asks_audio = True
@@ -86,18 +78,22 @@ class Vitals:
         self.keyframe_interval_ms = 0
         self.bitrate = 0.0
         self.fps = 0.0
-        self._video_told: VideoConfig | None = None
+        self._video_reported: VideoConfig | None = None
         self._keyframe_timestamp = 0
         self._tries = 0
         self._video_track = self._audio_track = _NO_TRACK
         self._color = ""
         self._samples: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)
 
+    def close(self) -> None:
+        """Drop the callback."""
+        self._on_codec = _ignore
+
     def video_header(self, payload: bytes) -> None:
         """Read a video sequence header, or a metadata packet with colorInfo."""
         info = video_info(payload)
         if info.kind == Kind.METADATA:
-            # FFmpeg leaves out of which track it is, but says the codec.
+            # FFmpeg leaves out the track, but names the codec.
             color = video_color(payload)
             if color is not None and (self.video is None or self.video.codec == info.codec):
                 self._color = color
@@ -110,30 +106,30 @@ class Vitals:
         found = replace(found, color=self._color)
         known = self.video
         if known is not None and known.codec == found.codec and not found.width:
-            # The record says less than keyframes did.
+            # The header says less than keyframes did.
             return
         self.video = found
         if found.width:
-            # Otherwise a keyframe may say more.
-            self._tell_video(found)
+            # Without a size, a keyframe may say more.
+            self._report_video(found)
 
     def keyframe(self, timestamp: int, payload: bytes, now_s: float) -> None:
-        """Note a video keyframe, and read it if there is something left to know."""
+        """Count a video keyframe, and read its codec configuration if no header has said enough."""
         if self.keyframes:
             self.keyframe_interval_ms = (timestamp - self._keyframe_timestamp) & 0xFFFFFFFF
         self.keyframes += 1
         self.keyframe_at = now_s
         self._keyframe_timestamp = timestamp
-        if self._video_told is None:
+        if self._video_reported is None:
             found = refine_video(self.video, payload)
             if found is not None:
                 self.video = found
-                self._tell_video(found)
+                self._report_video(found)
 
-    def _tell_video(self, found: VideoConfig) -> None:
-        if found != self._video_told:
-            self._video_told = found
-            self._tell(found)
+    def _report_video(self, found: VideoConfig) -> None:
+        if found != self._video_reported:
+            self._video_reported = found
+            self._on_codec(found)
 
     def audio_header(self, payload: bytes) -> None:
         """Read an audio sequence header, or a multichannel configuration."""
@@ -152,13 +148,13 @@ class Vitals:
     def _set_audio(self, found: AudioConfig | None) -> None:
         if found is not None:
             self.asks_audio = False
-            news = found != self.audio
+            changed = found != self.audio
             self.audio = found
-            if news:
-                self._tell(found)
+            if changed:
+                self._on_codec(found)
 
     def sweep(self, now_s: float, bytes_in: int, frames: int) -> None:
-        """Count the rates; called once a second or so with totals that only grow."""
+        """Compute the rates; called about once a second with totals that only grow."""
         samples = self._samples
         samples.append((now_s, bytes_in, frames))
         first_s, first_bytes, first_frames = samples[0]

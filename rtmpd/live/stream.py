@@ -1,75 +1,70 @@
-"""A live stream: one name, at most one publisher at a time, any number of players.
+"""A live stream: one name, its sources, and the outputs that deliver it to any number of readers.
 
-Takes the publisher's messages, recognises what they are, puts them on one timeline and appends them to the wire log, which the
-fan-out delivers; and to the logs of variants, for players that can't take them as they are. Imports the fan-out (and so gevent)
-and everything below; knows no session.
+At most one source is active. Its messages are on one timeline, and are appended to the log of each output: the published one,
+those that are rewritten for players that can't take the stream as it is published, and those in other framings.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from rtmpd.live.fanout import Fanout
-from rtmpd.live.flvlog import FlvLog
-from rtmpd.live.headers import HeaderCache
-from rtmpd.live.stats import Vitals
-from rtmpd.live.variant import Variant
-from rtmpd.live.wirelog import WireLog
-from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES, Content
-from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
+from rtmpd.live.fanout import DeliveryCounters
+from rtmpd.live.flv_framing import FLV
+from rtmpd.live.framing import NO_HEADERS, Notice, NoticeKind
+from rtmpd.live.output import Output
+from rtmpd.live.source import Received
+from rtmpd.live.stats import Stats
+from rtmpd.media.rewrite import AS_PUBLISHED, Content
 from rtmpd.media.timestamps import Timeline
-from rtmpd.protocol import amf0, status
-from rtmpd.protocol.command import amf0_body, encode_command
-from rtmpd.protocol.message import CSID_AUDIO, CSID_CONTROL, CSID_DATA, CSID_STATUS, CSID_VIDEO, MessageType, UserControlType
+from rtmpd.phases import STREAM, CloseKind, CloseReason, Machine, StreamPhase
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import ApplicationConfig
-    from rtmpd.live.flvlog import FlvReader
+    from rtmpd.live.framing import Framing, Headers
+    from rtmpd.live.log import Log, LogReader
+    from rtmpd.live.source import Source
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.media.video_codecs import VideoConfig
-    from rtmpd.protocol.chunk import RawMessage
 
-__all__ = ["Decisions", "Stream", "StreamPlayer", "stream_status"]
+__all__ = ["Decisions", "Stream", "StreamPlayer"]
 
-_FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
-_TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
-_AUDIO, _VIDEO, _DATA = int(MessageType.AUDIO), int(MessageType.VIDEO), int(MessageType.DATA_AMF0)
-
-_SET_DATA_FRAME = amf0.encode("@setDataFrame")
-_CLEAR_DATA_FRAME = amf0.encode("@clearDataFrame")
-_ON_METADATA = amf0.encode("onMetaData")
+log = logging.getLogger(__name__)
 
 _REVISIONS = 4
-"""How often the content may change between two sweeps before players are only moved by those."""
+"""How often the content may change between two sweeps before players are only moved by sweeps."""
 
 _UNUSED_S = 5.0
-"""How long a variant is kept for its next player."""
+"""How long an output without readers is kept for the next one: to make it again and again would be dear."""
 
 _AUDIO_JOIN_MS = 1000
 """Without video any frame will do to start at; late joiners get up to this much at once, to fill their buffer."""
 
+_NO_STATS = Stats(lambda found: None)
 
-def stream_status(code: str, description: str) -> bytes:
-    """Encode the payload of an onStatus command message."""
-    return encode_command("onStatus", 0, None, status.info(code, description))
-
-
-Decisions = dict[int, tuple[str, Fanout]]
-"""By the id of what players said they take: why such a player is refused, if it is, or who delivers to it."""
+Decisions = dict[int, tuple[str, Output]]
+"""By the id of a player's capabilities: why such players are refused, if they are; and the output that they read."""
 
 
 class StreamPlayer(Protocol):
-    """What a stream asks of those who play it."""
+    """What a stream asks of its players.
+
+    Attributes:
+        number: Counts the server's plays; given by the hub.
+    """
+
+    number: int
 
     def revise(self, decisions: Decisions) -> None:
-        """Look again which variant it is to get: there is news of what is published, or of the options. Must not wait.
+        """Decide again which output the player reads: the content or the options have changed. Must not wait.
 
         Args:
-            decisions: What has been decided for others in this go.
+            decisions: What has been decided for other players in this round; the player adds its own.
         """
 
 
@@ -79,23 +74,17 @@ class Stream:
     Args:
         key: ``app/name``.
         options: The application's options.
-        chunk_size: The server's outbound chunk size, bytes.
+        framing: The framing of the published output.
         on_codec: Called with what a track is encoded with, when that is known and when it changes.
+        count: Increments a counter of failures.
 
     Attributes:
-        publisher: Whoever publishes now, or None.
-        ended_at: When the last publisher went away (monotonic, seconds); None while one is live or before the first.
-        players: Whoever plays it, or is about to; kept by the hub.
-        active_at: When a sweep last saw that messages had come (monotonic, seconds).
-        announced: Whether players have been told that the stream is live, and not yet that it has ended.
-        bytes_in, audio_messages, video_messages, data_messages: Received from publishers.
-        video_others: Those of the video messages that are no frames: headers and the like.
-        begun_at: Where in the wire log the publisher's messages begin: a position.
-        via: The ids of the servers that it has come through, if relays brought it.
-        vitals: What is known of it: codecs, keyframes, rates.
-        content: What of it not every player can take.
-        variants: The stream as such players get it, by how it is rewritten.
-        flvlog: The stream as FLV tags; None while nobody reads it.
+        source: The active source, or None.
+        players: Those that play the stream, or are about to; kept by the hub.
+        published: The output that rewrites nothing, in the framing of players.
+        counters: What is delivered, by all outputs.
+        ended_at: When the last source ended (monotonic, seconds); None while one is active, or before the first.
+        begun_at: Where in the published log the active source's messages begin: a position.
         created_at: Monotonic, seconds.
     """
 
@@ -103,348 +92,314 @@ class Stream:
         self,
         key: str,
         options: ApplicationConfig,
-        chunk_size: int,
+        framing: Framing,
         on_codec: Callable[[Stream, VideoConfig | AudioConfig], None] | None = None,
+        count: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.key = key
+        self.key = StreamKey(key)
         self.options = options
-        self.publisher: object | None = None
+        self.source: Source | None = None
         self.players: set[StreamPlayer] = set()
-        self.ended_at: float | None = None
-        self.active_at = 0.0
-        self.announced = False
-        self.wirelog = WireLog(chunk_size, options.limits.gop_cache_limit_bytes)
-        self.fanout = Fanout(self.wirelog, options, key)
-        self.headers = HeaderCache()
+        self.counters = DeliveryCounters()
         self.timeline = Timeline()
-        self.bytes_in = 0
-        self.audio_messages = 0
-        self.video_messages = 0
-        self.data_messages = 0
-        self.video_others = 0
+        self.ended_at: float | None = None
         self.begun_at = 0
-        self.via: tuple[str, ...] = ()
-        self.vitals = Vitals(lambda found: on_codec(self, found) if on_codec is not None else None)
-        self.content = Content()
-        self.variants: dict[Rewrite, Variant] = {}
-        self.flvlog: FlvLog | None = None
         self.created_at = time.monotonic()
-        self._swept_bytes = 0
+        self._machine = Machine(STREAM, StreamPhase.IDLE)
+        self._on_codec = on_codec
+        self._count = count
+        self._received = Received()
+        self._jumps = 0
+        self._headers: Headers = NO_HEADERS
         self._revisions = 0  # since the last sweep
-        self._gop_cache = options.live.gop_cache
-        self._join_track: int | None = None
-        self._has_video = False
+        self.published = Output(key, options, framing, counters=self.counters)
+        self._outputs: list[Output] = []
+        self._set_outputs([self.published])
 
-    # The publisher's life ----------------------------------------------------------------------------------------------
+    def _set_outputs(self, outputs: list[Output]) -> None:
+        """Set the outputs. A list is never changed: `deliver` may be iterating over it."""
+        self._outputs = outputs
+        # The hot path of ordinary streams: no loop, and one call less.
+        self.append: Callable[[int, int, bytes, int], None] = self.deliver if len(outputs) > 1 else self.published.log.append
 
-    def begin(self, publisher: object) -> None:
-        """Let *publisher* be the one whose messages come. Players that were kept go on with it."""
-        self.publisher = publisher
-        self.active_at = time.monotonic()
-        if self.ended_at is not None and self.fanout.has_cursors:
+    @property
+    def phase(self) -> StreamPhase:
+        """The phase."""
+        return self._machine.phase
+
+    # Sources -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def announced(self) -> bool:
+        """Whether players have been notified that the stream is live, and not yet that it has ended."""
+        return self.phase in (StreamPhase.LIVE, StreamPhase.GRACE)
+
+    def begin(self, source: Source) -> None:
+        """Make a source the active one. Players that were kept continue with it."""
+        announced = self.announced
+        self._machine.to(StreamPhase.LIVE)
+        if self.ended_at is not None and self.published.fanout.has_cursors:
             self.timeline.restart(int((time.monotonic() - self.ended_at) * 1000))
         else:
-            # Nobody is on the old timeline: the new one starts afresh, and nobody may join on the old one.
+            # No player is on the old timeline: the new one starts afresh, and no player may join on the old one.
+            self._jumps += self.timeline.jumps
             self.timeline = Timeline()
             self._forget_join_points()
         self.ended_at = None
-        self.headers.reset()
-        self._set_headers()
-        self.content = Content()
-        self._join_track = None
-        self._has_video = False
-        self.vitals.reset()
-        if not self.announced:
-            self.announced = True
-            self._tell_event(UserControlType.STREAM_BEGIN)
-            self._tell_status(status.PLAY_PUBLISH_NOTIFY, f"{self.key} is now published.")
-        self.begun_at = self.wirelog.position
+        self.source = source
+        self.set_headers(source.headers.current)
+        on_codec = self._on_codec
+        source.attach(self, self.timeline, lambda found: on_codec(self, found) if on_codec is not None else None)
+        if not announced:
+            self._notify(NoticeKind.PUBLISHED, f"{self.key} is now published.")
+        self.begun_at = self.published.log.position
 
-    def pause(self) -> None:
-        """Take leave of the publisher; players are kept until it is back or `end` is called."""
-        self.publisher = None
-        self.ended_at = time.monotonic()
-        if self.options.live.publisher_grace_s:
-            self._tell_event(UserControlType.STREAM_DRY)
+    def wait_for_source(self) -> None:
+        """Detach the active source; players are kept until another one begins or `end` is called."""
+        self._detach_source()
+        self._notify(NoticeKind.WAITING, "")
+
+    def _detach_source(self) -> None:
+        source = self.source
+        if source is not None:
+            self._machine.to(StreamPhase.GRACE)
+            self.source = None
+            source.detach()
+            self._received = self._received.plus(source.received)
+            self.ended_at = time.monotonic()
 
     def end(self) -> None:
-        """Tell players that the stream has ended. They may stay and wait for the next publisher."""
+        """Detach the active source, and notify players that the stream has ended. They may wait for the next source."""
+        self._detach_source()
         if not self.announced:
             return
-        self.announced = False
-        self._tell_status(status.PLAY_UNPUBLISH_NOTIFY, f"{self.key} is now unpublished.")
-        self._tell_event(UserControlType.STREAM_EOF)
+        self._machine.to(StreamPhase.IDLE)
+        self._notify(NoticeKind.UNPUBLISHED, f"{self.key} is now unpublished.")
         self._forget_join_points()
-        for wirelog in self._wirelogs():
-            wirelog.newest_timestamp = -1
-        self.headers.reset()
-        self._set_headers()
+        for output in self._outputs:
+            output.log.newest_timestamp = -1
+        self.set_headers(NO_HEADERS)
 
-    def _tell_event(self, event: UserControlType) -> None:
-        self._tell(CSID_CONTROL, MessageType.USER_CONTROL, int(event).to_bytes(2, "big") + (1).to_bytes(4, "big"), 0)
+    def _notify(self, kind: NoticeKind, text: str) -> None:
+        self._for_each(lambda output: output.fanout.notify(Notice(kind, text)))
 
-    def _tell_status(self, code: str, description: str) -> None:
-        self._tell(CSID_STATUS, MessageType.COMMAND_AMF0, stream_status(code, description), 1)
-
-    def _tell(self, csid: int, type_id: int, payload: bytes, message_stream_id: int) -> None:
-        """Send players a notice: through the log, so that it comes behind the last frame; directly to those not in it.
-
-        At timestamp 0: OBS reads no extended one on type 3 chunks of a command.
-        """
-        for fanout in self.fanouts:
-            if fanout.active:
-                fanout.wirelog.append(csid, type_id, 0, payload, message_stream_id=message_stream_id)
-                fanout.wake()
-                fanout.tell_waiting(csid, type_id, payload)
-
-    # Variants ----------------------------------------------------------------------------------------------------------
+    def _for_each(self, action: Callable[[Output], None]) -> None:
+        """Do something with each output; one that raises an exception ends."""
+        for output in self._outputs:
+            try:
+                action(output)
+            except Exception as error:  # noqa: BLE001 - logged by _fail
+                self._fail(output, error)
 
     @property
-    def fanouts(self) -> list[Fanout]:
-        """Every fan-out: that of the stream as it is published, and those of its variants."""
-        return [self.fanout, *(variant.fanout for variant in self.variants.values())]
+    def stats(self) -> Stats:
+        """The statistics of the active source."""
+        return self.source.stats if self.source is not None else _NO_STATS
 
-    def fanout_for(self, wanted: Rewrite) -> Fanout:
-        """Return the fan-out for a player.
+    @property
+    def content(self) -> Content:
+        """What of the active source's messages not every player can take."""
+        return self.source.content if self.source is not None else Content()
 
-        Args:
-            wanted: What is to be rewritten for it, whatever the stream's content. What it need not be is left out.
-        """
-        rewrite = self.content.narrow(wanted)
-        if rewrite.identity:
-            return self.fanout
-        variant = self.variants.get(rewrite)
-        if variant is None:
-            variant = self.variants[rewrite] = Variant(self.key, rewrite, self.options, self.wirelog)
-            variant.fanout.tally = self.fanout.tally
-        return variant.fanout
+    @property
+    def headers(self) -> Headers:
+        """The headers in force."""
+        return self._headers
 
-    def _drop_unused(self, now_s: float) -> None:
-        """Let go of variants that nobody has played for a while: to make one again and again would be dear."""
-        for rewrite, variant in list(self.variants.items()):
-            if len(variant.fanout):
-                variant.unused_since = None
-            elif variant.unused_since is None:
-                variant.unused_since = now_s
-            elif now_s - variant.unused_since >= _UNUSED_S:
-                del self.variants[rewrite]
-                variant.close()
+    @property
+    def received(self) -> Received:
+        """The totals of all its sources."""
+        return self._received.plus(self.source.received) if self.source is not None else self._received
 
-    def revise(self) -> None:
-        """Let every player look again what it is to get. They may be thousands: what holds for one holds for all like it."""
-        decisions: Decisions = {}
-        for player in list(self.players):
-            player.revise(decisions)
+    @property
+    def timestamp_jumps(self) -> int:
+        """How often a track had to be placed anew on the timeline."""
+        return self._jumps + self.timeline.jumps
 
-    def _set_headers(self) -> None:
-        """Take the headers that are kept now for those of the logs."""
-        self.wirelog.headers = self.headers.current
-        for variant in self.variants.values():
-            variant.set_headers(self.headers.current)
+    # Messages of the active source -------------------------------------------------------------------------------------
 
-    def _wirelogs(self) -> list[WireLog]:
-        return [fanout.wirelog for fanout in self.fanouts]
+    def deliver(self, type_id: int, timestamp: int, payload: bytes, kind: int, join_point: bool = False) -> None:
+        """Append a message to all outputs. The hot path: once per message and output, never per reader."""
+        for output in self._outputs:
+            try:
+                if output.rewrites:
+                    output.append(type_id, timestamp, payload, kind, join_point)
+                else:
+                    output.log.append(type_id, timestamp, payload, kind, join_point and output.takes_join_point)
+            except Exception as error:  # noqa: BLE001 - logged by _fail
+                self._fail(output, error)
 
-    def _forget_join_points(self) -> None:
-        for wirelog in self._wirelogs():
-            wirelog.forget_join_point()
+    def append_failed(self, error: Exception) -> None:
+        """End the only output, whose log has raised an exception."""
+        self._fail(self.published, error)
 
-    def _append_to_variants(self, csid: int, type_id: int, timestamp: int, payload: bytes, joins: bool) -> None:
-        for variant in self.variants.values():
-            variant.append(csid, type_id, timestamp, payload, joins)
+    def audio_joins_at(self, timestamp: int) -> bool:
+        """Return whether new readers of a stream without video may start at an audio frame."""
+        published = self.published.log
+        if not self.published.takes_join_point and len(self._outputs) == 1:
+            return False
+        return published.join_page is None or (timestamp - published.join_timestamp) & 0xFFFFFFFF >= _AUDIO_JOIN_MS
 
-    # Media -------------------------------------------------------------------------------------------------------------
+    def set_headers(self, headers: Headers) -> None:
+        """Set the headers in force from now on."""
+        if headers is not self._headers:
+            self._headers = headers
+            self._for_each(lambda output: output.set_headers(headers))
 
-    def video(self, timestamp: int, payload: bytes) -> None:
-        """Take a video message. The hot path: twice per frame per stream, never per player."""
-        kind: int = video_kind(payload)
-        self.video_messages += 1
-        self.bytes_in += len(payload)
-        timeline = self.timeline
-        joins = False
-        if payload and (kind == _HEADER or (VIDEO_FEATURES[payload[0]] and VIDEO_FEATURES[payload[0]] & ~self.content.known)):
-            self._look_at_video(payload)
-        if kind == _FRAME:
-            self._has_video = True
-            timestamp = timeline.stamp(timeline.video, timestamp)
-        elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
-            self._has_video = True
-            timestamp = timeline.stamp(timeline.video, timestamp)
-            if self._joins_at(kind, payload):
-                kind = _KEYFRAME
-                joins = True
-                self.vitals.keyframe(timestamp, payload, time.monotonic())
-            else:
-                kind = _FRAME
-        else:
-            self.video_others += 1
-            if not payload:
-                return
-            timestamp = timeline.beside(timestamp)
-            if kind in (_HEADER, _METADATA):
-                self._has_video = True
-                self.headers.add_video(payload)
-                self._set_headers()
-                self.vitals.video_header(payload)
-        self.wirelog.append(CSID_VIDEO, _VIDEO, timestamp, payload, joins and (self._gop_cache or self.fanout.anyone_waits))
-        if self.variants:
-            self._append_to_variants(CSID_VIDEO, _VIDEO, timestamp, payload, joins)
-        if self.flvlog is not None:
-            self.flvlog.append(_VIDEO, timestamp, payload, kind)
-        fanout = self.fanout
-        if fanout.active:
-            fanout.wake()
-
-    def _joins_at(self, kind: int, payload: bytes) -> bool:
-        """Tell whether players may start at this keyframe: with several tracks, only at those of the lowest."""
-        track = 0 if kind == _KEYFRAME else min(video_info(payload).tracks)
-        if self._join_track is None or track < self._join_track:
-            self._join_track = track
-        return track == self._join_track
-
-    def _look_at_video(self, payload: bytes) -> None:
-        ordinary = self.content.ordinary
-        if self.content.look_at_video(payload):
-            self._content_changed(ordinary)
-
-    def _look_at_audio(self, payload: bytes) -> None:
-        ordinary = self.content.ordinary
-        if self.content.look_at_audio(payload):
-            self._content_changed(ordinary)
-
-    def _content_changed(self, was_ordinary: bool) -> None:
-        if not self.variants and was_ordinary and self.content.ordinary:
+    def content_changed(self, ordinary: bool) -> None:
+        """Decide again what each player gets, unless every player can take the content, before the change and after."""
+        if ordinary and len(self._outputs) == 1:
             return
-        # To move thousands of players is dear, and a publisher could ask for it with every message.
+        # To move thousands of players is dear, and a source could cause it with every message.
         self._revisions += 1
         if self._revisions <= _REVISIONS:
             self.revise()
 
-    def audio(self, timestamp: int, payload: bytes) -> None:
-        """Take an audio message. An empty one (silence, as Wowza sends it) is ignored."""
-        kind: int = audio_kind(payload)
-        self.audio_messages += 1
-        self.bytes_in += len(payload)
-        joins = False
-        if payload and (kind == _HEADER or (AUDIO_FEATURES[payload[0]] and AUDIO_FEATURES[payload[0]] & ~self.content.known)):
-            self._look_at_audio(payload)
-        if kind == _FRAME:
-            timeline = self.timeline
-            timestamp = timeline.stamp(timeline.audio, timestamp)
-            if not self._has_video and (self._gop_cache or self.fanout.anyone_waits or self.variants):
-                wirelog = self.wirelog
-                age_ms = (timestamp - wirelog.join_timestamp) & 0xFFFFFFFF
-                joins = wirelog.join_page is None or age_ms >= _AUDIO_JOIN_MS
-            if self.vitals.asks_audio:
-                self.vitals.audio_frame(payload)
+    def _fail(self, output: Output, error: Exception) -> None:
+        """End an output that has raised an exception: the others, and the source, continue."""
+        self._count("internal_errors")
+        log.error(
+            "%s: internal error in the %s output: its %d readers are closed, other outputs continue",
+            self.key,
+            output.log.framing.name,
+            len(output.fanout) + len(output.log.readers),
+            exc_info=error,
+        )
+        index = self._outputs.index(output)
+        self._set_outputs([each for each in self._outputs if each is not output])
+        output.fanout.close_connections(CloseReason(CloseKind.INTERNAL, "internal error"))
+        for reader in output.log.readers:
+            reader.fail()
+        output.close()
+        if output is self.published:
+            self.published = Output(self.key, self.options, output.log.framing, counters=self.counters)
+            self.published.set_headers(self._headers)
+            self.begun_at = 0
+            self._set_outputs([*self._outputs[:index], self.published, *self._outputs[index:]])
+
+    # Outputs and their readers -----------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All outputs, the published one first."""
+        return list(self._outputs)
+
+    def output(self, wanted: Rewrite = AS_PUBLISHED, framing: Framing | None = None) -> Output:
+        """Return the output for a subscriber.
+
+        Args:
+            wanted: What is to be rewritten for it, whatever the content. What the content does not require is left out.
+            framing: The format; None: that of the published output.
+        """
+        output = self._find(self.content.narrow(wanted), framing or self.published.log.framing, keeps_join_point=True)
+        output.keep_join_point(self.published.log)
+        return output
+
+    def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
+        for output in self._outputs:
+            if output.rewrite == rewrite and output.log.framing is framing:
+                return output
+        output = Output(self.key, self.options, framing, rewrite, self.counters)
+        output.keeps_join_point = keeps_join_point
+        if keeps_join_point:
+            output.replay(self.published.log)
         else:
-            if not payload:
-                return
-            timestamp = self.timeline.beside(timestamp)
-            if kind == _HEADER:
-                self.headers.add_audio(payload)
-                self._set_headers()
-                self.vitals.audio_header(payload)
-        self.wirelog.append(CSID_AUDIO, _AUDIO, timestamp, payload, joins and (self._gop_cache or self.fanout.anyone_waits))
-        if self.variants:
-            self._append_to_variants(CSID_AUDIO, _AUDIO, timestamp, payload, joins)
-        if self.flvlog is not None:
-            self.flvlog.append(_AUDIO, timestamp, payload, kind)
-        fanout = self.fanout
-        if fanout.active:
-            fanout.wake()
+            output.set_headers(self._headers)
+            output.log.newest_timestamp = self.published.log.newest_timestamp
+        self._set_outputs([*self._outputs, output])
+        return output
 
-    def data(self, message: RawMessage) -> None:
-        """Take a data message: metadata is kept for late joiners, and all but the publisher's own envelope is passed on."""
-        payload = amf0_body(message)
-        self.data_messages += 1
-        self.bytes_in += len(payload)
-        if payload.startswith(_SET_DATA_FRAME):
-            payload = payload[len(_SET_DATA_FRAME) :]
-        elif payload.startswith(_CLEAR_DATA_FRAME):
-            self.headers.set_metadata(None)
-            self._set_headers()
-            return
-        # FFmpeg's timecode messages are four bytes, 00 xx xx xx, and no AMF.
-        if len(payload) <= 4:
-            return
-        timestamp = self.timeline.beside(message.timestamp)
-        if payload.startswith(_ON_METADATA):
-            # FFmpeg takes onMetaData at any other time for a subtitle.
-            timestamp = 0
-            self.headers.set_metadata(payload)
-            self._set_headers()
-        self.wirelog.append(CSID_DATA, _DATA, timestamp, payload)
-        if self.variants:
-            self._append_to_variants(CSID_DATA, _DATA, timestamp, payload, joins=False)
-        if self.flvlog is not None:
-            self.flvlog.append(_DATA, timestamp, payload, _METADATA if payload.startswith(_ON_METADATA) else _OTHER)
-        if self.fanout.active:
-            self.fanout.wake()
+    def read(self, reader: LogReader, framing: Framing = FLV) -> Log:
+        """Let *reader* read the stream in batches, from the end of the returned log on."""
+        found = self._find(AS_PUBLISHED, framing, keeps_join_point=False).log
+        found.add_reader(reader)
+        return found
 
-    # Readers of FLV ----------------------------------------------------------------------------------------------------
+    def stop_reading(self, reader: LogReader) -> None:
+        """Unregister a reader; harmless if it is not registered. An output without readers is dropped."""
+        for output in self._outputs:
+            if reader in output.log.readers:
+                output.log.remove_reader(reader)
+                if not output.used and not output.keeps_join_point:
+                    self._drop(output)
 
-    def read_flv(self, reader: FlvReader) -> FlvLog:
-        """Let *reader* read the stream as FLV tags from now on; it begins at the log's end."""
-        if self.flvlog is None:
-            self.flvlog = FlvLog()
-        self.flvlog.readers.append(reader)
-        self.flvlog.look()
-        return self.flvlog
+    def _drop(self, output: Output) -> None:
+        self._set_outputs([each for each in self._outputs if each is not output])
+        output.close()
 
-    def leave_flv(self, reader: FlvReader) -> None:
-        """Take leave of a reader; harmless if it has left. The last one takes the log with it."""
-        if self.flvlog is not None and reader in self.flvlog.readers:
-            self.flvlog.readers.remove(reader)
-            self.flvlog.look()
-            if not self.flvlog.readers:
-                self.flvlog = None
+    def _drop_unused(self, now_s: float) -> None:
+        for output in self._outputs[1:]:
+            if output.used:
+                output.unused_since = None
+            elif output.unused_since is None:
+                output.unused_since = now_s
+            elif now_s - output.unused_since >= _UNUSED_S:
+                self._drop(output)
+
+    def revise(self) -> None:
+        """Decide again which output each player reads. They may be thousands: what holds for one holds for all like it."""
+        decisions: Decisions = {}
+        for player in list(self.players):
+            player.revise(decisions)
+
+    def _forget_join_points(self) -> None:
+        for output in self._outputs:
+            output.log.forget_join_point()
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
-        """Whether nobody publishes, watches, or is waited for."""
-        return self.publisher is None and not self.announced and not self.players
+        """Whether the stream may be removed: it has no source and no player, and waits for none."""
+        return self.phase is StreamPhase.IDLE and not self.players
 
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
-        """Notice whether the publisher is active, end the stream when its grace is over, look after slow players."""
-        if self.bytes_in != self._swept_bytes:
-            self._swept_bytes = self.bytes_in
-            self.active_at = now_s
-        self.vitals.sweep(now_s, self.bytes_in, self.video_messages - self.video_others)
-        if self.ended_at is not None and self.announced and now_s - self.ended_at >= self.options.live.publisher_grace_s:
+        """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
+        if self.source is not None:
+            self.check_source(now_s)
+        elif self.ended_at is not None and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()
         if self._revisions > _REVISIONS:
             self.revise()
         self._revisions = 0
         self._drop_unused(now_s)
-        for fanout in self.fanouts:
-            fanout.sweep(now_s, write_timeout_s)
+        for output in self.outputs:
+            output.fanout.sweep(now_s, write_timeout_s)
+
+    def check_source(self, now_s: float) -> None:
+        """Update the active source's activity and rates, and enforce its limits."""
+        if self.source is not None and self.source.sweep(now_s, self.options.limits, self.key):
+            self._count("publish_bitrate_exceeded")
+
+    def lag_ms(self) -> int:
+        """Return how far the last of all subscribers is behind the newest frame."""
+        return max(output.fanout.lag_ms() for output in self._outputs)
+
+    def held_bytes(self) -> int:
+        """Return the memory of the stream's logs."""
+        return sum(output.log.account.bytes for output in self._outputs)
 
     def reload(self, options: ApplicationConfig) -> None:
-        """Go on under other options."""
-        news = options.live != self.options.live
+        """Apply new options."""
+        changed = options.live != self.options.live
         self.options = options
-        self.fanout.reload(options)
-        self.wirelog.cache_limit_bytes = options.limits.gop_cache_limit_bytes
-        self._gop_cache = options.live.gop_cache
         if not options.live.gop_cache:
             self._forget_join_points()
-        for variant in self.variants.values():
-            variant.reload(options)
-        if news:
+        for output in self._outputs:
+            output.reload(options)
+        if changed:
             self.revise()
 
     def flush(self, limit_s: float) -> None:
-        """Wait until players have had what the logs hold, those that keep up, at most *limit_s*."""
+        """Wait until subscribers that keep up were sent what the logs hold, at most *limit_s*."""
         deadline = time.monotonic() + limit_s
-        for fanout in self.fanouts:
-            fanout.flush(max(0.0, deadline - time.monotonic()))
+        for output in self.outputs:
+            output.fanout.flush(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Let go of everything."""
-        self._forget_join_points()
-        for fanout in self.fanouts:
-            fanout.close()
-        self.vitals.close()
+        """Stop delivering, and free all pages. Only while `idle`."""
+        self._machine.to(StreamPhase.CLOSED)
+        # `deliver` here would be a reference cycle, which keeps the pages until the garbage collector runs.
+        self.append = self.published.log.append
+        for output in self._outputs:
+            output.close()

@@ -1,50 +1,46 @@
-"""A player's place in a stream: its cursor in the wire log, and what waits to be sent to it.
+"""A subscriber: one reader's place in a log, and the bytes that wait to be sent to it.
 
-Knows how to go on alone; when, and with whom, is for `rtmpd.live.fanout`. Imports nothing of gevent.
+Sends from a cursor of its own as far as its socket accepts data; when that happens, and which subscribers share a cursor, is
+decided by `rtmpd.live.fanout`.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from bisect import bisect_left
-from typing import TYPE_CHECKING, Protocol
-
-from rtmpd.media.tags import Kind, video_kind
-from rtmpd.protocol.chunk import frame_message
-from rtmpd.protocol.message import MessageType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.live.backpressure import Slow
-    from rtmpd.live.headers import Headers
+    from rtmpd.live.framing import Headers, SubscriberFraming
+    from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
-    from rtmpd.live.wirelog import LoggedMessage, WireLog
+    from rtmpd.phases import CloseReason
 
-__all__ = ["Progress", "State", "Subscriber", "SubscriberTransport"]
+__all__ = ["Progress", "Slow", "State", "Subscriber", "SubscriberTransport"]
 
-_WALK_BYTES = 64 << 10
-"""How much is framed ahead for a player with a framing of its own."""
+_REFRAME_BYTES = 64 << 10
+"""How much is framed ahead for a subscriber that can't use the log's bytes."""
 
 
 class SubscriberTransport(Protocol):
-    """What a subscriber writes through: a plain socket's non-blocking side."""
+    """The connection that a subscriber writes to: a plain socket's non-blocking side."""
 
     def try_send(self, data: bytes | bytearray | memoryview) -> int:
-        """Send without waiting; return how much was taken.
+        """Send without waiting; return how many bytes were accepted.
 
         Raises:
             BlockingIOError: Nothing fits now. OSError: The connection is gone.
         """
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
-        """Call *callback*, in the event loop, once the socket takes data again."""
+        """Call *callback*, in the event loop, once the socket accepts data again."""
 
     def unwatch_writable(self) -> None:
-        """Stop that; harmless if it was not started."""
+        """Stop watching; harmless if it was not started."""
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         """Close the connection; its session ends with *reason*."""
 
 
@@ -52,53 +48,72 @@ class State(enum.Enum):
     """Where a subscriber gets its bytes from."""
 
     WAITING = "waits for a keyframe"
-    GROUP = "goes with the others, at the group's cursor"
-    ALONE = "has a cursor of its own: behind the group, or with a framing of its own"
-    PAUSED = "paused"
-    GONE = "has left, or its connection has failed"
-
-
-def _gone(data: object) -> int:
-    raise OSError("the subscriber has left")
+    GROUP = "in sync: at the group's cursor"
+    LAGGING = "has a cursor of its own: behind the group, or framed for it alone"
+    PAUSED = "paused: has no cursor, and holds no pages"
+    REMOVED = "has left, or its connection has failed"
 
 
 class Progress(enum.Enum):
     """How far `Subscriber.advance` came."""
 
-    LEVEL = "has had everything up to the limit"
-    BLOCKED = "its socket is full"
-    IDLE = "there is nothing for it now"
+    IN_SYNC = "everything up to the limit was sent"
+    BLOCKED = "the socket is full"
+    IDLE = "there is nothing to send now"
+
+
+class Slow(NamedTuple):
+    """A subscriber begins to lose messages, since it is too slow.
+
+    Attributes:
+        action: ``skip`` (moved to a keyframe), ``thin`` (gets no disposable frames) or ``disconnect``.
+        policy: ``backpressure_policy``, as it applies to the subscriber.
+        lag_ms, lag_bytes: How far it is behind.
+    """
+
+    action: str
+    policy: str
+    lag_ms: int
+    lag_bytes: int
+
+
+def _send_nothing(data: object) -> int:
+    raise OSError("the subscriber has been removed")
 
 
 class Subscriber:
-    """One play of one stream.
+    """One reader of one log.
+
+    Args:
+        transport: Where to send to.
+        framing: How messages are framed for it.
+        label: Names it in logs.
 
     Attributes:
         send: The transport's try_send, looked up once.
-        message_stream_id: The player's; 1 gets the shared bytes, others a framing of their own.
-        page, offset: The cursor, while the state is ALONE.
-        pending: Bytes that go out before anything else: replies, headers, the rest of a message that was half sent. Always
-            ends at a message boundary.
+        page, offset: The cursor, while the state is LAGGING.
+        pending: Bytes that are sent before anything else: replies, headers, the rest of a half-sent message. Always ends at a
+            message boundary.
         blocked: The socket is full and watched.
-        joins_seen: How many join points there had been when it began to wait.
-        listed: Is in the fan-out's list of members, though it may have left the group since.
-        progress_at: When it last took something (monotonic, seconds); not kept up while it is in the group.
+        joins_seen: The log's number of join points when it began to wait.
+        listed: It is in the group's list of members, though it may have left the group since.
+        progress_at: When its socket last accepted data (monotonic, seconds); not updated while it is in the group.
         waiting_since: Since when it waits for a keyframe (monotonic, seconds).
-        headers_version: Version of the headers that it was last sent.
-        video_gate: Video is held back until the next keyframe, after receiveVideo(true).
-        skips: How often it fell too far behind and was moved to a keyframe.
-        messages: How many messages of the log it has had, up to where it last left the log.
-        dropped: How many messages it was not sent: those that it was made to skip or was not there for, and disposable frames.
+        headers: The headers that it was last sent; None: send them again in any case.
+        sent: Bytes sent; while it is in the group: less the group's position, so that passes need not count.
+        skips: How often it was moved to a keyframe, since it was too far behind.
+        messages: The messages of the log that it was sent, up to where it last left the log.
+        dropped: The messages that it was not sent: skipped, missed while it was away, and disposable frames.
         disposed: The disposable frames among these.
         thin: It gets no disposable frames.
-        skips_only: Whatever ``backpressure_policy`` says, it is only moved to keyframes: it is another server, not a player.
+        skips_only: It is only moved to keyframes, whatever ``backpressure_policy`` says: it is another server, not a player.
         skipped: It was moved, and has no new place yet.
-        slow: It has lost something since it was last level.
-        on_slow: Called when it begins to lose something; it must not wait.
-        told_at: When that was last called (monotonic, seconds).
+        slow: It has lost messages since it was last in sync.
+        on_slow: Called when it begins to lose messages; must not wait.
+        slow_reported_at: When that was last called (monotonic, seconds).
         begun_behind_ms, begun_behind_bytes: How far behind it began, until it has caught up.
-        left_at: Where it last left the log: how many messages of the log begin before; None: it has not left.
-        write_timeout_s: It is cut off when it has taken nothing for this long; 0: the server's option says.
+        left_at: The number of messages in the log before the place where it last left the log; None: it has not left.
+        write_timeout_s: It is closed when its socket has accepted nothing for this long; 0: the server's option holds.
     """
 
     __slots__ = (
@@ -108,38 +123,37 @@ class Subscriber:
         "blocked",
         "disposed",
         "dropped",
-        "headers_version",
+        "framing",
+        "headers",
         "joins_seen",
+        "label",
         "left_at",
         "listed",
-        "message_stream_id",
         "messages",
         "offset",
         "on_slow",
         "page",
         "pending",
         "progress_at",
-        "receive_audio",
-        "receive_video",
         "send",
         "sent",
         "skipped",
         "skips",
         "skips_only",
         "slow",
+        "slow_reported_at",
         "state",
         "thin",
-        "told_at",
         "transport",
-        "video_gate",
         "waiting_since",
         "write_timeout_s",
     )
 
-    def __init__(self, transport: SubscriberTransport, message_stream_id: int = 1) -> None:
+    def __init__(self, transport: SubscriberTransport, framing: SubscriberFraming, label: str = "") -> None:
         self.transport = transport
         self.send = transport.try_send
-        self.message_stream_id = message_stream_id
+        self.framing = framing
+        self.label = label
         self.state = State.WAITING
         self.page: Page | None = None
         self.offset = 0
@@ -149,10 +163,8 @@ class Subscriber:
         self.listed = False
         self.progress_at = 0.0
         self.waiting_since = 0.0
-        self.headers_version = -1
-        self.receive_audio = True
-        self.receive_video = True
-        self.video_gate = False
+        self.headers: Headers | None = None
+        self.sent = 0
         self.skips = 0
         self.messages = 0
         self.dropped = 0
@@ -162,38 +174,37 @@ class Subscriber:
         self.skipped = False
         self.slow = False
         self.on_slow: Callable[[Slow], None] | None = None
-        self.told_at = -math.inf
+        self.slow_reported_at = -math.inf
         self.begun_behind_ms = 0
         self.begun_behind_bytes = 0
         self.write_timeout_s = 0.0
-        self._begun_at: int | None = None
         self.left_at: int | None = None
-        self.sent = 0  # bytes; while in the group: less the group's position, so that passes need not count
+        self._begun_at: int | None = None
+
+    # Its place in the log ----------------------------------------------------------------------------------------------
 
     @property
     def position(self) -> int:
-        """Its cursor as a position in the log; 0 while it has none."""
+        """The cursor as a position in the log; 0 without one."""
         return self.page.base + self.offset if self.page is not None else 0
 
-    def be_gone(self) -> None:
-        """Send nothing more: a pass under way may still come to it when its connection is sending something else."""
-        self.state = State.GONE
-        self.send = _gone
+    def remove(self) -> None:
+        """Send nothing from now on: a pass under way may still reach it while its connection is sending something else."""
+        self.state = State.REMOVED
+        self.send = _send_nothing
 
     def successor(self) -> Subscriber:
-        """Make what goes on for it in another log of the same stream. It must have left this one."""
-        made = Subscriber(self.transport, self.message_stream_id)
-        made.receive_audio, made.receive_video = self.receive_audio, self.receive_video
-        made.video_gate = self.video_gate
+        """Return a subscriber that continues for it in another log of the same stream. This one must have left its log."""
+        made = Subscriber(self.transport, self.framing, self.label)
         made.skips, made.messages, made.dropped, made.sent = self.skips, self.messages, self.dropped, self.sent
-        made.disposed, made.on_slow, made.told_at, made.slow = self.disposed, self.on_slow, self.told_at, self.slow
-        made.write_timeout_s = self.write_timeout_s
+        made.disposed, made.skips_only, made.slow = self.disposed, self.skips_only, self.slow
+        made.on_slow, made.slow_reported_at, made.write_timeout_s = self.on_slow, self.slow_reported_at, self.write_timeout_s
         return made
 
     def begin_at(self, page: Page, offset: int) -> int:
-        """Give it a place in the log, which it did not have; return how many messages a skip has cost it."""
+        """Set its place in the log, of which it had none; return the number of messages that a skip has cost."""
         number = page.messages_before(offset)
-        # It may begin before where it left: then it gets some for the second time.
+        # It may begin before where it left: then it gets some messages twice.
         missed = max(0, number - self.left_at) if self.left_at is not None else 0
         self.dropped += missed
         skipped, self.skipped = self.skipped, False
@@ -209,22 +220,19 @@ class Subscriber:
             self._begun_at = None
 
     def messages_until(self, page: Page | None, offset: int) -> int:
-        """Return how many messages it has had, if that is its place in the log."""
+        """Return the number of messages that it was sent, if that is its place in the log."""
         if page is None or self._begun_at is None:
             return self.messages
         return self.messages + page.messages_before(offset) - self._begun_at
 
-    @property
-    def walks(self) -> bool:
-        """Whether it reads the log message by message, since the shared bytes are not what it wants."""
-        return self.message_stream_id != 1 or not self.receive_audio or not self.receive_video or self.video_gate
+    # Sending -----------------------------------------------------------------------------------------------------------
 
-    def advance(self, wirelog: WireLog, limit_page: Page | None, limit_offset: int) -> Progress:
-        """Send what is pending, and then the log from the cursor up to a limit, as far as the socket takes it.
+    def advance(self, log: Log, limit_page: Page | None, limit_offset: int) -> Progress:
+        """Send what is pending, then from the cursor up to a limit, as far as the socket accepts data.
 
         Args:
-            wirelog: The log that the cursor is in.
-            limit_page, limit_offset: The group's cursor, at a message boundary. A cursor beyond it stays where it is.
+            log: The log that the cursor is in.
+            limit_page, limit_offset: A cursor at a message boundary. A cursor beyond it stays where it is.
 
         Raises:
             OSError: The connection is gone.
@@ -239,15 +247,15 @@ class Subscriber:
                     if pending:
                         return Progress.BLOCKED
                 page, offset = self.page, self.offset
-                if self.state is not State.ALONE or page is None:
+                if self.state is not State.LAGGING or page is None:
                     return Progress.IDLE
-                level = page is limit_page and offset == limit_offset
-                if self.walks:
-                    if level or not self._walk(wirelog, limit_page, limit_offset):
+                at_limit = page is limit_page and offset == limit_offset
+                if not self.framing.shared:
+                    if at_limit or not self._reframe(log, limit_page, limit_offset):
                         return Progress.IDLE
                     continue
-                if level:
-                    return Progress.LEVEL
+                if at_limit:
+                    return Progress.IN_SYNC
                 end = limit_offset if page is limit_page else page.end
                 if offset >= end:
                     if page.next is None or page is limit_page:
@@ -255,7 +263,7 @@ class Subscriber:
                     self.page, self.offset = page.next, 0
                     continue
                 if self.thin:
-                    end = self._next_disposable(page, offset, end)
+                    end = min(end, page.next_disposable(offset))
                     if end == offset:
                         self._dispose(page.boundary(offset + 1))
                         continue
@@ -267,18 +275,12 @@ class Subscriber:
         except BlockingIOError:
             return Progress.BLOCKED
 
-    @staticmethod
-    def _next_disposable(page: Page, offset: int, end: int) -> int:
-        """Return where the next disposable frame begins, from a cursor on; *end* if that is farther."""
-        index = bisect_left(page.disposable, offset)
-        return min(end, page.disposable[index]) if index < len(page.disposable) else end
-
     def _dispose(self, offset: int) -> None:
         """Step over a disposable frame."""
         self.offset = offset
         self.disposed += 1
         self.dropped += 1
-        # It is counted with those between where it began and where it leaves.
+        # The frame is counted with those between where it began and where it leaves.
         self.messages -= 1
 
     def finish_message(self) -> None:
@@ -291,52 +293,30 @@ class Subscriber:
             self.pending += page.view[self.offset : boundary]
             self.offset = boundary
 
-    def queue_headers(self, headers: Headers, timestamp: int, chunk_size: int) -> None:
-        """Make headers pending, at the timestamp of the frame that follows them, if it has not been sent these."""
-        if self.headers_version != headers.version:
-            self.headers_version = headers.version
-            self.pending += headers.frame(timestamp, self.message_stream_id, chunk_size)
+    def queue_headers(self, headers: Headers, timestamp: int) -> None:
+        """Make headers pending, at the timestamp of the frame that follows them, unless they were sent last."""
+        if self.headers is not headers:
+            self.headers = headers
+            self.pending += self.framing.headers(headers, timestamp)
 
-    def frame(self, csid: int, type_id: int, timestamp: int, payload: bytes, chunk_size: int) -> bytes:
-        """Frame a message for this subscriber's message stream id."""
-        message_stream_id = self.message_stream_id
-        if type_id == MessageType.USER_CONTROL:
-            # StreamBegin and StreamEOF name the message stream in their body and travel on message stream 0.
-            payload = payload[:2] + message_stream_id.to_bytes(4, "big")
-            message_stream_id = 0
-        return frame_message(csid, type_id, message_stream_id, timestamp, payload, chunk_size)
-
-    def _walk(self, wirelog: WireLog, limit_page: Page | None, limit_offset: int) -> bool:
+    def _reframe(self, log: Log, limit_page: Page | None, limit_offset: int) -> bool:
         """Frame messages up to the limit for this subscriber; return whether that made anything pending.
 
-        Stops at the message after which the shared bytes are what it wants.
+        Stops at the message after which the log's bytes fit it.
         """
         page, offset = self.page, self.offset
         assert page is not None
         pending = self.pending
-        if self.headers_version < 0:
-            self.queue_headers(wirelog.headers, max(wirelog.newest_timestamp, 0), wirelog.chunk_size)
-        while len(pending) < _WALK_BYTES and self.walks and not (page is limit_page and offset == limit_offset):
-            message = wirelog.read(page, offset)
+        if self.headers is None:
+            self.queue_headers(log.headers, max(log.newest_timestamp, 0))
+        while len(pending) < _REFRAME_BYTES and not self.framing.shared and not (page is limit_page and offset == limit_offset):
+            message = log.read(page, offset)
             if message is None:
                 break
             page, offset = message.page, message.offset
-            if self.thin and page.is_disposable(message.offset):
+            if self.thin and page.next_disposable(offset - len(message.data)) == offset - len(message.data):
                 self._dispose(offset)
-            elif self._wants(message):
-                pending += self.frame(message.csid, message.type_id, message.timestamp, message.payload, wirelog.chunk_size)
+            else:
+                pending += self.framing.message(message)
         self.page, self.offset = page, offset
         return bool(pending)
-
-    def _wants(self, message: LoggedMessage) -> bool:
-        if message.type_id == MessageType.AUDIO:
-            return self.receive_audio
-        if message.type_id == MessageType.VIDEO:
-            if not self.receive_video:
-                return False
-            if self.video_gate:
-                kind = video_kind(message.payload)
-                if kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
-                    self.video_gate = False
-                return kind != Kind.FRAME
-        return True

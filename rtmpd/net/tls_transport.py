@@ -22,6 +22,7 @@ from gevent.socket import wait
 from rtmpd.errors import TlsError, TransportClosed
 from rtmpd.net.tls_errors import explain, not_tls
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
+from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
@@ -403,7 +404,7 @@ class TlsTransport(Transport):
         self._keep(self._outgoing.read())
         self._flush()
         if len(self._rest) > KEPT_LIMIT_BYTES:
-            self.close("the peer requests TLS messages and does not read them")
+            self.close(CloseReason(CloseKind.STALLED, "the peer requests TLS messages and does not read them"))
 
     def send_all(self, data: bytes, limit_s: float) -> None:
         """Send all of *data*, and wait until the socket has taken its last record; as `Transport.send_all`."""
@@ -454,7 +455,7 @@ class TlsTransport(Transport):
             self._flush()
         except OSError as error:
             self._rest = b""
-            self.close(f"send failed: {error.strerror or error}")
+            self.close(CloseReason(CloseKind.PEER_LEFT, f"send failed: {error.strerror or error}"))
         if self._rest:
             return
         if self._callback is not None:
@@ -465,7 +466,7 @@ class TlsTransport(Transport):
 
     # The end -----------------------------------------------------------------------------------------------------------
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         """Send a close_notify if the socket takes it, and shut the connection down. Only the first call's reason is kept."""
         if not self.close_reason:
             self._send_close_notify()

@@ -15,12 +15,15 @@ from gevent import get_hub
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.event_loop import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gevent.socket import socket
+
+    from rtmpd.phases import CloseReason
 
 __all__ = ["RECEIVE_BYTES", "Transport", "deadline", "format_address"]
 
@@ -57,7 +60,7 @@ class Transport:
         scheme: ``rtmp``; ``rtmps`` with TLS.
         try_send: ``send(data) -> int``, which never waits: raises BlockingIOError if nothing fits, OSError if the connection is
             lost. It is the socket's own method, because the fan-out calls it for every player.
-        close_reason: The reason given to `close`; empty while the transport is open.
+        close_reason: The reason given to `close`; empty (`NOT_CLOSED`) while the transport is open.
         bytes_sent: Bytes sent by `send_all`; ``try_send`` does not count.
         sending: `send_all` is waiting with a part sent; other bytes would end up inside its data.
         interactive: Acknowledge received data at once (TCP_QUICKACK). FFmpeg and librtmp write C2 and each command in several
@@ -83,7 +86,7 @@ class Transport:
     def __init__(self, sock: socket, peer: str) -> None:
         self.sock = sock
         self.peer = peer
-        self.close_reason = ""
+        self.close_reason = NOT_CLOSED
         self.bytes_sent = 0
         self.sending = False
         self.interactive = sock.family != stdlib_socket.AF_UNIX
@@ -205,7 +208,7 @@ class Transport:
         """Stop calling the callback of `watch_writable`, if there is one."""
         self._write_watcher.stop()
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         """Shut the connection down. Data sent before is still delivered. Only the first call's reason is kept."""
         if not self.close_reason:
             self.close_reason = reason

@@ -1,4 +1,4 @@
-"""One greenlet per connection: handshake, commands, publishing and playing.
+"""RTMP connections: one greenlet each that does the handshake, then what each message asks for.
 
-A session decides nothing about policy: it asks the hub before it says Publish.Start or Play.Start.
+A connection decides nothing about policy: it asks the hub before it says Publish.Start or Play.Start.
 """

@@ -1,21 +1,22 @@
-"""What each command of a client does.
+"""The commands of clients: a table from command name to function.
 
-A table from command name to function; each gets the connection and the decoded command, and may raise `Refused`. Every command
-with a transaction id is answered, known or not: clients wait for it. Imports the publisher and player roles.
+Each function gets the connection and the decoded command, and may raise `Refused`. Every command with a transaction id is
+answered, known or not: clients wait for it. Before a connect, publish or play is accepted, the hub's authorizer is asked.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from rtmpd.authorization import Action
-from rtmpd.errors import Refused, RemoteProtocolError
+from rtmpd.authorization import Action, Connect, Request
+from rtmpd.errors import LoginRequired, Refused, RemoteProtocolError
+from rtmpd.events import EventType
+from rtmpd.phases import ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
-from rtmpd.protocol.naming import is_printable, resolve
+from rtmpd.protocol.naming import is_printable, resolve, split_query
 from rtmpd.protocol.via import MEMBER, parse_via
-from rtmpd.rtmp.admission import authorize, log_in
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
 from rtmpd.util.text import printable
@@ -41,53 +42,113 @@ def _result(connection: Connection, command: Command, *values: Any) -> None:
 
 
 def answer_unknown(connection: Connection, command: Command) -> None:
-    """Answer what we don't know, so that nobody waits; answers of the peer (``_result``, ``onStatus`` ...) get none."""
+    """Answer an unknown command; answers of the client (``_result``, ``onStatus`` ...) get none."""
     if command.name not in ("_result", "_error", "onStatus", "pong", "onBWDone"):
         _result(connection, command)
+
+
+# Connecting -------------------------------------------------------------------------------------------------------------
 
 
 def _connect(connection: Connection, command: Command) -> None:
     if connection.connected:
         raise RemoteProtocolError("connect for the second time")
-    # An object, or an ECMA array as some send it; both are dicts here.
+    # An object, or an ECMA array as some clients send it; both are dicts here.
     properties = command.command_object if isinstance(command.command_object, dict) else {}
-    app = properties.get("app")
-    # "tcurl" is how some spell it.
-    tc_url = properties.get("tcUrl", properties.get("tcurl"))
-    connection.app = app if isinstance(app, str) else ""
-    connection.tc_url = tc_url if isinstance(tc_url, str) else ""
-    agent = properties.get("flashVer")
-    connection.agent = printable(agent[:_MAX_AGENT]) if isinstance(agent, str) else ""
-    connection.capabilities = parse_capabilities(properties)
-    connection.via = parse_via(properties.get(MEMBER))
-    found = resolve(connection.app, connection.tc_url, "", "")
-    path = found.key
-    connection.wish.connect(path)
-    if not is_printable(path):
+    client = connection.client
+    client.app = _text_of(properties.get("app"))
+    # "tcurl" is the spelling of some clients.
+    client.tc_url = _text_of(properties.get("tcUrl", properties.get("tcurl")))
+    client.agent = printable(_text_of(properties.get("flashVer"))[:_MAX_AGENT])
+    client.capabilities = parse_capabilities(properties)
+    client.via = parse_via(properties.get(MEMBER))
+    found = resolve(client.app, client.tc_url, "", "")
+    connection.last_request.connect(found.key)
+    if not is_printable(found.key):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
-    connection.options = connection.hub.admit(path)
-    connection.user = log_in(connection, found, properties)
-    connection.connected = True
-    connection.phase = "command"
-    endpoint = connection.endpoint
-    config = connection.config
-    # In this order: OBS, FFmpeg, GStreamer and librtmp all take it.
-    endpoint.send_window_ack_size(config.window_ack_size_bytes)
-    endpoint.send_peer_bandwidth(config.peer_bandwidth_bytes)
-    endpoint.send_chunk_size(config.chunk_size_bytes)
+    options = connection.hub.admit(found.key)
+    client.user = _log_in(connection, found, properties)
+    client.options = options
+    connection.enter(ConnectionPhase.COMMAND)
+    endpoint, server = connection.endpoint, connection.options.server
+    # In this order: OBS, FFmpeg, GStreamer and librtmp all accept it.
+    endpoint.send_window_ack_size(server.window_ack_size_bytes)
+    endpoint.send_peer_bandwidth(server.peer_bandwidth_bytes)
+    endpoint.send_chunk_size(server.chunk_size_bytes)
     endpoint.send_command(
         "_result",
         command.transaction_id,
         {"fmsVer": _SERVER_VERSION, "capabilities": _CAPABILITIES, "mode": 1, **server_answer()},
-        status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=connection.capabilities.object_encoding),
+        status.info(status.CONNECT_SUCCESS, "Connection succeeded.", objectEncoding=client.capabilities.object_encoding),
     )
-    user = f" as {connection.user}" if connection.user else ""
-    connection.log.info("connected to %s%s by %s", path or "(no application)", user, _agent(properties))
+    user = f" as {client.user}" if client.user else ""
+    agent = repr(_text_of(properties["flashVer"])[:_MAX_AGENT]) if client.agent else "an unnamed client"
+    connection.log.info("connected to %s%s by %s", found.key or "(no application)", user, agent)
 
 
-def _agent(properties: dict[str, Any]) -> str:
-    agent = properties.get("flashVer")
-    return repr(agent[:_MAX_AGENT]) if isinstance(agent, str) else "an unnamed client"
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _log_in(connection: Connection, found: StreamName, properties: dict[str, Any]) -> str:
+    """Ask the authorizer whether a client may connect; return the user's name, empty without a login.
+
+    Raises:
+        Refused: It may not connect. LoginRequired: Not without a login.
+    """
+    client, agent = connection.client, properties.get("flashVer")
+    request = Connect(
+        address=connection.transport.address,
+        app=found.key,
+        query="&".join(split_query(text)[1] for text in (client.app, client.tc_url.strip("'\""))),
+        parameters=found.parameters,
+        # OBS and FFmpeg send both when they publish; librtmp and GStreamer the first.
+        encoder=properties.get("type") == "nonprivate" or (isinstance(agent, str) and agent.startswith("FMLE")),
+    )
+    try:
+        return connection.hub.authorizer.login(request)
+    except LoginRequired:
+        connection.last_request.served = True
+        raise
+    except Refused as refused:
+        connection.emit(EventType.AUTH_FAILED, action=str(Action.CONNECT), reason=refused.reason)
+        raise
+
+
+def _authorize(connection: Connection, action: Action, found: StreamName) -> str:
+    """Ask the authorizer whether a client may publish or play; return the key of its stream. May wait.
+
+    Raises:
+        Refused: It may not. TransportClosed: It may, but has left meanwhile, or was closed.
+    """
+    client, before = connection.client, connection.phase
+
+    def wait() -> None:
+        # Answers to earlier commands need not wait.
+        connection.flush()
+        connection.enter(ConnectionPhase.AUTHORIZE)
+
+    request = Request(
+        action,
+        connection.transport.peer,
+        connection.transport.address,
+        found.key,
+        found.parameters,
+        client.user,
+        resolve(client.app, client.tc_url, "", "").key if client.user else "",
+        wait,
+    )
+    try:
+        key = connection.hub.authorizer.authorize(request)
+    except Refused as refused:
+        connection.emit(EventType.AUTH_FAILED, action=str(action), reason=refused.reason)
+        raise
+    waited = connection.phase is not before
+    connection.enter(before)
+    connection.last_request.stream_key = key
+    if waited:
+        connection.transport.ensure_open()
+    return key
 
 
 def _create_stream(connection: Connection, command: Command) -> None:
@@ -106,8 +167,8 @@ def _fc_publish(connection: Connection, command: Command) -> None:
 def _fc_unpublish(connection: Connection, command: Command) -> None:
     name = command.argument(0)
     for message_stream in list(connection.message_streams.values()):
-        publisher = message_stream.publisher
-        if publisher is not None and (len(connection.live) == 1 or publisher.name == name):
+        role = message_stream.role
+        if isinstance(role, Publisher) and (len(connection.sources) == 1 or role.name == name):
             _stop_publishing(connection, message_stream, "FCUnpublish")
     _result(connection, command)
     if command.transaction_id > 0:
@@ -133,8 +194,9 @@ def _text(value: Any) -> str:
 
 
 def _resolve(connection: Connection, name: str, code: str) -> StreamName:
-    assert connection.options is not None
-    found = resolve(connection.app, connection.tc_url, name, connection.options.default_stream_name)
+    client = connection.client
+    assert client.options is not None
+    found = resolve(client.app, client.tc_url, name, client.options.default_stream_name)
     if not is_printable(found.key):
         raise Refused(code, "The stream's name has control characters or is too long.")
     return found
@@ -146,47 +208,41 @@ def _resolve(connection: Connection, name: str, code: str) -> StreamName:
 def _publish(connection: Connection, command: Command) -> None:
     message_stream = connection.message_stream(command.message_stream_id)
     name = command.argument(0)
-    if message_stream.publisher is not None:
+    if isinstance(message_stream.role, Publisher):
         if not name or not isinstance(name, str):
             # Wirecast stops with a second publish whose name is false or empty.
             _stop_publishing(connection, message_stream, "publish without a name")
             return
-        if name == message_stream.publisher.name:
-            _say_publish_start(connection, message_stream)
+        if name == message_stream.role.name:
+            _send_publish_start(connection, message_stream, message_stream.role.key)
             return
         _stop_publishing(connection, message_stream, "publish of another name")
     elif name is False:
         return
     if not isinstance(name, str):
         name = ""
-    if message_stream.player is not None:
-        _stop_playing(connection, message_stream, "publish")
-    connection.wish.ask(Action.PUBLISH)
+    _stop_playing(connection, message_stream, "publish")
+    connection.last_request.begin(Action.PUBLISH)
     found = _resolve(connection, name, status.PUBLISH_BAD_NAME)
-    # Media is never answered, so there is no acknowledgement worth hurrying from here on.
+    # Media is never answered, so that no acknowledgement need be sent at once from here on.
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
     publisher = Publisher(connection, message_stream, name)
-    stream = connection.hub.publish(authorize(connection, Action.PUBLISH, found), publisher)
+    stream = connection.hub.publish(_authorize(connection, Action.PUBLISH, found), publisher.source)
     publisher.start(stream)
-    connection.wish.settled = True
-    _say_publish_start(connection, message_stream)
+    connection.last_request.served = True
+    _send_publish_start(connection, message_stream, stream.key)
 
 
-def _say_publish_start(connection: Connection, message_stream: MessageStream) -> None:
-    publisher = message_stream.publisher
-    assert publisher is not None
+def _send_publish_start(connection: Connection, message_stream: MessageStream, key: str) -> None:
     connection.endpoint.send_user_control(UserControlType.STREAM_BEGIN, message_stream.id)
-    connection.send_status(
-        message_stream.id, status.info(status.PUBLISH_START, f"{publisher.key} is now published.", details=publisher.key)
-    )
+    connection.send_status(message_stream.id, status.info(status.PUBLISH_START, f"{key} is now published.", details=key))
 
 
 def _stop_publishing(connection: Connection, message_stream: MessageStream, reason: str) -> None:
-    publisher = message_stream.publisher
-    if publisher is None:
+    if not isinstance(message_stream.role, Publisher):
         return
-    key = publisher.key
+    key = message_stream.role.key
     connection.leave(message_stream, reason)
     connection.send_status(message_stream.id, status.info(status.UNPUBLISH_SUCCESS, f"{key} is now unpublished.", details=key))
 
@@ -214,13 +270,12 @@ def _play2(connection: Connection, command: Command) -> None:
 
 
 def _start_playing(connection: Connection, message_stream: MessageStream, name: str, *, reset: bool) -> None:
-    if message_stream.publisher is not None:
-        _stop_publishing(connection, message_stream, "play")
+    _stop_publishing(connection, message_stream, "play")
     _stop_playing(connection, message_stream, "play of another name", silent=True)
-    connection.wish.ask(Action.PLAY)
+    connection.last_request.begin(Action.PLAY)
     found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
     player = Player(connection, message_stream, name)
-    key = authorize(connection, Action.PLAY, found)
+    key = _authorize(connection, Action.PLAY, found)
     stream = connection.hub.play(key, player)
     problem = player.unsupported(stream)
     if problem:
@@ -234,31 +289,29 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
         connection.send_status(number, status.info(status.PLAY_RESET, f"Playing and resetting {key}.", details=key))
     connection.send_status(number, status.info(status.PLAY_START, f"Started playing {key}.", details=key))
     try:
-        # The player joins the fan-out only when this is on its way, so that nothing overtakes it.
+        # The player joins the fan-out only after this is sent, so that no media overtakes it.
         connection.flush()
     except BaseException:
         connection.hub.unplay(stream, player)
         raise
     player.start(stream)
-    connection.wish.settled = True
+    connection.last_request.served = True
 
 
 def _stop_playing(connection: Connection, message_stream: MessageStream, reason: str, *, silent: bool = False) -> None:
-    player = message_stream.player
-    if player is None:
+    if not isinstance(message_stream.role, Player):
         return
-    key = player.key
-    owed = connection.leave(message_stream, reason)
+    key = message_stream.role.key
+    rest = connection.leave(message_stream, reason)
     if not silent:
         connection.endpoint.send_user_control(UserControlType.STREAM_EOF, message_stream.id)
         connection.send_status(message_stream.id, status.info(status.PLAY_STOP, f"Stopped playing {key}.", details=key))
-    connection.endpoint.outgoing[:0] = owed
+    connection.endpoint.outgoing[:0] = rest
 
 
 def _pause(connection: Connection, command: Command) -> None:
-    message_stream = connection.message_streams.get(command.message_stream_id)
-    player = message_stream.player if message_stream is not None else None
-    if message_stream is None or player is None:
+    player = _player(connection, command)
+    if player is None:
         _result(connection, command)
         return
     if command.argument(0, True):
@@ -267,11 +320,17 @@ def _pause(connection: Connection, command: Command) -> None:
     else:
         player.resume()
         info = status.info(status.UNPAUSE_NOTIFY, f"Unpausing {player.key}.", details=player.key)
-    connection.send_status(message_stream.id, info)
+    connection.send_status(command.message_stream_id, info)
+
+
+def _player(connection: Connection, command: Command) -> Player | None:
+    """Return the player of the message stream that a command came on."""
+    message_stream = connection.message_streams.get(command.message_stream_id)
+    return message_stream.role if message_stream is not None and isinstance(message_stream.role, Player) else None
 
 
 def _seek(connection: Connection, command: Command) -> None:
-    # Level status though it says Failed: FFmpeg ends on any error level, and the stream goes on.
+    # Level "status", although the code says Failed: FFmpeg ends on any error, and the stream continues.
     info = status.info(status.SEEK_FAILED, "A live stream can't be sought in.")
     connection.send_status(command.message_stream_id, {**info, "level": "status"})
 
@@ -285,16 +344,15 @@ def _receive_video(connection: Connection, command: Command) -> None:
 
 
 def _receive(connection: Connection, command: Command, what: str) -> None:
-    message_stream = connection.message_streams.get(command.message_stream_id)
-    if message_stream is None or message_stream.player is None:
+    player = _player(connection, command)
+    if player is None:
         _result(connection, command)
         return
-    player = message_stream.player
     wanted = bool(command.argument(0, True))
     if wanted:
         # Sections 7.2.2.4 and 7.2.2.5: these two notices, and none for switching off.
         for code, text in ((status.SEEK_NOTIFY, "Seeking"), (status.PLAY_START, "Started playing")):
-            connection.send_status(message_stream.id, status.info(code, f"{text} {player.key}.", details=player.key))
+            connection.send_status(command.message_stream_id, status.info(code, f"{text} {player.key}.", details=player.key))
     if what == "audio":
         player.receive(audio=wanted)
     else:
@@ -305,10 +363,10 @@ def _receive(connection: Connection, command: Command, what: str) -> None:
 
 
 def _named(connection: Connection, command: Command) -> MessageStream | None:
-    """Find the message stream that closeStream or deleteStream means.
+    """Return the message stream that closeStream or deleteStream names.
 
     The id is an argument, or the message stream that the command came on. GStreamer sends the stream's name instead, on message
-    stream 0: then it can only mean the one there is.
+    stream 0: then it can only be the only one.
     """
     number = command.argument(0)
     if isinstance(number, (int, float)) and not isinstance(number, bool) and number in connection.message_streams:
@@ -321,7 +379,7 @@ def _named(connection: Connection, command: Command) -> MessageStream | None:
 
 
 def _close_stream(connection: Connection, command: Command) -> None:
-    """End publish or play and keep the message stream: JW Player uses it as a pause and plays again on the same one."""
+    """Stop publishing or playing; the message stream stays: JW Player uses closeStream as a pause, and plays on it again."""
     message_stream = _named(connection, command)
     if message_stream is not None:
         _stop_publishing(connection, message_stream, "closeStream")
@@ -338,7 +396,7 @@ def _delete_stream(connection: Connection, command: Command) -> None:
     _result(connection, command)
 
 
-COMMANDS: dict[str, Callable[[Connection, Command], None]] = {
+COMMANDS: Final[dict[str, Callable[[Connection, Command], None]]] = {
     "connect": _connect,
     "createStream": _create_stream,
     "initStream": answer_unknown,

@@ -1,81 +1,260 @@
-"""One connection: handshake, then messages until it ends.
+"""The state of one RTMP connection: its phase, its client, its message streams, and everything that is written to it.
 
-Runs in a greenlet of its own and reads like the specification: do the handshake, then for each message that arrives do what it
-asks. What went wrong, if anything, is one exception, one log line and one counter. Imports everything below; not the hub, which
-it is given.
+`rtmpd.rtmp.session` runs a connection; publishers and players are the roles of its message streams.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from rtmpd.errors import (
-    DeadlineExceeded,
-    HandshakeError,
-    LimitExceeded,
-    LoginRequired,
-    Refused,
-    RemoteProtocolError,
-    TlsError,
-    TransportClosed,
-)
-from rtmpd.events import EventType
-from rtmpd.net.transport import deadline
-from rtmpd.protocol import status
-from rtmpd.protocol.command import decode_command
+from rtmpd.errors import LimitExceeded
+from rtmpd.phases import CONNECTION, CloseKind, CloseReason, ConnectionPhase, Machine
 from rtmpd.protocol.endpoint import Endpoint
 from rtmpd.protocol.enhanced import NOTHING_DECLARED, reconnect_request
-from rtmpd.protocol.handshake import ServerHandshake
-from rtmpd.protocol.message import (
-    COMMAND_TYPES,
-    CONTROL_TYPES,
-    CSID_STATUS,
-    DATA_TYPES,
-    MessageType,
-    UserControlType,
-    split_aggregate,
-)
-from rtmpd.rtmp.commands import COMMANDS, answer_unknown
-from rtmpd.rtmp.log import ConnectionLog
-from rtmpd.rtmp.security import secure
-from rtmpd.rtmp.wish import Wish
+from rtmpd.protocol.message import CSID_STATUS, UserControlType
+from rtmpd.protocol.naming import is_printable
 
 if TYPE_CHECKING:
+    from rtmpd.authorization import Authorizer
     from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
-    from rtmpd.events import Scalar
-    from rtmpd.live.stream import Stream
+    from rtmpd.events import EventBus, EventType, Scalar
+    from rtmpd.live.source import Source
+    from rtmpd.live.stream import Stream, StreamPlayer
+    from rtmpd.net.tls import Tls
     from rtmpd.net.transport import Transport
-    from rtmpd.protocol.chunk import RawMessage
-    from rtmpd.rtmp.contract import ConnectionHub
+    from rtmpd.protocol.enhanced import Capabilities
     from rtmpd.rtmp.outlet import SharedOutlet
-    from rtmpd.rtmp.player import Player
-    from rtmpd.rtmp.publisher import Publisher
 
-__all__ = ["Connection", "MessageStream"]
+__all__ = [
+    "ClientInfo",
+    "Connection",
+    "ConnectionLog",
+    "ConnectionOptions",
+    "LastRequest",
+    "MessageStream",
+    "PlayerRole",
+    "Policy",
+    "Role",
+]
 
 log = logging.getLogger(__name__)
 
-_AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
 _COMMAND_WINDOW_S = 10.0
-_LINGER_S = 1.5
+_WITH_CONNECTION = "connection closed"
+"""The reason of a publish or play that ends with its connection."""
 
-CLOSED = "connection closed"
-"""Why a publish or play ended, when it was with its connection."""
+_ENDING = (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED)
+_NOT_SWEPT = (ConnectionPhase.TLS_HANDSHAKE, ConnectionPhase.HANDSHAKE, *_ENDING)
+_CAN_RECONNECT = (ConnectionPhase.COMMAND, ConnectionPhase.AUTHORIZE, ConnectionPhase.PUBLISH, ConnectionPhase.PLAY)
+
+
+class ConnectionOptions(NamedTuple):
+    """The part of the configuration that connections use.
+
+    Attributes:
+        server: ``[server]``.
+        limits: ``[limits]``.
+        tls_handshake_timeout_s: The option of ``[tls]``.
+    """
+
+    server: ServerConfig
+    limits: LimitsConfig
+    tls_handshake_timeout_s: float
+
+
+class Policy(Protocol):
+    """What connections ask of the hub."""
+
+    @property
+    def tls(self) -> Tls:
+        """The TLS settings in force."""
+
+    @property
+    def bus(self) -> EventBus:
+        """Publishes events."""
+
+    @property
+    def authorizer(self) -> Authorizer:
+        """Authorizes connections, publishes and plays."""
+
+    def admit(self, app: str) -> LiveConfig:
+        """Return the options for a connection to an application, as far as its path tells; raises `Refused`."""
+
+    def publish(self, key: str, source: Source) -> Stream:
+        """Make *source* the source of a stream; raises `Refused`."""
+
+    def unpublish(self, stream: Stream, source: Source) -> None:
+        """Detach a source from its stream."""
+
+    def play(self, key: str, player: StreamPlayer) -> Stream:
+        """Register a player; return the stream; raises `Refused`."""
+
+    def unplay(self, stream: Stream, player: StreamPlayer) -> None:
+        """Unregister a player."""
+
+    def count(self, name: str) -> None:
+        """Increment a counter."""
+
+
+class ConnectionLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds the fields ``connection``, ``peer`` and ``stream`` to each log record.
+
+    It holds no connection: that would be a reference cycle, and the garbage collector runs seldom.
+
+    Args:
+        logger: Takes the records.
+        number: The connection's number.
+        peer: Its client's address and port.
+
+    Attributes:
+        stream: The key of the stream that it published or played last; empty: none yet.
+    """
+
+    def __init__(self, logger: logging.Logger, number: int, peer: str) -> None:
+        super().__init__(logger, {})
+        self._number = number
+        self._peer = peer
+        self.stream = ""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Add the fields; a line about another stream gives its own, in ``extra``."""
+        own = {"connection": self._number, "peer": self._peer, "stream": self.stream}
+        kwargs["extra"] = own | (kwargs.get("extra") or {})
+        return msg, kwargs
+
+
+@dataclass(slots=True)
+class ClientInfo:
+    """What a client has said of itself in its connect command.
+
+    Attributes:
+        app, tc_url: As it sent them, with their queries. Secret.
+        agent: What it calls itself, fit to be shown.
+        capabilities: What it declares to support.
+        via: The ids of the servers that a relay's streams have come through; see `rtmpd.protocol.via`.
+        user: The name that it has logged in with; empty: none.
+        options: The options of its application, as far as the path tells; None before it is connected.
+    """
+
+    app: str = ""
+    tc_url: str = ""
+    agent: str = ""
+    capabilities: Capabilities = NOTHING_DECLARED
+    via: tuple[str, ...] = ()
+    user: str = ""
+    options: LiveConfig | None = None
+
+    def as_event_data(self) -> dict[str, Scalar]:
+        """Return user and agent, as far as they are known."""
+        return {name: value for name, value in (("user", self.user), ("agent", self.agent)) if value}
+
+
+class LastRequest:
+    """The last request of a connection (connect, publish or play), reported when it closes.
+
+    Attributes:
+        action: ``connect``, ``publish`` or ``play``; empty before the connect command.
+        stream_key: The stream that it was authorized for. Empty until then: the name of a publish may be a secret, and a client
+            may confuse it with the name of a play.
+        served: The request was fulfilled, or was a step of a login: there is nothing to report.
+    """
+
+    __slots__ = ("_app", "action", "served", "stream_key")
+
+    def __init__(self) -> None:
+        self._app = ""
+        self.action = ""
+        self.stream_key = ""
+        self.served = False
+
+    def connect(self, app: str) -> None:
+        """Record a connect to an application, given without its query. A path that can't be shown is left out."""
+        self.action = "connect"
+        self._app = app if is_printable(app) else ""
+
+    def begin(self, action: str) -> None:
+        """Record that the client wants to publish or play."""
+        self.action = action
+        self.stream_key = ""
+
+    def as_event_data(self) -> dict[str, Scalar]:
+        """Return the request; empty fields are left out."""
+        found = {"app": self._app, "wanted": self.action, "wanted_stream": self.stream_key}
+        return {**{name: value for name, value in found.items() if value}, "served": self.served}
+
+
+class Role(ABC):
+    """What a message stream does: it publishes or plays.
+
+    Attributes:
+        name: As the client gave it, with its query. Secret: it may hold a key or a token.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """The stream's key; empty before the start and after the end."""
+
+    @abstractmethod
+    def stop(self, reason: str) -> bytes:
+        """End the role; return what must be sent on the connection before anything else. Harmless if it has ended."""
+
+
+class PlayerRole(Role):
+    """The role of a message stream that plays: what connection and outlet ask of it."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Send a reply, between two messages of the media."""
+
+    @abstractmethod
+    def change_outlet(self, outlet: SharedOutlet) -> None:
+        """Write to an outlet from now on."""
 
 
 class MessageStream:
-    """A message stream (NetStream) of a connection: publishes, plays, or does nothing yet."""
+    """A message stream (NetStream) of a connection: publishes, plays, or does nothing yet.
 
-    __slots__ = ("id", "player", "publisher")
+    Attributes:
+        id: The message stream id.
+        role: What it does.
+    """
+
+    __slots__ = ("id", "role")
 
     def __init__(self, message_stream_id: int) -> None:
         self.id = message_stream_id
-        self.publisher: Publisher | None = None
-        self.player: Player | None = None
+        self.role: Role | None = None
+
+
+class _Activity:
+    """What the last sweeps saw of a connection. All times are monotonic, seconds."""
+
+    __slots__ = ("busy_at", "bytes_at", "messages_at", "pinged_at", "seen_bytes", "seen_messages")
+
+    def __init__(self, now_s: float) -> None:
+        self.seen_messages = self.seen_bytes = 0
+        self.messages_at = self.bytes_at = self.busy_at = self.pinged_at = now_s
+
+    def update(self, messages: int, received: int, now_s: float) -> None:
+        """Compare totals with those of the last sweep."""
+        if messages != self.seen_messages:
+            self.seen_messages = messages
+            self.messages_at = now_s
+        if received != self.seen_bytes:
+            self.seen_bytes = received
+            self.bytes_at = now_s
+
+    def excuse(self, now_s: float) -> None:
+        """Ignore the silence so far: the connection does not read, and waits for the server itself."""
+        self.messages_at = self.bytes_at = self.busy_at = now_s
 
 
 class Connection:
@@ -83,256 +262,130 @@ class Connection:
 
     Args:
         transport: The accepted connection.
-        hub: Decides who may do what.
-        number: Counts up; names the connection in the log.
+        hub: Decides what the client may do.
+        options: The options in force.
+        number: Names the connection in the log.
 
     Attributes:
-        phase: What the connection is at: TLS handshake, handshake, connect, command, publish, play. For the log.
-        app, tc_url: From the connect command.
-        agent: What the client calls itself, from the same; fit to be shown.
-        capabilities: What it said at connect that it takes.
-        user: Who has logged in; empty: nobody.
-        authorizing: It waits to hear whether it may publish or play, and reads nothing meanwhile.
-        via: The servers that the streams of a relay have come through; see `rtmpd.protocol.via`.
+        options: Replaced by a reload.
+        client: What the client has said of itself.
         message_streams: By id.
-        live: The streams being published, by message stream id: the hot path's shortcut.
-        outlet: How players of a connection with more than one write.
-        end_reason: Why it ended, once it has.
-        wish: What it has asked for.
+        sources: The sources that it feeds, by message stream id: the hot path's shortcut.
+        outlet: What players of a connection with more than one write to.
+        opened_at: Monotonic, seconds.
+        messages: The number of messages received.
+        bytes_played: What plays that have ended have sent.
+        close_reason: Why it was closed; empty while it is open.
+        last_request: What the client asked for last.
     """
 
-    def __init__(self, transport: Transport, hub: ConnectionHub, number: int) -> None:
+    def __init__(self, transport: Transport, hub: Policy, options: ConnectionOptions, number: int) -> None:
         self.transport = transport
         self.hub = hub
+        self.options = options
         self.number = number
-        self.config: ServerConfig = hub.config.server
-        self.limits: LimitsConfig = hub.config.limits
-        self.endpoint = Endpoint(self.limits.message_limit_bytes, self.limits.chunk_stream_limit)
+        self.endpoint = Endpoint(options.limits.message_limit_bytes, options.limits.chunk_stream_limit)
         self.log = ConnectionLog(log, number, transport.peer)
-        self.phase = "handshake"
-        self.connected = False
-        self.app = ""
-        self.tc_url = ""
-        self.agent = ""
-        self.capabilities = NOTHING_DECLARED
-        self.user = ""
-        self.authorizing = False
-        self.via: tuple[str, ...] = ()
-        self.options: LiveConfig | None = None
+        self.client = ClientInfo()
         self.message_streams: dict[int, MessageStream] = {}
-        self.live: dict[int, Stream] = {}
+        self.sources: dict[int, Source] = {}
         self.outlet: SharedOutlet | None = None
         self.opened_at = time.monotonic()
         self.messages = 0
         self.bytes_played = 0
-        self.end_reason = "failed"
-        self.wish = Wish()
-        self._given_up = False
-        self._command_times: deque[float] = deque(maxlen=self.limits.command_limit)
-        # What the sweep saw last, and when it changed.
-        self._seen_messages = 0
-        self._seen_bytes = 0
-        self._messages_at = self.opened_at
-        self._bytes_at = self.opened_at
-        self._busy_at = self.opened_at
-        self._pinged_at = self.opened_at
+        self.close_reason = CloseReason(CloseKind.INTERNAL, "")
+        self.last_request = LastRequest()
+        first = ConnectionPhase.TLS_HANDSHAKE if transport.scheme == "rtmps" else ConnectionPhase.HANDSHAKE
+        self._machine = Machine(CONNECTION, first)
+        self._activity = _Activity(self.opened_at)
+        self._command_times: deque[float] = deque(maxlen=options.limits.command_limit)
 
-    # The connection's life ---------------------------------------------------------------------------------------------
+    # Phase -------------------------------------------------------------------------------------------------------------
 
-    def run(self, first: bytes = b"") -> None:
-        """Serve the connection to its end. Raises nothing but what is a bug.
+    @property
+    def phase(self) -> ConnectionPhase:
+        """The phase."""
+        return self._machine.phase
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connect command was accepted."""
+        return self.client.options is not None
+
+    def enter(self, phase: ConnectionPhase) -> None:
+        """Change the phase; harmless once the connection is closing."""
+        if self.phase not in _ENDING:
+            self._machine.to(phase)
+            if phase is ConnectionPhase.CONNECT:
+                self._activity.busy_at = time.monotonic()
+
+    def settle(self) -> None:
+        """Enter the phase that follows from what the message streams do."""
+        self._activity.busy_at = time.monotonic()
+        if self.sources:
+            self.enter(ConnectionPhase.PUBLISH)
+        else:
+            self.enter(ConnectionPhase.COMMAND if self.any_player() is None else ConnectionPhase.PLAY)
+
+    def close(self, reason: CloseReason) -> None:
+        """Close the connection; its greenlet ends when it notices that. The first reason counts. Does not wait."""
+        if self.phase not in _ENDING:
+            self._report(reason)
+            self.begin_closing(reason)
+        self.transport.close(reason)
+
+    def begin_closing(self, reason: CloseReason) -> None:
+        """Take note of why the connection is going to be closed; a last message may still be sent."""
+        if self.phase not in _ENDING:
+            self._machine.to(ConnectionPhase.CLOSING)
+            self.close_reason = reason
+
+    def closed(self, reason: CloseReason) -> None:
+        """Take note that the connection has ended: stop its roles, log it. Called by its own greenlet, at the end.
 
         Args:
-            first: What has been read of it already.
+            reason: Why, unless the server had closed it: then that reason counts.
         """
-        reason = "failed"
-        try:
-            self._handshake(secure(self, first))
-            self._serve()
-        except TlsError as error:
-            reason = self._broken("tls_failures", error)
-        except TransportClosed as error:
-            reason = str(error)
-            if self.phase == "handshake" and self.transport.scheme == "rtmps" and not self.transport.close_reason:
-                # So does GnuTLS with a certificate that it does not take: it sends no alert.
-                reason += " behind the TLS handshake"
-            if self.transport.close_reason:
-                if not self._given_up and not self.hub.stopping and not reason.startswith("send failed"):
-                    # The fan-out did: a player that stalled. One whose socket failed has merely gone.
-                    self.hub.count("zombie_connections")
-                    self.log.warning("%s: %s", self.phase, reason)
-            elif not self.connected:
-                self.hub.count("early_closes")
-        except HandshakeError as error:
-            reason = self._broken("handshake_failures", error)
-        except LimitExceeded as error:
-            reason = self._broken("limits_exceeded", error)
-        except RemoteProtocolError as error:
-            reason = self._broken("protocol_errors", error)
-        except DeadlineExceeded as error:
-            if self.phase == "TLS handshake":
-                reason = self._broken("tls_failures", error)
-            else:
-                name = "handshake_failures" if self.phase == "handshake" else "deadlines_exceeded"
-                reason = self._broken(name, error)
-        except Refused as error:
-            reason = f"refused: {error}"
-        finally:
-            self.transport.close(reason)
-            self.end_reason = reason
-            self._leave_all()
-            self.log.info(
-                "closed: %s; %.1f s, %d bytes in, %d out",
-                reason,
-                time.monotonic() - self.opened_at,
-                self.endpoint.bytes_received,
-                self.bytes_out,
-            )
+        if self.phase is not ConnectionPhase.CLOSING:
+            self._report(reason)
+            self.close_reason = reason
+        self.transport.close(self.close_reason)
+        self._machine.to(ConnectionPhase.CLOSED)
+        self.leave_all()
+        self.log.info(
+            "closed: %s; %.1f s, %d bytes in, %d out",
+            self.close_reason,
+            time.monotonic() - self.opened_at,
+            self.endpoint.bytes_received,
+            self.bytes_out,
+        )
+
+    def _report(self, reason: CloseReason) -> None:
+        """Count a reason, and log it if it has a line of its own."""
+        for counter in reason.counters:
+            self.hub.count(counter)
+        if reason.logged:
+            self.log.warning("%s: %s", self.phase.value, reason.detail)
 
     @property
     def bytes_out(self) -> int:
-        """Bytes that the peer's socket has taken, without those of plays that go on."""
+        """Bytes that the client's socket has accepted, without those of plays under way."""
         return self.transport.bytes_sent + self.bytes_played
 
-    def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
-        """Tell services that a publish or play has ended, and whose it was."""
-        if reason == CLOSED:
-            data["close_reason"] = self.end_reason
-        self.emit(event_type, stream, reason=reason, **self.who(), **data)
-
-    def who(self) -> dict[str, Scalar]:
-        """Return its user and agent as data of an event, as far as they are known."""
-        return {name: value for name, value in (("user", self.user), ("agent", self.agent)) if value}
+    # Events ------------------------------------------------------------------------------------------------------------
 
     def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
-        """Tell services of something that happens on this connection."""
+        """Publish an event of this connection."""
         bus = self.hub.bus
         if bus.wanted(event_type):
             data = {"remote_addr": self.transport.peer, **data}
             bus.emit(event_type, data, stream=stream, connection_id=str(self.number))
 
-    def _broken(self, counter: str, error: Exception) -> str:
-        """Count and log what the peer did wrong; the closing line follows at a lower level of interest."""
-        self.hub.count(counter)
-        self.log.warning("%s: %s", self.phase, error)
-        return f"{type(error).__name__} in {self.phase}"
-
-    def _handshake(self, data: bytes) -> None:
-        handshake = ServerHandshake(os.urandom)
-        with deadline(self.config.handshake_timeout_s, "handshake"):
-            while not handshake.done:
-                reply = handshake.feed(data or self.transport.recv())
-                data = b""
-                if reply:
-                    self.transport.send_all(reply, self.config.handshake_timeout_s)
-        self.log.debug("= handshake done: %s", handshake.kind)
-        self.phase = "connect"
-        self._busy_at = time.monotonic()
-        self.emit(EventType.HANDSHAKE_COMPLETE, kind=str(handshake.kind))
-        self._take(handshake.remainder)
-
-    def _serve(self) -> None:
-        transport = self.transport
-        while True:
-            self._take(transport.recv())
-
-    def _take(self, data: bytes) -> None:
-        """Do what the messages ask that *data* completes. The hot path of ingest."""
-        endpoint = self.endpoint
-        live = self.live
-        messages = endpoint.receive(data)
-        self.messages += len(messages)
-        for message in messages:
-            type_id, message_stream_id, timestamp, payload = message
-            if type_id == _VIDEO:
-                stream = live.get(message_stream_id) or self._lone_stream()
-                if stream is not None:
-                    stream.video(timestamp, payload)
-            elif type_id == _AUDIO:
-                stream = live.get(message_stream_id) or self._lone_stream()
-                if stream is not None:
-                    stream.audio(timestamp, payload)
-            else:
-                self._other(message)
-        if endpoint.outgoing:
-            self.flush()
-
-    def _lone_stream(self) -> Stream | None:
-        """Return the one stream being published, for media on another message stream: librtmp's first type 1 header has 0."""
-        if len(self.live) == 1:
-            return next(iter(self.live.values()))
-        if not self.connected:
-            raise RemoteProtocolError("media before connect")
-        return None
-
-    def _other(self, message: RawMessage) -> None:
-        type_id = message.type_id
-        if type_id in COMMAND_TYPES:
-            self._command(message)
-        elif type_id in CONTROL_TYPES:
-            event = self.endpoint.control(message)
-            if event is not None and event.event == UserControlType.PING_RESPONSE:
-                self.log.debug("< ping response")
-        elif type_id in DATA_TYPES:
-            self._media(message)
-        elif type_id == MessageType.AGGREGATE:
-            for part in split_aggregate(message):
-                if part.type_id in (_VIDEO, _AUDIO, *DATA_TYPES):
-                    self._media(part)
-        else:
-            # Shared objects, and types that no specification knows.
-            self.log.debug("< message of type %d ignored", type_id)
-
-    def _media(self, message: RawMessage) -> None:
-        stream = self.live.get(message.message_stream_id) or self._lone_stream()
-        if stream is None:
-            return
-        if message.type_id == _VIDEO:
-            stream.video(message.timestamp, message.payload)
-        elif message.type_id == _AUDIO:
-            stream.audio(message.timestamp, message.payload)
-        else:
-            stream.data(message)
-
-    def _command(self, message: RawMessage) -> None:
-        now = time.monotonic()
-        times = self._command_times
-        if len(times) == times.maxlen and now - times[0] < _COMMAND_WINDOW_S:
-            raise LimitExceeded(
-                f"command_limit (commands in {_COMMAND_WINDOW_S:g} s)", self.limits.command_limit, len(times) + 1
-            )
-        times.append(now)
-        command = decode_command(message)
-        if not self.connected and command.name != "connect":
-            raise RemoteProtocolError(f"command {command.name[:40]!r} before connect")
-        # A name is whatever the peer sent: quoted, it can't forge a line.
-        self.log.debug("< %.80r %g on %d", command.name, command.transaction_id, command.message_stream_id)
-        handler = COMMANDS.get(command.name)
-        try:
-            if handler is None:
-                answer_unknown(self, command)
-            else:
-                handler(self, command)
-        except Refused as refused:
-            if isinstance(refused, LoginRequired):
-                self.log.debug("= %s: %s", command.name, refused)
-            else:
-                self.hub.count("refused")
-                self.log.warning("%s refused: %s", command.name, refused)
-            self._refuse(refused, command.name, command.transaction_id, command.message_stream_id)
-            raise
-
-    def _refuse(self, refused: Refused, command: str, transaction_id: float, message_stream_id: int) -> None:
-        """Say no, make sure that it arrives, and let the peer go: OBS hangs when a server just closes."""
-        self.end_reason = f"refused: {refused}"
-        owed = self._leave_all()
-        info = status.info(refused.code, refused.description)
-        if command == "connect":
-            self.endpoint.send_command("_error", transaction_id, None, info)
-        else:
-            self.send_status(message_stream_id, info)
-        self.transport.send_all(owed + self.endpoint.take_outgoing(), self.config.write_timeout_s)
-        self.transport.linger(_LINGER_S)
+    def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
+        """Publish the end of a publish or play."""
+        if reason == _WITH_CONNECTION:
+            data["close_reason"] = str(self.close_reason)
+        self.emit(event_type, stream, reason=reason, **self.client.as_event_data(), **data)
 
     # Writing -----------------------------------------------------------------------------------------------------------
 
@@ -341,7 +394,7 @@ class Connection:
         self.endpoint.send_command("onStatus", 0, None, info, message_stream_id=message_stream_id, csid=CSID_STATUS)
 
     def flush(self) -> None:
-        """Send what is queued: directly, or between two media messages while something plays."""
+        """Send what is queued: directly, or between two media messages while a message stream plays."""
         data = self.endpoint.take_outgoing()
         if not data:
             return
@@ -349,29 +402,48 @@ class Connection:
         if player is None:
             if self.outlet is not None:
                 data = self.outlet.take_rest() + data
-            self.transport.send_all(data, self.config.write_timeout_s)
+            self.transport.send_all(data, self.options.server.write_timeout_s)
         else:
             player.write(data)
 
-    def any_player(self) -> Player | None:
+    def send_now(self) -> bool:
+        """Send what is queued without waiting; return whether it has been sent, or will be."""
+        player = self.any_player()
+        data = self.endpoint.take_outgoing()
+        if player is not None:
+            player.write(data)
+            return True
+        # A publisher's socket has room for so little, or the connection is broken.
+        try:
+            sent = self.transport.try_send(data)
+        except OSError as error:
+            self.log.debug("= not sent: %s", error)
+            return False
+        if sent < len(data):
+            self.close(CloseReason(CloseKind.EXPELLED, "its socket accepts no data"))
+        return sent == len(data)
+
+    def any_player(self) -> PlayerRole | None:
         """Return a player of this connection, whichever."""
-        for message_stream in self.message_streams.values():
-            if message_stream.player is not None:
-                return message_stream.player
-        return None
+        return next(iter(self.players()), None)
+
+    def players(self) -> list[PlayerRole]:
+        """Return the players of this connection."""
+        return [each.role for each in self.message_streams.values() if isinstance(each.role, PlayerRole)]
 
     # Message streams ---------------------------------------------------------------------------------------------------
 
     def create_message_stream(self) -> MessageStream:
         """Open a message stream with the lowest free id, from 1 on: GStreamer only knows 1."""
-        if len(self.message_streams) >= self.limits.message_stream_limit:
-            raise LimitExceeded("message_stream_limit", self.limits.message_stream_limit, len(self.message_streams) + 1)
+        limit = self.options.limits.message_stream_limit
+        if len(self.message_streams) >= limit:
+            raise LimitExceeded("message_stream_limit", limit, len(self.message_streams) + 1)
         number = next(n for n in range(1, len(self.message_streams) + 2) if n not in self.message_streams)
         message_stream = self.message_streams[number] = MessageStream(number)
         return message_stream
 
     def message_stream(self, number: int) -> MessageStream:
-        """Return the message stream for a publish or play: the one named, else the only one, else a new one."""
+        """Return the message stream for a publish or play: the one of that id, else the only one, else a new one."""
         found = self.message_streams.get(number)
         if found is not None:
             return found
@@ -380,102 +452,69 @@ class Connection:
         return self.create_message_stream()
 
     def leave(self, message_stream: MessageStream, reason: str) -> bytes:
-        """End what a message stream does; return what is owed on the connection before anything else."""
-        owed = b""
-        if message_stream.publisher is not None:
-            message_stream.publisher.stop(reason)
-        if message_stream.player is not None:
-            owed = message_stream.player.stop(reason)
-        if self.live:
-            self.phase = "publish"
-        else:
-            self.phase = "command" if self.any_player() is None else "play"
-        self._busy_at = time.monotonic()
-        return owed
+        """Stop publishing or playing on a message stream.
 
-    def _leave_all(self) -> bytes:
-        owed = b""
-        for message_stream in list(self.message_streams.values()):
-            owed += self.leave(message_stream, CLOSED)
-        if self.outlet is not None:
-            owed = self.outlet.take_rest() + owed
-        return owed
+        Returns:
+            The bytes (rest of a half-sent message, queued replies) that must be sent before anything else.
+        """
+        rest = message_stream.role.stop(reason) if message_stream.role is not None else b""
+        self.settle()
+        return rest
+
+    def leave_all(self) -> bytes:
+        """Stop publishing and playing on all message streams; return as `leave`."""
+        rest = b"".join(
+            each.role.stop(_WITH_CONNECTION) for each in list(self.message_streams.values()) if each.role is not None
+        )
+        return self.outlet.take_rest() + rest if self.outlet is not None else rest
+
+    def check_command_rate(self) -> None:
+        """Count a command.
+
+        Raises:
+            LimitExceeded: There were more than ``command_limit`` in the last ten seconds.
+        """
+        now_s, times = time.monotonic(), self._command_times
+        if len(times) == times.maxlen and now_s - times[0] < _COMMAND_WINDOW_S:
+            raise LimitExceeded(f"command_limit (commands in {_COMMAND_WINDOW_S:g} s)", len(times), len(times) + 1)
+        times.append(now_s)
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
     def sweep(self, now_s: float) -> None:
-        """Close the connection if it has been silent, or idle, for too long; ping it if it is quiet. Called by the hub."""
-        config = self.config
-        if self.messages != self._seen_messages:
-            self._seen_messages = self.messages
-            self._messages_at = now_s
-        if self.endpoint.bytes_received != self._seen_bytes:
-            self._seen_bytes = self.endpoint.bytes_received
-            self._bytes_at = now_s
-        if self.authorizing:
-            # Its silence is ours. How long it may wait is bounded by those who decide.
-            self._messages_at = self._bytes_at = self._busy_at = now_s
-        if self.phase.endswith("handshake"):
+        """Close the connection if it has been silent, or idle, for too long; ping the client if it is quiet. From the hub."""
+        options, activity, phase = self.options.server, self._activity, self.phase
+        activity.update(self.messages, self.endpoint.bytes_received, now_s)
+        if phase is ConnectionPhase.AUTHORIZE:
+            # The authorizer bounds how long it may wait.
+            activity.excuse(now_s)
+        if phase in _NOT_SWEPT:
             return
-        if self.live:
-            if now_s - self._messages_at > config.read_timeout_s:
-                self._give_up(f"the publisher sent no message for {config.read_timeout_s:g} s", zombie=True)
-                return
-        elif self.any_player() is None and now_s - self._busy_at > config.connect_timeout_s:
-            self._give_up(f"neither published nor played within {config.connect_timeout_s:g} s")
-            return
-        if config.ping_interval_s and now_s - self._bytes_at > config.ping_interval_s:
-            if now_s - self._bytes_at > config.ping_interval_s + config.ping_timeout_s:
-                self._give_up(f"no answer to a ping for {config.ping_timeout_s:g} s", zombie=True)
-            elif now_s - self._pinged_at > config.ping_interval_s:
-                self._pinged_at = now_s
-                self._ping(now_s)
+        quiet_s = now_s - activity.bytes_at
+        if self.sources and now_s - activity.messages_at > options.read_timeout_s:
+            text = f"the publisher sent no message for {options.read_timeout_s:g} s"
+            self.close(CloseReason(CloseKind.SILENT, text))
+        elif not self.sources and self.any_player() is None and now_s - activity.busy_at > options.connect_timeout_s:
+            text = f"neither published nor played within {options.connect_timeout_s:g} s"
+            self.close(CloseReason(CloseKind.DEADLINE, text))
+        elif options.ping_interval_s and quiet_s > options.ping_interval_s + options.ping_timeout_s:
+            self.close(CloseReason(CloseKind.SILENT, f"no answer to a ping for {options.ping_timeout_s:g} s"))
+        elif options.ping_interval_s and min(quiet_s, now_s - activity.pinged_at) > options.ping_interval_s:
+            activity.pinged_at = now_s
+            if not self.transport.sending:
+                self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
+                self.send_now()
 
-    def _ping(self, now_s: float) -> None:
-        if self.transport.sending:
-            return
-        self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
-        self.send_now()
+    def request_reconnect(self, tc_url: str, description: str) -> bool:
+        """Ask the client to connect again, if it has declared that it can; return whether it was asked. Does not wait.
 
-    def ask_to_reconnect(self, tc_url: str, description: str) -> bool:
-        """Ask the client to connect again, if it said that it would; return whether it was asked. Does not wait."""
-        if not self.capabilities.reconnect or not self.connected or self.transport.sending or self.transport.close_reason:
+        Args:
+            tc_url: Where to; empty: where it is.
+            description: For people; empty: none.
+        """
+        if not self.client.capabilities.reconnect or self.phase not in _CAN_RECONNECT or self.transport.sending:
             return False
         self.log.info("asked to reconnect%s", f" to {tc_url}" if tc_url else "")
-        # As all that is about the connection: on message stream 0, of which players know no media either.
+        # On message stream 0, as all that is about the connection; players do not expect media there either.
         self.send_status(0, reconnect_request(tc_url, description))
         return self.send_now()
-
-    def send_now(self) -> bool:
-        """Send what is queued without waiting; return whether it has gone out, or is bound to."""
-        player = self.any_player()
-        data = self.endpoint.take_outgoing()
-        if player is not None:
-            player.write(data)
-            return True
-        # A publisher's socket has room for so little, or is beyond help.
-        try:
-            sent = self.transport.try_send(data)
-        except OSError as error:
-            self.log.debug("= not sent: %s", error)
-            return False
-        if sent < len(data):
-            self.cut_off("it takes nothing")
-        return sent == len(data)
-
-    def cut_off(self, reason: str) -> None:
-        """Close the connection for a reason that has been logged and counted."""
-        self.expect_close()
-        self.transport.close(reason)
-
-    def expect_close(self) -> None:
-        """Say that somebody is about to close the connection, for a reason that has been logged and counted."""
-        self._given_up = True
-
-    def _give_up(self, reason: str, *, zombie: bool = False) -> None:
-        """Close the connection for its peer's silence; a zombie is one that was at work and has gone without a word."""
-        self.hub.count("deadlines_exceeded")
-        if zombie:
-            self.hub.count("zombie_connections")
-        self.log.warning("%s: %s", self.phase, reason)
-        self.cut_off(reason)

@@ -1,7 +1,4 @@
-"""What a player gets of a stream, by what it said of itself at connect and by what the configuration says.
-
-Pure decisions; imports no gevent and makes no change to anything.
-"""
+"""What a player gets of a stream, by what it declared at connect and by the options. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ _HVC1 = "hvc1"
 
 
 def wanted(capabilities: Capabilities, options: LiveConfig, content: Content) -> Rewrite:
-    """Return what is to be rewritten for a player, at the most.
+    """Return what is to be rewritten for a player, whatever the content requires.
 
-    What comes under a FourCC that it does not name, but has an old header too, gets that. Audio that it does not take is left
-    out: video alone is more than nothing.
+    A codec under a FourCC that the player does not list is sent with the legacy header, if the codec has one. Audio that it
+    does not support is left out: video alone is better than nothing.
 
-    Who declares nothing gets plain tracks: those clients are older than multitrack and ModEx. HEVC they may know in either
-    form, which is for the operator to say.
+    A player that declares nothing gets plain tracks: such clients are older than multitrack and ModEx. They may support HEVC in
+    either form, which `hevc_fallback` says.
     """
     takes_hvc1 = capabilities.takes_video(_HVC1)
     audio = content.audio_four_cc
@@ -45,14 +42,14 @@ def wanted(capabilities: Capabilities, options: LiveConfig, content: Content) ->
 
 
 def _needs_old_header(capabilities: Capabilities, takes: bool | None) -> bool:
-    """Whether what has an old header, too, is to get that; a client with other new abilities knows the new ones."""
+    """Whether a codec is sent with its legacy header; a client that declares other new abilities knows the new headers."""
     return takes is False or (takes is None and not capabilities.caps_ex)
 
 
 def unsupported(capabilities: Capabilities, options: LiveConfig, content: Content) -> str:
-    """Return why a player is not to get the stream; empty if it is.
+    """Return why a player does not get the stream; empty if it does.
 
-    Only for players that list what they take; only for video, and only if there is no form that they do take.
+    Only for players that list their codecs; only for video, and only if there is no form that they support.
     """
     four_cc = content.video_four_cc
     if not four_cc or options.unsupported_codec != "refuse" or capabilities.takes_video(four_cc) is not False:

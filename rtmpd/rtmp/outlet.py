@@ -1,12 +1,14 @@
-"""Writing for a connection that plays several streams at once.
+"""An outlet: what the players of a connection write to when it plays several streams at once.
 
-Each stream's fan-out sends when it likes; without care the second would write into the middle of the first's message. An outlet
-takes each write whole or not at all and keeps what the socket did not take. Imports the transport's types only.
+The fan-out of each stream sends when it likes, and would write into the middle of another stream's message. An outlet accepts
+each write whole or not at all, and keeps what the socket does not accept.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from rtmpd.phases import CloseKind, CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +19,10 @@ __all__ = ["SharedOutlet"]
 
 
 class SharedOutlet:
-    """Stands in for the transport of a connection with more than one player (see `SubscriberTransport`).
+    """Replaces the transport for the players of a connection with more than one (see `SubscriberTransport`).
 
     Args:
-        transport: The connection's.
+        transport: The transport of the connection.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -29,10 +31,10 @@ class SharedOutlet:
         self._callbacks: list[Callable[[], None]] = []
 
     def try_send(self, data: bytes | bytearray | memoryview) -> int:
-        """Take all of *data*, which must be whole messages.
+        """Accept all of *data*, which must be whole messages.
 
         Raises:
-            BlockingIOError: Something that was taken before has not gone out yet. OSError: The connection is gone.
+            BlockingIOError: Bytes that were accepted before are not sent yet. OSError: The connection is gone.
         """
         if self._rest:
             self._flush()
@@ -47,7 +49,7 @@ class SharedOutlet:
         return len(data)
 
     def _keep(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep bytes that were taken, and send them as soon as the socket takes them: the next message may be far off."""
+        """Keep accepted bytes, and send them as soon as the socket accepts them: the next message may be far off."""
         self._rest += data
         self._transport.watch_writable(self._writable)
 
@@ -56,12 +58,12 @@ class SharedOutlet:
         del self._rest[:sent]
 
     def owe(self, data: bytes) -> None:
-        """Take bytes that must go out before anything else."""
+        """Accept bytes that must be sent before anything else."""
         if data:
             self._keep(data)
 
     def take_rest(self) -> bytes:
-        """Return what has not gone out yet, and forget it: the last player has left, and others write to the connection now."""
+        """Return the bytes that are not sent yet, and forget them: the last player has left, and the connection sends them."""
         rest = bytes(self._rest)
         self._rest.clear()
         self._callbacks.clear()
@@ -69,7 +71,7 @@ class SharedOutlet:
         return rest
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
-        """Call every player's *callback* once what is kept has gone out; each is called once."""
+        """Call every player's *callback*, once, when the kept bytes are sent."""
         self._callbacks.append(callback)
         self._transport.watch_writable(self._writable)
 
@@ -81,7 +83,7 @@ class SharedOutlet:
             return
         except OSError as error:
             self._rest.clear()
-            self._transport.close(f"send failed: {error.strerror or error}")
+            self._transport.close(CloseReason(CloseKind.PEER_LEFT, f"send failed: {error.strerror or error}"))
         if not self._rest:
             callbacks, self._callbacks = self._callbacks, []
             self._transport.unwatch_writable()
@@ -89,8 +91,8 @@ class SharedOutlet:
                 callback()
 
     def unwatch_writable(self) -> None:
-        """Nothing: the others may still wait, and a callback for a player that has left does no harm."""
+        """Do nothing: other players may still wait, and a callback for a player that has left does no harm."""
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         """Close the connection."""
         self._transport.close(reason)

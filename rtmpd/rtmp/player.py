@@ -1,4 +1,4 @@
-"""The player's role of a connection: one message stream that a live stream's fan-out writes to."""
+"""The player: the role of a message stream that reads an output of a stream."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ import time
 from typing import TYPE_CHECKING
 
 from rtmpd.events import EventType
-from rtmpd.live.stream import stream_status
-from rtmpd.live.subscriber import State, Subscriber, SubscriberTransport
-from rtmpd.live.variant import transfer
-from rtmpd.protocol import status
-from rtmpd.protocol.message import CSID_STATUS, MessageType
+from rtmpd.live.framing import Notice, NoticeKind
+from rtmpd.live.output import transfer
+from rtmpd.live.rtmp_framing import RtmpSubscriberFraming
+from rtmpd.live.subscriber import State, Subscriber
+from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.rtmp.connection import PlayerRole
 from rtmpd.rtmp.fitness import unsupported, wanted
 from rtmpd.rtmp.outlet import SharedOutlet
 
 if TYPE_CHECKING:
-    from rtmpd.live.backpressure import Slow
-    from rtmpd.live.fanout import Fanout
+    from rtmpd.live.output import Output
     from rtmpd.live.stream import Decisions, Stream
+    from rtmpd.live.subscriber import Slow, SubscriberTransport
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.rtmp.connection import Connection, MessageStream
 
 __all__ = ["Player"]
 
-_COMMAND = int(MessageType.COMMAND_AMF0)
-_FAREWELL_BYTES = 1 << 30
-"""What a socket may hold unsent that is about to be closed: whatever its buffer has room for."""
+_LAST_MESSAGE_BYTES = 1 << 30
+"""The unsent limit of a socket that is about to be closed: whatever its buffer has room for."""
 
 
-class Player:
+class Player(PlayerRole):
     """One play.
 
     Attributes:
-        name: As the client gave it; never logged, it may hold a token.
-        stream: What it plays, once started.
-        subscriber: Its place in a fan-out of the stream, once started.
+        connection: Its connection.
+        stream: What it plays; None before the start and after the end.
+        subscriber: Its place in an output of the stream, while it plays.
         number: Counts the server's plays; given by the hub.
     """
 
     def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
         self.connection = connection
-        self.message_stream = message_stream
         self.name = name
         self.stream: Stream | None = None
         self.subscriber: Subscriber | None = None
-        self._fanout: Fanout | None = None
         self.number = 0
-        self.started_at = 0.0
+        chunk_size = connection.options.server.chunk_size_bytes
+        self._framing = RtmpSubscriberFraming(chunk_size, message_stream.id)
+        self._message_stream = message_stream
+        self._output: Output | None = None
+        self._started_at = 0.0
 
     @property
     def key(self) -> str:
@@ -54,91 +56,86 @@ class Player:
         return self.stream.key if self.stream is not None else ""
 
     @property
-    def fanout(self) -> Fanout:
-        """Who delivers to it. Only while it plays."""
-        assert self._fanout is not None
-        return self._fanout
-
-    @property
-    def active(self) -> Subscriber:
-        """Its subscriber. Only while it plays."""
+    def _active(self) -> tuple[Output, Subscriber]:
+        """The output and the subscriber. Only while it plays."""
+        assert self._output is not None
         assert self.subscriber is not None
-        return self.subscriber
+        return self._output, self.subscriber
 
     def _wanted(self, stream: Stream) -> Rewrite:
-        return wanted(self.connection.capabilities, stream.options.live, stream.content)
+        return wanted(self.connection.client.capabilities, stream.options.live, stream.content)
 
     def unsupported(self, stream: Stream) -> str:
-        """Return why it is not to get a stream: the codec is none that it takes; empty if it is."""
-        return unsupported(self.connection.capabilities, stream.options.live, stream.content)
+        """Return why the player does not get a stream: it does not support the codec. Empty if it does."""
+        return unsupported(self.connection.client.capabilities, stream.options.live, stream.content)
 
     def start(self, stream: Stream) -> None:
-        """Join a fan-out of the stream; the hub has agreed, and the client has been told that play starts."""
+        """Join an output of the stream; the hub has agreed, and the client was sent that the play starts."""
         connection = self.connection
         self.stream = stream
-        self.started_at = time.monotonic()
-        self.message_stream.player = self
-        self.subscriber = Subscriber(self._writer(), self.message_stream.id)
+        self._started_at = time.monotonic()
+        transport = self._transport()
+        self._message_stream.role = self
+        self.subscriber = Subscriber(transport, self._framing, f"player {connection.transport.peer}")
         self.subscriber.on_slow = self._slow
-        connection.transport.limit_unsent(connection.config.unsent_limit_bytes)
-        connection.phase = "play"
+        connection.transport.limit_unsent(connection.options.server.unsent_limit_bytes)
+        connection.settle()
         connection.log.stream = stream.key
         connection.log.info("plays %s", stream.key)
         connection.emit(EventType.PLAY_START, stream, id=self.number)
-        self._fanout = stream.fanout_for(self._wanted(stream))
-        self._fanout.join(self.subscriber)
+        self._output = stream.output(self._wanted(stream))
+        self._output.fanout.join(self.subscriber)
 
     def revise(self, decisions: Decisions) -> None:
-        """Look again what it is to get: there is news of what is published, or of the options. Must not wait.
+        """Decide again which output the player reads: the content or the options have changed. Must not wait.
 
         Args:
-            decisions: What has been decided for others in this go; and for this one, afterwards.
+            decisions: What has been decided for other players in this round, to which this adds its own.
         """
-        stream, subscriber, capabilities = self.stream, self.subscriber, self.connection.capabilities
-        if stream is None or subscriber is None or subscriber.state is State.GONE:
+        stream, subscriber, capabilities = self.stream, self.subscriber, self.connection.client.capabilities
+        if stream is None or subscriber is None or self._output is None or subscriber.state is State.REMOVED:
             return
         found = decisions.get(id(capabilities))
         if found is None:
             problem = self.unsupported(stream)
-            fanout = self.fanout if problem else stream.fanout_for(self._wanted(stream))
-            found = decisions[id(capabilities)] = problem, fanout
-        problem, fanout = found
+            output = self._output if problem else stream.output(self._wanted(stream))
+            found = decisions[id(capabilities)] = problem, output
+        problem, output = found
         if problem:
-            self._refuse(stream, subscriber, problem)
-        elif fanout is not self.fanout:
-            self.subscriber = transfer(subscriber, self.fanout, fanout)
-            self._fanout = fanout
+            connection = self.connection
+            connection.hub.count("unsupported_codecs")
+            connection.log.warning("play of %s refused: %s (unsupported_codec)", stream.key, problem)
+            self.write(self._framing.notice(Notice(NoticeKind.UNSUPPORTED, problem)))
+            connection.close(CloseReason(CloseKind.EXPELLED, f"refused: {problem}"))
+        elif output is not self._output:
+            self.subscriber = transfer(subscriber, self._output.fanout, output.fanout)
+            self._output = output
 
-    def _refuse(self, stream: Stream, subscriber: Subscriber, problem: str) -> None:
+    def _transport(self) -> SubscriberTransport:
+        """Return what to write to: the socket itself, or the connection's outlet once a second stream plays on it."""
         connection = self.connection
-        connection.hub.count("unsupported_codecs")
-        connection.log.warning("play refused: %s", problem)
-        payload = stream_status(status.PLAY_NO_TRACK, problem)
-        self.write(subscriber.frame(CSID_STATUS, _COMMAND, 0, payload, stream.wirelog.chunk_size))
-        connection.cut_off(f"refused: {problem}")
-
-    def _writer(self) -> SubscriberTransport:
-        """Return what to write through: the socket itself, or the connection's outlet once a second stream plays on it."""
-        connection = self.connection
-        others = [m.player for m in connection.message_streams.values() if m.player not in (None, self)]
+        others = connection.players()
         if connection.outlet is None and others:
             connection.outlet = SharedOutlet(connection.transport)
             for other in others:
-                assert other is not None
-                connection.outlet.owe(other.fanout.rehome(other.active, connection.outlet))
+                other.change_outlet(connection.outlet)
         return connection.outlet or connection.transport
 
+    def change_outlet(self, outlet: SharedOutlet) -> None:
+        """Write to an outlet from now on."""
+        output, subscriber = self._active
+        outlet.owe(output.fanout.change_transport(subscriber, outlet))
+
     def _slow(self, slow: Slow) -> None:
-        """Tell those who want to know that it begins to lose something. Must not wait."""
+        """Log and publish that the player begins to lose messages. Must not wait."""
         connection, stream, subscriber = self.connection, self.stream, self.subscriber
         if stream is None or subscriber is None:
             return
         if slow.action == "disconnect":
-            connection.expect_close()
-            # Else its socket takes no word of why.
-            connection.transport.limit_unsent(_FAREWELL_BYTES)
+            # Otherwise its socket does not accept the last message.
+            connection.transport.limit_unsent(_LAST_MESSAGE_BYTES)
         connection.log.warning(
-            "%s: too slow (%s): %.1f s and %d bytes behind, %d skips, %d messages dropped",
+            "%s: the player is too slow (%s, backpressure_policy): %.1f s and %d bytes behind, %d skips, %d messages dropped",
             stream.key,
             slow.action,
             slow.lag_ms / 1000,
@@ -147,7 +144,7 @@ class Player:
             subscriber.dropped,
             extra={"stream": stream.key},
         )
-        user = {"user": connection.user} if connection.user else {}
+        user = {"user": connection.client.user} if connection.client.user else {}
         connection.emit(
             EventType.PLAYER_SLOW,
             stream,
@@ -163,32 +160,47 @@ class Player:
 
     def write(self, data: bytes) -> None:
         """Send a reply, between two messages of the media."""
-        self.fanout.write(self.active, data)
+        output, subscriber = self._active
+        output.fanout.write(subscriber, data)
 
     def pause(self) -> None:
         """Send no media until `resume`."""
-        self.fanout.pause(self.active)
+        output, subscriber = self._active
+        output.fanout.pause(subscriber)
 
     def resume(self) -> None:
         """Send media again, from the newest keyframe."""
-        self.fanout.resume(self.active)
+        output, subscriber = self._active
+        output.fanout.resume(subscriber)
 
     def receive(self, *, audio: bool | None = None, video: bool | None = None) -> None:
-        """Switch audio or video on or off."""
-        self.fanout.receive(self.active, audio=audio, video=video)
+        """Switch audio or video on or off; video resumes at a keyframe."""
+        framing = self._framing
+
+        def change(subscriber: Subscriber) -> None:
+            if audio is not None:
+                framing.receive_audio = audio
+            if video is not None and video != framing.receive_video:
+                framing.receive_video = framing.video_gate = video
+                if video:
+                    # Headers may have changed while video was off.
+                    subscriber.headers = None
+
+        output, subscriber = self._active
+        output.fanout.reframe(subscriber, change)
 
     def stop(self, reason: str) -> bytes:
-        """End the play; return what is owed on the connection before anything else may be sent."""
-        stream, subscriber, fanout = self.stream, self.subscriber, self._fanout
-        if stream is None or subscriber is None or fanout is None:
+        """End the play; return the bytes that must be sent on the connection before anything else."""
+        stream, subscriber, output = self.stream, self.subscriber, self._output
+        if stream is None or subscriber is None or output is None:
             return b""
-        self.stream = self.subscriber = self._fanout = None
-        self.message_stream.player = None
+        self.stream = self.subscriber = self._output = None
+        self._message_stream.role = None
         connection = self.connection
-        owed = fanout.leave(subscriber)
-        sent = fanout.sent_bytes(subscriber)
+        rest = output.fanout.leave(subscriber)
+        sent = output.fanout.sent_bytes(subscriber)
         connection.bytes_played += sent
-        duration_s = time.monotonic() - self.started_at
+        duration_s = time.monotonic() - self._started_at
         connection.log.info(
             "stopped playing %s: %s; %.1f s, %d bytes, %d skips, %d messages dropped",
             stream.key,
@@ -210,4 +222,4 @@ class Player:
             dropped=subscriber.dropped,
         )
         connection.hub.unplay(stream, self)
-        return owed
+        return rest

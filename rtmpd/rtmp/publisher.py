@@ -1,125 +1,119 @@
-"""The publisher's role of a connection: one message stream that feeds one live stream."""
+"""The publisher: the role of a message stream that feeds a stream. It is the RTMP side of a source."""
 
 from __future__ import annotations
 
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import gevent
 
 from rtmpd.events import EventType
-from rtmpd.live.bitrate import BitrateWatch
+from rtmpd.live.source import Source, SourceInfo, SourceKind
+from rtmpd.phases import CloseKind
 from rtmpd.protocol import status
+from rtmpd.rtmp.connection import Role
 
 if TYPE_CHECKING:
     from rtmpd.live.stream import Stream
+    from rtmpd.phases import CloseReason
     from rtmpd.rtmp.connection import Connection, MessageStream
 
 __all__ = ["Publisher"]
 
 _LINGER_S = 1.5
-_WARN, _DISCONNECT = "warn", "disconnect"
-_OUTCOMES = {_WARN: "it may go on", _DISCONNECT: "it is disconnected"}
 
 
-class Publisher:
+class Publisher(Role):
     """One publish.
 
     Attributes:
-        name: As the client gave it, query and all. Never logged: it may hold the key.
-        stream: What it feeds, once started.
-        number: Counts the server's publishes; given by the hub.
+        source: What it is to the stream and the hub.
     """
 
     def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
-        self.connection = connection
-        self.message_stream = message_stream
+        client = connection.client
         self.name = name
-        self.stream: Stream | None = None
-        self.number = 0
-        self.started_at = 0.0
-        self._bytes_before = 0
+        info = SourceInfo(
+            SourceKind.RTMP, connection.transport.peer, client.user, client.agent, client.via, str(connection.number)
+        )
+        # Weak: a cycle would keep the connection until the garbage collector runs, which is seldom.
+        stop_source = weakref.WeakMethod(self._stop_source)
+
+        def stop(reason: CloseReason) -> None:
+            method = stop_source()
+            if method is not None:
+                method(reason)
+
+        self.source = Source(info, connection.log, stop)
+        self._connection = connection
+        self._message_stream = message_stream
+        self._stream: Stream | None = None
         self._skips_before = self._dropped_before = 0
-        self._bitrate_watch = BitrateWatch()
 
     @property
     def key(self) -> str:
         """The stream's key."""
-        return self.stream.key if self.stream is not None else ""
+        return self._stream.key if self._stream is not None else ""
 
     def start(self, stream: Stream) -> None:
-        """Take messages for *stream* from now on; the hub has agreed."""
-        self.stream = stream
-        self.started_at = time.monotonic()
-        self._bytes_before = stream.bytes_in
-        tally = stream.fanout.tally
-        self._skips_before, self._dropped_before = tally.skips, tally.dropped
-        self.message_stream.publisher = self
-        self.connection.live[self.message_stream.id] = stream
-        self.connection.phase = "publish"
-        self.connection.log.stream = stream.key
-        self.connection.log.info("publishes %s", stream.key)
-        self.connection.emit(EventType.PUBLISH_START, stream, id=self.number)
+        """Feed *stream* from now on; the hub has agreed."""
+        connection, counters = self._connection, stream.counters
+        self._stream = stream
+        self._skips_before, self._dropped_before = counters.skips, counters.dropped
+        self._message_stream.role = self
+        connection.sources[self._message_stream.id] = self.source
+        connection.settle()
+        connection.log.stream = stream.key
+        connection.log.info("publishes %s", stream.key)
+        connection.emit(EventType.PUBLISH_START, stream, id=self.source.number)
 
-    def stop(self, reason: str) -> None:
-        """End the publish; harmless if it has ended."""
-        stream = self.stream
+    def stop(self, reason: str) -> bytes:
+        """End the publish; harmless if it has ended. Nothing remains to be sent."""
+        stream, source, connection = self._stream, self.source, self._connection
         if stream is None:
-            return
-        self.stream = None
-        self.message_stream.publisher = None
-        self.connection.live.pop(self.message_stream.id, None)
-        duration_s = time.monotonic() - self.started_at
-        byte_count = stream.bytes_in - self._bytes_before
-        codecs = ", ".join(f"{track} {codec}" for track, codec in stream.headers.codecs.items())
-        self.connection.log.info(
+            return b""
+        self._stream = None
+        self._message_stream.role = None
+        connection.sources.pop(self._message_stream.id, None)
+        duration_s = time.monotonic() - source.started_at
+        codecs = ", ".join(f"{track} {codec}" for track, codec in source.headers.codecs.items())
+        connection.log.info(
             "stopped publishing %s: %s; %.1f s, %d bytes%s",
             stream.key,
             reason,
             duration_s,
-            byte_count,
+            source.bytes_in,
             f" ({codecs})" if codecs else "",
             extra={"stream": stream.key},
         )
-        self.connection.emit_end(
+        connection.emit_end(
             EventType.PUBLISH_STOP,
             stream,
-            id=self.number,
+            id=source.number,
             reason=reason,
             duration_s=round(duration_s, 3),
-            bytes=byte_count,
-            skips=stream.fanout.tally.skips - self._skips_before,
-            dropped=stream.fanout.tally.dropped - self._dropped_before,
+            bytes=source.bytes_in,
+            skips=stream.counters.skips - self._skips_before,
+            dropped=stream.counters.dropped - self._dropped_before,
         )
-        self.connection.hub.unpublish(stream, self)
+        connection.hub.unpublish(stream, source)
+        return b""
 
-    def sweep(self, now_s: float) -> None:
-        """Deal with a publisher that sends more than it may. Called by the hub, once a second."""
-        stream = self.stream
-        if stream is None:
+    def _stop_source(self, reason: CloseReason) -> None:
+        """End the publish for a reason of the hub's or the stream's, and close the connection as that requires."""
+        connection = self._connection
+        if reason.kind is CloseKind.EXPELLED:
+            # The client is told why, and given the time to read it. What it sends meanwhile is read and discarded: unread, it
+            # would make the kernel reset the connection, and the message would be lost. Encoders retry at once after most
+            # codes, and would send as much again.
+            connection.leave(self._message_stream, reason)
+            connection.send_status(self._message_stream.id, status.info(status.PUBLISH_REJECTED, reason.client_text))
+            if not connection.transport.sending:
+                connection.send_now()
+            gevent.spawn_later(_LINGER_S, connection.close, reason)
             return
-        limits, bitrate = stream.options.limits, stream.vitals.bitrate
-        limit, grace_s, action = limits.publish_bitrate_limit, limits.publish_bitrate_grace_s, limits.publish_bitrate_action
-        if not self._bitrate_watch.is_due(now_s, bitrate, limit=limit, grace_s=grace_s, action=action):
-            return
-        connection = self.connection
-        connection.hub.count("publish_bitrate_exceeded")
-        told = f"it has sent {bitrate / 1000:.0f} kbit/s, and more than {limit / 1000:g} kbit/s for {grace_s:g} s"
-        connection.log.warning("%s: %s (publish_bitrate_limit): %s", stream.key, told, _OUTCOMES[action])
-        if action == _DISCONNECT:
-            # An encoder that only tried again would send as much again.
-            text = f"The bitrate is too high: {bitrate / 1000:.0f} kbit/s, and {limit / 1000:g} kbit/s are allowed."
-            self._expel(status.PUBLISH_REJECTED, text, "publish_bitrate_limit")
-
-    def _expel(self, code: str, description: str, reason: str) -> None:
-        """End the publish, and tell the client why; its connection is closed when it has had the time to read that.
-
-        Never waits. What the client sends meanwhile is read and thrown away: unread, it would make the kernel reset the
-        connection, and the client would not learn why.
-        """
-        connection = self.connection
-        connection.leave(self.message_stream, reason)
-        connection.send_status(self.message_stream.id, status.info(code, description))
-        if not connection.transport.sending:
-            connection.send_now()
-        gevent.spawn_later(_LINGER_S, connection.cut_off, reason)
+        self.stop(reason)
+        connection.settle()
+        if reason.kind is CloseKind.TAKEN_OVER:
+            connection.close(reason)

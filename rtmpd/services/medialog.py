@@ -53,8 +53,8 @@ def _join(*words: str) -> str:
 
 def _totals(stream: Stream) -> tuple[int, ...]:
     """Return the media bytes, video frames, keyframes and drops of a stream so far."""
-    frames = stream.video_messages - stream.video_others
-    return stream.bytes_in, frames, stream.vitals.keyframes, stream.fanout.tally.drops
+    frames = stream.received.frames
+    return stream.received.bytes, frames, stream.stats.keyframes, stream.counters.drops
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class MediaLog:
         if entry.changed_at_s is None:
             return
         entry.changed_at_s = None
-        video, audio = stream.vitals.video, stream.vitals.audio
+        video, audio = stream.stats.video, stream.stats.audio
         tracks = f"video {describe_video(video)}" if video is not None else "no video"
         tracks += f", audio {describe_audio(audio)}" if audio is not None else ", no audio"
         if tracks != entry.logged:

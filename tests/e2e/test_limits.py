@@ -20,7 +20,7 @@ def test_ffmpeg_above_the_bitrate_limit_prints_why_it_was_disconnected(server, p
     assert "The bitrate is too high: " in publisher.errors
     assert "and 16 kbit/s are allowed." in publisher.errors
     running.wait_for_line(
-        r"WARNING .* live/test: it has sent \d+ kbit/s, and more than 16 kbit/s for 1 s .*: it is disconnected"
+        r"WARNING .* live/test: the publisher sends \d+ kbit/s, and has sent more than 16 kbit/s for 1 s .*: it is disconnected"
     )
 
 

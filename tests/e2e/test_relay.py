@@ -137,7 +137,7 @@ def test_a_destination_is_killed_and_started_again_while_ffmpeg_publishes(far, p
     running.wait_for_line(r"WARNING live/cam: relay to \S+ does not come up: can't connect to \S+: Connection refused")
     far.start()
     second = play("-start_at_zero")
-    running.wait_for_line(r"INFO +live/cam: relay to \S+ is up again, try \d+", PATIENCE_S)
+    running.wait_for_line(r"INFO +live/cam: relay to \S+ is up again, attempt \d+", PATIENCE_S)
     assert_decodes(second)
     # The player of this server has noticed nothing.
     near.succeed()

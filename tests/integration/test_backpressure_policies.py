@@ -117,7 +117,9 @@ def test_nonref_drops_only_disposable_frames(running, events, raw, name):
     slow = slow_player(stream, running, raw, name)
     stream.send(76)  # 1.5 MB: beyond a half, and not beyond the bound
     running.process.send_signal(signal.SIGUSR2)
-    running.wait_for_line(rf"nonref/{name}: player {slow.address} alone: .* messages dropped, no disposable frames, its socket")
+    running.wait_for_line(
+        rf"nonref/{name}: player {slow.address} lagging: .* messages dropped, no disposable frames, its socket"
+    )
     got = read_all(slow, stream.sent[-1])
     stream.check()
     frames, _ = check_whole(stream, got)

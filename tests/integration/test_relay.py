@@ -281,7 +281,7 @@ def test_a_destination_that_refuses_the_connection_is_tried_again(relaying, targ
     player = beside(running)
     running.wait_for_line(
         rf"WARNING live/bystander: relay to rtmp://127\.0\.0\.1:{port}/far/\*+ does not come up: can't connect to \S+: "
-        r"Connection refused; trying again in 0\.\d s"
+        r"Connection refused; the next attempt follows in 0\.\d s"
     )
     running.wait_for_line(r"DEBUG +live/bystander: relay to .* does not come up")
     there.publishing()
@@ -309,7 +309,7 @@ def test_a_destination_that_answers_bad_name_is_tried_again_and_its_key_is_hidde
     running = relaying(there.url("far/s3cret"))
     player = beside(running)
     running.wait_for_line(
-        r"WARNING .* does not come up: refused: NetStream\.Publish\.BadName: far/\*+ is taken\\x1b\[31m\\n2026 forged; trying"
+        r"WARNING .* does not come up: refused: NetStream\.Publish\.BadName: far/\*+ is taken\\x1b\[31m\\n2026 forged; the next"
     )
     there.peer(3)
     player.check()
@@ -318,7 +318,7 @@ def test_a_destination_that_answers_bad_name_is_tried_again_and_its_key_is_hidde
     # Once it is free, the stream goes there.
     there.refusal = None
     there.publishing()
-    running.wait_for_line(r"live/bystander: relay to \S+ is up, try \d+")
+    running.wait_for_line(r"live/bystander: relay to \S+ is up, attempt \d+")
 
 
 def test_a_key_is_hidden_wherever_a_server_puts_it(relaying, target, beside):
@@ -389,7 +389,7 @@ def test_a_destination_that_reads_but_stops_acknowledging_is_disconnected(relayi
         sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
         number += 1
         gevent.sleep(0.01)
-    running.wait_for_line(r"is down: it has acknowledged nothing for 1 s, and \d{6,} bytes are out; trying again")
+    running.wait_for_line(r"is down: the destination has acknowledged nothing for 1 s, of \d{6,} bytes; the next attempt")
     assert len(peer.videos()) * 20_000 > 500_000
 
 
@@ -422,7 +422,7 @@ def test_a_destination_that_was_killed_gets_the_stream_again_from_a_keyframe(rel
     peer = other.publishing()
     there.publishing()
     send(sender, gops(1, 2))
-    running.wait_for_line(r"WARNING live/cam: relay to \S+ is down: .*; trying again in 0\.1 s")
+    running.wait_for_line(r"WARNING live/cam: relay to \S+ is down: .*; the next attempt follows in 0\.1 s")
     running.wait_for_line(r"live/cam: relay to \S+ is up again, after \d\.\d s")
     send(sender, gop(3))
     second = there.publishing(number=1)
@@ -504,7 +504,9 @@ def test_a_destination_that_asks_to_reconnect_at_once_counts_as_failed(relaying,
     begin(encoder)
     peer = there.publishing()
     peer.status("NetConnection.Connect.ReconnectRequest")
-    running.wait_for_line(r"WARNING live/cam: relay to .* is down: it asks to connect again; trying again in")
+    running.wait_for_line(
+        r"WARNING live/cam: relay to .* is down: the destination asks to connect again; the next attempt follows in"
+    )
     there.peer(1)
     assert peer.connect["capsEx"] == 15
     assert peer.connect["fourCcList"] == ["*"]

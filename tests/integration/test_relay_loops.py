@@ -29,7 +29,8 @@ def test_a_relay_to_its_own_server_is_refused(server, host, publisher, player, t
     sender, watcher = publisher(running, "cam"), player(running, "cam")
     begin(sender, watcher)
     running.wait_for_line(
-        r"WARNING live/cam: relay to \S+ does not come up: it is this very server: a loop; trying again in \d\d\.\d s"
+        r"WARNING live/cam: relay to \S+ does not come up: the destination is this very server: a loop; "
+        r"the next attempt follows in \d\d\.\d s"
     )
     assert len([line for line in running.log() if " publishes " in line]) == 1
 
@@ -42,6 +43,6 @@ def test_a_loop_over_another_server_is_refused(server, publisher, player, tmp_pa
     sender, watcher = publisher(first, "cam"), player(first, "cam")
     begin(sender, watcher)
     loop = r"refused: NetStream\.Publish\.Rejected: A relay loop: the stream has come from this server\."
-    second.wait_for_line(rf"WARNING b/cam: relay to \S+ does not come up: {loop}; trying again in")
+    second.wait_for_line(rf"WARNING b/cam: relay to \S+ does not come up: {loop}; the next attempt follows in")
     first.wait_for_line(f"publish {loop}")
     assert [line.rpartition(" ")[2] for line in first.log() if " publishes " in line] == ["live/cam"]

@@ -278,7 +278,7 @@ def test_a_client_above_the_connection_limit_gets_no_handshake(server, pair, aut
     first = TlsWire(running, authority.client_context(), source="127.9.9.9")
     with pytest.raises((ssl.SSLError, ConnectionError)):
         TlsWire(running, authority.client_context(), source="127.9.9.9")
-    running.wait_for_line(r"127\.9\.9\.9:\d+ refused: connections_per_address_limit is 1")
+    running.wait_for_line(r"connection from 127\.9\.9\.9:\d+ refused: connections_per_address_limit is 1")
     first.close()
     running.stop()
     assert "tls_handshakes 1" in running.lines[-1]
@@ -586,7 +586,7 @@ def test_a_relay_to_this_very_server_is_a_loop(server, raw, authority, tmp_path,
     relay = RELAY.format(host="localhost", port=tls_port(running))
     reload(running, f"[tls]\ntls_listen = 127.0.0.1:0\n{pair.ini}tls_ca = {authority.path}\n{relay}", tmp_path)
     raw(running).publish(name)
-    running.wait_for_line("does not come up: it is this very server: a loop")
+    running.wait_for_line("does not come up: the destination is this very server: a loop")
 
 
 def test_an_unreadable_ca_file_is_an_error_at_start_and_at_a_reload(server, tmp_path):

@@ -1,12 +1,13 @@
-"""The central property of the project: what a player's socket has taken is exactly what the player should have.
+"""The central property of the project: the bytes that a player's socket has accepted are exactly those that it should have.
 
-A script of random steps runs against a fan-out with fake sockets. Then each player's bytes are taken apart and explained: from
-its join point on every message of the log, in order, no gap and no duplicate, the headers first; replies in between, each once;
-gaps only where the player paused, switched something off, was moved to a keyframe and that was counted, or where disposable
-frames were left out, by a policy that says so, and each was counted. Who was disconnected has got nothing after the last word.
+A script of random steps runs against a fan-out with fake sockets. Then each player's bytes are parsed and explained: from its
+join point on all messages of the log, in order, no gap and no duplicate, the headers first; replies in between, each once; gaps
+only where the player paused, switched audio or video off, was moved to a keyframe and that was counted, or where disposable
+frames were left out, under the policy for that, and each was counted. A player that was disconnected got nothing after the
+notice.
 
-The explanation knows nothing of the fan-out's state. Where the outcome depends on how far a socket had got (a pause in the
-middle of a pass, say), it follows all that may have happened, and fails when none of them fits.
+The explanation knows nothing of the fan-out's state. Where the outcome depends on how far a socket had come (a pause in the
+middle of a pass, for example), it follows all possible histories, and fails when none of them fits.
 """
 
 from __future__ import annotations
@@ -22,43 +23,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtmpd.live.headers import NO_HEADERS, Headers
-from rtmpd.live.subscriber import Subscriber
+from rtmpd.live.framing import NO_HEADERS, Headers
 from rtmpd.protocol.chunk import frame_message
-from rtmpd.protocol.message import (
-    CSID_AUDIO,
-    CSID_COMMAND,
-    CSID_CONTROL,
-    CSID_DATA,
-    CSID_STATUS,
-    CSID_VIDEO,
-    MessageType,
-    RawMessage,
-)
-from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, live_pages, reader
+from rtmpd.protocol.message import CSID_COMMAND, CSID_STATUS, MessageType, RawMessage, UserControlType, user_control
+from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, kind_of, live_pages, reader, video_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rtmpd.live.tally import Tally
+    from rtmpd.live.fanout import DeliveryCounters
+    from rtmpd.live.subscriber import Subscriber
 
-CSIDS = {
-    MessageType.AUDIO: CSID_AUDIO,
-    MessageType.VIDEO: CSID_VIDEO,
-    MessageType.DATA_AMF0: CSID_DATA,
-    MessageType.COMMAND_AMF0: CSID_STATUS,
-    MessageType.USER_CONTROL: CSID_CONTROL,
-}
 TAGS = {
     "key": b"\x17\x01",
     "frame": b"\x27\x01",
-    "needless": b"\x37\x01",
+    "disposable": b"\x37\x01",
     "audio": b"\xaf\x01",
     "data": b"\x02D",
     "status": b"\x02S",
 }
 HEADER = b"\x17\x00"
 TYPES = {"audio": MessageType.AUDIO, "data": MessageType.DATA_AMF0, "status": MessageType.COMMAND_AMF0}
+EVENTS = (UserControlType.STREAM_BEGIN, UserControlType.STREAM_EOF, UserControlType.STREAM_DRY)
 REPLY = b"\x02R"
 FAREWELL = b"\x02\0\x08onStatus"
 SOON = 1 << 60  # a position in the log that nothing reaches
@@ -77,7 +63,10 @@ class Logged(NamedTuple):
 
 
 class Got(NamedTuple):
-    """The player's socket has taken a message whole: of the log, a reply, a header, or the last word."""
+    """The player's socket has accepted a whole message: of the log, a reply, a header, or the notice before a disconnect.
+
+    A user control event of the log does not contain its number: `what` is "control" then, and `number` is the event.
+    """
 
     what: str
     number: int
@@ -87,7 +76,7 @@ class Got(NamedTuple):
 
 @dataclass
 class Asked:
-    """Something was asked of the fan-out for this player.
+    """A request to the fan-out for this player.
 
     Attributes:
         deed: join, pause, resume, or receive.
@@ -153,7 +142,7 @@ class Script:
         self.logged: list[Logged] = []
         self.joins: list[tuple[int, int]] = []  # join points: index in the log, version of the headers
         self.late_starts: set[tuple[int, int]] = set()  # places where a player may start without a keyframe, likewise
-        self.headers: dict[int, Headers] = {0: NO_HEADERS}
+        self.headers: list[Headers] = [NO_HEADERS]  # by version; the last one is in force
         self.players: list[Player] = []
         self.calm = True
         self.timestamp = 0xFFFFFF - 300  # so that every script sees extended timestamps
@@ -165,6 +154,10 @@ class Script:
         cached = self.log.join_page is not None and self.scene.options.live.gop_cache
         return self.joins[-1][0] if cached else None
 
+    @property
+    def version(self) -> int:
+        return len(self.headers) - 1
+
     def present(self) -> list[Player]:
         return [player for player in self.players if not player.left]
 
@@ -173,7 +166,7 @@ class Script:
         # Joining is never put off until a pass has ended.
         at_once = self.calm or deed == "join"
         bound = len(self.logged) if at_once else SOON
-        version = self.log.headers.version
+        version = self.version
         player.story.append(Asked(deed, self.join, len(self.logged), bound, version, audio_video, at_once))
 
     def hear(self, player: Player) -> None:
@@ -188,12 +181,12 @@ class Script:
     def recognise(self, player: Player, message: RawMessage) -> Got:
         """Find out which message it is; it must be that to the last byte."""
         type_id, stream_id, timestamp, payload = message
-        own = player.subscriber.message_stream_id
+        own = player.subscriber.framing.message_stream_id
         if type_id == MessageType.USER_CONTROL:
-            number = int.from_bytes(payload[:2], "big")
-            expected = self.logged[number]
-            assert message == (type_id, 0, 0, expected.payload[:2] + own.to_bytes(4, "big"))
-            return Got("log", number)
+            event = int.from_bytes(payload[:2], "big")
+            assert event in EVENTS
+            assert message == (type_id, 0, 0, event.to_bytes(2, "big") + own.to_bytes(4, "big"))
+            return Got("control", event)
         number = int.from_bytes(payload[2:6], "big")
         if payload.startswith(FAREWELL):
             assert (type_id, stream_id, timestamp) == (MessageType.COMMAND_AMF0, own, 0)
@@ -204,7 +197,7 @@ class Script:
             return Got("reply", number)
         if payload[:2] == HEADER:
             part = payload[6]
-            assert (stream_id, type_id, payload) == (own, *self.headers[number].items[part][1:])
+            assert (stream_id, type_id, payload) == (own, *self.headers[number].items[part])
             return Got("header", number, part, timestamp)
         expected = self.logged[number]
         assert message == (expected.type_id, own, expected.timestamp, expected.payload)
@@ -223,33 +216,34 @@ class Script:
     def do_append(self, kind: str, size: int) -> None:
         number = len(self.logged)
         if kind == "notice":
-            logged = Logged(kind, MessageType.USER_CONTROL, 0, number.to_bytes(2, "big") + b"\0\0\0\1")
+            logged = Logged(kind, MessageType.USER_CONTROL, 0, bytes((0, EVENTS[number % len(EVENTS)], 0, 0, 0, 1)))
         else:
             payload = (TAGS[kind] + number.to_bytes(4, "big")).ljust(size, bytes((65 + number % 26,)))
             self.timestamp += 7
             timestamp = 0 if kind == "status" else self.timestamp
             logged = Logged(kind, TYPES.get(kind, MessageType.VIDEO), timestamp, payload)
         self.logged.append(logged)
-        # Without the cache, only those who wait may start.
-        join_point = kind == "key" and (self.scene.options.live.gop_cache or self.fanout.anyone_waits)
+        # Without the cache, only waiting players may start.
+        join_point = kind == "key" and (self.scene.options.live.gop_cache or self.fanout.wants_keyframe)
         if join_point:
-            self.joins.append((number, self.log.headers.version))
-        message_stream_id = 0 if kind == "notice" else 1
-        self.log.append(CSIDS[logged.type_id], logged.type_id, logged.timestamp, logged.payload, join_point, message_stream_id)
-        if self.fanout.active:
-            self.fanout.wake()
+            self.joins.append((number, self.version))
+        if kind == "notice":
+            self.log.append_notice(user_control(EVENTS[number % len(EVENTS)], 1))
+        elif kind == "status":
+            self.log.append_notice(frame_message(CSID_STATUS, logged.type_id, 1, 0, logged.payload, CHUNK_SIZE))
+        else:
+            type_id, payload = int(logged.type_id), logged.payload
+            self.log.append(type_id, logged.timestamp, payload, kind_of(type_id, payload), join_point)
 
     def do_headers(self, sizes: list[int]) -> None:
-        version = self.log.headers.version + 1
-        items = tuple(
-            (CSID_VIDEO, int(MessageType.VIDEO), (HEADER + version.to_bytes(4, "big") + bytes((part,))).ljust(size, b"h"))
-            for part, size in enumerate(sizes)
-        )
-        self.log.headers = self.headers[version] = Headers(items, version)
+        start = HEADER + (self.version + 1).to_bytes(4, "big")
+        payloads = ((start + bytes((part,))).ljust(size, b"h") for part, size in enumerate(sizes))
+        self.log.headers = video_headers(*payloads)
+        self.headers.append(self.log.headers)
 
     def do_join(self, message_stream_id: int, capacity: int | None) -> None:
         transport = FakeTransport(capacity)
-        player = Player(Subscriber(transport, message_stream_id), transport)
+        player = Player(self.scene.subscriber(transport, message_stream_id), transport)
         self.players.append(player)
         self.ask(player, "join")
         self.fanout.join(player.subscriber)
@@ -293,13 +287,13 @@ class Script:
         player = self.pick(index)
         if player is not None:
             self.ask(player, "receive", audio, video)
-            self.fanout.receive(player.subscriber, audio=audio, video=video)
+            self.scene.receive(player.subscriber, audio=audio, video=video)
 
-    def do_rehome(self, index: int, capacity: int | None) -> None:
+    def do_transport(self, index: int, capacity: int | None) -> None:
         player = self.pick(index)
         if player is not None and not player.failed:
             old, new = player.transport, FakeTransport(capacity)
-            owed = self.fanout.rehome(player.subscriber, new)
+            owed = self.fanout.change_transport(player.subscriber, new)
             assert not old.watched
             self.hear(player)
             self.note(player, owed)
@@ -320,9 +314,9 @@ class Script:
         self.fanout.sweep(self.time.now_s)
 
     def do_patience(self) -> None:
-        """Who waits has waited long enough and starts without a keyframe, if there has been any media."""
+        """Let waiting players start without a keyframe, if there has been any media: they have waited long enough."""
         if self.log.join_page is None and self.log.newest_timestamp >= 0:
-            self.late_starts.add((len(self.logged), self.log.headers.version))
+            self.late_starts.add((len(self.logged), self.version))
         self.fanout.sweep(self.time.now_s + 5000)
 
     def do_yield(self) -> None:
@@ -362,7 +356,7 @@ class Script:
     # What must hold at rest
 
     def check_boundary(self, player: Player) -> None:
-        """Whatever is sent on this connection now is read as a message of its own."""
+        """Check that what is sent on this connection now is read as a message of its own."""
         assert player.reader.feed(frame_reply(b"\x02Rboundary")) == [
             (MessageType.COMMAND_AMF0, 0, 0, b"\x02Rboundary"),
         ]
@@ -371,20 +365,20 @@ class Script:
         taken = {id(player): player.socket_bytes for player in self.players}
         for player in self.players:
             assert self.fanout.sent_bytes(player.subscriber) == taken[id(player)]
-        assert self.fanout.tally.bytes_sent == sum(taken.values())
-        tally, policy = self.fanout.tally, self.scene.options.backpressure.backpressure_policy
-        assert tally.skips == sum(player.subscriber.skips for player in self.players)
-        assert tally.disposed == sum(player.subscriber.disposed for player in self.players)
-        assert tally.disposed == 0 or policy == "nonref"
+        assert self.fanout.counters.bytes_sent == sum(taken.values())
+        counters, policy = self.fanout.counters, self.scene.options.backpressure.backpressure_policy
+        assert counters.skips == sum(player.subscriber.skips for player in self.players)
+        assert counters.disposed == sum(player.subscriber.disposed for player in self.players)
+        assert counters.disposed == 0 or policy == "nonref"
         disconnects = sum(player.transport.close_reason.startswith("it was too slow") for player in self.players)
-        assert tally.disconnects == disconnects
+        assert counters.disconnects == disconnects
         assert disconnects == 0 or policy == "disconnect"
         there = sum(not player.failed for player in self.present())
         assert len(self.fanout) == there
         assert self.fanout.active == bool(there)
 
     def finish(self) -> None:
-        """Let every socket take everything; then all must be explained, and everyone be up to date."""
+        """Let each socket accept all bytes; then all must be explained, and each player be up to date."""
         for _ in range(3):
             self.do_settle()
             for player in self.present():
@@ -410,7 +404,7 @@ class Script:
 
 
 class Untouchable(bytearray):
-    """The bytes of a transport that must not be written to any more."""
+    """The bytes of a transport that must no longer be written to."""
 
     def __iadd__(self, data: object) -> Untouchable:
         raise AssertionError("bytes for a player that has left, or on a transport that it has left")
@@ -428,7 +422,7 @@ def frame_reply(payload: bytes) -> bytes:
 
 
 class State(NamedTuple):
-    """What a player may be at, as far as one can tell from outside.
+    """A possible state of a player, as seen from outside.
 
     Attributes:
         mode: out, waiting, paused or playing.
@@ -454,7 +448,7 @@ class State(NamedTuple):
 
 
 class Explanation:
-    """Follows everything that may have happened to one player, and fails when nothing can have."""
+    """Follows all possible histories of one player, and fails when there is none."""
 
     def __init__(self, script: Script, player: Player) -> None:
         self.script = script
@@ -463,7 +457,7 @@ class Explanation:
         self.known = 0  # how many of these have been asked so far in the story
         self.taken = 0  # how many messages of the log have come
         self.states = {State()}
-        self.plain = player.subscriber.message_stream_id == 1 and all(each.deed != "receive" for each in self.asked)
+        self.plain = player.subscriber.framing.message_stream_id == 1 and all(each.deed != "receive" for each in self.asked)
 
     def check(self) -> None:
         for place, each in enumerate(self.player.story):
@@ -482,7 +476,7 @@ class Explanation:
             elif each.what == "header":
                 after = self.take_header(each)
             else:
-                after = self.take(each.number)
+                after = self.take(each)
                 self.taken += 1
             if not after:
                 near = "\n".join(map(str, self.player.story[max(0, place - 12) : place + 3]))
@@ -493,7 +487,7 @@ class Explanation:
             self.check_end()
 
     def check_end(self) -> None:
-        """A player that is still there has everything, or has a reason."""
+        """Check that a player that is still subscribed has all messages, or has a reason not to."""
         end = len(self.script.logged)
         for state in self.closure(self.states):
             if state.mode == "paused" and state.asked == len(self.asked):
@@ -534,14 +528,14 @@ class Explanation:
         if state.mode == "playing" and state.next < len(self.script.logged):
             logged = self.script.logged[state.next]
             wanted, gate = self.wants(state, logged)
-            disposable = logged.kind == "needless" and state.disposed < self.player.subscriber.disposed
+            disposable = logged.kind == "disposable" and state.disposed < self.player.subscriber.disposed
             if disposable and self.in_time(state, state.next):
                 found.append(state._replace(next=state.next + 1, disposed=state.disposed + 1))
             if not wanted and self.in_time(state, state.next):
                 found.append(state._replace(next=state.next + 1, gate=gate))
         if state.mode == "playing" and state.version < 0:
             # The headers that it is to be sent again may be none.
-            headers = self.script.headers.items()
+            headers = enumerate(self.script.headers)
             found += [state._replace(version=v) for v, each in headers if not each.items and v >= -1 - state.version]
         if self.may_act(state):
             found += self.act(state, self.asked[state.asked])
@@ -597,15 +591,23 @@ class Explanation:
             after.add(state._replace(version=got.number, due=rest))
         return after
 
-    def take(self, number: int) -> set[State]:
+    def take(self, got: Got) -> set[State]:
         """A message of the log has come: it must be the next one that the player is to have."""
         after = set()
         for state in self.closure(self.states):
-            if state.mode == "playing" and state.next == number and state.due is None and state.version >= 0:
+            number = state.next
+            if state.mode == "playing" and self.is_message(got, number) and state.due is None and state.version >= 0:
                 wanted, gate = self.wants(state, self.script.logged[number])
                 if wanted and self.in_time(state, number) and not self.paused(state):
                     after.add(state._replace(next=number + 1, gate=gate))
         return after
+
+    def is_message(self, got: Got, number: int) -> bool:
+        """Return whether the message that has come may be message *number* of the log."""
+        if got.what == "log":
+            return got.number == number
+        logged = self.script.logged[number] if number < len(self.script.logged) else None
+        return logged is not None and logged.kind == "notice" and logged.payload[1] == got.number
 
     def in_time(self, state: State, index: int) -> bool:
         """Whether everything that was asked before a message came into the log has taken effect."""
@@ -629,7 +631,7 @@ class Explanation:
         return True, state.gate
 
     def settle(self, settled: Settled) -> set[State]:
-        """At rest nobody waits while there is a join point."""
+        """Between passes no player waits while there is a join point."""
         if settled.join is None:
             return self.states
         return {
@@ -649,7 +651,7 @@ STREAM_IDS = st.sampled_from([1, 1, 1, 7])
 STEPS = {
     "append": (
         8,
-        st.tuples(st.sampled_from(["key", "frame", "frame", "needless", "audio", "data", "status", "notice"]), SIZES),
+        st.tuples(st.sampled_from(["key", "frame", "frame", "disposable", "audio", "data", "status", "notice"]), SIZES),
     ),
     "headers": (1, st.tuples(st.lists(st.sampled_from([7, 40, 700]), max_size=3))),
     "join": (3, st.tuples(STREAM_IDS, CAPACITY)),
@@ -658,14 +660,14 @@ STEPS = {
     "reply": (2, st.tuples(INDEX, SIZES)),
     "pause": (1, st.tuples(INDEX)),
     "resume": (2, st.tuples(INDEX)),
-    "receive": (1, st.tuples(INDEX, st.sampled_from([None, True, False]), st.sampled_from([None, True, False]))),
-    "rehome": (1, st.tuples(INDEX, CAPACITY)),
+    "receive": (3, st.tuples(INDEX, st.sampled_from([None, True, False]), st.sampled_from([None, True, False]))),
+    "transport": (1, st.tuples(INDEX, CAPACITY)),
     "fail": (1, st.tuples(INDEX)),
     "forget": (1, st.tuples()),
     "sweep": (1, st.tuples()),
     "patience": (1, st.tuples()),
     "yield": (4, st.tuples()),
-    "busy": (6, st.tuples(st.sampled_from(["key", "frame", "needless", "audio"]), SIZES)),
+    "busy": (6, st.tuples(st.sampled_from(["key", "frame", "disposable", "audio"]), SIZES)),
     "settle": (2, st.tuples()),
     "flush": (1, st.tuples(st.lists(st.tuples(st.just("append"), st.sampled_from(["key", "frame"]), SIZES), max_size=2))),
 }
@@ -689,9 +691,9 @@ LIMITS = st.fixed_dictionaries(
 )
 
 
-# Small pages, small gathers, and blocks of two players: every pass gives way in its middle, and the script goes on there.
-PAGES = {"pages.MIN_PAGE_BYTES": 256, "pages.MAX_PAGE_BYTES": 1024}
-SMALL = {**PAGES, "group._BLOCK": 2, "group._GATHER_BYTES": 3000, "subscriber._WALK_BYTES": 2000}
+# Small pages, small gathers, and blocks of two players: each pass gives way in its middle, and the script continues there.
+PAGES = {"log.MIN_PAGE_BYTES": 256, "log.MAX_PAGE_BYTES": 1024}
+SMALL = {**PAGES, "fanout._BLOCK": 2, "fanout._GATHER_BYTES": 3000, "subscriber._REFRAME_BYTES": 2000}
 
 
 @contextmanager
@@ -700,27 +702,26 @@ def stage(limits: dict[str, int], constants: dict[str, int]) -> Iterator[Script]
     with ExitStack() as stack:
         for name, value in constants.items():
             stack.enter_context(mock.patch(f"rtmpd.live.{name}", value))
-        # What is disposable is another test's business.
-        stack.enter_context(mock.patch("rtmpd.live.wirelog.is_disposable", lambda data, _: data[:2] == TAGS["needless"]))
+        # Which frames are disposable is tested elsewhere.
+        stack.enter_context(mock.patch("rtmpd.live.log.is_disposable", lambda data, _: data[:2] == TAGS["disposable"]))
         # The script counts the greenlets' turns, not the event loop's.
         stack.enter_context(mock.patch("rtmpd.util.event_loop._MOMENT_S", 0))
         script = Script(**limits)
-        for module in ("fanout", "group"):
-            stack.enter_context(mock.patch(f"rtmpd.live.{module}.time", script.time))
+        stack.enter_context(mock.patch("rtmpd.live.fanout.time", script.time))
         stack.callback(script.scene.close)
         yield script
 
 
-def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dict[str, int]) -> Tally:
+def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dict[str, int]) -> DeliveryCounters:
     with stage(limits, constants) as script:
         script.run(steps)
         script.finish()
-        return script.fanout.tally
+        return script.fanout.counters
 
 
 @pytest.mark.parametrize(("constants", "crowd"), [(SMALL, 6), (PAGES, 150)])
-def test_scripts_do_go_on_in_the_middle_of_passes(constants, crowd):
-    """Else all of this would show little."""
+def test_scripts_do_continue_in_the_middle_of_passes(constants, crowd):
+    """Otherwise the scripts would show little."""
     with stage({}, constants) as script:
         script.run([("append", "key", 40), *[JOIN] * crowd, ("settle",), ("busy", "frame", 40)])
         taken = {len(player.transport.data) for player in script.players}
@@ -730,7 +731,7 @@ def test_scripts_do_go_on_in_the_middle_of_passes(constants, crowd):
 
 @settings(deadline=None, max_examples=800)
 @given(LIMITS, st.integers(0, 9), st.lists(ONE_STEP, max_size=60))
-def test_every_player_gets_exactly_what_it_should(limits, crowd, steps):
+def test_each_player_gets_exactly_what_it_should(limits, crowd, steps):
     play(limits, [JOIN] * crowd + steps, SMALL)
 
 
@@ -751,16 +752,16 @@ def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
         index = source.randrange(12)
         return {
             "append": lambda: (
-                source.choice(["key", "frame", "frame", "needless", "audio", "data", "status", "notice"]),
+                source.choice(["key", "frame", "frame", "disposable", "audio", "data", "status", "notice"]),
                 size(),
             ),
-            "busy": lambda: (source.choice(["key", "frame", "needless", "audio"]), size()),
+            "busy": lambda: (source.choice(["key", "frame", "disposable", "audio"]), size()),
             "headers": lambda: ([source.choice([7, 40, 700]) for _ in range(source.randrange(3))],),
             "join": lambda: (source.choice([1, 1, 1, 7]), capacity()),
             "take": lambda: (index, capacity()),
             "reply": lambda: (index, size()),
             "receive": lambda: (index, switch(), switch()),
-            "rehome": lambda: (index, capacity()),
+            "transport": lambda: (index, capacity()),
             "flush": lambda: ([("append", "frame", size())] * source.randrange(3),),
             "leave": lambda: (index,),
             "pause": lambda: (index,),
@@ -773,7 +774,7 @@ def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("policy", ["keyframe", "nonref", "disconnect"])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_long_script_is_explained_too(seed, policy):
+def test_each_player_of_a_long_script_gets_exactly_what_it_should(seed, policy):
     source = random.Random(seed)
     limits = {
         "backpressure_policy": policy,
@@ -783,25 +784,25 @@ def test_a_long_script_is_explained_too(seed, policy):
         "gop_cache": seed % 3 != 0,
     }
     before = live_pages()
-    play(limits, random_steps(source, 400), {**SMALL, "group._BLOCK": source.choice([1, 2, 3])})
+    play(limits, random_steps(source, 400), {**SMALL, "fanout._BLOCK": source.choice([1, 2, 3])})
     assert live_pages() == before
 
 
 @pytest.mark.parametrize(("policy", "counted"), [("keyframe", "skips"), ("nonref", "disposed"), ("disconnect", "disconnects")])
-def test_policies_do_come_to_act_in_scripts(policy, counted):
-    """Else the scripts would show little of them."""
+def test_policies_do_act_in_scripts(policy, counted):
+    """Otherwise the scripts would show little of the policies."""
     limits = {"backpressure_policy": policy, "lag_limit_bytes": 6000}
     tallies = [play(limits, random_steps(random.Random(seed), 400), SMALL) for seed in range(3)]
-    assert sum(getattr(tally, counted) for tally in tallies) > 3
+    assert sum(getattr(counters, counted) for counters in tallies) > 3
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_crowd_is_explained_with_the_real_constants(seed):
+def test_each_player_of_a_crowd_gets_exactly_what_it_should_with_the_real_constants(seed):
     source = random.Random(seed)
     limits = {"lag_limit_bytes": 1 << 16, "gop_cache_limit_bytes": 1 << 20}
     steps = [("append", "key", 700), *[JOIN] * 150, ("settle",)]
     for _ in range(12):
         steps += random_steps(source, 10)
-        # Several passes over the whole crowd, each with something going on in its middle.
+        # Several passes over the whole crowd, each with steps of the script in its middle.
         steps += [("busy", "frame", 40), *random_steps(source, 3), ("take", source.randrange(150), None)]
     play(limits, steps, PAGES)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.config.loader import load_text
-from rtmpd.live.stream import Stream
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.protocol import amf0
-from rtmpd.protocol.chunk import RawMessage
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
+from tests.unit.live.fakes import close_stream, new_source, new_stream
 from tests.unit.services.recorder.recordings import write_pieces
 
 AVC = bytes.fromhex(
@@ -50,9 +47,9 @@ class Reader:
 
     def __init__(self, stream, limits):
         self.stream = stream
-        self.assembler = Assembler(stream.vitals, limits)
-        self.assembler.restart(stream.headers.current)
-        self.log = stream.read_flv(self)
+        self.assembler = Assembler(stream.stats, limits)
+        self.assembler.restart(stream.headers)
+        self.log = stream.read(self)
         self.page, self.offset = self.log.tail, self.log.tail.end
         self.files = {}
         self.fed = []
@@ -60,8 +57,10 @@ class Reader:
     def wake(self):
         raise AssertionError
 
+    fail = wake
+
     def take(self):
-        for tag in self.log.read(self.page, self.offset):
+        for tag in self.log.read_all(self.page, self.offset):
             self.page, self.offset = tag.page, tag.offset
             self.fed.append((tag.type_id, tag.kind, bytes(tag.data[flv.TAG_HEADER_SIZE : -4])))
             self.assembler.feed(tag)
@@ -95,18 +94,18 @@ def frames_of(file):
 @settings(max_examples=300, deadline=None)
 @given(MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 10))
 def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limits, start, batch):
-    stream = Stream("live/a", load_text("").defaults, 4096)
-    stream.begin(SimpleNamespace())
+    stream, source = new_stream(options=load_text("").defaults), new_source()
+    stream.begin(source)
     reader = Reader(stream, limits)
     clocks = {8: start, 9: start, 18: start}
     for number, (type_id, step, payload) in enumerate(messages):
         clocks[type_id] = (clocks[type_id] + step) & 0xFFFFFFFF
         if type_id == 9:
-            stream.video(clocks[9], payload)
+            source.video(clocks[9], payload)
         elif type_id == 8:
-            stream.audio(clocks[8], payload)
+            source.audio(clocks[8], payload)
         else:
-            stream.data(RawMessage(18, 1, clocks[18], payload))
+            source.data(clocks[18], payload)
         if number % batch == 0:
             reader.take()
     files = reader.end()
@@ -125,6 +124,6 @@ def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limit
     got = [payload for type_id, payload in recorded if type_id == 9 and payload in set(video)]
     if got:
         assert got == video[len(video) - len(got) :]
-    stream.leave_flv(reader)
-    stream.close()
-    assert stream.flvlog is None
+    stream.stop_reading(reader)
+    assert stream.outputs == [stream.published]
+    close_stream(stream)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from types import SimpleNamespace
+from functools import partial
 
 import gevent
 import pytest
@@ -13,9 +13,10 @@ from gevent.event import Event
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused, TransportClosed
 from rtmpd.hub import Hub
-from rtmpd.live.subscriber import Subscriber
 from rtmpd.net.transport import Transport
-from tests.unit.live.fakes import FakeTime, FakeTransport, frame, keyframe, settle, texts
+from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.util.log_throttle import LogThrottle
+from tests.unit.live.fakes import FakeTime, FakeTransport, frame, keyframe, new_source, new_subscriber, settle, texts
 
 LIMIT_S = 10
 
@@ -23,7 +24,7 @@ LIMIT_S = 10
 @pytest.fixture
 def clock(monkeypatch):
     made = FakeTime()
-    for module in ("hub", "live.stream", "live.fanout"):
+    for module in ("hub", "live.stream", "live.source", "live.fanout"):
         monkeypatch.setattr(f"rtmpd.{module}.time", made)
     return made
 
@@ -41,33 +42,37 @@ def make_hub():
         if hub.greenlet is not None:
             hub.greenlet.kill()
         for stream in hub.streams.values():
+            stream.end()
             stream.close()
     settle(2)
 
 
-class FakePublisher:
-    """As much of a publisher as the hub sees."""
+LEFT = CloseReason(CloseKind.PEER_LEFT, "closed by the peer")
 
-    def __init__(self, hub, key="live/test"):
+
+class FakePublisher:
+    """A source, with what ends it.
+
+    Attributes:
+        stopped: Why the source was stopped, by the hub or by the test.
+    """
+
+    def __init__(self, hub, key="live/test", **info):
         self.hub = hub
-        self.connection = SimpleNamespace(transport=FakeTransport(), via=())
-        self.stopped = ""
-        self.swept = []
-        self.stream = hub.publish(key, self)
+        self.stopped = None
+        self.source = new_source(self.stop, **info)
+        self.stream = hub.publish(key, self.source)
 
     def stop(self, reason):
         self.stopped = reason
-        self.hub.unpublish(self.stream, self)
-
-    def sweep(self, now_s):
-        self.swept.append(now_s)
+        self.hub.unpublish(self.stream, self.source)
 
 
 class FakeConnection:
-    """As much of a connection as the hub sees of one that it did not open."""
+    """A connection that the hub did not open, as far as the hub uses it."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self):
+        self.options = None
         self.swept = []
 
     def sweep(self, now_s):
@@ -75,23 +80,33 @@ class FakeConnection:
 
 
 class FakePlayer:
-    """As much of a player as the hub sees."""
+    """A player, as far as the hub uses it."""
 
     number = 0
 
 
-def play(hub, key="live/test"):
-    player = FakePlayer()
-    stream = hub.play(key, player)
-    transport = FakeTransport()
-    subscriber = Subscriber(transport)
-    stream.fanout.join(subscriber)
-    return SimpleNamespace(player=player, stream=stream, transport=transport, subscriber=subscriber)
+class Playing:
+    """A player that has joined the published output.
 
+    Attributes:
+        stream: What it plays.
+        transport: What it is sent.
+    """
 
-def unplay(hub, playing):
-    playing.stream.fanout.leave(playing.subscriber)
-    hub.unplay(playing.stream, playing.player)
+    def __init__(self, hub, key="live/test"):
+        self.player = FakePlayer()
+        self.transport = FakeTransport()
+        self._subscriber = new_subscriber(self.transport, chunk_size=hub.chunk_size)
+        self._hub = hub
+        self.stream = hub.play(key, self.player)
+        self.stream.published.fanout.join(self._subscriber)
+
+    def leave(self):
+        self.stream.published.fanout.leave(self._subscriber)
+        self._hub.unplay(self.stream, self.player)
+
+    def texts(self):
+        return texts(self.transport, self._hub.chunk_size)
 
 
 # Publishing -------------------------------------------------------------------------------------------------------------
@@ -101,44 +116,43 @@ def test_a_publisher_opens_a_stream_with_the_servers_chunk_size(make_hub):
     hub = make_hub("[server]\nchunk_size_bytes = 5000\n")
     publisher = FakePublisher(hub)
     assert hub.streams == {"live/test": publisher.stream}
-    assert publisher.stream.publisher is publisher
-    assert publisher.stream.wirelog.chunk_size == 5000
+    assert publisher.stream.source is publisher.source
+    assert publisher.stream.published.log.framing.chunk_size == 5000
     assert hub.counters["publishes"] == 1
 
 
-def test_a_name_has_one_publisher(make_hub, clock):
+def test_a_stream_has_one_publisher(make_hub, clock):
     hub = make_hub()
     first = FakePublisher(hub)
     with pytest.raises(Refused) as caught:
         FakePublisher(hub)
     assert caught.value.code == "NetStream.Publish.BadName"
-    assert first.stream.publisher is first
+    assert first.stream.source is first.source
     assert hub.counters["publishes"] == 1
     assert FakePublisher(hub, "live/other").stream is not first.stream
 
 
-def test_a_silent_publisher_makes_way(make_hub, clock):
+def test_a_silent_publisher_is_replaced(make_hub, clock):
     hub = make_hub("[live]\npublisher_takeover_s = 5\n")
     first = FakePublisher(hub)
     clock.now_s += 5
     second = FakePublisher(hub)
     assert first.stopped == "another publisher took over"
-    assert first.connection.transport.close_reason == "it was silent, and another publisher took over"
+    assert first.stopped.kind is CloseKind.TAKEN_OVER
     assert hub.streams["live/test"] is second.stream
-    assert second.stream.publisher is second
-    assert hub.counters["takeovers"] == 1
+    assert second.stream.source is second.source
 
 
 def test_a_publisher_that_has_sent_since_the_last_sweep_is_not_silent(make_hub, clock):
     hub = make_hub("[live]\npublisher_takeover_s = 5\n")
     first = FakePublisher(hub)
     clock.now_s += 5
-    first.stream.video(0, keyframe())
+    first.source.video(0, keyframe())
     with pytest.raises(Refused):
         FakePublisher(hub)
 
 
-def test_nobody_makes_way_when_takeover_is_off(make_hub, clock):
+def test_without_takeover_no_publisher_is_replaced(make_hub, clock):
     hub = make_hub("[live]\npublisher_takeover_s = 0\n")
     FakePublisher(hub)
     clock.now_s += 10_000
@@ -151,33 +165,33 @@ def test_nobody_makes_way_when_takeover_is_off(make_hub, clock):
 def test_after_a_takeover_the_new_publisher_feeds_the_registered_stream(make_hub, clock, grace_s, watched):
     hub = make_hub(f"[live]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\npacing = no\n")
     FakePublisher(hub)
-    early = play(hub) if watched else None
+    early = Playing(hub) if watched else None
     clock.now_s += 5
     second = FakePublisher(hub)
     assert hub.streams == {"live/test": second.stream}
-    late = play(hub)
+    late = Playing(hub)
     assert late.stream is second.stream
-    second.stream.video(0, keyframe())
+    second.source.video(0, keyframe())
     settle()
-    assert texts(late.transport, second.stream.wirelog.chunk_size)[-1] == keyframe()
+    assert late.texts()[-1] == keyframe()
     if early is not None:
-        assert texts(early.transport, second.stream.wirelog.chunk_size)[-1] == keyframe()
+        assert early.texts()[-1] == keyframe()
 
 
-def test_the_publisher_that_was_replaced_ends_nothing(make_hub, clock):
+def test_a_replaced_publisher_does_not_end_the_stream(make_hub, clock):
     hub = make_hub("[live]\npublisher_grace_s = 0\n")
     first = FakePublisher(hub)
     clock.now_s += 60
     second = FakePublisher(hub)
-    hub.unpublish(second.stream, first)
-    assert second.stream.publisher is second
+    hub.unpublish(second.stream, first.source)
+    assert second.stream.source is second.source
     assert second.stream.announced
 
 
-def test_a_publisher_may_be_back_within_the_grace(make_hub, clock):
+def test_a_publisher_may_return_within_the_grace(make_hub, clock):
     hub = make_hub("[live]\npublisher_grace_s = 10\n")
     first = FakePublisher(hub)
-    first.stop("closed by the peer")
+    first.stop(LEFT)
     assert hub.streams["live/test"].announced
     clock.now_s += 9
     assert FakePublisher(hub).stream is first.stream
@@ -185,20 +199,20 @@ def test_a_publisher_may_be_back_within_the_grace(make_hub, clock):
 
 def test_without_grace_a_stream_ends_with_its_publisher(make_hub):
     hub = make_hub("[live]\npublisher_grace_s = 0\n")
-    FakePublisher(hub).stop("closed by the peer")
+    FakePublisher(hub).stop(LEFT)
     assert hub.streams == {}
 
 
-def test_without_grace_players_are_told_at_once_and_may_stay(make_hub):
+def test_without_grace_players_are_notified_at_once_and_may_stay(make_hub):
     hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
     publisher = FakePublisher(hub)
-    publisher.stream.video(0, keyframe())
-    playing = play(hub)
-    publisher.stop("closed by the peer")
+    publisher.source.video(0, keyframe())
+    playing = Playing(hub)
+    publisher.stop(LEFT)
     settle()
-    assert b"UnpublishNotify" in b"".join(texts(playing.transport, playing.stream.wirelog.chunk_size))
+    assert b"UnpublishNotify" in b"".join(playing.texts())
     assert hub.streams == {"live/test": playing.stream}
-    unplay(hub, playing)
+    playing.leave()
     assert hub.streams == {}
 
 
@@ -208,62 +222,62 @@ def test_without_grace_players_are_told_at_once_and_may_stay(make_hub):
 def test_players_share_the_publishers_stream(make_hub):
     hub = make_hub()
     publisher = FakePublisher(hub)
-    players = [play(hub) for _ in range(3)]
+    players = [Playing(hub) for _ in range(3)]
     assert all(each.stream is publisher.stream for each in players)
     assert publisher.stream.players == {each.player for each in players}
     assert hub.counters["plays"] == 3
 
 
-def test_a_player_may_come_first(make_hub):
+def test_a_player_may_wait_for_a_publisher(make_hub):
     hub = make_hub("[live]\npacing = no\n")
-    playing = play(hub)
+    playing = Playing(hub)
     publisher = FakePublisher(hub)
     assert publisher.stream is playing.stream
-    publisher.stream.video(0, keyframe())
+    publisher.source.video(0, keyframe())
     settle()
-    assert texts(playing.transport, 60000)[-1] == keyframe()
+    assert playing.texts()[-1] == keyframe()
 
 
-def test_a_player_may_not_come_first_when_that_is_switched_off(make_hub):
+def test_a_player_may_not_wait_for_a_publisher_if_that_is_switched_off(make_hub):
     hub = make_hub("[live]\nwait_for_publisher = no\npublisher_grace_s = 10\n")
     with pytest.raises(Refused) as caught:
         hub.play("live/test", FakePlayer())
     assert caught.value.code == "NetStream.Play.StreamNotFound"
     assert (hub.streams, hub.counters["plays"]) == ({}, 0)
     publisher = FakePublisher(hub)
-    play(hub)
-    publisher.stop("closed by the peer")
+    Playing(hub)
+    publisher.stop(LEFT)
     # Within the grace the stream is still there.
-    play(hub)
+    Playing(hub)
     publisher.stream.end()
     with pytest.raises(Refused):
         hub.play("live/test", FakePlayer())
 
 
-def test_a_stream_goes_when_its_last_player_stops_waiting(make_hub):
+def test_a_stream_is_removed_when_its_last_player_stops_waiting(make_hub):
     hub = make_hub()
-    first, second = play(hub), play(hub)
-    unplay(hub, first)
+    first, second = Playing(hub), Playing(hub)
+    first.leave()
     assert hub.streams
-    unplay(hub, second)
+    second.leave()
     assert hub.streams == {}
-    unplay(hub, second)
+    second.leave()
 
 
-def test_what_players_went_through_is_counted_when_the_stream_goes(make_hub, clock):
+def test_the_delivery_counters_of_a_removed_stream_are_kept(make_hub, clock):
     hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[live]\npublisher_grace_s = 0\npacing = no\n")
     publisher = FakePublisher(hub)
-    publisher.stream.video(0, keyframe())
-    playing = play(hub)
+    publisher.source.video(0, keyframe())
+    playing = Playing(hub)
     settle()
     playing.transport.capacity = 0
-    publisher.stream.video(40, frame("", 5000))
-    publisher.stream.video(80, keyframe())
+    publisher.source.video(40, frame("", 5000))
+    publisher.source.video(80, keyframe())
     settle()
     clock.now_s += 31
     publisher.stream.sweep(clock.now_s, 30)
-    unplay(hub, playing)
-    publisher.stop("closed by the peer")
+    playing.leave()
+    publisher.stop(LEFT)
     assert hub.streams == {}
     assert (hub.counters["player_skips"], hub.counters["players_stalled"]) == (1, 1)
 
@@ -318,10 +332,10 @@ def test_a_stream_of_no_application_is_refused(make_hub):
     assert hub.streams == {}
 
 
-def test_a_reload_reaches_streams_and_connections(make_hub):
+def test_a_reload_changes_the_options_of_streams_and_connections(make_hub):
     hub = make_hub(APPLICATIONS)
     streams = [FakePublisher(hub, key).stream for key in ("live/a", "live/sub/a", "deep/er/a")]
-    connection = FakeConnection(hub.config.server)
+    connection = FakeConnection()
     hub.connections.add(connection)
     hub.reload(
         load_text(
@@ -329,10 +343,10 @@ def test_a_reload_reaches_streams_and_connections(make_hub):
             "[applications]\n[[live]]\nkeyframe_wait_s = 20\n[[live/sub]]\nkeyframe_wait_s = 30\n"
         )
     )
-    # The application of the last one is gone; it goes on as it was.
+    # The application of the last stream has been removed; the stream keeps its options.
     assert [stream.options.live.keyframe_wait_s for stream in streams] == [20, 30, 4]
-    assert [stream.fanout.options.keyframe_wait_s for stream in streams] == [20, 30, 4]
-    assert connection.config.ping_interval_s == 7
+    assert [stream.published.fanout.options.keyframe_wait_s for stream in streams] == [20, 30, 4]
+    assert connection.options.server.ping_interval_s == 7
     hub.connections.clear()
 
 
@@ -340,8 +354,9 @@ def test_a_reload_reaches_streams_and_connections(make_hub):
 
 
 class SilentTransport(FakeTransport):
-    """A peer that says nothing until the test ends it."""
+    """A client that sends nothing until the test ends the connection."""
 
+    scheme = "rtmp"
     bytes_sent = 0
     sending = False
 
@@ -374,7 +389,7 @@ def end(transports, greenlets):
     gevent.joinall(greenlets, timeout=LIMIT_S, raise_error=True)
 
 
-def test_connections_are_counted_and_forgotten_when_they_end(make_hub):
+def test_connections_are_counted_and_removed_when_they_end(make_hub):
     hub = make_hub()
     transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1")
     assert len(hub.connections) == 3
@@ -403,7 +418,7 @@ def test_more_connections_of_one_address_than_allowed_are_refused(make_hub):
     end(*second)
 
 
-def test_nobody_is_served_once_the_server_stops(make_hub):
+def test_no_connection_is_served_once_the_server_stops(make_hub):
     hub = make_hub()
     hub.stop()
     _, greenlets = serve(hub, "192.0.2.1:1")
@@ -411,7 +426,8 @@ def test_nobody_is_served_once_the_server_stops(make_hub):
     assert hub.counters["connections_refused"] == 1
 
 
-def test_refusals_are_logged_now_and_then_not_each(make_hub, clock, caplog):
+def test_repeated_refusals_are_logged_every_ten_seconds(make_hub, clock, caplog, monkeypatch):
+    monkeypatch.setattr("rtmpd.hub.LogThrottle", partial(LogThrottle, clock=clock.monotonic))
     hub = make_hub("[limits]\nconnection_limit = 1\n")
     held = serve(hub, "192.0.2.1:1")
     with caplog.at_level(logging.WARNING, "rtmpd"):
@@ -420,24 +436,24 @@ def test_refusals_are_logged_now_and_then_not_each(make_hub, clock, caplog):
             clock.now_s += 0.3
     lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(lines) == 2
-    assert lines[0] == "192.0.2.9:1 refused: connection_limit is 1 (1 refused so far)"
+    assert lines[0] == "connection from 192.0.2.9:1 refused: connection_limit is 1 (1 refused so far)"
     end(*held)
 
 
-def test_a_bug_in_a_connection_is_logged_and_counted_and_ends_only_that(make_hub, caplog):
+def test_an_internal_error_is_logged_and_counted_and_ends_one_connection(make_hub, caplog):
     hub = make_hub("[limits]\nconnections_per_address_limit = 2\n")
     (failing, other), greenlets = serve(hub, "192.0.2.1:1", "192.0.2.1:2")
     failing.failure = RuntimeError("a bug")
     with caplog.at_level(logging.ERROR, "rtmpd"):
         failing.over.set()
         greenlets[0].get(timeout=LIMIT_S)
-    assert "internal error in handshake" in caplog.text
+    assert "internal error in phase handshake: the connection is closed" in caplog.text
     assert hub.counters["internal_errors"] == 1
     assert len(hub.connections) == 1
     end([other], greenlets[1:])
 
 
-def test_a_connection_that_is_killed_is_no_error(make_hub):
+def test_a_killed_connection_is_no_error(make_hub):
     hub = make_hub()
     _, greenlets = serve(hub, "192.0.2.1:1")
     greenlets[0].kill()
@@ -459,11 +475,11 @@ def wait_until(condition):
             gevent.sleep(0.001)
 
 
-def test_streams_whose_grace_is_over_are_dropped(make_hub, clock, quick_sweeps):
+def test_streams_whose_grace_is_over_are_removed(make_hub, clock, quick_sweeps):
     hub = make_hub("[live]\npublisher_grace_s = 10\n")
     hub.start()
     publisher = FakePublisher(hub)
-    publisher.stop("closed by the peer")
+    publisher.stop(LEFT)
     clock.now_s += 9
     gevent.sleep(0.01)
     assert hub.streams
@@ -473,30 +489,30 @@ def test_streams_whose_grace_is_over_are_dropped(make_hub, clock, quick_sweeps):
 
 def test_connections_and_streams_are_swept(make_hub, clock, quick_sweeps):
     hub = make_hub()
-    connection = FakeConnection(hub.config.server)
+    connection = FakeConnection()
     hub.connections.add(connection)
     publisher = FakePublisher(hub)
-    publisher.stream.video(0, keyframe())
+    publisher.source.video(0, keyframe())
     hub.start()
     clock.now_s += 3
-    wait_until(lambda: publisher.stream.active_at == clock.now_s)
+    wait_until(lambda: publisher.source.active_at == clock.now_s)
     assert set(connection.swept) == {clock.now_s}
     hub.connections.clear()
 
 
-def test_the_end_tells_players_and_closes_connections(make_hub):
+def test_a_stop_notifies_players_and_closes_connections(make_hub):
     hub = make_hub("[live]\npacing = no\n")
     hub.start()
     publisher = FakePublisher(hub)
-    publisher.stream.video(0, keyframe())
-    players = [play(hub) for _ in range(3)]
+    publisher.source.video(0, keyframe())
+    players = [Playing(hub) for _ in range(3)]
     settle()
-    publisher.stream.video(40, frame("last"))
+    publisher.source.video(40, frame("last"))
     transports, greenlets = serve(hub, "192.0.2.1:1", "192.0.2.2:1")
     hub.stop()
     assert [transport.close_reason for transport in transports] == ["the server is stopping"] * 2
     for playing in players:
-        got = texts(playing.transport, 60000)
+        got = playing.texts()
         assert got[:2] == [keyframe(), frame("last")]
         assert any(b"UnpublishNotify" in payload for payload in got[2:])
     end(transports, greenlets)
@@ -507,18 +523,20 @@ def test_the_end_tells_players_and_closes_connections(make_hub):
 # Memory -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_is_gone_takes_its_memory_with_it_without_the_garbage_collector(make_hub):
-    """The collector comes seldom: streams that wait for it, each with its pages, add up to gigabytes."""
+def test_a_removed_stream_is_freed_without_the_garbage_collector(make_hub):
+    """The collector runs seldom: streams that wait for it, each with its pages, add up to gigabytes."""
     hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
     gc.collect()
     gc.disable()
     try:
-        publisher, playing = FakePublisher(hub), play(hub)
-        publisher.stream.video(0, keyframe())
+        publisher, playing = FakePublisher(hub), Playing(hub)
+        publisher.source.video(0, keyframe())
         settle()
         stream = weakref.ref(publisher.stream)
-        publisher.stop("deleteStream")
-        unplay(hub, playing)
+        publisher.stop(LEFT)
+        playing.leave()
+        # The stand-in is a cycle of its own; a publisher forgets its stream.
+        publisher.stream = None
         del publisher, playing
         settle()
         assert hub.streams == {}
@@ -527,11 +545,8 @@ def test_a_stream_that_is_gone_takes_its_memory_with_it_without_the_garbage_coll
         gc.enable()
 
 
-# Memory -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_connection_is_freed_when_it_has_ended_without_the_collector(make_hub):
-    """The collector comes seldom, and thousands of connections may have come and gone by then."""
+def test_a_connection_that_has_ended_is_freed_without_the_garbage_collector(make_hub):
+    """The collector runs seldom, and thousands of connections may have come and gone by then."""
     hub = make_hub()
     gc.disable()
     try:
@@ -553,22 +568,20 @@ def test_a_connection_is_freed_when_it_has_ended_without_the_collector(make_hub)
 # Loops of relays --------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_was_here_before_is_refused(make_hub):
+def test_a_stream_that_has_come_through_this_server_is_refused(make_hub):
     hub = make_hub()
-    publisher = SimpleNamespace(connection=SimpleNamespace(via=("0123456789abcdef", hub.id)), number=0)
     with pytest.raises(Refused, match=r"NetStream\.Publish\.Rejected: A relay loop"):
-        hub.publish("live/a", publisher)
+        FakePublisher(hub, "live/a", via=("0123456789abcdef", hub.id))
     assert hub.counters["relay_loops"] == 1
     assert not hub.streams
 
 
-def test_a_stream_knows_where_it_has_come_through(make_hub):
-    hub = make_hub()
-    publisher = SimpleNamespace(connection=SimpleNamespace(via=("0123456789abcdef",)), number=0)
-    assert hub.publish("live/a", publisher).via == ("0123456789abcdef",)
+def test_a_source_has_the_servers_that_its_stream_has_come_through(make_hub):
+    publisher = FakePublisher(make_hub(), "live/a", via=("0123456789abcdef",))
+    assert publisher.stream.source.info.via == ("0123456789abcdef",)
 
 
-def test_each_hub_has_a_name_of_its_own(make_hub):
+def test_each_hub_has_its_own_id(make_hub):
     assert make_hub().id != make_hub().id
 
 
@@ -577,11 +590,13 @@ def test_the_sweep_keeps_no_stream_that_has_ended(make_hub, monkeypatch):
     hub = make_hub("[live]\npublisher_grace_s = 0\n")
     hub.start()
     publisher = FakePublisher(hub)
-    with gevent.Timeout(5):
-        while not publisher.swept:
+    publisher.source.video(0, keyframe())
+    before_s = publisher.source.active_at
+    with gevent.Timeout(LIMIT_S):
+        while publisher.source.active_at == before_s:
             gevent.sleep(0.001)
     stream = weakref.ref(publisher.stream)
-    publisher.stop("closed by the peer")
+    publisher.stop(LEFT)
     del publisher
     assert hub.streams == {}
     gc.collect()

@@ -1,16 +1,15 @@
-"""How many streams and players the hub lets in."""
+"""Limits that the hub enforces: streams, players, memory."""
 
 from __future__ import annotations
 
 import gc
-from types import SimpleNamespace
 
 import pytest
 
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused
 from rtmpd.hub import Hub
-from tests.unit.live.fakes import keyframe
+from tests.unit.live.fakes import keyframe, new_source
 
 
 @pytest.fixture
@@ -24,13 +23,13 @@ def make_hub():
     yield make
     for hub in made:
         for stream in hub.streams.values():
+            stream.end()
             stream.close()
 
 
 def publish(hub, key):
-    publisher = SimpleNamespace(connection=SimpleNamespace(via=()), number=0, stop=lambda reason: None)
-    publisher.stream = hub.publish(key, publisher)
-    return publisher
+    """Publish; return the stream."""
+    return hub.publish(key, new_source())
 
 
 class Player:
@@ -52,21 +51,21 @@ def refusal(action, *args):
     return caught.value.code, caught.value.reason
 
 
-def test_one_stream_too_many_is_refused_so_that_encoders_try_again(make_hub):
+def test_a_stream_beyond_the_limit_is_refused_so_that_encoders_retry(make_hub):
     hub = make_hub("[limits]\nstream_limit = 2\n[live]\npublisher_grace_s = 0\n")
     first = publish(hub, "live/a")
     publish(hub, "live/b")
     assert refusal(publish, hub, "live/c") == ("NetStream.Failed", "stream_limit is 2")
     assert refusal(play, hub, "live/c") == ("NetStream.Play.Failed", "stream_limit is 2")
     assert (sorted(hub.streams), hub.counters["streams_refused"], hub.counters["publishes"]) == (["live/a", "live/b"], 2, 2)
-    hub.unpublish(first.stream, first)
+    hub.unpublish(first, first.source)
     publish(hub, "live/c")
 
 
-def test_a_stream_that_is_there_can_be_played_and_published(make_hub):
+def test_at_the_limit_existing_streams_can_be_played_and_published(make_hub):
     hub = make_hub("[limits]\nstream_limit = 2\n")
     publish(hub, "live/a")
-    # Who waits for a stream makes one.
+    # A player that waits for a stream creates it.
     play(hub, "live/b")
     play(hub, "live/a")
     play(hub, "live/b")
@@ -74,7 +73,7 @@ def test_a_stream_that_is_there_can_be_played_and_published(make_hub):
     assert refusal(play, hub, "live/c")[0] == "NetStream.Play.Failed"
 
 
-def test_one_player_too_many_is_refused(make_hub):
+def test_a_player_beyond_the_limit_is_refused(make_hub):
     hub = make_hub("[limits]\nplayers_per_stream_limit = 2\n")
     publish(hub, "live/a")
     first = play(hub, "live/a")
@@ -86,7 +85,7 @@ def test_one_player_too_many_is_refused(make_hub):
     play(hub, "live/a")
 
 
-def test_an_application_has_a_limit_of_players_of_its_own(make_hub):
+def test_an_application_may_have_its_own_limit_of_players(make_hub):
     hub = make_hub("[limits]\nplayers_per_stream_limit = 3\n[applications]\n[[a]]\nplayers_per_stream_limit = 1\n[[b]]\n")
     play(hub, "a/x")
     assert refusal(play, hub, "a/x")[1] == "players_per_stream_limit is 1"
@@ -95,7 +94,7 @@ def test_an_application_has_a_limit_of_players_of_its_own(make_hub):
     assert refusal(play, hub, "b/x")[1] == "players_per_stream_limit is 3"
 
 
-def test_other_limits_hold_at_once_for_whoever_comes(make_hub):
+def test_reloaded_limits_apply_at_once_to_new_streams_and_players(make_hub):
     hub = make_hub()
     publish(hub, "live/a")
     publish(hub, "live/b")
@@ -112,24 +111,24 @@ def test_other_limits_hold_at_once_for_whoever_comes(make_hub):
 # Memory -----------------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_else_may_publish_above_the_limit_of_memory(make_hub, monkeypatch):
+def test_above_the_memory_limit_new_publishers_are_refused(make_hub, monkeypatch):
     hub = make_hub("[limits]\nmemory_limit_bytes = 16M\n")
     monkeypatch.setattr(hub.memory, "total_bytes", lambda: 16 << 20)
     publish(hub, "live/a")
     monkeypatch.setattr(hub.memory, "total_bytes", lambda: (16 << 20) + 1)
     code, reason = refusal(publish, hub, "live/b")
     assert code == "NetStream.Failed"
-    assert reason == "memory_limit_bytes is 16777216, and the logs of streams take 16777217"
+    assert reason == "memory_limit_bytes is 16777216, and the logs of streams take 16777217 bytes"
     assert (list(hub.streams), hub.counters["memory_refusals"]) == (["live/a"], 1)
     play(hub, "live/a")
     hub.reload(load_text("[limits]\nmemory_limit_bytes = 17M\n"))
     publish(hub, "live/b")
 
 
-def test_the_memory_of_streams_is_a_figure(make_hub):
+def test_the_memory_of_streams_is_a_gauge(make_hub):
     hub = make_hub()
     gc.collect()
     before = hub.gauges["wire_log_bytes"]()
-    stream = publish(hub, "live/a").stream
-    stream.video(0, keyframe("", 1_000_000))
-    assert hub.gauges["wire_log_bytes"]() - before == stream.wirelog.account.bytes > 1_000_000
+    stream = publish(hub, "live/a")
+    stream.source.video(0, keyframe("", 1_000_000))
+    assert hub.gauges["wire_log_bytes"]() - before == stream.published.log.account.bytes > 1_000_000

@@ -64,7 +64,7 @@ class Overview:
         self.drops = sum(self.totals[name] for name in ("player_skips", "players_disconnected", "players_stalled"))
         self.connections = len(hub.connections)
         self.streams = len(hub.streams)
-        self.publishers = sum(stream.publisher is not None for stream in hub.streams.values())
+        self.publishers = sum(stream.source is not None for stream in hub.streams.values())
         self.subscribers = sum(len(stream.players) for stream in hub.streams.values())
         self.uptime_s = time.monotonic() - since_s
         self.gauges = {name: hub.gauges[name]() if name in hub.gauges else 0.0 for name in GAUGES}
@@ -130,25 +130,25 @@ def _limited(series: Iterator[Series], others: Series, limit: int, pace: Pace) -
 
 
 def _of_stream(stream: Stream) -> Series:
-    vitals, tally = stream.vitals, stream.fanout.tally
-    published = stream.publisher is not None
+    stats, counters = stream.stats, stream.counters
+    published = stream.source is not None
     return Series(
         (label(stream.key),),
         {
             "published": int(published),
             "players": len(stream.players),
-            "bitrate_bps": vitals.bitrate,
-            "fps": vitals.fps,
-            "keyframe_age_s": time.monotonic() - vitals.keyframe_at if published and vitals.keyframes else None,
-            "keyframe_interval_s": vitals.keyframe_interval_ms / 1000 if published and vitals.keyframe_interval_ms else None,
-            "lag_s": max(fanout.lag_ms() for fanout in stream.fanouts) / 1000,
-            "drops": tally.drops,
-            "skips": tally.skips,
-            "messages_dropped": tally.dropped,
-            "frames_disposed": tally.disposed,
-            "disconnects": tally.disconnects,
-            "bytes_in": stream.bytes_in,
-            "bytes_out": tally.bytes_sent,
+            "bitrate_bps": stats.bitrate,
+            "fps": stats.fps,
+            "keyframe_age_s": time.monotonic() - stats.keyframe_at if published and stats.keyframes else None,
+            "keyframe_interval_s": stats.keyframe_interval_ms / 1000 if published and stats.keyframe_interval_ms else None,
+            "lag_s": stream.lag_ms() / 1000,
+            "drops": counters.drops,
+            "skips": counters.skips,
+            "messages_dropped": counters.dropped,
+            "frames_disposed": counters.disposed,
+            "disconnects": counters.disconnects,
+            "bytes_in": stream.received.bytes,
+            "bytes_out": counters.bytes_sent,
         },
     )
 

@@ -21,9 +21,8 @@ from rtmpd.media.flv_metadata import (
 from rtmpd.media.tags import Kind
 
 if TYPE_CHECKING:
-    from rtmpd.live.flvlog import LoggedTag
-    from rtmpd.live.headers import Headers
-    from rtmpd.live.stats import Vitals
+    from rtmpd.live.framing import Headers, Message
+    from rtmpd.live.stats import Stats
 
 __all__ = ["Assembler", "Piece", "Segment", "SegmentLimits"]
 
@@ -78,32 +77,32 @@ class Segment:
         written: What of it is on the disk.
     """
 
-    def __init__(self, number: int, base: int, vitals: Vitals, metadata: bytes, headers: Headers, index_entries: int) -> None:
+    def __init__(self, number: int, base: int, stats: Stats, metadata: bytes, headers: Headers, index_entries: int) -> None:
         self.number = number
         self.base = base
         self.pending = bytearray()
         self.cut = False
         self.written = Written()
         self._frames = 0
-        self._vitals = vitals
+        self._stats = stats
         self._has_audio = self._has_video = False
         self._audio, self._video = FrameTimes(), FrameTimes()
         self._index = KeyframeIndex(index_entries)
-        tracks = [type_id for _, type_id, _ in headers.items]
+        tracks = [type_id for type_id, _ in headers.items]
         # An estimate for a file that is never closed; `patches` corrects it.
-        has_audio = flv.AUDIO in tracks or vitals.audio is not None
-        has_video = flv.VIDEO in tracks or vitals.video is not None
+        has_audio = flv.AUDIO in tracks or stats.audio is not None
+        has_video = flv.VIDEO in tracks or stats.video is not None
         self._block = MetadataBlock(
             read_metadata(metadata),
             has_audio=has_audio,
             has_video=has_video,
-            audio=vitals.audio,
-            video=vitals.video,
+            audio=stats.audio,
+            video=stats.video,
             index_entries=index_entries,
         )
         self.pending += flv.file_header(has_audio, has_video) + self._block.render()
         self.size = len(self.pending)
-        for _, type_id, payload in headers.items:
+        for type_id, payload in headers.items:
             if type_id != flv.SCRIPT:
                 self.header(type_id, flv.tag(type_id, 0, payload), base)
 
@@ -160,7 +159,7 @@ class Segment:
         size, duration_ms, last_ms, _ = self.written
         block = self._block
         block.has_audio, block.has_video = self._has_audio, self._has_video
-        block.audio, block.video = self._vitals.audio or block.audio, self._vitals.video or block.video
+        block.audio, block.video = self._stats.audio or block.audio, self._stats.video or block.video
         header = self._index.sequence_header
         rendered = block.render(
             duration_s=duration_ms / 1000,
@@ -177,7 +176,7 @@ class Assembler:
     """Assembles the files of one publish.
 
     Args:
-        vitals: The stats of the stream, which the stream updates.
+        stats: The stats of the stream, which the stream updates.
         limits: The limits of a file.
 
     Attributes:
@@ -185,10 +184,10 @@ class Assembler:
         segment: The file in progress; None before its first frame.
     """
 
-    def __init__(self, vitals: Vitals, limits: SegmentLimits) -> None:
+    def __init__(self, stats: Stats, limits: SegmentLimits) -> None:
         self.limits = limits
         self.segment: Segment | None = None
-        self._vitals = vitals
+        self._stats = stats
         self._count = 0
         self._done: list[Segment] = []
         self._headers = HeaderCache()
@@ -201,7 +200,7 @@ class Assembler:
 
     # Input -------------------------------------------------------------------------------------------------------------
 
-    def feed(self, tag: LoggedTag) -> None:
+    def feed(self, tag: Message) -> None:
         """Add the next tag of the stream."""
         type_id, kind = tag.type_id, tag.kind
         if kind in (_FRAME, _KEYFRAME):
@@ -286,7 +285,7 @@ class Assembler:
         entries = DEFAULT_INDEX_ENTRIES
         if self.limits.duration_s:
             entries = min(entries, max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S)))
-        self.segment = Segment(self._count, timestamp, self._vitals, self._metadata, self._headers.current, entries)
+        self.segment = Segment(self._count, timestamp, self._stats, self._metadata, self._headers.current, entries)
         return self.segment
 
     def _is_due(self, segment: Segment, timestamp: int) -> bool:
@@ -324,8 +323,8 @@ class Assembler:
         """Start to read at the next tag, with these headers in force: another file begins at the next keyframe."""
         self._waiting_since = None
         self._take_held()
-        self._headers.reset()
-        for _, type_id, payload in headers.items:
+        self._headers = HeaderCache()
+        for type_id, payload in headers.items:
             self._header(type_id, payload)
 
     def take(self) -> list[Piece]:

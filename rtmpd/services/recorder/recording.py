@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import gevent
 from gevent.event import Event
 
-from rtmpd.live.flvlog import NEVER
+from rtmpd.live.log import NEVER
 from rtmpd.phases import RECORDING, Machine, RecordingPhase
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from rtmpd.services.recorder.files import FlvFile, file_error
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import RecordConfig
-    from rtmpd.live.flvlog import FlvLog
+    from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
     from rtmpd.services.recorder.assembler import Piece, Segment
@@ -85,7 +85,7 @@ class Recording:
         key: The stream key.
         connection_id: See above.
         greenlet: To be started by the owner.
-        wake_at: See `rtmpd.live.flvlog.FlvReader`.
+        wake_at: See `rtmpd.live.log.LogReader`.
         file: The file in progress; None between files.
     """
 
@@ -103,8 +103,8 @@ class Recording:
         self._segment: Segment | None = None
         self._job: Job[Any] | None = None
         self._woken = Event()
-        self._assembler = Assembler(stream.vitals, self._limits())
-        self._log: FlvLog | None = None
+        self._assembler = Assembler(stream.stats, self._limits())
+        self._log: Log | None = None
         self._page: Page | None = None
         self._offset = 0
         self._end_position = NEVER
@@ -121,21 +121,21 @@ class Recording:
 
     def _attach(self) -> None:
         """Start to read at the present end of the log."""
-        self._assembler.restart(self._stream.headers.current)
-        self._log = self._stream.read_flv(self)
+        self._assembler.restart(self._stream.headers)
+        self._log = self._stream.read(self)
         self._page, self._offset = self._log.tail, self._log.tail.end
         self._wake_when(BATCH_BYTES)
 
     def _detach(self) -> None:
         """Release the cursor, and with it the memory of the log."""
-        self._stream.leave_flv(self)
+        self._stream.stop_reading(self)
         self._log = self._page = None
 
     def _wake_when(self, size_bytes: int) -> None:
         """Have `wake` called when the log has this much unread data."""
         if self._log is not None and self._page is not None:
             self.wake_at = self._page.base + self._offset + size_bytes
-            self._log.look()
+            self._log.schedule()
 
     def wake(self) -> None:
         """Called by the log in the publisher's greenlet: a batch is complete, or too much data waits for the disk."""
@@ -145,6 +145,10 @@ class Recording:
             self._machine.to(_RETRYING)
         self._woken.set()
 
+    def fail(self) -> None:
+        """Called by the stream: its log ends because of an error."""
+        self.end("internal error")
+
     def end(self, reason: str) -> None:
         """Have everything up to the present end of the log written, and the file closed."""
         if self._is(_RETRYING):
@@ -153,7 +157,7 @@ class Recording:
             self._machine.to(_ENDING)
             self._reason = reason
             self._end_position = self._log.position
-            self._stream.leave_flv(self)
+            self._stream.stop_reading(self)
         self._woken.set()
 
     def _collect(self) -> bool:
@@ -163,7 +167,7 @@ class Recording:
             return False
         self._assembler.limits = self._limits()
         limit = page.base + self._offset + _TAKE_BYTES
-        for tag in log_.read(page, self._offset):
+        for tag in log_.read_all(page, self._offset):
             position = tag.page.base + tag.offset
             if position > self._end_position:
                 break

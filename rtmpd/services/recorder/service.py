@@ -85,7 +85,7 @@ class Recorder:
         """Start and end recordings of live streams as the new options require."""
         self.options = options
         for stream in self._hub.streams.values():
-            if stream.publisher is None:
+            if stream.source is None:
                 continue
             wanted = self._wants(stream)
             if wanted and stream not in self._recordings:

@@ -1,8 +1,7 @@
-"""One stream's way to one destination: a greenlet that connects, publishes, reads what comes back, and begins again.
+"""The relay of one stream to one destination: a greenlet that connects, publishes, reads the answers, and retries.
 
-The media is not its business: once the destination has agreed, the stream's fan-out writes to the connection, the same bytes as
-to players, and with the same rules for who is slow. When the publish ends, the relay leaves the fan-out, sends the rest, and
-says good-bye. May import gevent; imports the client, and the stream.
+Once the destination has accepted the publish, the stream's fan-out writes to the connection: the same bytes as to players, with
+the same rules for slow ones. When the publish ends, the relay leaves the fan-out, sends the rest, and unpublishes.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from rtmpd.client import Client
 from rtmpd.errors import Refused, RtmpdError
 from rtmpd.events import EventType
 from rtmpd.hub import RelayFigures
-from rtmpd.live.subscriber import State
+from rtmpd.live.rtmp_framing import RelayFraming
+from rtmpd.live.subscriber import State, Subscriber
 from rtmpd.net.listener import is_listened_on
 from rtmpd.net.transport import deadline
+from rtmpd.phases import RELAY, CloseKind, CloseReason, Machine, RelayPhase
 from rtmpd.protocol import via
 from rtmpd.protocol.enhanced import server_answer
 from rtmpd.services.relay.delivery import DeliveryWatch
-from rtmpd.services.relay.moving import Moved, check, moved_url
-from rtmpd.services.relay.subscriber import RelaySubscriber
+from rtmpd.services.relay.redirect import Redirected, check, redirect_url
 from rtmpd.util.backoff import Backoff
 from rtmpd.util.text import printable
 
@@ -37,27 +37,28 @@ if TYPE_CHECKING:
     from rtmpd.config.relay_url import RelayUrl
     from rtmpd.events import Scalar
     from rtmpd.hub import Hub
+    from rtmpd.live.output import Output
     from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
 
-__all__ = ["Relay", "RelayOwner"]
+__all__ = ["Relay", "RelayOptions", "RelayOwner"]
 
 log = logging.getLogger(__name__)
 
 _WINDOW_BYTES = 250_000
 """How often the destination is to acknowledge."""
 
-_WELL_S = 30.0
-"""Who was live for as long begins with short waits again."""
+_STABLE_S = 30.0
+"""A relay that was up for this long starts over with short waits."""
 
-_MOVE_S = 2.0
-"""Who was live for as long is moved without a wait, if the destination asks for it."""
+_REDIRECT_S = 2.0
+"""A relay that was up for this long follows a redirect without a wait."""
 
 _FINISH_S = 5.0
 _LINGER_S = 1.0
 _AFTER_OTHER_S = _FINISH_S + _LINGER_S
 _REASON_LENGTH = 200
-_HEARD_LENGTH = 10_000
+_SERVER_TEXT_LENGTH = 10_000
 _REASONS = 64  # different ones that are remembered
 
 
@@ -79,21 +80,33 @@ class _Rest(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """What ended a try.
+    """What ended an attempt.
 
     Attributes:
-        reason: In words.
-        key: What it has in common with others of its kind: what a server says may be different each time.
-        was_up: It was up before.
-        loop: The destination is this server, or leads to it: it hardly changes soon.
-        moved: The destination asked for it, and not too soon.
+        reason: For the log.
+        key: What the reason has in common with others of its kind: a server's text may be different each time.
+        was_up: The relay was up before.
+        loop: The destination is this server, or leads to it: that hardly changes soon.
+        redirected: The destination asked for it, and not too soon.
     """
 
     reason: str
     key: str
     was_up: bool
     loop: bool = False
-    moved: bool = False
+    redirected: bool = False
+
+
+class RelayOptions(NamedTuple):
+    """The part of the configuration that relays use, besides the ``relay`` options of each stream.
+
+    Attributes:
+        relay_limit: The largest number of relays.
+        unsent_limit_bytes: The option of ``[server]``.
+    """
+
+    relay_limit: int
+    unsent_limit_bytes: int
 
 
 class RelayOwner(Protocol):
@@ -103,8 +116,9 @@ class RelayOwner(Protocol):
     def hub(self) -> Hub:
         """The hub."""
 
-    def options_of(self, stream: Stream) -> RelayConfig:
-        """Return the options in force for a stream."""
+    @property
+    def options(self) -> RelayOptions:
+        """The options in force."""
 
 
 class Relay:
@@ -112,17 +126,15 @@ class Relay:
 
     Args:
         owner: The service.
-        stream: What is relayed.
-        url: Where to.
-        label: What the destination is called where others can read it.
+        stream: The stream; it has a source.
+        url: The destination.
+        label: The destination's name in logs and metrics.
         after: A greenlet that must end first: the relay of the publish before, which still holds the name there.
 
     Attributes:
         greenlet: To be started by the owner.
-        state: ``connecting``, ``up``, ``waiting`` (it was up, and is to be tried again), ``failed`` (likewise, but the last try
-            did not come so far) or ``ended``.
-        reconnects: How often it came up again.
-        failures: Tries that failed, and connections that were lost.
+        reconnects: How often the relay came up again.
+        failures: Attempts that failed, and connections that were lost.
     """
 
     def __init__(
@@ -130,38 +142,48 @@ class Relay:
     ) -> None:
         self.url = url
         self.label = label
-        self.state = "connecting"
         self.reconnects = 0
         self.failures = 0
         self._owner = owner
         self._stream = stream
+        self._via = stream.source.info.via if stream.source is not None else ()
         self._after = after
-        self._app, _, self._name = stream.key.rpartition("/")
         self._publish_began_at = stream.begun_at
+        self._machine = Machine(RELAY, RelayPhase.CONNECTING)
         self._began_at = time.monotonic()
         self._changed_at = self._began_at
         self._ups = 0
         self._live_s = 0.0
-        self._tries = 0
+        self._attempts = 0
         self._reasons: set[str] = set()
         self._backoff = Backoff(random.random)
         self._client: Client | None = None
-        self._subscriber: RelaySubscriber | None = None
+        self._subscriber: Subscriber | None = None
+        self._framing = RelayFraming(1)
         self._watch = DeliveryWatch(0.0)
         self._rest: _Rest | None = None
         self._end_reason = ""
         self._next_url = ""
-        # Of connections that are gone, and what of it all the hub's counters have.
+        # Of connections that are gone, and the part of all figures that is in the hub's counters.
         self._bytes = self._messages = self._dropped = 0
-        self._bytes_before = 0  # when it came up
+        self._bytes_before = 0  # when the relay came up
         self._counted = (0, 0, 0)
         self._skips = 0
         self._left_at: int | None = None
         self.greenlet: gevent.Greenlet[[], None] = gevent.Greenlet(self._run)
 
     @property
+    def phase(self) -> RelayPhase:
+        """The phase."""
+        return self._machine.phase
+
+    @property
     def _options(self) -> RelayConfig:
-        return self._owner.options_of(self._stream)
+        return self._stream.options.relay
+
+    @property
+    def _output(self) -> Output:
+        return self._stream.published
 
     def __str__(self) -> str:
         return f"{self._stream.key}: relay to {self.label}"
@@ -174,17 +196,17 @@ class Relay:
             self._after = None
         try:
             while True:
-                failure = self._try()
+                failure = self._attempt()
                 options = self._options
-                if failure.moved:
+                if failure.redirected:
                     log.info("%s: the destination asks to connect again%s", self, " elsewhere" if self._next_url else "")
                     self._owner.hub.count("relay_moves")
                     continue
                 wait_s = self._backoff.next_s(options.relay_retry_s, options.relay_retry_limit_s, longest=failure.loop)
-                self._say_failure(failure, wait_s)
+                self._report_failure(failure, wait_s)
                 gevent.sleep(wait_s)
         finally:
-            self._set_state("ended")
+            self._enter(RelayPhase.ENDED)
             self._count()
             log.info(
                 "%s ended: %s; live %.1f of %.1f s, %d bytes, %d reconnects, %d failures, %d skips",
@@ -198,34 +220,38 @@ class Relay:
                 self._skips,
             )
 
-    def _try(self) -> _Failure:
-        """Connect and relay until the connection ends; return why it has."""
+    def _enter(self, phase: RelayPhase) -> None:
+        if phase is not self.phase and RelayPhase.UP in (phase, self.phase):
+            self._changed_at = time.monotonic()
+        self._machine.to(phase)
+
+    def _attempt(self) -> _Failure:
+        """Connect and relay until the connection ends; return why it did."""
         hub, options = self._owner.hub, self._options
-        self._set_state("connecting")
-        self._tries += 1
-        ids = (*self._stream.via, hub.id)
+        self._enter(RelayPhase.CONNECTING)
+        self._attempts += 1
         client: Client | None = None
-        reason, key, loop, moved = "", "", False, False
-        # Where a destination has sent it, but once: if that does not work, the configuration counts.
-        url, self._next_url = self._next_url or self.url.expand(self._app, self._name), ""
+        reason, key, loop, redirected = "", "", False, False
+        # A redirect counts for one attempt: if that fails, the configuration holds again.
+        url, self._next_url = self._next_url or self.url.expand(self._stream.key.app, self._stream.key.name), ""
         try:
             client = self._client = Client(
                 url,
                 timeout_s=options.relay_connect_timeout_s,
-                chunk_size=self._stream.wirelog.chunk_size,
+                chunk_size=hub.chunk_size,
                 window_ack_size=_WINDOW_BYTES,
-                # As a server it takes whatever there is, and so it says as a client.
-                connect_properties={via.MEMBER: via.format_via(ids), **server_answer()},
+                # As a server it takes any codec, and declares that as a client.
+                connect_properties={via.MEMBER: via.format_via((*self._via, hub.id)), **server_answer()},
                 vet=self._vet,
                 tls=hub.tls.client.context if url.startswith("rtmps:") else True,
             )
             client.publish(drain=False)
-            self._go_live(client)
+            self._come_up(client)
             for item in client.messages():
                 check(item)
-        except Moved as error:
-            reason, moved = str(error), time.monotonic() - self._changed_at >= _MOVE_S
-            self._next_url = moved_url(url, error.tc_url)
+        except Redirected as error:
+            reason, redirected = str(error), time.monotonic() - self._changed_at >= _REDIRECT_S
+            self._next_url = redirect_url(url, error.tc_url)
         except _Loop as error:
             reason, loop = str(error), True
         except Refused as error:
@@ -239,24 +265,27 @@ class Relay:
             raise
         except Exception:
             hub.count("internal_errors")
-            log.exception("%s: internal error", self)
+            log.exception("%s: internal error: this attempt has ended, the relay tries again", self)
             reason = "internal error"
         finally:
             was_up = self._go_down(reason or self._end_reason or "the server is stopping")
             if client is not None:
                 client.close()
-        return _Failure(reason, key or reason, was_up, loop, was_up and moved)
+        return _Failure(reason, key or reason, was_up, loop, was_up and redirected)
 
     def _vet(self, address: tuple[Any, ...]) -> None:
         if is_listened_on(address, self._owner.hub.listening):
-            raise _Loop("it is this very server: a loop")
+            raise _Loop("the destination is this very server: a loop")
 
-    def _go_live(self, client: Client) -> None:
-        """Have the fan-out write to the connection from now on."""
+    def _come_up(self, client: Client) -> None:
+        """Let the fan-out write to the connection from now on."""
         hub, stream, now_s = self._owner.hub, self._stream, time.monotonic()
-        client.transport.limit_unsent(hub.config.server.unsent_limit_bytes)
+        client.transport.limit_unsent(self._owner.options.unsent_limit_bytes)
         client.transport.interactive = False
-        subscriber = self._subscriber = RelaySubscriber(client.transport, client.message_stream_id)
+        self._framing = RelayFraming(hub.chunk_size, client.message_stream_id)
+        subscriber = self._subscriber = Subscriber(client.transport, self._framing, f"relay to {self.label}")
+        # Frames left out here would be missing for all players there; a relay that is closed comes back, with more lost.
+        subscriber.skips_only = True
         subscriber.left_at = self._left_at
         subscriber.write_timeout_s = self._options.relay_write_timeout_s
         self._watch = DeliveryWatch(now_s)
@@ -264,56 +293,50 @@ class Relay:
         if self._ups:
             self.reconnects += 1
             hub.count("relay_reconnects")
-            again = f" again, after {now_s - self._changed_at:.1f} s" if self._tries == 1 else f" again, try {self._tries}"
-        elif self._tries > 1:
-            again = f", try {self._tries}"
+            down_s = now_s - self._changed_at
+            again = f" again, after {down_s:.1f} s" if self._attempts == 1 else f" again, attempt {self._attempts}"
+        elif self._attempts > 1:
+            again = f", attempt {self._attempts}"
         self._ups += 1
-        self._tries = 0
+        self._attempts = 0
         self._bytes_before = self._bytes
         self._reasons.clear()
-        self._set_state("up")
+        self._enter(RelayPhase.UP)
         log.info("%s is up%s (%s)", self, again, client.transport.peer)
-        # By now whoever is told may find it in the figures.
+        # By now handlers find the relay in the figures.
         hub.bus.emit(EventType.RELAY_UP, {"destination": self.label}, stream=stream)
-        client.delegate_writes(partial(stream.fanout.write, subscriber))
-        stream.fanout.join(subscriber, self._publish_began_at)
+        client.delegate_writes(partial(self._output.fanout.write, subscriber))
+        self._output.fanout.join(subscriber, self._publish_began_at)
 
     def _go_down(self, reason: str) -> bool:
-        """Take leave of a connection that is over; return whether it was up."""
-        client, subscriber, stream = self._client, self._subscriber, self._stream
+        """Leave a connection that has ended; return whether the relay was up."""
+        client, subscriber, fanout = self._client, self._subscriber, self._output.fanout
         self._client = self._subscriber = None
         if client is None or subscriber is None:
             return False
-        stream.fanout.leave(subscriber)
-        self._bytes += stream.fanout.sent_bytes(subscriber)
+        fanout.leave(subscriber)
+        self._bytes += fanout.sent_bytes(subscriber)
         self._messages += subscriber.messages
         self._dropped += subscriber.dropped
         self._skips += subscriber.skips
         self._left_at = subscriber.left_at
         duration_s = time.monotonic() - self._changed_at
         self._live_s += duration_s
-        self._set_state("waiting")
+        self._enter(RelayPhase.WAITING)
         data: dict[str, Scalar] = {
             "destination": self.label,
             "reason": self._hidden(reason),
             "duration_s": round(duration_s, 3),
             "bytes": self._bytes - self._bytes_before,
         }
-        self._owner.hub.bus.emit(EventType.RELAY_DOWN, data, stream=stream)
+        self._owner.hub.bus.emit(EventType.RELAY_DOWN, data, stream=self._stream)
         return True
 
-    def _set_state(self, state: str) -> None:
-        if state != self.state and "up" in (state, self.state):
-            self._changed_at = time.monotonic()
-        self.state = state
-
-    # Failures ----------------------------------------------------------------------------------------------------------
-
-    def _say_failure(self, failure: _Failure, wait_s: float) -> None:
-        """Count and log what ended a try. The same again, before it was up, is no news."""
+    def _report_failure(self, failure: _Failure, wait_s: float) -> None:
+        """Count and log what ended an attempt. A reason that was logged since the relay was last up is not logged again."""
         hub = self._owner.hub
         if not failure.was_up:
-            self._set_state("failed")
+            self._enter(RelayPhase.FAILED)
         self.failures += 1
         hub.count("relay_failures")
         if failure.loop:
@@ -323,7 +346,7 @@ class Relay:
         self._reasons.add(failure.key if news else "")
         log.log(
             logging.WARNING if news else logging.DEBUG,
-            "%s %s: %s; trying again in %.1f s",
+            "%s %s: %s; the next attempt follows in %.1f s",
             self,
             "is down" if failure.was_up else "does not come up",
             self._hidden(failure.reason),
@@ -331,9 +354,10 @@ class Relay:
         )
 
     def _hidden(self, reason: str) -> str:
-        """Return a reason for the log, without secrets: servers may say the stream's name back."""
-        # Cut only then: half a secret would not be found.
-        return printable(self.url.hide(reason[:_HEARD_LENGTH], self._app, self._name)[:_REASON_LENGTH])
+        """Return a reason for the log, without secrets: servers may repeat the stream's name."""
+        # Cut only after that: half a secret would not be found.
+        key = self._stream.key
+        return printable(self.url.hide(reason[:_SERVER_TEXT_LENGTH], key.app, key.name)[:_REASON_LENGTH])
 
     # The end -----------------------------------------------------------------------------------------------------------
 
@@ -342,15 +366,15 @@ class Relay:
         if self._end_reason:
             return
         self._end_reason = reason
-        subscriber, stream = self._subscriber, self._stream
-        if subscriber is not None and subscriber.state is not State.GONE:
+        subscriber, fanout = self._subscriber, self._output.fanout
+        if subscriber is not None and subscriber.state is not State.REMOVED:
             # Before anything else is appended: what comes next is for players.
-            page, offset = stream.fanout.place_of(subscriber)
-            self._rest = _Rest(stream.fanout.leave(subscriber), page, offset, stream.wirelog.position)
+            page, offset = fanout.place_of(subscriber)
+            self._rest = _Rest(fanout.leave(subscriber), page, offset, fanout.log.position)
         self.greenlet.kill(_Ended, block=False)
 
     def _finish(self, client: Client, rest: _Rest) -> None:
-        """Send the rest, and say good-bye as encoders do."""
+        """Send the rest, and unpublish as encoders do."""
         client.delegate_writes(None)
         limit_s = min(_FINISH_S, self._options.relay_write_timeout_s)
         try:
@@ -362,20 +386,18 @@ class Relay:
                 client.unpublish()
             client.transport.linger(_LINGER_S)
         except RtmpdError as error:
-            log.warning("%s: the end of the stream did not get there: %s", self, self._hidden(str(error)))
+            log.warning("%s: the last messages of the stream could not be delivered: %s", self, self._hidden(str(error)))
 
     def _pieces(self, rest: _Rest) -> Iterator[tuple[bytes, int]]:
-        """Yield the rest in pieces, and how many messages each has."""
+        """Yield the rest in pieces, and the number of messages in each."""
         yield rest.owed, 0
-        subscriber, wirelog = self._subscriber, self._stream.wirelog
-        assert subscriber is not None
         page, offset = rest.page, rest.offset
         while page is not None and page.base + offset < rest.end_position:
-            if subscriber.message_stream_id != 1:
-                message = wirelog.read(page, offset)
+            if not self._framing.shared:
+                message = self._output.log.read(page, offset)
                 assert message is not None
                 page, offset = message.page, message.offset
-                yield subscriber.frame(*message[:4], wirelog.chunk_size), 1
+                yield self._framing.message(message), 1
                 continue
             end = min(page.end, rest.end_position - page.base)
             yield bytes(page.view[offset:end]), page.messages_before(end) - page.messages_before(offset)
@@ -384,18 +406,18 @@ class Relay:
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
     def sweep(self, now_s: float) -> None:
-        """Look whether what is sent arrives, and whether there are other metadata. Called every second or so."""
+        """Check whether what is sent is delivered, and send changed metadata. Called about every second."""
         client, subscriber = self._client, self._subscriber
-        if client is None or subscriber is None or self.state != "up" or self._end_reason:
+        if client is None or subscriber is None or self.phase is not RelayPhase.UP or self._end_reason:
             return
         self._count()
-        if now_s - self._changed_at >= _WELL_S:
+        if now_s - self._changed_at >= _STABLE_S:
             self._backoff.reset()
-        options, fanout, wirelog = self._options, self._stream.fanout, self._stream.wirelog
+        options, fanout = self._options, self._output.fanout
         subscriber.write_timeout_s = options.relay_write_timeout_s
         transport, endpoint = client.transport, client.endpoint
         segments, host_acknowledged_s = transport.unacknowledged()
-        dead = self._watch.look(
+        problem = self._watch.check(
             now_s,
             options.relay_ack_timeout_s,
             sent=transport.bytes_sent + fanout.sent_bytes(subscriber),
@@ -404,23 +426,24 @@ class Relay:
             segments=segments,
             host_acknowledged_s=host_acknowledged_s,
         )
-        if dead:
-            transport.close(dead)
+        if problem:
+            transport.close(CloseReason(CloseKind.STALLED, problem))
             return
-        news = subscriber.news(wirelog.headers, wirelog.chunk_size)
-        if news:
-            fanout.write(subscriber, news)
+        # Without a place in the log yet, the relay gets metadata with the headers there.
+        metadata = self._framing.changed_metadata(fanout.log.headers) if subscriber.headers is not None else b""
+        if metadata:
+            fanout.write(subscriber, metadata)
 
     def _count(self) -> float:
         """Bring the hub's counters up to date; return how far the destination is behind, ms."""
         sent, messages, dropped, lag_ms = self._bytes, self._messages, self._dropped, 0.0
-        subscriber, stream = self._subscriber, self._stream
+        subscriber, fanout = self._subscriber, self._output.fanout
         if subscriber is not None:
-            page, offset = stream.fanout.place_of(subscriber)
-            sent += stream.fanout.sent_bytes(subscriber)
+            page, offset = fanout.place_of(subscriber)
+            sent += fanout.sent_bytes(subscriber)
             messages += subscriber.messages_until(page, offset)
             dropped += subscriber.dropped
-            lag_ms = stream.wirelog.lag_ms(page, offset) if page is not None else 0.0
+            lag_ms = fanout.log.lag_ms(page, offset) if page is not None else 0.0
         counters, (sent_before, messages_before, dropped_before) = self._owner.hub.counters, self._counted
         counters["relay_bytes_sent"] += sent - sent_before
         counters["relay_messages_sent"] += messages - messages_before
@@ -429,8 +452,8 @@ class Relay:
         return lag_ms
 
     def figures(self) -> RelayFigures:
-        """Return how it does."""
+        """Return the relay's figures."""
         lag_s = self._count() / 1000
         if self._subscriber is None:
             lag_s = round(time.monotonic() - self._changed_at, 3)
-        return RelayFigures(self._stream.key, self.label, self.state, *self._counted, self.reconnects, lag_s)
+        return RelayFigures(self._stream.key, self.label, self.phase.value, *self._counted, self.reconnects, lag_s)

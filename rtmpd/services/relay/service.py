@@ -1,4 +1,4 @@
-"""The relays: which streams go where, and the life of their relays."""
+"""The relay service: which streams are relayed to which destinations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from gevent.pool import Group
 
 from rtmpd.config.relay_url import labels
 from rtmpd.events import EventType
-from rtmpd.services.relay.relay import Relay
+from rtmpd.services.relay.relay import Relay, RelayOptions
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.log_throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rtmpd.config.model import Config, RelayConfig
+    from rtmpd.config.model import Config
     from rtmpd.config.relay_url import RelayUrl
     from rtmpd.events import Event
     from rtmpd.hub import Hub, RelayFigures
@@ -28,44 +29,46 @@ __all__ = ["Relays"]
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
-_SWEEP_BLOCK = 50  # relays looked at between two looks at the event loop
-_LIMIT_LOG_S = 10.0
+_SWEEP_BLOCK = 50  # relays that are swept before the event loop has a turn
 
 
 class Relays:
-    """The service.
+    """The relay service.
 
     Attributes:
         hub: The hub.
+        options: The options in force.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, options: RelayOptions) -> None:
         self.hub = hub
+        self.options = options
         self._relays: dict[Stream, dict[RelayUrl, Relay]] = {}
         self._endings: dict[tuple[str, RelayUrl], Relay] = {}
         self._greenlets = Group()
         self._sweeper: gevent.Greenlet[[], None] | None = None
-        self._limit_logged_at = 0.0
+        self._refusals = LogThrottle()
+
+    @staticmethod
+    def select(config: Config) -> RelayOptions:
+        """Return the part of a configuration that the service uses; each stream has its ``relay`` options."""
+        return RelayOptions(config.limits.relay_limit, config.server.unsent_limit_bytes)
 
     def start(self) -> None:
-        """Begin."""
+        """Follow publishes from now on."""
         self.hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
         self.hub.relays = self._figures
         self._sweeper = gevent.spawn(self._sweep)
 
-    @staticmethod
-    def select(config: Config) -> Config:
-        """Return the part of a configuration that the service uses."""
-        return config
-
-    def reload(self, config: Config) -> None:
-        """Begin and end relays of live streams as the new configuration wants it."""
+    def reload(self, options: RelayOptions) -> None:
+        """Apply new options: start and end relays of live streams."""
+        self.options = options
         for stream in self.hub.streams.values():
-            if stream.publisher is not None and self._has_options(stream):
+            if stream.source is not None:
                 self._adjust(stream, "reload")
 
     def stop(self, limit_s: float) -> None:
-        """End every relay, and wait for that."""
+        """End all relays, and wait for that."""
         self.hub.bus.unsubscribe(self._handle)
         if self._sweeper is not None:
             self._sweeper.kill(block=False)
@@ -73,18 +76,10 @@ class Relays:
             relay.end("the server is stopping")
         self._relays.clear()
         if not self._greenlets.join(timeout=limit_s):
-            log.warning("%d relays did not end in %g s", len(self._greenlets), limit_s)
+            log.warning("%d relays did not end within %g s of the stop, and were cut off", len(self._greenlets), limit_s)
             self._greenlets.kill(block=False)
 
-    # Who is relayed where ----------------------------------------------------------------------------------------------
-
-    def _has_options(self, stream: Stream) -> bool:
-        return self.hub.config.application(stream.key.rpartition("/")[0]) is not None
-
-    def options_of(self, stream: Stream) -> RelayConfig:
-        """Return the options in force for a stream; those of [relay] if its application is gone."""
-        found = self.hub.config.application(stream.key.rpartition("/")[0])
-        return found[1].relay if found is not None else self.hub.config.relay
+    # Which stream is relayed where -------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         stream = event.stream
@@ -96,8 +91,8 @@ class Relays:
                 self._end(stream, relay, str(event.data.get("reason", "")))
 
     def _adjust(self, stream: Stream, reason: str) -> None:
-        """Begin the relays that a stream lacks, and end those that it should not have."""
-        wanted = self.options_of(stream).relay_to
+        """Start the relays that a stream lacks, and end those that it should not have."""
+        wanted = stream.options.relay.relay_to
         relays = self._relays.get(stream, {})
         for url in [url for url in relays if url not in wanted]:
             self._end(stream, relays.pop(url), reason)
@@ -112,13 +107,11 @@ class Relays:
             self._relays.pop(stream, None)
 
     def _has_room(self, stream: Stream) -> bool:
-        limit = self.hub.config.limits.relay_limit
+        limit = self.options.relay_limit
         if len(self._greenlets) < limit:
             return True
         self.hub.count("relays_refused")
-        now_s = time.monotonic()
-        if now_s - self._limit_logged_at > _LIMIT_LOG_S:
-            self._limit_logged_at = now_s
+        if self._refusals.due():
             refused = self.hub.counters["relays_refused"]
             log.warning("%s: not relayed: relay_limit is %d (%d relays refused so far)", stream.key, limit, refused)
         return False

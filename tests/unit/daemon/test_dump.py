@@ -4,7 +4,6 @@ import gc
 import logging
 import re
 import time
-from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -13,8 +12,7 @@ from gevent.event import Event
 from rtmpd.config.loader import load_text
 from rtmpd.daemon.dump import Dump
 from rtmpd.hub import Hub
-from rtmpd.live.subscriber import Subscriber
-from tests.unit.live.fakes import FakeTransport, keyframe
+from tests.unit.live.fakes import FakeTransport, keyframe, new_source, new_subscriber
 
 
 @pytest.fixture
@@ -22,28 +20,23 @@ def hub():
     made = Hub(load_text(""))
     yield made
     for stream in list(made.streams.values()):
+        stream.end()
         stream.close()
 
 
-class Peer:
-    """The part of a publisher or a player that the dump uses."""
+class Player:
+    """A player, as far as the hub uses it."""
 
-    def __init__(self, address):
-        self.connection = SimpleNamespace(transport=SimpleNamespace(peer=address), via=())
-        self.number = 0
-        self.stream = None
-        self.fanout = None
-        self.subscriber = None
+    number = 0
 
 
 def play(hub, stream, address, **options):
-    """Add a player on a `FakeTransport`."""
-    player = Peer(address)
-    player.stream, player.fanout = stream, stream.fanout
-    player.subscriber = Subscriber(FakeTransport(**options))
-    hub.play(stream.key, player)
-    stream.fanout.join(player.subscriber)
-    return player
+    """Let a player play whose `FakeTransport` has these options; return its subscriber."""
+    subscriber = new_subscriber(FakeTransport(**options), chunk_size=hub.chunk_size)
+    subscriber.label = f"player {address}"
+    hub.play(stream.key, Player())
+    stream.published.fanout.join(subscriber)
+    return subscriber
 
 
 def nap(event):
@@ -58,11 +51,11 @@ def test_greenlets_are_counted_by_where_they_wait(hub):
     event.set()
     gevent.joinall(waiting)
     (line,) = [line for line in lines if " nap " in line]
-    # The compiled parts of gevent have no frames.
+    # What of gevent is compiled has no frames.
     assert re.fullmatch(r"greenlets: 7 in (\S+ \S+:\d+ < )*nap daemon/test_dump\.py:\d+( < .*)?", line), line
 
 
-def test_frozen_greenlets_are_listed(hub):
+def test_greenlets_that_the_collector_no_longer_lists_are_counted(hub):
     event = Event()
     waiting = [gevent.spawn(nap, event) for _ in range(3)]
     gevent.sleep(0)
@@ -79,40 +72,38 @@ def test_frozen_greenlets_are_listed(hub):
         gevent.joinall([*waiting, late])
 
 
-def test_streams_and_players_are_listed_with_the_largest_lag_first(hub):
-    publisher = Peer("192.0.2.1:1000")
-    stream = hub.publish("live/a", publisher)
-    stream.video(0, keyframe())
+def test_streams_are_shown_with_the_players_that_are_furthest_behind_first(hub):
+    stream = hub.publish("live/a", new_source(peer="192.0.2.1:1000"))
+    stream.source.video(0, keyframe())
     play(hub, stream, "192.0.2.2:2000")
     slow = play(hub, stream, "192.0.2.3:3000", capacity=10)
     gevent.sleep(0.01)
     for number in range(1, 20):
-        stream.video(number * 40, keyframe())
+        stream.source.video(number * 40, keyframe())
     gevent.sleep(0.01)
-    before = bytes(slow.subscriber.pending), slow.subscriber.offset
+    before = bytes(slow.pending), slow.offset
     lines = [line for line in Dump(hub).lines() if line.startswith("live/a: ")]
     assert re.match(r"live/a: published by 192\.0\.2\.1:1000, 2 players, 0 s, log at \d+, join point \d+ bytes back$", lines[0])
     assert re.match(
-        r"live/a: player 192\.0\.2\.3:3000 alone: \d{3,} bytes and \d+ ms behind, 0 skips, 0 messages dropped, "
+        r"live/a: player 192\.0\.2\.3:3000 lagging: \d{3,} bytes and \d+ ms behind, 0 skips, 0 messages dropped, "
         r"its socket is full$",
         lines[1],
     )
     assert lines[2] == "live/a: player 192.0.2.2:2000 group: 0 bytes and 0 ms behind, 0 skips, 0 messages dropped"
     # The dump changes nothing.
-    assert before == (bytes(slow.subscriber.pending), slow.subscriber.offset)
+    assert before == (bytes(slow.pending), slow.offset)
 
 
-def test_a_stream_without_a_publisher(hub):
-    player = Peer("192.0.2.2:2000")
-    hub.play("live/later", player)
+def test_a_stream_without_a_source_is_shown(hub):
+    hub.play("live/later", Player())
     (line,) = [line for line in Dump(hub).lines() if line.startswith("live/later: ")]
-    assert "published by no publisher, 1 players" in line
+    assert "no source, 1 players" in line
     assert line.endswith("join point none")
 
 
-def test_the_dump_is_bounded_and_yields_to_the_event_loop(hub):
+def test_the_dump_is_bounded_and_lets_other_greenlets_run(hub):
     for number in range(300):
-        hub.publish(f"live/{number}", Peer("192.0.2.1:1000"))
+        hub.publish(f"live/{number}", new_source(peer="192.0.2.1:1000"))
     busy = hub.streams["live/0"]
     for number in range(100):
         play(hub, busy, f"192.0.2.2:{number}")
@@ -129,7 +120,7 @@ def test_the_dump_is_bounded_and_yields_to_the_event_loop(hub):
     lines = list(Dump(hub).lines())
     ticking.kill()
     assert lines[-1] == "and 100 more streams"
-    assert "live/0: and 80 more players, no further behind" in lines
+    assert "live/0: and 80 more players and relays, no further behind" in lines
     assert len(lines) < 300
     assert len(late) > 5
     assert max(late) < 0.5

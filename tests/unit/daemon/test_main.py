@@ -14,9 +14,8 @@ from rtmpd.config.model import ListenAddress
 from rtmpd.daemon.main import Daemon
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.net.listener import Listener
-from rtmpd.protocol.enhanced import NOTHING_DECLARED
+from rtmpd.rtmp.connection import ClientInfo
 from tests.ports import free_port
-from tests.unit.live.fakes import FakeTransport
 
 LIMIT_S = 10
 
@@ -206,11 +205,13 @@ def test_a_service_that_fails_to_stop_does_not_prevent_the_others_from_stopping(
 class UnsweptConnection:
     """A bug that ends the greenlet of the hub."""
 
-    transport = FakeTransport()
-    capabilities = NOTHING_DECLARED
+    client = ClientInfo()
 
     def sweep(self, now_s):
         raise RuntimeError("a bug")
+
+    def close(self, reason):
+        pass
 
 
 def test_the_server_ends_with_an_error_when_the_hub_fails(make_daemon, monkeypatch, caplog):

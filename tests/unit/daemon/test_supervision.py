@@ -62,7 +62,7 @@ def wait_until(condition):
 
 
 def stream(players, *, live=True):
-    return SimpleNamespace(publisher=object() if live else None, players=set(range(players)))
+    return SimpleNamespace(source=object() if live else None, players=set(range(players)))
 
 
 # Status -----------------------------------------------------------------------------------------------------------------

@@ -9,5 +9,5 @@ from rtmpd.util import event_loop
 
 @pytest.fixture(autouse=True)
 def turns(monkeypatch):
-    """Who gives way goes on in the next turn of the greenlets, not of the event loop: the tests count these."""
+    """Let a greenlet that gives way continue in the next turn of the greenlets, not of the event loop: tests count these."""
     monkeypatch.setattr(event_loop, "_MOMENT_S", 0)

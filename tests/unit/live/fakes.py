@@ -1,20 +1,27 @@
-"""What the tests of a stream stand on: a transport without a socket, a clock without time, media without a codec."""
+"""Stand-ins for the tests of streams: a transport without a socket, a clock without time, media without a codec."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 from typing import TYPE_CHECKING
 
 import gevent
 
 from rtmpd.config.loader import load_text
 from rtmpd.live.fanout import Fanout
+from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers
+from rtmpd.live.log import Log
 from rtmpd.live.pages import Page
+from rtmpd.live.rtmp_framing import RtmpFraming, RtmpSubscriberFraming
+from rtmpd.live.source import Source, SourceInfo, SourceKind
+from rtmpd.live.stream import Stream
 from rtmpd.live.subscriber import Subscriber
-from rtmpd.live.wirelog import WireLog
+from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.phases import NOT_CLOSED, CloseReason
 from rtmpd.protocol.chunk import ChunkReader, RawMessage, frame_message
-from rtmpd.protocol.message import CSID_AUDIO, CSID_COMMAND, CSID_DATA, CSID_VIDEO, MessageType
+from rtmpd.protocol.message import CSID_COMMAND, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,15 +45,15 @@ def app_options(base: ApplicationConfig = DEFAULTS, **changes: object) -> Applic
 
 
 class FakeTransport:
-    """A `SubscriberTransport` whose socket takes what the test says.
+    """A `SubscriberTransport` whose socket accepts as much as the test says.
 
     Attributes:
-        capacity: Bytes that the socket still takes; None: all.
-        data: What it has taken.
-        sends: How often it was asked to take something.
-        error: What try_send raises instead.
+        capacity: The number of bytes that the socket still accepts; None: any number.
+        data: The bytes that it has accepted.
+        sends: The number of calls of try_send.
+        error: Raised by try_send, if it is set.
         on_send: Called at the beginning of each try_send.
-        close_reason: The first reason given to `close`.
+        close_reason: The first reason given to `close`; empty: it is open.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -55,7 +62,7 @@ class FakeTransport:
         self.sends = 0
         self.error: OSError | None = None
         self.on_send: Callable[[], None] | None = None
-        self.close_reason = ""
+        self.close_reason: CloseReason = NOT_CLOSED
         self._callback: Callable[[], None] | None = None
 
     def try_send(self, data: bytes | bytearray | memoryview) -> int:
@@ -78,7 +85,7 @@ class FakeTransport:
     def unwatch_writable(self) -> None:
         self._callback = None
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: CloseReason) -> None:
         self.close_reason = self.close_reason or reason
 
     @property
@@ -86,13 +93,13 @@ class FakeTransport:
         return self._callback is not None
 
     def take(self, capacity: int | None = None) -> None:
-        """Let the socket take so much more (None: everything), and say so to whoever watches it."""
+        """Let the socket accept *capacity* more bytes (None: any number), and call the callback that watches it."""
         self.capacity = capacity
         if self._callback is not None and capacity != 0:
             self._callback()
 
     def messages(self, chunk_size: int = CHUNK) -> list[RawMessage]:
-        """What the peer has got; fails if it ends inside a message."""
+        """Return the messages that the peer has received; fail if the bytes end inside one."""
         return parse(bytes(self.data), chunk_size)
 
 
@@ -103,7 +110,7 @@ def reader(chunk_size: int = CHUNK) -> ChunkReader:
 
 
 def parse(data: bytes, chunk_size: int = CHUNK) -> list[RawMessage]:
-    """Take whole messages apart; what ends inside a message, header or body, is an error."""
+    """Parse chunks; fail if they end inside a message, header or body."""
     end = frame_message(CSID_COMMAND, MessageType.COMMAND_AMF0, 0, 0, b"the end", chunk_size)
     *messages, last = reader(chunk_size).feed(data + end)
     assert last.payload == b"the end"
@@ -111,7 +118,7 @@ def parse(data: bytes, chunk_size: int = CHUNK) -> list[RawMessage]:
 
 
 class FakeTime:
-    """Stands in for a module's ``time``: work goes on by *step_s* whenever somebody looks, the clock on the wall by hand."""
+    """Stands in for a module's ``time``: each call of `thread_time` adds *step_s*; `monotonic` is set by the test."""
 
     def __init__(self, now_s: float = 1000.0, step_s: float = 0.0) -> None:
         self.now_s = now_s
@@ -127,18 +134,18 @@ class FakeTime:
 
 
 def settle(rounds: int = 40) -> None:
-    """Let other greenlets run until they have nothing left to do; *rounds* is more than any pass here takes."""
+    """Let other greenlets run until they have nothing to do; *rounds* is more than any pass here takes."""
     for _ in range(rounds):
         gevent.sleep(0)
 
 
 def live_pages() -> int:
-    """How many pages there are in this process."""
+    """Return the number of pages in this process."""
     gc.collect()
     return sum(type(each) is Page for each in gc.get_objects())
 
 
-# Media: the first two bytes are those of real tags, then comes a label, then padding.
+# Media: the first two bytes are those of real tags, then follows a label, then padding.
 
 
 def keyframe(label: str = "", size: int = 0) -> bytes:
@@ -157,39 +164,103 @@ AVC_HEADER = b"\x17\x00\x00\x00\x00avcC"
 AAC_HEADER = b"\xaf\x00\x12\x10"
 
 
+def video_headers(*payloads: bytes) -> Headers:
+    return Headers(tuple((VIDEO, payload) for payload in payloads))
+
+
+def new_source(
+    on_stop: Callable[[CloseReason], None] = lambda reason: None,
+    *,
+    log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+    **info: object,
+) -> Source:
+    """Return a source as an RTMP publish makes one; *info* are fields of its `SourceInfo`."""
+    values = {"kind": SourceKind.RTMP, "peer": "192.0.2.1:50000", **info}
+    return Source(SourceInfo(**values), log or logging.getLogger("test.source"), on_stop)
+
+
+def new_stream(
+    key: str = "live/test", options: ApplicationConfig | None = None, chunk_size: int = CHUNK, **more: object
+) -> Stream:
+    """Return a stream whose published output is framed as RTMP chunks; *more* are further arguments of `Stream`."""
+    return Stream(key, options or app_options(), RtmpFraming(chunk_size), **more)
+
+
+def close_stream(stream: Stream) -> None:
+    """End a stream, whatever its phase, and close it."""
+    stream.end()
+    stream.close()
+    settle(2)
+
+
+def new_subscriber(transport: FakeTransport, message_stream_id: int = 1, chunk_size: int = CHUNK) -> Subscriber:
+    """Return the subscriber of a player."""
+    return Subscriber(transport, RtmpSubscriberFraming(chunk_size, message_stream_id), "the player")
+
+
+def kind_of(type_id: int, payload: bytes) -> int:
+    """Return the kind of a message, as a source finds it."""
+    if type_id == VIDEO:
+        return video_kind(payload)
+    return audio_kind(payload) if type_id == AUDIO else int(Kind.OTHER)
+
+
+def receive(fanout: Fanout, subscriber: Subscriber, *, audio: bool | None = None, video: bool | None = None) -> None:
+    """Switch audio or video of a player on or off, as the commands receiveAudio and receiveVideo do."""
+
+    def change(subscriber: Subscriber) -> None:
+        framing = subscriber.framing
+        assert isinstance(framing, RtmpSubscriberFraming)
+        if audio is not None:
+            framing.receive_audio = audio
+        if video is not None and video != framing.receive_video:
+            framing.receive_video = framing.video_gate = video
+            if video:
+                subscriber.headers = None
+
+    fanout.reframe(subscriber, change)
+
+
 class Scene:
-    """A wire log with its fan-out, and short words for what tests do with them."""
+    """A log of RTMP chunks with its fan-out, and short words for what tests do with them."""
 
     def __init__(self, chunk_size: int = CHUNK, **options: object) -> None:
         self.options = app_options(**options)
-        self.log = WireLog(chunk_size, self.options.limits.gop_cache_limit_bytes)
+        self.log = Log(RtmpFraming(chunk_size), self.options.limits.gop_cache_limit_bytes)
         self.fanout = Fanout(self.log, self.options, "live/test")
         self.timestamp = 0
+        self.chunk_size = chunk_size
 
-    def append(self, csid: int, type_id: int, payload: bytes, timestamp: int | None = None, **more: object) -> None:
+    def append(self, type_id: int, payload: bytes, timestamp: int | None = None, *, join_point: bool = False) -> None:
         self.timestamp = self.timestamp + 10 if timestamp is None else timestamp
-        self.log.append(csid, type_id, self.timestamp, payload, **more)
-        if self.fanout.active:
-            self.fanout.wake()
+        self.log.append(type_id, self.timestamp, payload, kind_of(type_id, payload), join_point)
 
     def video(self, payload: bytes, timestamp: int | None = None) -> None:
-        self.append(CSID_VIDEO, MessageType.VIDEO, payload, timestamp, join_point=payload[:1] == b"\x17")
+        self.append(VIDEO, payload, timestamp, join_point=payload[:1] == b"\x17")
 
     def audio(self, payload: bytes, timestamp: int | None = None) -> None:
-        self.append(CSID_AUDIO, MessageType.AUDIO, payload, timestamp)
+        self.append(AUDIO, payload, timestamp)
 
     def data(self, payload: bytes, timestamp: int | None = None) -> None:
-        self.append(CSID_DATA, MessageType.DATA_AMF0, payload, timestamp)
+        self.append(DATA, payload, timestamp)
+
+    def subscriber(self, transport: FakeTransport, message_stream_id: int = 1) -> Subscriber:
+        """Return a subscriber that has not joined."""
+        return new_subscriber(transport, message_stream_id, self.chunk_size)
 
     def join(self, capacity: int | None = None, message_stream_id: int = 1) -> tuple[Subscriber, FakeTransport]:
         transport = FakeTransport(capacity)
-        subscriber = Subscriber(transport, message_stream_id)
+        subscriber = self.subscriber(transport, message_stream_id)
         self.fanout.join(subscriber)
         return subscriber, transport
 
+    def receive(self, subscriber: Subscriber, *, audio: bool | None = None, video: bool | None = None) -> None:
+        """Switch audio or video of a player on or off, as the commands receiveAudio and receiveVideo do."""
+        receive(self.fanout, subscriber, audio=audio, video=video)
+
     def reply(self, text: str) -> bytes:
-        """A command as chunks: what a session writes between media."""
-        return frame_message(CSID_COMMAND, MessageType.COMMAND_AMF0, 0, 0, text.encode(), self.log.chunk_size)
+        """Return a command as chunks: what a connection writes between media."""
+        return frame_message(CSID_COMMAND, MessageType.COMMAND_AMF0, 0, 0, text.encode(), self.chunk_size)
 
     def close(self) -> None:
         self.fanout.close()
@@ -197,5 +268,15 @@ class Scene:
 
 
 def texts(transport: FakeTransport, chunk_size: int = CHUNK) -> list[bytes]:
-    """The payloads that a peer has got."""
+    """Return the payloads that a peer has received."""
     return [message.payload for message in transport.messages(chunk_size)]
+
+
+def remove_and_read_on(scene: Scene, subscriber: Subscriber, transport: FakeTransport) -> FakeTransport:
+    """Remove a subscriber, and let its socket accept all bytes of the log from its place on."""
+    page, offset = scene.fanout.place_of(subscriber)
+    transport.data += scene.fanout.leave(subscriber)
+    while page is not None:
+        transport.data += page.view[offset : page.end]
+        page, offset = page.next, 0
+    return transport

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.headers import Headers
-from rtmpd.protocol.message import CSID_VIDEO, MessageType
+from rtmpd.phases import CloseKind
 from tests.unit.live.fakes import (
     AVC_HEADER,
     FakeTime,
@@ -16,9 +15,10 @@ from tests.unit.live.fakes import (
     live_pages,
     settle,
     texts,
+    video_headers,
 )
 
-HEADERS = Headers(((CSID_VIDEO, int(MessageType.VIDEO), AVC_HEADER),), 1)
+HEADERS = video_headers(AVC_HEADER)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def stage(clock):
-    """Make scenes whose time is the fake clock's."""
+    """Make scenes that use the fake clock."""
     made = []
 
     def make(**options):
@@ -62,7 +62,7 @@ def test_a_player_too_many_bytes_behind_skips_to_the_newest_keyframe(stage, cloc
     transport.take()
     settle()
     assert texts(transport) == [AVC_HEADER, keyframe("a"), frame("half sent", 1000), keyframe("b"), frame("1")]
-    assert (slow.skips, scene.fanout.tally.skips) == (1, 1)
+    assert (slow.skips, scene.fanout.counters.skips) == (1, 1)
 
 
 def test_a_player_too_long_behind_skips_to_the_newest_keyframe(stage, clock):
@@ -81,7 +81,7 @@ def test_a_player_too_long_behind_skips_to_the_newest_keyframe(stage, clock):
     assert slow.skips == 1
 
 
-def test_lag_is_reckoned_across_the_wrap_of_timestamps(stage, clock):
+def test_lag_is_computed_across_the_wrap_of_timestamps(stage, clock):
     scene = stage(lag_limit_s=2)
     scene.video(keyframe("a"), 0xFFFFFFFF - 1000)
     slow, _ = scene.join(capacity=0)
@@ -111,7 +111,7 @@ def test_a_player_whose_next_message_is_a_little_newer_than_the_newest_is_not_be
     assert slow.skips == 0
 
 
-def test_headers_that_the_player_has_had_are_not_sent_again(stage, clock):
+def test_headers_that_a_player_has_had_are_not_sent_again(stage, clock):
     scene = stage(lag_limit_bytes=100)
     scene.log.headers = HEADERS
     scene.video(keyframe("a"))
@@ -124,7 +124,7 @@ def test_headers_that_the_player_has_had_are_not_sent_again(stage, clock):
     scene.fanout.sweep(clock.now_s)
     transport.capacity = 0
     scene.video(frame("1"))
-    scene.log.headers = Headers(((CSID_VIDEO, int(MessageType.VIDEO), AVC_HEADER + b"new"),), 2)
+    scene.log.headers = video_headers(AVC_HEADER + b"new")
     scene.video(frame("missed", 200))
     scene.video(keyframe("c"))
     settle()
@@ -133,7 +133,7 @@ def test_headers_that_the_player_has_had_are_not_sent_again(stage, clock):
     assert texts(transport) == [AVC_HEADER, keyframe("a"), AVC_HEADER + b"new", keyframe("c")]
 
 
-def test_a_player_behind_but_not_by_much_is_left_alone(stage, clock):
+def test_a_player_within_the_limits_is_not_moved(stage, clock):
     scene = stage()
     scene.video(keyframe("a"))
     slow, transport = scene.join(capacity=0)
@@ -162,7 +162,7 @@ def test_a_player_past_the_newest_keyframe_is_not_sent_back(stage, clock):
 
 
 def test_a_fast_stream_does_not_wait_for_the_sweep_of_the_hub(stage):
-    """The pass looks by itself when the log has grown by a part of the limit."""
+    """A pass checks for lag by itself when the log has grown by a part of the limit."""
     scene = stage(lag_limit_bytes=8000)
     scene.video(keyframe())
     slow, _ = scene.join(capacity=0)
@@ -181,7 +181,7 @@ def test_a_player_may_skip_again_and_again(stage, clock):
         scene.video(keyframe(str(number)))
         settle()
         scene.fanout.sweep(clock.now_s)
-    assert slow.skips == scene.fanout.tally.skips == 10
+    assert slow.skips == scene.fanout.counters.skips == 10
     transport.take()
     assert texts(transport) == [keyframe(), keyframe("9")]
 
@@ -207,7 +207,7 @@ def test_without_a_join_point_a_player_too_far_behind_waits_for_the_next(stage, 
 
 
 def test_the_pages_that_a_stuck_player_holds_are_bounded():
-    """100 MB go by a player that takes nothing; it holds about what the limit says."""
+    """While 100 MB pass, a player that accepts nothing holds about as many pages as the limit allows."""
     before = live_pages()
     scene = Scene(lag_limit_bytes=1 << 20)
     scene.video(keyframe())
@@ -222,13 +222,13 @@ def test_the_pages_that_a_stuck_player_holds_are_bounded():
         healthy.data.clear()
         if index % 250 == 0:
             most = max(most, live_pages() - before)
-    # The limit, the group of pictures and what comes between two looks, in pages of at most 256 kB.
+    # The limit, the group of pictures and what comes between two checks, in pages of at most 256 kB.
     assert most <= 12
     assert (len(stuck.data), len(other.data)) == (10, 10)
     scene.close()
 
 
-def test_a_player_that_takes_no_reply_and_no_media_holds_no_pages_without_a_join_point():
+def test_a_player_that_accepts_nothing_holds_no_pages_without_a_join_point():
     before = live_pages()
     scene = Scene(lag_limit_bytes=1 << 20)
     scene.video(frame())
@@ -244,7 +244,7 @@ def test_a_player_that_takes_no_reply_and_no_media_holds_no_pages_without_a_join
 # Stalled ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_player_that_reads_nothing_is_disconnected(stage, clock):
+def test_a_stalled_player_is_disconnected(stage, clock):
     scene = stage()
     scene.video(keyframe())
     _, healthy = scene.join()
@@ -256,14 +256,15 @@ def test_a_player_that_reads_nothing_is_disconnected(stage, clock):
     clock.now_s += 0.1
     scene.fanout.sweep(clock.now_s, 30)
     assert stalled.close_reason == "it took nothing for 30 s"
-    assert scene.fanout.tally.stalled == 1
+    assert stalled.close_reason.kind is CloseKind.STALLED
+    assert scene.fanout.counters.stalled == 1
     assert not healthy.close_reason
     assert not stalled.watched
     assert len(scene.fanout) == 1
     assert scene.fanout.leave(subscriber) == b""
 
 
-def test_a_player_that_takes_a_little_now_and_then_stays(stage, clock):
+def test_a_player_that_accepts_a_little_now_and_then_stays(stage, clock):
     scene = stage()
     scene.video(keyframe("", 5000))
     _, transport = scene.join(capacity=3)
@@ -272,10 +273,10 @@ def test_a_player_that_takes_a_little_now_and_then_stays(stage, clock):
         scene.fanout.sweep(clock.now_s, 30)
         transport.take(3)
     assert not transport.close_reason
-    assert scene.fanout.tally.stalled == 0
+    assert scene.fanout.counters.stalled == 0
 
 
-def test_a_player_with_nothing_to_take_stays(stage, clock):
+def test_a_player_with_nothing_to_receive_stays(stage, clock):
     scene = stage()
     scene.video(keyframe())
     transports = [scene.join()[1]]
@@ -290,7 +291,7 @@ def test_a_player_with_nothing_to_take_stays(stage, clock):
 
 
 @pytest.mark.parametrize("state", ["waiting", "paused"])
-def test_a_player_that_does_not_read_its_replies_is_cut_off_whatever_it_does(stage, clock, state):
+def test_a_waiting_or_paused_player_that_does_not_read_its_replies_is_disconnected(stage, clock, state):
     scene = stage()
     if state == "paused":
         scene.video(keyframe())
@@ -304,7 +305,7 @@ def test_a_player_that_does_not_read_its_replies_is_cut_off_whatever_it_does(sta
     assert len(scene.fanout) == 0
 
 
-def test_without_a_limit_nobody_is_cut_off(stage, clock):
+def test_without_a_write_timeout_no_player_is_disconnected(stage, clock):
     scene = stage()
     scene.video(keyframe())
     _, transport = scene.join(capacity=0)
@@ -333,7 +334,7 @@ def test_a_player_that_has_waited_long_enough_starts_without_a_keyframe(stage, c
     assert [(m.timestamp, m.payload) for m in transport.messages()] == [(440, AVC_HEADER), (480, frame("1"))]
 
 
-def test_nobody_starts_while_there_is_no_media(stage, clock):
+def test_no_player_starts_while_there_is_no_media(stage, clock):
     scene = stage(keyframe_wait_s=10)
     scene.data(b"\x02\x00\x05onCue")
     _, transport = scene.join()
@@ -344,7 +345,7 @@ def test_nobody_starts_while_there_is_no_media(stage, clock):
     assert not transport.data
 
 
-def test_a_player_with_a_full_socket_waits_on(stage, clock):
+def test_a_waiting_player_with_a_full_socket_does_not_start_without_a_keyframe(stage, clock):
     scene = stage(keyframe_wait_s=10)
     scene.video(frame())
     subscriber, transport = scene.join(capacity=0)
@@ -374,7 +375,7 @@ def test_a_keyframe_ends_the_wait_at_once(stage, clock):
     assert texts(transport) == [keyframe()]
 
 
-def test_options_may_change_while_players_are_there(stage, clock):
+def test_options_may_change_while_players_are_subscribed(stage, clock):
     scene = stage(lag_limit_bytes=1 << 20, keyframe_wait_s=100)
     scene.video(keyframe())
     slow, _ = scene.join(capacity=0)

@@ -1,12 +1,16 @@
-"""Who gets what: joins, leaves, replies, pauses, switches. The property test explains random scripts; these are the cases."""
+"""What a player is sent: joins, leaves, replies, pauses, switches. tests/property/test_fanout.py runs random scripts."""
 
 from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.headers import Headers
-from rtmpd.live.subscriber import Subscriber
-from rtmpd.protocol.message import CSID_CONTROL, CSID_STATUS, CSID_VIDEO, MessageType
+from rtmpd.live.fanout import PENDING_LIMIT_BYTES
+from rtmpd.live.framing import Notice, NoticeKind
+from rtmpd.live.rtmp_framing import RtmpSubscriberFraming
+from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.protocol.chunk import frame_message
+from rtmpd.protocol.command import decode_command
+from rtmpd.protocol.message import CSID_STATUS, MessageType, UserControlType, user_control
 from tests.unit.live.fakes import (
     AVC_HEADER,
     CHUNK,
@@ -17,8 +21,10 @@ from tests.unit.live.fakes import (
     keyframe,
     live_pages,
     parse,
+    remove_and_read_on,
     settle,
     texts,
+    video_headers,
 )
 
 RESET = ConnectionResetError(104, "Connection reset by peer")
@@ -31,15 +37,11 @@ def scene():
     made.close()
 
 
-def headers(*payloads: bytes, version: int = 1) -> Headers:
-    return Headers(tuple((CSID_VIDEO, int(MessageType.VIDEO), payload) for payload in payloads), version)
-
-
 # Joining ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_player_starts_with_the_headers_and_the_last_keyframe(scene):
-    scene.log.headers = headers(AVC_HEADER)
+    scene.log.headers = video_headers(AVC_HEADER)
     scene.video(keyframe("old"))
     scene.video(frame("old"))
     scene.video(keyframe("new"), 500)
@@ -53,14 +55,14 @@ def test_a_player_starts_with_the_headers_and_the_last_keyframe(scene):
 
 
 def test_the_headers_are_those_of_the_join_point_not_the_newest(scene):
-    scene.log.headers = headers(AVC_HEADER)
+    scene.log.headers = video_headers(AVC_HEADER)
     scene.video(keyframe())
-    scene.log.headers = headers(AVC_HEADER + b"new", version=2)
+    scene.log.headers = video_headers(AVC_HEADER + b"new")
     _, transport = scene.join()
     assert texts(transport) == [AVC_HEADER, keyframe()]
 
 
-def test_what_comes_later_reaches_players_that_are_level(scene):
+def test_later_messages_reach_players_in_sync(scene):
     scene.video(keyframe())
     players = [scene.join()[1] for _ in range(3)]
     for number in range(10):
@@ -69,7 +71,7 @@ def test_what_comes_later_reaches_players_that_are_level(scene):
     assert all(texts(each) == [keyframe(), *(frame(str(n)) for n in range(10))] for each in players)
 
 
-def test_what_came_together_goes_out_together(scene):
+def test_messages_that_came_together_are_sent_together(scene):
     scene.video(keyframe())
     _, transport = scene.join()
     settle()
@@ -87,14 +89,14 @@ def test_without_a_join_point_a_player_waits_for_the_next(scene):
     scene.video(frame("too early"))
     settle()
     assert not transport.data
-    scene.log.headers = headers(AVC_HEADER)
+    scene.log.headers = video_headers(AVC_HEADER)
     scene.video(keyframe())
     scene.video(frame("1"))
     settle()
     assert texts(transport) == [AVC_HEADER, keyframe(), frame("1")]
 
 
-def test_a_player_that_joins_before_the_others_have_got_the_newest_gets_it_once(scene):
+def test_a_player_that_joins_before_the_others_got_the_newest_keyframe_gets_it_once(scene):
     scene.video(keyframe("a"))
     _, first = scene.join()
     settle()
@@ -106,7 +108,7 @@ def test_a_player_that_joins_before_the_others_have_got_the_newest_gets_it_once(
     assert texts(second) == [keyframe("b"), frame("1")]
 
 
-def test_a_player_that_takes_little_at_a_time_gets_everything_in_the_end(scene):
+def test_a_player_that_accepts_little_at_a_time_gets_all_messages(scene):
     scene.video(keyframe("", 5000))
     _, transport = scene.join(capacity=0)
     for number in range(20):
@@ -118,7 +120,7 @@ def test_a_player_that_takes_little_at_a_time_gets_everything_in_the_end(scene):
     assert texts(transport) == [keyframe("", 5000), *(frame(str(n), 777) for n in range(20))]
 
 
-def test_a_player_that_has_caught_up_goes_with_the_others_again(scene):
+def test_a_player_that_has_caught_up_is_served_in_passes_again(scene):
     scene.video(keyframe())
     scene.join()
     _, slow = scene.join()
@@ -137,12 +139,12 @@ def test_a_player_that_has_caught_up_goes_with_the_others_again(scene):
     assert texts(slow) == [keyframe(), frame("1", 100), frame("2"), frame("3")]
 
 
-def test_another_message_stream_id_gets_the_same_messages_on_its_own(scene):
-    scene.log.headers = headers(AVC_HEADER)
+def test_a_player_with_another_message_stream_id_gets_the_same_messages_with_its_id(scene):
+    scene.log.headers = video_headers(AVC_HEADER)
     scene.video(keyframe("", 10_000), 0xFFFFFFF0)
     _, transport = scene.join(message_stream_id=5)
-    scene.append(CSID_CONTROL, MessageType.USER_CONTROL, b"\0\1\0\0\0\1", 0, message_stream_id=0)
-    scene.append(CSID_STATUS, MessageType.COMMAND_AMF0, b"onStatus", 0)
+    scene.log.append_notice(user_control(UserControlType.STREAM_EOF, 1))
+    scene.log.append_notice(frame_message(CSID_STATUS, MessageType.COMMAND_AMF0, 1, 0, b"onStatus", CHUNK))
     scene.audio(audio_frame("1"), 0xFFFFFFFF)
     settle()
     assert transport.messages() == [
@@ -154,7 +156,7 @@ def test_another_message_stream_id_gets_the_same_messages_on_its_own(scene):
     ]
 
 
-def test_the_fan_out_is_active_while_somebody_is_there(scene):
+def test_the_fan_out_is_active_while_it_has_subscribers(scene):
     assert not scene.fanout.active
     assert len(scene.fanout) == 0
     first, _ = scene.join()
@@ -172,7 +174,7 @@ def test_the_fan_out_is_active_while_somebody_is_there(scene):
 # Leaving ----------------------------------------------------------------------------------------------------------------
 
 
-def test_who_leaves_between_messages_is_owed_nothing_and_gets_nothing(scene):
+def test_a_player_that_leaves_between_messages_is_owed_nothing_and_gets_nothing(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     settle()
@@ -182,7 +184,7 @@ def test_who_leaves_between_messages_is_owed_nothing_and_gets_nothing(scene):
     assert texts(transport) == [keyframe()]
 
 
-def test_who_leaves_inside_a_message_is_owed_its_rest(scene):
+def test_a_player_that_leaves_inside_a_message_is_owed_its_rest(scene):
     scene.video(keyframe("", 1000))
     scene.video(frame("1"))
     subscriber, transport = scene.join(capacity=400)
@@ -192,7 +194,7 @@ def test_who_leaves_inside_a_message_is_owed_its_rest(scene):
 
 
 @pytest.mark.parametrize("taken", [1, 11, 12, 13, 13 + 3 + 11, 13 + 3 + 12, 1000, 4108, 4109, 5011, 5012])
-def test_wherever_it_was_stopped_the_stream_ends_at_a_message_boundary(scene, taken):
+def test_wherever_a_player_leaves_its_bytes_end_at_a_message_boundary(scene, taken):
     scene.video(keyframe("", 1))
     scene.video(frame("", 5000))
     scene.video(frame("", 50))
@@ -204,7 +206,7 @@ def test_wherever_it_was_stopped_the_stream_ends_at_a_message_boundary(scene, ta
     assert len(transport.data) == taken
 
 
-def test_who_leaves_is_owed_the_replies_that_wait(scene):
+def test_a_player_that_leaves_is_owed_its_pending_replies(scene):
     scene.video(keyframe("", 1000))
     subscriber, transport = scene.join(capacity=400)
     scene.fanout.write(subscriber, scene.reply("one"))
@@ -213,7 +215,7 @@ def test_who_leaves_is_owed_the_replies_that_wait(scene):
     assert [m.payload for m in parse(bytes(transport.data) + owed)] == [keyframe("", 1000), b"one", b"two"]
 
 
-def test_who_leaves_while_waiting_is_owed_the_replies_that_wait(scene):
+def test_a_waiting_player_that_leaves_is_owed_its_pending_replies(scene):
     subscriber, _ = scene.join(capacity=0)
     scene.fanout.write(subscriber, scene.reply("one"))
     assert scene.fanout.leave(subscriber) == scene.reply("one")
@@ -227,23 +229,23 @@ def test_leaving_twice_is_harmless(scene):
     assert len(scene.fanout) == 0
 
 
-def test_requests_of_one_who_has_left_do_nothing(scene):
+def test_requests_for_a_player_that_has_left_do_nothing(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     scene.fanout.leave(subscriber)
     scene.fanout.write(subscriber, scene.reply("too late"))
     scene.fanout.pause(subscriber)
     scene.fanout.resume(subscriber)
-    scene.fanout.receive(subscriber, audio=False, video=False)
-    scene.fanout.receive(subscriber, video=True)
+    scene.receive(subscriber, audio=False, video=False)
+    scene.receive(subscriber, video=True)
     scene.video(keyframe("2"))
     settle()
     assert texts(transport) == [keyframe()]
     assert len(scene.fanout) == 0
 
 
-def test_nobody_left_no_page_is_kept(scene):
-    """A stream is published for days; that somebody watched it once must not keep what came since."""
+def test_without_subscribers_only_the_last_page_is_kept(scene):
+    """A stream is published for days: a player that once played it must not keep the pages that came since."""
     before = live_pages()
     scene.video(keyframe())
     players = [scene.join()[0], scene.join(capacity=0)[0], scene.join(message_stream_id=2)[0]]
@@ -257,7 +259,7 @@ def test_nobody_left_no_page_is_kept(scene):
     assert live_pages() - before <= 1
 
 
-def test_a_closed_fan_out_keeps_no_page_either():
+def test_a_closed_fan_out_keeps_no_page():
     before = live_pages()
     scene = Scene()
     scene.video(keyframe())
@@ -281,20 +283,20 @@ def test_a_reply_comes_between_two_messages(scene):
     assert texts(transport) == [keyframe("", 1000), b"reply", frame("1")]
 
 
-def test_replies_reach_players_that_wait_or_pause_or_are_level(scene):
+def test_replies_reach_players_that_wait_or_are_paused_or_in_sync(scene):
     waiting, waiting_transport = scene.join()
     scene.fanout.write(waiting, scene.reply("while it waits"))
     scene.video(keyframe())
     settle()
-    level, level_transport = scene.join()
-    scene.fanout.write(level, scene.reply("while it is level"))
+    in_sync, in_sync_transport = scene.join()
+    scene.fanout.write(in_sync, scene.reply("while it is in sync"))
     paused, paused_transport = scene.join()
     scene.fanout.pause(paused)
     scene.fanout.write(paused, scene.reply("while it is paused"))
     scene.video(frame("1"))
     settle()
     assert texts(waiting_transport) == [b"while it waits", keyframe(), frame("1")]
-    assert texts(level_transport) == [keyframe(), b"while it is level", frame("1")]
+    assert texts(in_sync_transport) == [keyframe(), b"while it is in sync", frame("1")]
     assert texts(paused_transport) == [keyframe(), b"while it is paused"]
 
 
@@ -308,7 +310,7 @@ def test_replies_keep_their_order_while_the_socket_is_full(scene):
     assert texts(transport) == [keyframe("", 3000), *(b"reply %d" % n for n in range(5))]
 
 
-def test_one_who_asks_and_does_not_read_is_cut_off():
+def test_a_player_that_does_not_read_its_replies_is_disconnected():
     scene = Scene(lag_limit_bytes=10_000)
     subscriber, transport = scene.join(capacity=0)
     reply = scene.reply("x" * 1000)
@@ -316,24 +318,31 @@ def test_one_who_asks_and_does_not_read_is_cut_off():
         scene.fanout.write(subscriber, reply)
         if transport.close_reason:
             break
-    assert transport.close_reason == "it does not read the replies that it asks for"
+    assert transport.close_reason.kind is CloseKind.STALLED
+    limit_bytes = 10_000 + PENDING_LIMIT_BYTES
+    assert transport.close_reason == f"it does not read the replies to its commands: more than {limit_bytes} bytes wait for it"
     assert len(scene.fanout) == 0
     assert scene.fanout.leave(subscriber) == b""
     scene.close()
 
 
-def test_those_without_a_place_in_the_log_are_told(scene):
+def test_a_notice_reaches_all_players_once_those_without_a_place_in_the_log_directly(scene):
     scene.video(keyframe())
-    _, level = scene.join()
+    _, in_sync = scene.join()
     paused_subscriber, paused = scene.join()
     scene.fanout.pause(paused_subscriber)
     scene.log.forget_join_point()
     _, waiting = scene.join(message_stream_id=4)
-    scene.fanout.tell_waiting(CSID_STATUS, MessageType.COMMAND_AMF0, b"notice")
+    scene.fanout.notify(Notice(NoticeKind.UNPUBLISHED, "The stream has ended."))
+    scene.video(frame("1"))
     settle()
-    assert waiting.messages() == [(MessageType.COMMAND_AMF0, 4, 0, b"notice")]
-    assert texts(paused) == [keyframe(), b"notice"]
-    assert texts(level) == [keyframe()]
+    status, end = waiting.messages()
+    assert (status.type_id, status.message_stream_id, status.timestamp) == (MessageType.COMMAND_AMF0, 4, 0)
+    assert decode_command(status).argument(0)["code"] == "NetStream.Play.UnpublishNotify"
+    assert decode_command(status).argument(0)["description"] == "The stream has ended."
+    assert end == (MessageType.USER_CONTROL, 0, 0, b"\0\1\0\0\0\4")
+    assert texts(paused) == [keyframe(), status.payload, b"\0\1\0\0\0\1"]
+    assert texts(in_sync) == [keyframe(), status.payload, b"\0\1\0\0\0\1", frame("1")]
 
 
 # Pause and switches -----------------------------------------------------------------------------------------------------
@@ -353,7 +362,7 @@ def test_a_paused_player_gets_no_media(scene):
     assert len(scene.fanout) == 2
 
 
-def test_a_paused_player_goes_on_at_the_newest_keyframe(scene):
+def test_a_paused_player_continues_at_the_newest_keyframe(scene):
     scene.video(keyframe("a"))
     subscriber, transport = scene.join()
     settle()
@@ -367,7 +376,7 @@ def test_a_paused_player_goes_on_at_the_newest_keyframe(scene):
     assert texts(transport) == [keyframe("a"), keyframe("b"), frame("1"), frame("2")]
 
 
-def test_a_player_that_pauses_and_resumes_at_once_is_there_once(scene):
+def test_a_player_that_pauses_and_resumes_at_once_is_subscribed_once(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     settle()
@@ -414,34 +423,35 @@ def test_a_paused_player_holds_no_pages(scene):
     assert live_pages() - before < 5
 
 
-def test_without_audio_the_rest_goes_on(scene):
+def test_a_player_that_switches_audio_off_gets_video_and_data(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     settle()
-    scene.fanout.receive(subscriber, audio=False)
+    scene.receive(subscriber, audio=False)
     scene.audio(audio_frame("1"))
     scene.video(frame("1"))
     scene.data(b"\x02\x00\x05onCue")
     settle()
-    scene.fanout.receive(subscriber, audio=True)
+    scene.receive(subscriber, audio=True)
     scene.audio(audio_frame("2"))
     settle()
     assert texts(transport) == [keyframe(), frame("1"), b"\x02\x00\x05onCue", audio_frame("2")]
 
 
-def test_video_comes_back_with_headers_and_a_keyframe(scene):
-    scene.log.headers = headers(AVC_HEADER)
+def test_video_resumes_with_headers_and_a_keyframe(scene):
+    scene.log.headers = video_headers(AVC_HEADER)
     scene.video(keyframe("a"))
     subscriber, transport = scene.join()
     settle()
-    scene.fanout.receive(subscriber, video=False)
+    scene.receive(subscriber, video=False)
     scene.video(frame("off"))
-    scene.log.headers = headers(AVC_HEADER + b"new", version=2)
+    scene.log.headers = video_headers(AVC_HEADER + b"new")
     scene.video(keyframe("off"))
     scene.audio(audio_frame("1"))
     settle()
-    scene.fanout.receive(subscriber, video=True)
+    scene.receive(subscriber, video=True)
     scene.video(frame("too early"))
+    scene.video(frame("too early as well"))
     scene.audio(audio_frame("2"))
     scene.video(keyframe("b"))
     scene.video(frame("1"))
@@ -457,13 +467,13 @@ def test_video_comes_back_with_headers_and_a_keyframe(scene):
     ]
 
 
-def test_a_player_with_everything_on_again_goes_with_the_others(scene):
+def test_a_player_with_audio_and_video_on_again_is_served_in_passes(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     settle()
-    scene.fanout.receive(subscriber, audio=False, video=False)
+    scene.receive(subscriber, audio=False, video=False)
     settle()
-    scene.fanout.receive(subscriber, audio=True, video=True)
+    scene.receive(subscriber, audio=True, video=True)
     scene.video(keyframe("b"))
     settle()
     sends = transport.sends
@@ -477,7 +487,7 @@ def test_switching_on_what_is_on_changes_nothing(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
     settle()
-    scene.fanout.receive(subscriber, audio=True, video=True)
+    scene.receive(subscriber, audio=True, video=True)
     scene.video(frame("1"))
     settle()
     assert texts(transport) == [keyframe(), frame("1")]
@@ -489,7 +499,7 @@ def test_a_switch_inside_a_message_finishes_it(scene):
     scene.video(frame("1"))
     scene.audio(audio_frame("1"))
     subscriber, transport = scene.join(capacity=400)
-    scene.fanout.receive(subscriber, video=False)
+    scene.receive(subscriber, video=False)
     transport.take()
     assert texts(transport) == [keyframe("", 1000), audio_frame("1")]
 
@@ -497,12 +507,12 @@ def test_a_switch_inside_a_message_finishes_it(scene):
 # Another transport ------------------------------------------------------------------------------------------------------
 
 
-def test_a_player_goes_on_through_another_transport(scene):
+def test_a_player_continues_on_another_transport(scene):
     scene.video(keyframe("", 1000))
     scene.video(frame("1"))
     subscriber, old = scene.join(capacity=400)
     new = FakeTransport()
-    owed = scene.fanout.rehome(subscriber, new)
+    owed = scene.fanout.change_transport(subscriber, new)
     taken = bytes(old.data)
     scene.video(frame("2"))
     settle()
@@ -510,22 +520,22 @@ def test_a_player_goes_on_through_another_transport(scene):
     assert (bytes(old.data), old.watched) == (taken, False)
 
 
-def test_a_level_player_changes_its_transport_without_a_word(scene):
+def test_a_player_in_sync_changes_its_transport_and_is_owed_nothing(scene):
     scene.video(keyframe())
     subscriber, old = scene.join()
     settle()
     new = FakeTransport()
-    assert scene.fanout.rehome(subscriber, new) == b""
+    assert scene.fanout.change_transport(subscriber, new) == b""
     scene.video(frame("1"))
     settle()
     assert (texts(old), texts(new)) == ([keyframe()], [frame("1")])
 
 
-def test_replies_that_wait_are_owed_on_the_old_transport(scene):
+def test_pending_replies_are_owed_on_the_old_transport(scene):
     subscriber, _ = scene.join(capacity=0)
     scene.fanout.write(subscriber, scene.reply("one"))
     new = FakeTransport()
-    assert scene.fanout.rehome(subscriber, new) == scene.reply("one")
+    assert scene.fanout.change_transport(subscriber, new) == scene.reply("one")
     scene.video(keyframe())
     settle()
     assert texts(new) == [keyframe()]
@@ -534,7 +544,7 @@ def test_replies_that_wait_are_owed_on_the_old_transport(scene):
 # Failures ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failing_socket_drops_only_its_player(scene):
+def test_a_failing_socket_removes_only_its_player(scene):
     scene.video(keyframe())
     healthy = [scene.join()[1] for _ in range(3)]
     subscriber, failing = scene.join()
@@ -546,6 +556,7 @@ def test_a_failing_socket_drops_only_its_player(scene):
     scene.video(frame("2"))
     settle()
     assert failing.close_reason == "send failed: Connection reset by peer"
+    assert failing.close_reason.kind is CloseKind.PEER_LEFT
     assert texts(failing) == [keyframe()]
     assert all(texts(each) == [keyframe(), frame("1"), frame("2")] for each in healthy)
     assert len(scene.fanout) == 6
@@ -559,7 +570,7 @@ def test_a_socket_may_fail_at_any_time(scene, deed):
     if deed == "join":
         transport = FakeTransport()
         transport.error = RESET
-        scene.fanout.join(Subscriber(transport))
+        scene.fanout.join(scene.subscriber(transport))
     else:
         subscriber, transport = scene.join(capacity=100 if deed == "unblock" else None)
         settle()
@@ -573,7 +584,7 @@ def test_a_socket_may_fail_at_any_time(scene, deed):
         elif deed == "unblock":
             transport.take()
         else:
-            scene.fanout.receive(subscriber, audio=False)
+            scene.receive(subscriber, audio=False)
     scene.video(frame("1"))
     settle()
     assert transport.close_reason == "send failed: Connection reset by peer"
@@ -582,7 +593,7 @@ def test_a_socket_may_fail_at_any_time(scene, deed):
     assert texts(healthy) == [keyframe("", 500), frame("1")]
 
 
-def test_all_may_fail_at_once(scene):
+def test_the_sockets_of_all_players_may_fail_at_once(scene):
     scene.video(keyframe())
     transports = [scene.join()[1] for _ in range(100)]
     settle()
@@ -596,6 +607,111 @@ def test_all_may_fail_at_once(scene):
     scene.video(frame("2"))
     settle()
     assert texts(transport) == [keyframe(), frame("1"), frame("2")]
+
+
+def test_an_error_in_the_framing_of_a_player_closes_only_its_connection(scene, caplog, monkeypatch):
+    scene.video(keyframe())
+    _, healthy = scene.join()
+    broken, transport = scene.join(message_stream_id=2)
+    settle()
+    monkeypatch.setattr(RtmpSubscriberFraming, "message", lambda framing, message: 1 / 0)
+    scene.video(frame("1"))
+    settle()
+    assert transport.close_reason == "internal error"
+    assert transport.close_reason.kind is CloseKind.INTERNAL
+    assert f"internal error while {broken.label} was served: its connection is closed" in caplog.text
+    assert texts(transport) == [keyframe()]
+    assert texts(healthy) == [keyframe(), frame("1")]
+    assert len(scene.fanout) == 1
+
+
+def test_the_connections_of_all_subscribers_may_be_closed(scene):
+    scene.video(keyframe())
+    in_sync, lagging, paused = scene.join(), scene.join(message_stream_id=2), scene.join()
+    scene.fanout.pause(paused[0])
+    scene.log.forget_join_point()
+    waiting = scene.join()
+    assert set(scene.fanout.subscribers()) == {each for each, _ in (in_sync, lagging, paused, waiting)}
+    scene.fanout.close_connections(CloseReason(CloseKind.INTERNAL, "internal error"))
+    assert [transport.close_reason for _, transport in (in_sync, lagging, paused, waiting)] == ["internal error"] * 4
+    assert (len(scene.fanout), scene.fanout.active) == (0, False)
+
+
+# Places in the log ----------------------------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_player_in_sync_is_that_of_the_group(scene):
+    scene.video(keyframe("a"))
+    subscriber, transport = scene.join()
+    settle()
+    scene.video(frame("1"))
+    assert texts(remove_and_read_on(scene, subscriber, transport)) == [keyframe("a"), frame("1")]
+
+
+def test_the_place_of_a_lagging_player_is_behind_the_message_that_is_half_sent(scene):
+    scene.video(keyframe("a"))
+    subscriber, transport = scene.join()
+    settle()
+    transport.capacity = 20
+    scene.video(frame("half sent", 1000))
+    scene.video(frame("1"))
+    settle()
+    assert texts(remove_and_read_on(scene, subscriber, transport)) == [keyframe("a"), frame("half sent", 1000), frame("1")]
+
+
+def test_a_waiting_player_has_no_place(scene):
+    subscriber, _ = scene.join()
+    assert scene.fanout.place_of(subscriber) == (None, 0)
+    scene.fanout.leave(subscriber)
+    assert scene.fanout.place_of(subscriber) == (None, 0)
+
+
+def test_a_player_that_must_not_begin_before_a_position_waits_for_the_next_keyframe(scene):
+    scene.video(keyframe("old"))
+    position = scene.log.position
+    scene.video(frame("1"))
+    transport = FakeTransport()
+    scene.fanout.join(scene.subscriber(transport), position)
+    settle()
+    assert texts(transport) == []
+    scene.video(keyframe("new"))
+    settle()
+    assert texts(transport) == [keyframe("new")]
+
+
+def test_sent_and_dropped_messages_are_counted():
+    scene = Scene(lag_limit_bytes=5000)
+    for number in range(20):
+        scene.video(frame(str(number), 1000))  # several pages
+    scene.video(keyframe("a"))
+    subscriber, transport = scene.join()
+    settle()
+    assert subscriber.messages_until(*scene.fanout.place_of(subscriber)) == 1
+    transport.capacity = 20
+    scene.video(frame("half sent", 1000))
+    for number in range(9):
+        scene.video(frame(str(number), 1000))
+    scene.video(keyframe("b"))
+    settle()
+    scene.fanout.sweep(scene.options.backpressure.lag_limit_s)
+    transport.take()
+    settle()
+    assert texts(transport) == [keyframe("a"), frame("half sent", 1000), keyframe("b")]
+    assert (subscriber.skips, subscriber.dropped) == (1, 9)
+    assert subscriber.messages_until(*scene.fanout.place_of(subscriber)) == 3
+    scene.fanout.leave(subscriber)
+    assert subscriber.messages == 3
+    scene.close()
+
+
+def test_a_subscriber_may_have_a_write_timeout_of_its_own(scene):
+    scene.video(keyframe("a"))
+    one, other = scene.join(capacity=0), scene.join(capacity=0)
+    one[0].write_timeout_s = 3
+    begun = one[0].progress_at
+    scene.fanout.sweep(begun + 4, 30)
+    assert one[1].close_reason == "it took nothing for 3 s"
+    assert other[1].close_reason == ""
 
 
 # Counting ---------------------------------------------------------------------------------------------------------------
@@ -629,7 +745,7 @@ def test_bytes_are_counted_per_player_and_together(scene):
     for subscriber, transport in pairs:
         assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
     assert len(slow_transport.data) == 1200
-    assert scene.fanout.tally.bytes_sent == sum(len(transport.data) for _, transport in pairs)
+    assert scene.fanout.counters.bytes_sent == sum(len(transport.data) for _, transport in pairs)
     for subscriber, transport in pairs:
         scene.fanout.leave(subscriber)
         assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
@@ -637,7 +753,7 @@ def test_bytes_are_counted_per_player_and_together(scene):
 
 def test_headers_and_long_messages_are_framed_with_the_chunk_size_of_the_log():
     scene = Scene(chunk_size=128)
-    scene.log.headers = headers(AVC_HEADER.ljust(1000, b"x"))
+    scene.log.headers = video_headers(AVC_HEADER.ljust(1000, b"x"))
     scene.video(keyframe("", 3000), 0x1000000)
     _, transport = scene.join()
     _, other = scene.join(message_stream_id=9)

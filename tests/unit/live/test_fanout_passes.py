@@ -1,4 +1,4 @@
-"""Passes over many players: they give way in their middle, rest in proportion, and survive what happens meanwhile."""
+"""Passes over many players: they give way to the event loop, rest in proportion to the work, and survive errors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import random
 import gevent
 import pytest
 
-from rtmpd.live.subscriber import Subscriber
-from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, frame, keyframe, parse, settle, texts
+from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, frame, keyframe, parse, remove_and_read_on, settle, texts
 
-CROWD = 200  # more than a pass serves without looking at the clock
+CROWD = 200  # more than a pass serves between two looks at the clock
 
 
 @pytest.fixture
 def slow_passes(monkeypatch):
-    """Every look at the clock finds that the pass has held the event loop for too long."""
+    """Let each look at the clock find that the pass has held the event loop for too long."""
     clock = FakeTime(step_s=0.01)
     monkeypatch.setattr("rtmpd.live.fanout.time", clock)
-    monkeypatch.setattr("rtmpd.live.group.time", clock)
     return clock
 
 
@@ -38,7 +36,7 @@ def crowd(scene, size=CROWD):
 
 
 def begin_pass(players):
-    """Run the fan-out until it gives way inside a pass; return who has been served and who has not."""
+    """Run the fan-out until it gives way inside a pass; return the players that were served, and the others."""
     before = [transport.sends for _, transport in players]
     gevent.sleep(0)
     served = [transport.sends > count for (_, transport), count in zip(players, before, strict=True)]
@@ -59,23 +57,23 @@ def test_a_pass_gives_way_to_others(scene, slow_passes):
     assert all(texts(transport) == [keyframe(), frame("1")] for _, transport in players)
 
 
-def test_who_leaves_before_its_turn_gets_nothing_more(scene, slow_passes):
+def test_a_player_that_leaves_during_a_pass_gets_nothing_more(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     served, others = begin_pass(players)
     for subscriber, transport in (served[0], served[-1], others[0], others[-1]):
         taken = bytes(transport.data)
         assert scene.fanout.leave(subscriber) == b""
-        # Its connection says something else now; media in between would corrupt it.
+        # Its connection sends something else now; media in between would corrupt that.
         transport.error = AssertionError("sent to a player that has left")
         assert scene.fanout.sent_bytes(subscriber) == len(taken)
         parse(taken)
     settle()
     assert len(scene.fanout) == CROWD - 4
-    assert scene.fanout.tally.bytes_sent == sum(len(transport.data) for _, transport in players)
+    assert scene.fanout.counters.bytes_sent == sum(len(transport.data) for _, transport in players)
 
 
-def test_who_joins_in_the_middle_of_a_pass_gets_everything_once(scene, slow_passes):
+def test_a_player_that_joins_during_a_pass_gets_each_message_once(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     begin_pass(players)
@@ -86,7 +84,7 @@ def test_who_joins_in_the_middle_of_a_pass_gets_everything_once(scene, slow_pass
     assert len(scene.fanout) == CROWD + 5
 
 
-def test_who_joins_and_leaves_in_the_middle_of_a_pass_is_counted_right(scene, slow_passes):
+def test_the_bytes_of_a_player_that_joins_and_leaves_during_a_pass_are_counted(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     begin_pass(players)
@@ -95,11 +93,11 @@ def test_who_joins_and_leaves_in_the_middle_of_a_pass_is_counted_right(scene, sl
     assert scene.fanout.leave(subscriber) == b""
     assert scene.fanout.sent_bytes(subscriber) == len(transport.data)
     settle()
-    assert scene.fanout.tally.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
+    assert scene.fanout.counters.bytes_sent == len(transport.data) + sum(len(other.data) for _, other in players)
 
 
 @pytest.mark.parametrize(("size", "block"), [(1000, 64), (20_000, 8)])
-def test_the_clock_is_looked_at_more_often_where_each_member_takes_longer(scene, slow_passes, size, block):
+def test_a_pass_looks_at_the_clock_more_often_where_each_send_takes_longer(scene, slow_passes, size, block):
     players = crowd(scene)
     scene.video(frame("1", size))
     served, _ = begin_pass(players)
@@ -108,7 +106,7 @@ def test_the_clock_is_looked_at_more_often_where_each_member_takes_longer(scene,
     assert all(texts(transport) == [keyframe(), frame("1", size)] for _, transport in players)
 
 
-def test_who_falls_behind_and_catches_up_within_one_pass_is_there_once(scene, slow_passes):
+def test_a_player_that_falls_behind_and_catches_up_within_one_pass_is_listed_once(scene, slow_passes):
     players = crowd(scene)
     slow = players[0][1]
     slow.capacity = 5
@@ -123,7 +121,7 @@ def test_who_falls_behind_and_catches_up_within_one_pass_is_there_once(scene, sl
     assert len(scene.fanout) == CROWD
 
 
-def test_a_reply_in_the_middle_of_a_pass_comes_between_messages(scene, slow_passes):
+def test_a_reply_during_a_pass_comes_between_messages(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     served, others = begin_pass(players)
@@ -136,7 +134,7 @@ def test_a_reply_in_the_middle_of_a_pass_comes_between_messages(scene, slow_pass
         assert [text for text in texts(transport) if text != b"reply"] == [keyframe(), frame("1"), frame("2")]
 
 
-def test_a_reply_in_the_middle_of_a_pass_is_owed_to_one_who_then_leaves(scene, slow_passes):
+def test_a_reply_during_a_pass_is_owed_to_a_player_that_then_leaves(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     served, others = begin_pass(players)
@@ -146,14 +144,14 @@ def test_a_reply_in_the_middle_of_a_pass_is_owed_to_one_who_then_leaves(scene, s
         assert [m.payload for m in parse(bytes(transport.data) + owed)][-1] == b"reply"
 
 
-def test_requests_in_the_middle_of_a_pass_take_effect_after_it(scene, slow_passes):
+def test_requests_during_a_pass_take_effect_after_it(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     served, others = begin_pass(players)
     for subscriber, _ in (served[0], others[-1]):
         scene.fanout.pause(subscriber)
     for subscriber, _ in (served[1], others[-2]):
-        scene.fanout.receive(subscriber, video=False)
+        scene.receive(subscriber, video=False)
     settle()
     scene.video(frame("2"))
     settle()
@@ -166,13 +164,13 @@ def test_requests_in_the_middle_of_a_pass_take_effect_after_it(scene, slow_passe
         assert texts(transport) == [keyframe(), frame("1"), keyframe(), frame("1"), frame("2")]
 
 
-def test_a_player_changes_its_transport_in_the_middle_of_a_pass(scene, slow_passes):
+def test_a_player_may_change_its_transport_during_a_pass(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     served, others = begin_pass(players)
     for subscriber, old in (served[0], others[-1]):
         new = FakeTransport()
-        taken = bytes(old.data) + scene.fanout.rehome(subscriber, new)
+        taken = bytes(old.data) + scene.fanout.change_transport(subscriber, new)
         old.error = AssertionError("sent through the old transport")
         others.append((taken, new))
     scene.video(frame("2"))
@@ -181,7 +179,7 @@ def test_a_player_changes_its_transport_in_the_middle_of_a_pass(scene, slow_pass
         assert [m.payload for m in parse(taken + bytes(new.data))] == [keyframe(), frame("1"), frame("2")]
 
 
-def test_everyone_may_leave_in_the_middle_of_a_pass(scene, slow_passes):
+def test_all_players_may_leave_during_a_pass(scene, slow_passes):
     players = crowd(scene)
     scene.video(frame("1"))
     begin_pass(players)
@@ -195,7 +193,17 @@ def test_everyone_may_leave_in_the_middle_of_a_pass(scene, slow_passes):
     assert texts(transport) == [keyframe(), frame("1"), frame("2")]
 
 
-def test_a_sweep_in_the_middle_of_a_pass_does_no_harm(slow_passes):
+def test_in_the_middle_of_a_pass_the_place_of_a_player_depends_on_its_turn(scene, slow_passes):
+    players = crowd(scene)
+    scene.video(frame("1"))
+    settle(1)
+    counts = {len(parse(bytes(transport.data))) for _, transport in players}
+    assert counts == {1, 2}
+    for subscriber, transport in players:
+        assert texts(remove_and_read_on(scene, subscriber, transport)) == [keyframe(), frame("1")]
+
+
+def test_a_sweep_during_a_pass_does_no_harm(slow_passes):
     scene = Scene(lag_limit_bytes=1000)
     players = crowd(scene)
     behind = players[-1][1]
@@ -214,8 +222,8 @@ def test_a_sweep_in_the_middle_of_a_pass_does_no_harm(slow_passes):
     scene.close()
 
 
-def test_what_a_send_sets_off_does_no_harm(scene):
-    """A socket that ends its own player, another before it and another behind it, while it is being sent to."""
+def test_players_may_leave_join_and_pause_while_a_socket_is_written_to(scene):
+    """A send may remove the player itself, another before it and another behind it."""
     players = crowd(scene, 10)
     deeds = []
 
@@ -242,7 +250,7 @@ def test_what_a_send_sets_off_does_no_harm(scene):
     assert len(scene.fanout) == 8
 
 
-def test_flush_hands_everyone_what_the_log_holds(scene):
+def test_a_flush_sends_all_players_all_messages_of_the_log(scene):
     players = crowd(scene)
     scene.video(frame("1"))
     scene.fanout.flush()
@@ -251,14 +259,14 @@ def test_flush_hands_everyone_what_the_log_holds(scene):
     assert all(texts(transport) == [keyframe(), frame("1")] for _, transport in players)
 
 
-def test_flush_with_nobody_there_does_nothing(scene):
+def test_a_flush_without_players_does_nothing(scene):
     scene.video(keyframe())
     scene.fanout.flush()
-    assert scene.fanout.tally.bytes_sent == 0
+    assert scene.fanout.counters.bytes_sent == 0
 
 
-def test_flush_gives_way_to_a_stream_that_goes_on(scene, slow_passes):
-    """What comes while a flush gives way must not overtake what the flush sends."""
+def test_a_flush_gives_way_to_a_stream_that_continues(scene, slow_passes):
+    """Messages that come while a flush gives way must not overtake those that the flush sends."""
     players = crowd(scene)
     scene.video(frame("1"))
 
@@ -276,7 +284,7 @@ def test_flush_gives_way_to_a_stream_that_goes_on(scene, slow_passes):
 
 
 def test_a_request_right_after_a_flush_finds_no_pass_under_way(scene, slow_passes):
-    """Whatever comes while a flush gives way, there is never a second pass inside the first."""
+    """Messages that come while a flush gives way never start a second pass inside the first."""
     players = crowd(scene)
     scene.video(frame("1"))
     others = gevent.spawn(scene.video, frame("2"))
@@ -294,8 +302,8 @@ def test_a_request_right_after_a_flush_finds_no_pass_under_way(scene, slow_passe
     assert got[-3:] == [keyframe(), frame("1"), frame("2")]
 
 
-def test_flush_waits_for_a_pass_that_is_under_way(scene, slow_passes):
-    """The server closes every connection right after it; the last message must be on its way by then."""
+def test_a_flush_waits_for_a_pass_that_is_under_way(scene, slow_passes):
+    """The server closes all connections right after a flush: the last message must have been sent by then."""
     players = crowd(scene)
     scene.video(frame("1"))
     begin_pass(players)
@@ -305,6 +313,26 @@ def test_flush_waits_for_a_pass_that_is_under_way(scene, slow_passes):
 
 
 # Many -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_members_is_not_searched_for_each_player_that_leaves():
+    scene = Scene()
+    scene.video(keyframe("a"))
+    members = [scene.join()[0] for _ in range(100)]
+    settle()
+    group = scene.fanout._group
+    assert len(group) == len(group.members) == 100
+    for subscriber in members[:20]:
+        scene.fanout.leave(subscriber)
+    assert (len(group), len(scene.fanout), len(group.members)) == (80, 80, 100)
+    again, transport = scene.join()
+    scene.video(frame("b"))
+    settle()
+    assert len(group) == len(group.members) == 81
+    assert [message.payload for message in transport.messages()][-1] == frame("b")
+    for subscriber in [*members[20:], again]:
+        scene.fanout.leave(subscriber)
+    assert (len(group.members), scene.fanout.active) == (0, False)
 
 
 def test_two_thousand_players_with_sockets_of_all_kinds(slow_passes):
@@ -326,7 +354,7 @@ def test_two_thousand_players_with_sockets_of_all_kinds(slow_passes):
     first = bytes(players[0][1].data)
     assert texts(players[0][1]) == expected
     assert all(transport.data == first for _, transport in players)
-    assert scene.fanout.tally.bytes_sent == 2000 * len(first)
+    assert scene.fanout.counters.bytes_sent == 2000 * len(first)
     assert len(scene.fanout) == 2000
     scene.close()
 
@@ -368,7 +396,6 @@ def busy(monkeypatch, pass_s, **options):
     """Make a scene with one player whose passes take *pass_s* of work, and append five messages, one pass each."""
     clock = FakeTime()
     monkeypatch.setattr("rtmpd.live.fanout.time", clock)
-    monkeypatch.setattr("rtmpd.live.group.time", clock)
     scene = Scene(**options)
     scene.video(keyframe())
     _, transport = scene.join()
@@ -397,12 +424,12 @@ def test_no_rest_is_longer_than_the_limit(monkeypatch, rests):
     assert rests == [0.35] * 5
 
 
-def test_a_pass_that_took_next_to_nothing_needs_no_rest(monkeypatch, rests):
+def test_after_a_very_short_pass_there_is_no_rest(monkeypatch, rests):
     busy(monkeypatch, 0.00001, pacing=True, pacing_share=0.2, pacing_limit_ms=350)
     assert rests == []
 
 
-def test_a_whole_core_needs_no_rest(monkeypatch, rests):
+def test_with_a_pacing_share_of_one_there_is_no_rest(monkeypatch, rests):
     busy(monkeypatch, 0.01, pacing=True, pacing_share=1, pacing_limit_ms=350)
     assert rests == []
 
@@ -416,7 +443,7 @@ def test_without_pacing_there_is_no_rest(monkeypatch, rests):
 
 
 class BuggyTransport(FakeTransport):
-    """Raises what no socket raises, so many times."""
+    """Raises an exception that no socket raises, *failures* times."""
 
     def __init__(self, failures):
         super().__init__()
@@ -430,10 +457,10 @@ class BuggyTransport(FakeTransport):
         return super().try_send(data)
 
 
-def test_a_bug_in_one_pass_does_not_end_delivery(scene, caplog):
+def test_an_error_in_one_pass_does_not_end_delivery(scene, caplog):
     players = crowd(scene, 3)
     buggy = BuggyTransport(0)
-    scene.fanout.join(Subscriber(buggy))
+    scene.fanout.join(scene.subscriber(buggy))
     settle()
     buggy.failures = 1
     with caplog.at_level(logging.ERROR, "rtmpd"):
@@ -443,12 +470,12 @@ def test_a_bug_in_one_pass_does_not_end_delivery(scene, caplog):
         with gevent.Timeout(5):
             while any(texts(transport)[-1] != frame("2") for _, transport in players):
                 gevent.sleep(0.001)
-    assert "the fan-out failed" in caplog.text
+    assert "live/test: internal error in the fan-out: one pass to its players was cut short" in caplog.text
     assert all(texts(transport)[-1] == frame("2") for _, transport in players)
 
 
-def test_a_bug_that_stays_does_not_hold_the_event_loop(scene, caplog, monkeypatch):
-    """Without pacing either: pass after failing pass must leave room for everything else in the process."""
+def test_an_error_in_each_pass_does_not_hold_the_event_loop(scene, caplog, monkeypatch):
+    """Even without pacing, failing passes must leave time for all other greenlets."""
     scene.video(keyframe())
     scene.join()
     settle()

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.headers import MAX_HEADER_BYTES, MAX_HEADERS, NO_HEADERS, HeaderCache, Headers
-from rtmpd.protocol.message import CSID_AUDIO, CSID_DATA, CSID_VIDEO, MessageType
-from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, parse
+from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO
+from rtmpd.live.headers import MAX_HEADER_BYTES, MAX_HEADERS, HeaderCache
+from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER
 
 METADATA = b"\x02\x00\x0aonMetaData\x08\x00\x00\x00\x00\x00\x00\x09"
 SEQUENCE_START = 0
@@ -27,15 +27,16 @@ def audio_multitrack(tracks: dict[int, bytes], four_cc: bytes = b"Opus") -> byte
 
 
 def payloads(cache: HeaderCache) -> list[bytes]:
-    return [payload for _, _, payload in cache.current.items]
+    return [payload for _, payload in cache.current.items]
 
 
-# What is kept -----------------------------------------------------------------------------------------------------------
+# What is cached -------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_cache_has_nothing():
+def test_a_new_cache_is_empty():
     cache = HeaderCache()
-    assert cache.current == NO_HEADERS == Headers((), 0)
+    assert cache.current is NO_HEADERS
+    assert cache.current.items == ()
     assert cache.codecs == {}
 
 
@@ -45,13 +46,13 @@ def test_metadata_comes_first_and_headers_in_the_order_in_which_they_came():
     cache.add_video(AVC_HEADER)
     cache.set_metadata(METADATA)
     assert cache.current.items == (
-        (CSID_DATA, MessageType.DATA_AMF0, METADATA),
-        (CSID_AUDIO, MessageType.AUDIO, AAC_HEADER),
-        (CSID_VIDEO, MessageType.VIDEO, AVC_HEADER),
+        (DATA, METADATA),
+        (AUDIO, AAC_HEADER),
+        (VIDEO, AVC_HEADER),
     )
 
 
-def test_a_replaced_header_is_there_once_and_last():
+def test_a_replaced_header_is_sent_once_and_last():
     cache = HeaderCache()
     cache.add_video(AVC_HEADER)
     cache.add_audio(AAC_HEADER)
@@ -117,7 +118,7 @@ def test_a_message_that_is_partly_replaced_comes_before_what_replaced_it():
     assert payloads(cache) == [both, second]
 
 
-def test_a_message_none_of_whose_tracks_is_left_goes():
+def test_a_message_all_of_whose_tracks_were_replaced_is_dropped():
     cache = HeaderCache()
     cache.add_video(multitrack({0: b"a", 1: b"b"}))
     cache.add_video(one_track(0))
@@ -145,10 +146,10 @@ def test_audio_tracks_are_not_video_tracks():
     assert cache.codecs == {"audio 0": "opus", "audio 1": "opus", "video 0": "h264", "video 1": "h264"}
 
 
-# News -------------------------------------------------------------------------------------------------------------------
+# Changes --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_codec_is_news_once():
+def test_only_a_changed_codec_is_reported():
     cache = HeaderCache()
     assert cache.add_video(AVC_HEADER)
     assert not cache.add_video(AVC_HEADER)
@@ -158,23 +159,31 @@ def test_a_codec_is_news_once():
     assert not cache.add_audio(AAC_HEADER)
 
 
-def test_the_version_grows_with_each_change_and_with_nothing_else():
+def test_each_change_makes_another_object_and_nothing_else_does():
     cache = HeaderCache()
-    versions = [cache.current.version]
+    made = [cache.current]
     for change in (
         lambda: cache.set_metadata(METADATA),
         lambda: cache.add_video(AVC_HEADER),
         lambda: cache.add_audio(AAC_HEADER),
         lambda: cache.add_video(AVC_HEADER + b"new"),
         lambda: cache.set_metadata(None),
-        cache.reset,
     ):
         change()
-        versions.append(cache.current.version)
-    assert versions == [0, 1, 2, 3, 4, 5, 6]
+        made.append(cache.current)
+    assert len({id(headers) for headers in made}) == 6
     current = cache.current
     cache.set_metadata(None)
     assert cache.current is current
+
+
+def test_headers_with_the_same_items_differ():
+    """A player that was sent the one gets the other all the same: each source makes its own."""
+    first, second = HeaderCache(), HeaderCache()
+    for cache in (first, second):
+        cache.add_video(AVC_HEADER)
+    assert first.current.items == second.current.items
+    assert first.current != second.current
 
 
 @pytest.mark.parametrize(
@@ -186,7 +195,7 @@ def test_the_version_grows_with_each_change_and_with_nothing_else():
         lambda cache: cache.add_video(multitrack({1: b"a", 2: b"b"})),
     ],
 )
-def test_what_is_repeated_changes_nothing(again):
+def test_a_repeated_header_changes_nothing(again):
     cache = HeaderCache()
     cache.set_metadata(METADATA)
     cache.add_video(AVC_HEADER)
@@ -202,19 +211,8 @@ def test_headers_handed_out_before_stay_as_they_were():
     cache.add_video(AVC_HEADER)
     before = cache.current
     cache.add_video(AVC_HEADER + b"new")
-    cache.reset()
-    assert [payload for _, _, payload in before.items] == [AVC_HEADER]
-
-
-def test_another_publisher_begins_with_nothing_but_the_count_of_versions():
-    cache = HeaderCache()
-    cache.set_metadata(METADATA)
-    cache.add_video(AVC_HEADER)
-    cache.reset()
-    assert cache.current == Headers((), 3)
-    assert cache.codecs == {}
-    assert cache.add_video(AVC_HEADER)
-    assert payloads(cache) == [AVC_HEADER]
+    cache.add_audio(AAC_HEADER)
+    assert [payload for _, payload in before.items] == [AVC_HEADER]
 
 
 # Limits -----------------------------------------------------------------------------------------------------------------
@@ -254,31 +252,9 @@ def test_a_message_with_more_tracks_than_allowed_is_refused_whole():
     assert len(cache.codecs) <= MAX_HEADERS
 
 
-def test_what_can_be_held_is_bounded():
+def test_the_memory_of_the_cache_is_bounded():
     cache = HeaderCache()
     for track in range(200):
         cache.add_video(one_track(track, bytes(MAX_HEADER_BYTES)))
         cache.add_video(one_track(track, bytes(MAX_HEADER_BYTES - 100)))
     assert sum(map(len, payloads(cache))) <= MAX_HEADERS * MAX_HEADER_BYTES
-
-
-# On the wire ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("timestamp", [0, 1234, 0xFFFFFF, 0xFFFFFFFF])
-@pytest.mark.parametrize("message_stream_id", [1, 7])
-def test_headers_are_framed_at_the_time_of_the_frame_that_follows_and_metadata_at_0(timestamp, message_stream_id):
-    cache = HeaderCache()
-    cache.set_metadata(METADATA)
-    cache.add_video(AVC_HEADER.ljust(500, b"x"))
-    cache.add_audio(AAC_HEADER)
-    wire = cache.current.frame(timestamp, message_stream_id, 128)
-    assert parse(wire, 128) == [
-        (MessageType.DATA_AMF0, message_stream_id, 0, METADATA),
-        (MessageType.VIDEO, message_stream_id, timestamp, AVC_HEADER.ljust(500, b"x")),
-        (MessageType.AUDIO, message_stream_id, timestamp, AAC_HEADER),
-    ]
-
-
-def test_no_headers_are_no_bytes():
-    assert NO_HEADERS.frame(0, 1, 128) == b""

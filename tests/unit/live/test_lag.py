@@ -1,11 +1,13 @@
-"""How far players are behind."""
+"""How far players are behind the newest frame."""
 
 from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.wirelog import WireLog
-from rtmpd.protocol.message import CSID_VIDEO, MessageType
+from rtmpd.live.framing import VIDEO
+from rtmpd.live.log import Log
+from rtmpd.live.rtmp_framing import RtmpFraming
+from rtmpd.media.tags import Kind
 from tests.unit.live.fakes import CHUNK, Scene, frame, keyframe, settle
 
 
@@ -16,12 +18,12 @@ def scene():
     made.close()
 
 
-def test_nobody_is_behind_where_nobody_plays(scene):
+def test_without_players_the_lag_is_0(scene):
     scene.video(keyframe())
     assert scene.fanout.lag_ms() == 0
 
 
-def test_players_that_are_level_are_not_behind(scene):
+def test_players_in_sync_are_not_behind(scene):
     scene.video(keyframe(), 1000)
     scene.join()
     scene.join()
@@ -43,11 +45,11 @@ def test_the_player_that_is_furthest_behind_counts(scene):
     scene.video(frame("c"), 1120)
     scene.video(frame("d"), 2000)
     settle()
-    # It has not had the frame of 1080; the other lacks the one of 1120, the third nothing.
+    # The first player lacks the frame of 1080, the second that of 1120, the third none.
     assert scene.fanout.lag_ms() == 2000 - 1080
 
 
-def test_who_waits_or_pauses_is_not_behind(scene):
+def test_a_player_that_waits_or_pauses_is_not_behind(scene):
     scene.join()
     paused, _ = scene.join()
     scene.fanout.pause(paused)
@@ -58,10 +60,10 @@ def test_who_waits_or_pauses_is_not_behind(scene):
 
 
 def log_with(*timestamps):
-    log = WireLog(CHUNK, 1 << 20)
+    log = Log(RtmpFraming(CHUNK), 1 << 20)
     start = (log.tail, log.tail.end)
     for timestamp in timestamps:
-        log.append(CSID_VIDEO, MessageType.VIDEO, timestamp, frame())
+        log.append(VIDEO, timestamp, frame(), Kind.FRAME)
     return log, start
 
 
@@ -76,8 +78,8 @@ def test_lag_is_the_time_from_the_next_frame_to_the_newest(timestamps, lag_ms):
     assert log.lag_ms(log.tail, log.tail.end) == 0
 
 
-def test_when_the_stream_has_ended_nobody_is_behind_in_time():
-    """Its timestamps may have come far: the end is not weeks later."""
+def test_after_the_end_of_the_stream_the_lag_is_0():
+    """However far its timestamps have come: the end is not weeks later."""
     log, start = log_with(0xF0000000, 0xF0000028)
     assert log.lag_ms(*start) == 0x28
     log.newest_timestamp = -1

@@ -7,11 +7,21 @@ from collections import Counter
 import gevent
 import pytest
 
-from rtmpd.live.memory import MemoryGuard, held_bytes
+from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.pages import ALL_PAGES, MAX_PAGE_BYTES, Page, PageAccount
-from rtmpd.live.stream import Stream
-from rtmpd.live.subscriber import State, Subscriber
-from tests.unit.live.fakes import CHUNK, FakeTransport, app_options, frame, keyframe, settle, texts
+from rtmpd.live.subscriber import State
+from rtmpd.util.log_throttle import LogThrottle
+from tests.unit.live.fakes import (
+    FakeTransport,
+    app_options,
+    frame,
+    keyframe,
+    new_source,
+    new_stream,
+    new_subscriber,
+    settle,
+    texts,
+)
 
 MB = 1 << 20
 LIMIT_S = 5
@@ -19,17 +29,19 @@ LIMIT_S = 5
 
 @pytest.fixture
 def streams():
-    """Streams by key, and what there was of pages before: others may have left some."""
+    """Streams by key."""
     made = {}
     gc.collect()
     yield made
     for stream in made.values():
+        stream.end()
         stream.close()
     settle(2)
 
 
 @pytest.fixture
 def before(streams):
+    """Return the memory of the pages that other tests have left."""
     return ALL_PAGES.bytes
 
 
@@ -43,7 +55,7 @@ def make_guard(streams, counters, before):
     made = []
 
     def make(limit_bytes):
-        """A guard whose limit is *limit_bytes* above what there was; nine tenths of it are above that, too."""
+        """Make a guard whose limit is *limit_bytes* above what other tests have left; nine tenths of it are above that, too."""
         made.append(MemoryGuard(streams, counters, before * 10 + limit_bytes))
         return made[-1]
 
@@ -53,20 +65,20 @@ def make_guard(streams, counters, before):
 
 
 def publish(streams, key, **options):
-    stream = streams[key] = Stream(key, app_options(lag_limit_bytes=64 * MB, lag_limit_s=3600.0, **options), CHUNK)
-    stream.begin(object())
+    stream = streams[key] = new_stream(key, app_options(lag_limit_bytes=64 * MB, lag_limit_s=3600.0, **options))
+    stream.begin(new_source())
     return stream
 
 
 def play(stream, capacity=None):
-    subscriber = Subscriber(FakeTransport(capacity))
-    stream.fanout.join(subscriber)
+    subscriber = new_subscriber(FakeTransport(capacity))
+    stream.published.fanout.join(subscriber)
     settle()
     return subscriber
 
 
 class Sender:
-    """Sends frames of 40 ms, a keyframe each 25."""
+    """Sends frames of 40 ms; each 25th is a keyframe."""
 
     def __init__(self, stream, size=20_000):
         self.stream, self.size, self.number = stream, size, 0
@@ -74,13 +86,13 @@ class Sender:
     def send(self, count):
         for _ in range(count):
             make = frame if self.number % 25 else keyframe
-            self.stream.video(self.number * 40, make(f"{self.number} ", self.size))
+            self.stream.source.video(self.number * 40, make(f"{self.number} ", self.size))
             self.number += 1
             settle(4)
 
 
 def numbers(subscriber):
-    """The numbers of the frames that a player got."""
+    """Return the numbers of the frames that a player received."""
     return [int(payload[2:].split(b" ")[0]) for payload in texts(subscriber.transport) if payload[1:2] == b"\x01"]
 
 
@@ -99,14 +111,14 @@ def test_pages_are_counted_as_long_as_they_live():
     assert (account.bytes, account.whole.bytes) == (0, 0)
 
 
-def test_a_page_that_there_is_no_memory_for_is_not_counted():
+def test_a_page_that_could_not_be_allocated_is_not_counted():
     account = PageAccount()
     with pytest.raises((MemoryError, OverflowError)):
         Page(1 << 62, 0, 0, account)
     assert account.bytes == 0
 
 
-def test_a_long_log_goes_at_once_without_a_deep_recursion():
+def test_a_long_log_is_freed_at_once_without_deep_recursion():
     account = PageAccount()
     first = last = Page(1, 0, 0, account)
     for _ in range(100_000):
@@ -118,7 +130,7 @@ def test_a_long_log_goes_at_once_without_a_deep_recursion():
     assert account.bytes == 0
 
 
-def test_an_account_says_when_it_is_above_what_it_may_be():
+def test_an_account_calls_its_alarm_for_each_page_above_the_limit():
     account, calls = PageAccount(), []
     account.alarm = lambda: calls.append(account.bytes)
     pages = [Page(10, 0, 0, account) for _ in range(3)]
@@ -129,11 +141,11 @@ def test_an_account_says_when_it_is_above_what_it_may_be():
     assert calls == [40, 50]
 
 
-def test_a_stream_holds_what_its_logs_hold(streams, before):
+def test_the_memory_of_a_stream_is_that_of_its_logs(streams, before):
     stream = publish(streams, "live/a")
     sender = Sender(stream)
     sender.send(20)
-    held = held_bytes(stream)
+    held = stream.held_bytes()
     assert 20 * 20_000 < held < 20 * 20_000 + 2 * MAX_PAGE_BYTES
     assert ALL_PAGES.bytes - before == held
 
@@ -143,24 +155,27 @@ def test_a_stream_holds_what_its_logs_hold(streams, before):
         def wake(self):
             pass
 
+        def fail(self):
+            raise AssertionError("the output has failed")
+
     reader = Reader()
-    flvlog = stream.read_flv(reader)
-    first = flvlog.tail
+    flv_log = stream.read(reader)
+    first = flv_log.tail
     sender.send(20)
-    assert held_bytes(stream) > held + 20 * 20_000
-    assert flvlog.account.bytes > 20 * 20_000
-    stream.leave_flv(reader)
-    # A reader of the log may still be at work.
-    del flvlog
-    assert ALL_PAGES.bytes - before > held_bytes(stream) + 20 * 20_000
+    assert stream.held_bytes() > held + 20 * 20_000
+    assert flv_log.account.bytes > 20 * 20_000
+    stream.stop_reading(reader)
+    # A reader may still use its pages.
+    del flv_log
+    assert ALL_PAGES.bytes - before > stream.held_bytes() + 20 * 20_000
     del first
-    assert ALL_PAGES.bytes - before == held_bytes(stream)
+    assert ALL_PAGES.bytes - before == stream.held_bytes()
 
 
 # Shedding ---------------------------------------------------------------------------------------------------------------
 
 
-def test_below_the_limit_nothing_is_given_up(streams, make_guard, counters, caplog):
+def test_below_the_limit_nothing_is_freed(streams, make_guard, counters, caplog):
     stream = publish(streams, "live/a")
     slow = play(stream)
     sender = Sender(stream)
@@ -170,16 +185,16 @@ def test_below_the_limit_nothing_is_given_up(streams, make_guard, counters, capl
     guard = make_guard(64 * MB)
     guard.shed(0.0)
     assert (slow.skips, counters, caplog.messages, guard.refusal(0.0)) == (0, {}, [], "")
-    assert stream.wirelog.join_page is not None
+    assert stream.published.log.join_page is not None
 
 
-def test_without_a_limit_there_is_none(streams, counters):
+def test_without_a_limit_nothing_is_freed_or_refused(streams, counters):
     stream = publish(streams, "live/a")
     Sender(stream).send(60)
     guard = MemoryGuard(streams, counters, 0)
     guard.shed(0.0)
     assert (counters, guard.refusal(0.0)) == ({}, "")
-    assert stream.wirelog.join_page is not None
+    assert stream.published.log.join_page is not None
 
 
 def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_guard, counters, caplog, before):
@@ -192,19 +207,22 @@ def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_gua
     for sender in senders:
         sender.send(104)
     guard = make_guard(0)
-    guard.limit_bytes = before + (held_bytes(large) + held_bytes(small)) * 9 // 10
+    guard.limit_bytes = before + (large.held_bytes() + small.held_bytes()) * 9 // 10
     assert guard.refusal(0.0).startswith(f"memory_limit_bytes is {guard.limit_bytes}, and the logs of streams take ")
     caplog.set_level(logging.WARNING, "rtmpd")
     guard.shed(0.0)
     assert (slow.skips, fast.skips, little.skips) == (1, 0, 0)
     # What is kept for new players is less than what the slow one held.
-    assert large.wirelog.join_page is not None
-    assert slow.position == large.wirelog.join_position
+    assert large.published.log.join_page is not None
+    assert slow.position == large.published.log.join_position
     assert guard.total_bytes() <= guard.limit_bytes
     assert counters == {"memory_sheds": 1}
     (line,) = caplog.messages
     assert line.startswith(f"memory_limit_bytes is {guard.limit_bytes}, and streams held up to ")
-    assert ": 1 times a stream gave up what slow players had not taken, 0 times what it kept for new ones; now " in line
+    assert (
+        f" bytes, most of all {large.key}: slow players skipped media in 1 streams, and 0 streams freed what they kept for new "
+        "players; now they hold "
+    ) in line
     assert guard.refusal(0.0) == ""
     slow.transport.take()
     senders[0].send(5)
@@ -212,7 +230,7 @@ def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_gua
     assert numbers(slow) == [0, 1, *range(100, 110)]
 
 
-def test_then_what_is_kept_for_new_players_goes(streams, make_guard, counters, caplog, before):
+def test_then_the_pages_kept_for_new_players_are_freed(streams, make_guard, counters, caplog, before):
     stream = publish(streams, "live/a")
     fast, late = play(stream), None
     sender = Sender(stream, 60_000)
@@ -221,14 +239,14 @@ def test_then_what_is_kept_for_new_players_goes(streams, make_guard, counters, c
     guard = make_guard(0)
     guard.limit_bytes = before + 600_000
     guard.shed(100.0)
-    assert stream.wirelog.join_page is None
+    assert stream.published.log.join_page is None
     assert late.state is State.WAITING
     assert fast.state is State.GROUP
-    assert guard.total_bytes() - before == stream.wirelog.tail.size
+    assert guard.total_bytes() - before == stream.published.log.tail.size
     assert counters == {"memory_sheds": 1}
-    assert "0 times a stream gave up what slow players had not taken, 1 times what it kept" in caplog.text
-    # Another stream would only make it worse.
-    assert guard.refusal(109.0).endswith("have just had to be cut to fit")
+    assert "slow players skipped media in 0 streams, and 1 streams freed what they kept for new players" in caplog.text
+    # Another stream would only make things worse.
+    assert guard.refusal(109.0) == f"memory_limit_bytes is {guard.limit_bytes}, and was exceeded less than 10 s ago"
     assert guard.refusal(110.0) == ""
     late.transport.take()
     sender.send(10)
@@ -253,32 +271,35 @@ def test_players_without_a_keyframe_to_skip_to_wait_for_one(streams, make_guard,
     assert numbers(slow) == [0, 1, *range(25, 31)]
 
 
-def test_a_player_that_is_hardly_behind_is_left_alone(streams, make_guard, counters, before):
-    """It holds nothing that the others would not hold without it."""
+def test_a_player_that_is_hardly_behind_is_not_moved(streams, make_guard, counters, before):
+    """It holds no pages that the others would not hold without it."""
     stream = publish(streams, "live/a")
     player = play(stream)
     sender = Sender(stream, 1000)
     sender.send(26)
     player.transport.capacity = 100
     sender.send(1)
-    assert player.state is State.ALONE
+    assert player.state is State.LAGGING
     guard = make_guard(0)
     guard.limit_bytes = before + 1
-    stream.wirelog.forget_join_point()
+    stream.published.log.forget_join_point()
     guard.shed(0.0)
-    assert (player.state, player.skips, counters) == (State.ALONE, 0, {})
+    assert (player.state, player.skips, counters) == (State.LAGGING, 0, {})
 
 
-def test_what_there_is_to_say_is_said_now_and_then(streams, make_guard, caplog, before, counters):
+def test_shedding_is_logged_at_most_every_ten_seconds(streams, make_guard, caplog, before, counters):
     guard = make_guard(0)
     guard.limit_bytes = before + 300_000
+    now_s = [0.0]
+    guard._throttle = LogThrottle(clock=lambda: now_s[0])
     stream = publish(streams, "live/a")
     sender = Sender(stream, 60_000)
     for second in range(25):
         sender.send(10)
-        guard.shed(float(second))
+        now_s[0] = float(second)
+        guard.shed(now_s[0])
     assert len(caplog.messages) == 3
-    said = [int(message.split("players had not taken, ")[1].split(" ")[0]) for message in caplog.messages]
+    said = [int(message.split(" skipped media in ")[1].split(" and ")[1].split(" ")[0]) for message in caplog.messages]
     assert said[0] == 1
     assert sum(said) <= counters["memory_sheds"] == 10
 
@@ -292,47 +313,47 @@ def wait_until(condition):
             gevent.sleep(0.001)
 
 
-def test_a_page_above_the_limit_is_noticed_at_once(streams, make_guard, before):
+def test_a_page_above_the_limit_starts_shedding_at_once(streams, make_guard, before):
     stream = publish(streams, "live/a")
     sender = Sender(stream, 60_000)
     guard = make_guard(0)
     guard.limit_bytes = before + 600_000
     guard.start()
     sender.send(20)
-    wait_until(lambda: stream.wirelog.join_page is None)
+    wait_until(lambda: stream.published.log.join_page is None)
 
 
-def test_a_lower_limit_holds_at_once_and_none_does_too(streams, make_guard, before):
+def test_a_reload_applies_a_lower_limit_and_no_limit_at_once(streams, make_guard, before):
     stream = publish(streams, "live/a")
     sender = Sender(stream, 60_000)
     guard = make_guard(64 * MB)
     guard.start()
     sender.send(20)
     gevent.sleep(0.01)
-    assert stream.wirelog.join_page is not None
+    assert stream.published.log.join_page is not None
     guard.reload(before + 600_000)
-    wait_until(lambda: stream.wirelog.join_page is None)
+    wait_until(lambda: stream.published.log.join_page is None)
     guard.reload(0)
     sender.send(20)
     gevent.sleep(0.1)
-    assert stream.wirelog.join_page is not None
+    assert stream.published.log.join_page is not None
     assert ALL_PAGES.alarm_bytes is None
 
 
-def test_a_bug_does_not_end_it(streams, make_guard, counters, caplog, before, monkeypatch):
+def test_an_error_does_not_end_the_guard(streams, make_guard, counters, caplog, before, monkeypatch):
     guard = make_guard(0)
     guard.limit_bytes = before + 1
     monkeypatch.setattr(guard, "shed", lambda now_s: 1 / 0)
     guard.start()
     wait_until(lambda: counters["internal_errors"])
-    assert "internal error in shedding memory" in caplog.text
+    assert "internal error: memory_limit_bytes was not enforced this time" in caplog.text
     monkeypatch.undo()
     stream = publish(streams, "live/a")
     Sender(stream, 60_000).send(20)
-    wait_until(lambda: stream.wirelog.join_page is None)
+    wait_until(lambda: stream.published.log.join_page is None)
 
 
-def test_it_ends(streams, make_guard):
+def test_the_guard_may_be_stopped_twice(streams, make_guard):
     guard = make_guard(1)
     guard.start()
     guard.stop()

@@ -17,6 +17,7 @@ from rtmpd.errors import DeadlineExceeded, TlsError, TransportClosed
 from rtmpd.net.tls import ServerTls, Tls
 from rtmpd.net.tls_transport import KEPT_LIMIT_BYTES, HandshakeTurns, RecordCounter, TlsTransport
 from rtmpd.net.transport import RECEIVE_BYTES
+from rtmpd.phases import CloseKind, CloseReason
 from tests.unit.net.tls_peer import Peer
 
 LIMIT_S = 10
@@ -309,7 +310,7 @@ def test_a_failed_send_releases_the_callers_buffer(pair, end):
     if end == "peer gone":
         peer.sock.close()
     else:
-        transport.close("test")
+        transport.close(CloseReason(CloseKind.EXPELLED, "test"))
     pending = bytearray(b"x" * 100_000)
     try:
         while True:
@@ -559,8 +560,8 @@ def test_closing_sends_a_close_notify(pair):
     reading = gevent.spawn(ending, transport)
     gevent.sleep(0)
     transport.try_send(b"last words")
-    transport.close("enough")
-    transport.close("not the first reason")
+    transport.close(CloseReason(CloseKind.EXPELLED, "enough"))
+    transport.close(CloseReason(CloseKind.EXPELLED, "not the first reason"))
     assert peer.read_all() == b"last words"
     assert str(reading.get(timeout=LIMIT_S)[1]) == "enough"
     with pytest.raises(OSError, match=r"\w"):
@@ -571,7 +572,7 @@ def test_closing_with_half_a_record_sent_sends_no_close_notify(pair):
     transport, peer = pair(SMALL)
     sent = fill(transport)
     begun = time.monotonic()
-    transport.close("enough")
+    transport.close(CloseReason(CloseKind.EXPELLED, "enough"))
     assert time.monotonic() - begun < 1
     got = bytearray()
     # The end of the connection, not a record that can't be decrypted.
@@ -656,7 +657,7 @@ def test_ensure_open_raises_after_a_close_notify(pair):
 
 def test_ensure_open_raises_after_close(pair):
     transport, _peer = pair()
-    transport.close("enough")
+    transport.close(CloseReason(CloseKind.EXPELLED, "enough"))
     with pytest.raises(TransportClosed, match="enough"):
         transport.ensure_open()
 

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline, format_address
+from rtmpd.phases import CloseKind, CloseReason
 
 LIMIT_S = 10  # for what should take no time
 
@@ -124,7 +125,7 @@ def test_ensure_open_raises_after_a_reset_and_after_close(tcp):
     reset(peer)
     until_gone(transport, r"^read failed: Connection reset by peer$")
     transport, peer = tcp()
-    transport.close("we had enough")
+    transport.close(CloseReason(CloseKind.EXPELLED, "we had enough"))
     until_gone(transport, r"^we had enough$")
 
 
@@ -276,7 +277,7 @@ def test_try_send_takes_what_fits_and_then_nothing(tcp):
     sent = fill(transport)
     with pytest.raises(BlockingIOError):
         transport.try_send(b"x")
-    transport.close("done")
+    transport.close(CloseReason(CloseKind.EXPELLED, "done"))
     assert len(read_all(peer)) == sent
     assert transport.bytes_sent == 0
 
@@ -290,7 +291,7 @@ def test_try_send_takes_any_kind_of_bytes(tcp, kind):
 
 def test_try_send_on_a_closed_connection_fails(tcp):
     transport, _ = tcp()
-    transport.close("done")
+    transport.close(CloseReason(CloseKind.EXPELLED, "done"))
     with pytest.raises(OSError, match="Broken pipe"):
         transport.try_send(b"x")
     transport.dispose()
@@ -362,7 +363,7 @@ def test_closing_ends_a_read_in_another_greenlet_with_the_reason(tcp):
     transport, peer = tcp()
     reading = gevent.spawn(transport.recv)
     gevent.sleep(0)
-    transport.close("it took nothing for 30 s")
+    transport.close(CloseReason(CloseKind.STALLED, "it took nothing for 30 s"))
     with pytest.raises(TransportClosed, match=r"^it took nothing for 30 s$"):
         reading.get(timeout=LIMIT_S)
     assert peer.recv(1) == b""
@@ -372,15 +373,15 @@ def test_closing_ends_a_write_in_another_greenlet_with_the_reason(tcp):
     transport, _ = tcp(send_buffer=4096)
     sending = gevent.spawn(transport.send_all, bytes(1 << 20), LIMIT_S)
     gevent.sleep(0)
-    transport.close("the server is stopping")
+    transport.close(CloseReason(CloseKind.SHUTDOWN, "the server is stopping"))
     with pytest.raises(TransportClosed, match=r"^the server is stopping$"):
         sending.get(timeout=LIMIT_S)
 
 
 def test_the_first_reason_counts(tcp):
     transport, _ = tcp()
-    transport.close("first")
-    transport.close("second")
+    transport.close(CloseReason(CloseKind.EXPELLED, "first"))
+    transport.close(CloseReason(CloseKind.EXPELLED, "second"))
     assert transport.close_reason == "first"
     with pytest.raises(TransportClosed, match=r"^first$"):
         transport.recv()
@@ -391,7 +392,7 @@ def test_the_first_reason_counts(tcp):
 def test_data_sent_before_close_is_delivered(tcp):
     transport, peer = tcp()
     transport.send_all(bytes(100_000), LIMIT_S)
-    transport.close("done")
+    transport.close(CloseReason(CloseKind.EXPELLED, "done"))
     assert len(read_all(peer)) == 100_000
 
 
@@ -399,9 +400,9 @@ def test_closing_what_the_peer_has_closed_is_harmless(tcp):
     transport, peer = tcp()
     reset(peer)
     gevent.sleep(0.01)
-    transport.close("done")
+    transport.close(CloseReason(CloseKind.EXPELLED, "done"))
     transport.dispose()
-    transport.close("again")
+    transport.close(CloseReason(CloseKind.EXPELLED, "again"))
 
 
 def test_a_disposed_transport_has_no_descriptor(tcp):

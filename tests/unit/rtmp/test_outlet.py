@@ -1,51 +1,34 @@
-"""Several players of one connection write through one socket: every message whole, whoever's it is."""
+"""Several players of one connection write to one socket, each message whole."""
 
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent import socket
 
-from rtmpd.config.loader import load_text
-from rtmpd.events import EventBus
-from rtmpd.live.stream import Stream
-from rtmpd.live.subscriber import Subscriber
 from rtmpd.net.transport import Transport
+from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
 from rtmpd.protocol.message import MessageType, UserControlType
-from rtmpd.rtmp.connection import Connection, MessageStream
+from rtmpd.rtmp.connection import MessageStream
 from rtmpd.rtmp.outlet import SharedOutlet
 from rtmpd.rtmp.player import Player
-from tests.unit.live.fakes import CHUNK, FakeTransport, Scene, app_options, frame, keyframe, parse, settle
+from tests.unit.live.fakes import (
+    CHUNK,
+    FakeTransport,
+    Scene,
+    frame,
+    keyframe,
+    new_source,
+    new_stream,
+    new_subscriber,
+    parse,
+    settle,
+)
+from tests.unit.rtmp.fakes import ConnectionTransport, new_connection
 
 LIMIT_S = 10
-
-
-class SlowConnection(FakeTransport):
-    """A transport as a session knows it, over a fake socket."""
-
-    peer = "192.0.2.1:50000"
-    bytes_sent = 0
-    sending = False
-
-    def limit_unsent(self, limit_bytes):
-        pass
-
-    def send_all(self, data, limit_s):
-        assert self.try_send(data) == len(data)
-
-
-@pytest.fixture
-def hub():
-    return SimpleNamespace(
-        config=load_text(""),
-        stopping=False,
-        bus=EventBus(),
-        count=lambda name: None,
-        unplay=lambda stream, player: None,
-    )
 
 
 @pytest.fixture
@@ -56,16 +39,10 @@ def scenes():
         scene.close()
 
 
-def whole(label, size):
-    """A message as chunks, as a fan-out hands it over."""
-    scene = Scene()
-    return scene.reply(label.ljust(size, "."))
+# The outlet alone --------------------------------------------------------------------------------------------------------
 
 
-# The outlet by itself ---------------------------------------------------------------------------------------------------
-
-
-def test_what_the_socket_takes_goes_straight_through():
+def test_bytes_that_the_socket_accepts_are_sent_at_once():
     transport = FakeTransport()
     outlet = SharedOutlet(transport)
     assert outlet.try_send(b"message") == 7
@@ -74,7 +51,7 @@ def test_what_the_socket_takes_goes_straight_through():
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 6])
-def test_a_message_is_taken_whole_or_not_at_all(capacity):
+def test_a_message_is_accepted_whole_or_not_at_all(capacity):
     transport = FakeTransport(capacity)
     outlet = SharedOutlet(transport)
     assert outlet.try_send(b"message") == 7
@@ -90,7 +67,7 @@ def test_a_message_is_taken_whole_or_not_at_all(capacity):
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_any_kind_of_bytes_is_taken_and_copied(kind):
+def test_each_type_of_bytes_is_accepted_and_copied(kind):
     transport = FakeTransport(3)
     outlet = SharedOutlet(transport)
     data = bytearray(b"message")
@@ -101,7 +78,7 @@ def test_any_kind_of_bytes_is_taken_and_copied(kind):
     assert transport.data == b"message"
 
 
-def test_what_is_owed_goes_first():
+def test_owed_bytes_are_sent_first():
     transport = FakeTransport(0)
     outlet = SharedOutlet(transport)
     outlet.owe(b"rest of a message,")
@@ -112,14 +89,14 @@ def test_what_is_owed_goes_first():
     assert transport.data == b"rest of a message,message"
 
 
-def test_what_has_not_gone_out_can_be_taken_back():
+def test_unsent_bytes_can_be_taken_back():
     outlet = SharedOutlet(FakeTransport(3))
     outlet.try_send(b"message")
     assert outlet.take_rest() == b"sage"
     assert outlet.take_rest() == b""
 
 
-def test_those_who_wait_are_called_once_when_everything_has_gone_out():
+def test_callbacks_are_called_once_when_all_bytes_are_sent():
     transport = FakeTransport(0)
     outlet = SharedOutlet(transport)
     outlet.try_send(b"message")
@@ -134,7 +111,7 @@ def test_those_who_wait_are_called_once_when_everything_has_gone_out():
     assert transport.data == b"message"
 
 
-def test_one_who_blocks_again_while_others_are_called_is_called_again():
+def test_a_callback_that_blocks_again_is_called_again():
     transport = FakeTransport(0)
     outlet = SharedOutlet(transport)
     outlet.try_send(b"message")
@@ -155,7 +132,7 @@ def test_one_who_blocks_again_while_others_are_called_is_called_again():
     assert transport.data == b"messagemore"
 
 
-def test_a_player_that_no_longer_waits_does_not_stop_the_others():
+def test_a_player_that_stops_waiting_does_not_affect_others():
     transport = FakeTransport(0)
     outlet = SharedOutlet(transport)
     outlet.try_send(b"message")
@@ -167,11 +144,11 @@ def test_a_player_that_no_longer_waits_does_not_stop_the_others():
     assert "two" in calls
 
 
-def test_what_is_kept_goes_out_without_another_message(scenes):
-    """The stream may have ended with it; or the next message come in a minute."""
+def test_kept_bytes_are_sent_without_another_message(scenes):
+    """The stream may have ended with it, or the next message may be a minute off."""
     transport = FakeTransport(100)
     scenes[0].video(keyframe("", 1000))
-    scenes[0].fanout.join(Subscriber(SharedOutlet(transport)))
+    scenes[0].fanout.join(new_subscriber(SharedOutlet(transport)))
     settle()
     transport.take()
     settle()
@@ -179,7 +156,7 @@ def test_what_is_kept_goes_out_without_another_message(scenes):
     assert not transport.watched
 
 
-def test_a_failing_socket_is_an_error_for_whoever_sends():
+def test_a_send_on_a_failed_socket_raises():
     transport = FakeTransport()
     outlet = SharedOutlet(transport)
     transport.error = ConnectionResetError(104, "Connection reset by peer")
@@ -187,7 +164,7 @@ def test_a_failing_socket_is_an_error_for_whoever_sends():
         outlet.try_send(b"message")
 
 
-def test_a_socket_that_fails_while_others_wait_ends_the_connection_and_wakes_them():
+def test_a_socket_that_fails_during_a_wait_closes_the_connection_and_calls_back():
     transport = FakeTransport(0)
     outlet = SharedOutlet(transport)
     outlet.try_send(b"message")
@@ -196,14 +173,16 @@ def test_a_socket_that_fails_while_others_wait_ends_the_connection_and_wakes_the
     transport.error = ConnectionResetError(104, "Connection reset by peer")
     transport.take()
     assert transport.close_reason == "send failed: Connection reset by peer"
+    assert transport.close_reason.kind is CloseKind.PEER_LEFT
     assert calls == ["called"]
     assert not transport.watched
 
 
-def test_closing_it_closes_the_connection():
+def test_close_closes_the_connection():
     transport = FakeTransport()
-    SharedOutlet(transport).close("it took nothing for 30 s")
-    assert transport.close_reason == "it took nothing for 30 s"
+    reason = CloseReason(CloseKind.STALLED, "it took nothing for 30 s")
+    SharedOutlet(transport).close(reason)
+    assert transport.close_reason is reason
 
 
 # Two players ------------------------------------------------------------------------------------------------------------
@@ -226,7 +205,7 @@ def test_two_players_share_a_slow_socket_message_by_message(scenes, seed):
 
     for index, scene in enumerate(scenes):
         append(index)
-        subscribers.append(Subscriber(outlet, index + 1))
+        subscribers.append(new_subscriber(outlet, index + 1))
         scene.fanout.join(subscribers[-1])
     for _ in range(60):
         append(source.randrange(2))
@@ -249,13 +228,13 @@ def test_two_players_share_a_slow_socket_message_by_message(scenes, seed):
     assert sorted(m.payload for m in messages if m.message_stream_id == 0) == sorted(b"reply %d" % n for n in range(replies))
 
 
-def test_one_player_leaves_in_the_middle_of_a_message_and_the_other_goes_on(scenes):
+def test_a_player_that_leaves_inside_a_message_does_not_affect_the_other(scenes):
     transport = FakeTransport(100)
     outlet = SharedOutlet(transport)
     subscribers = []
     for index, scene in enumerate(scenes):
         scene.video(keyframe(str(index), 1000))
-        subscribers.append(Subscriber(outlet, index + 1))
+        subscribers.append(new_subscriber(outlet, index + 1))
         scene.fanout.join(subscribers[-1])
     owed = scenes[0].fanout.leave(subscribers[0])
     scenes[1].fanout.write(subscribers[1], owed + scenes[1].reply("bye"))
@@ -266,12 +245,12 @@ def test_one_player_leaves_in_the_middle_of_a_message_and_the_other_goes_on(scen
     assert sorted(messages) == sorted([keyframe("0", 1000), keyframe("1", 1000), b"bye", frame("1")])
 
 
-def test_a_failing_socket_drops_both_players(scenes):
+def test_a_failed_socket_removes_both_players(scenes):
     transport = FakeTransport(100)
     outlet = SharedOutlet(transport)
     for index, scene in enumerate(scenes):
         scene.video(keyframe(str(index), 1000))
-        scene.fanout.join(Subscriber(outlet, index + 1))
+        scene.fanout.join(new_subscriber(outlet, index + 1))
     transport.error = ConnectionResetError(104, "Connection reset by peer")
     transport.take()
     for scene in scenes:
@@ -282,6 +261,13 @@ def test_a_failing_socket_drops_both_players(scenes):
 
 
 # A connection that plays twice ------------------------------------------------------------------------------------------
+
+
+def connected(transport):
+    connection = new_connection(transport=transport, ini=f"[server]\nchunk_size_bytes = {CHUNK}\n")
+    connection.enter(ConnectionPhase.CONNECT)
+    connection.enter(ConnectionPhase.COMMAND)
+    return connection
 
 
 def play(connection, stream, number):
@@ -295,26 +281,27 @@ def play(connection, stream, number):
 def streams():
     made = []
     for name in ("one", "two"):
-        stream = Stream(f"live/{name}", app_options(), CHUNK)
-        stream.begin(object())
-        stream.video(0, keyframe(name, 1000))
-        stream.video(40, frame(name))
+        stream = new_stream(f"live/{name}")
+        stream.begin(new_source())
+        stream.source.video(0, keyframe(name, 1000))
+        stream.source.video(40, frame(name))
         made.append(stream)
     yield made
     for stream in made:
+        stream.end()
         stream.close()
     settle(2)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 12, 500, 1011, 1012, 1020])
-def test_a_second_play_on_a_connection_whose_socket_is_full(hub, streams, taken):
+def test_a_second_play_on_a_connection_whose_socket_is_full(streams, taken):
     """The first player's half-sent message is finished before anything else goes out."""
-    transport = SlowConnection(taken)
-    connection = Connection(transport, hub, 1)
+    transport = ConnectionTransport(taken)
+    connection = connected(transport)
     play(connection, streams[0], 1)
     play(connection, streams[1], 2)
     for stream in streams:
-        stream.video(80, frame("later"))
+        stream.source.video(80, frame("later"))
     settle()
     while transport.watched:
         transport.take()
@@ -325,9 +312,9 @@ def test_a_second_play_on_a_connection_whose_socket_is_full(hub, streams, taken)
         assert payloads == [keyframe(name, 1000), frame(name), frame("later")]
 
 
-def test_replies_after_the_last_play_come_behind_what_the_outlet_still_holds(hub, streams):
-    transport = SlowConnection(100)
-    connection = Connection(transport, hub, 1)
+def test_replies_after_the_last_play_follow_the_bytes_that_the_outlet_holds(streams):
+    transport = ConnectionTransport(100)
+    connection = connected(transport)
     play(connection, streams[0], 1)
     play(connection, streams[1], 2)
     settle()
@@ -339,24 +326,24 @@ def test_replies_after_the_last_play_come_behind_what_the_outlet_still_holds(hub
     assert parse(bytes(transport.data))[-1].type_id == MessageType.USER_CONTROL
 
 
-def test_a_connection_can_be_written_to_directly_when_its_players_have_left_while_it_was_full(hub, streams):
+def test_a_connection_sends_directly_after_its_players_have_left_a_full_socket(streams):
     ours, peer = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     transport = Transport(ours, "unix")
-    connection = Connection(transport, hub, 1)
+    connection = connected(transport)
     play(connection, streams[0], 1)
     play(connection, streams[1], 2)
     for index in range(20):
         for stream in streams:
-            stream.video(80 + index, frame("later", 1000))
+            stream.source.video(80 + index, frame("later", 1000))
         settle(5)
     for message_stream in list(connection.message_streams.values()):
         connection.endpoint.outgoing += connection.leave(message_stream, "deleteStream")
     connection.endpoint.send_user_control(UserControlType.STREAM_EOF, 2)
     peer.settimeout(LIMIT_S)
     flushing = gevent.spawn(connection.flush)
-    flushing.link(lambda _: transport.close("done"))
-    # It finds the socket full, and waits.
+    flushing.link(lambda _: transport.close(CloseReason(CloseKind.SHUTDOWN, "done")))
+    # The flush finds the socket full, and waits.
     gevent.sleep(0)
     got = b""
     while data := peer.recv(1 << 16):

@@ -1,140 +1,150 @@
-"""A publisher that sends more than it may."""
+"""A publisher that exceeds its bitrate limit."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import gevent
 import pytest
 
-from rtmpd.config.loader import load_text
-from rtmpd.events import EventBus
-from rtmpd.live.stream import Stream
+from rtmpd.phases import CloseKind, ConnectionPhase
 from rtmpd.rtmp import publisher as module
-from rtmpd.rtmp.connection import Connection
 from rtmpd.rtmp.publisher import Publisher
-from tests.unit.live.fakes import CHUNK, FakeTransport, app_options, keyframe, parse, settle
+from tests.unit.live.fakes import app_options, keyframe, new_stream, parse, settle
+from tests.unit.rtmp.fakes import FakePolicy, new_connection
 
 LIMIT = {"publish_bitrate_limit": 8000, "publish_bitrate_grace_s": 3.0}
 
 
-class Socket(FakeTransport):
-    """A transport as a session knows it, over a fake socket."""
+class Scene:
+    """A connection that publishes.
 
-    peer = "192.0.2.1:50000"
-    bytes_sent = 0
-    sending = False
+    Attributes:
+        counted: The counters that were incremented.
+        now_s: The clock of the sweeps.
+    """
+
+    def __init__(self):
+        policy = FakePolicy()
+        self.counted = policy.counted
+        self.connection = new_connection(policy)
+        self.connection.enter(ConnectionPhase.CONNECT)
+        self.connection.enter(ConnectionPhase.COMMAND)
+        self.transport = self.connection.transport
+        self.stream = policy.streams["live/a"] = new_stream("live/a", app_options(**LIMIT), count=policy.count)
+        self.message_stream = self.connection.create_message_stream()
+        self.now_s = 0
+        self.publish()
+
+    def publish(self):
+        self.publisher = Publisher(self.connection, self.message_stream, "a")
+        self.stream.begin(self.publisher.source)
+        self.publisher.start(self.stream)
+
+    def run(self, seconds, bytes_per_s):
+        """Send and sweep, second by second."""
+        for _ in range(seconds):
+            self.now_s += 1
+            self.publisher.source.video(self.now_s * 1000, keyframe("", bytes_per_s))
+            self.stream.sweep(self.now_s, 30)
+
+    def sent(self):
+        return parse(bytes(self.transport.data), 128)
+
+    @property
+    def publishes(self):
+        return self.stream.source is self.publisher.source and self.message_stream.role is self.publisher
 
 
 @pytest.fixture
 def scene(monkeypatch):
-    """A connection that publishes; `counted` is what it counts."""
     monkeypatch.setattr(module, "_LINGER_S", 0.01)
-    counted = []
-
-    def unpublish(stream, publisher):
-        stream.publisher = None
-
-    hub = SimpleNamespace(config=load_text(""), stopping=False, bus=EventBus(), count=counted.append, unpublish=unpublish)
-    connection = Connection(Socket(), hub, 1)
-    stream = Stream("live/a", app_options(**LIMIT), CHUNK)
-    message_stream = connection.create_message_stream()
-    publisher = Publisher(connection, message_stream, "a")
-    stream.begin(publisher)
-    publisher.start(stream)
-    yield SimpleNamespace(
-        connection=connection, stream=stream, publisher=publisher, counted=counted, transport=connection.transport
-    )
-    stream.close()
+    made = Scene()
+    yield made
+    made.stream.end()
+    made.stream.close()
 
 
-def run(scene, seconds, bytes_per_s):
-    """Send and sweep, second by second, on a clock of the stream's own."""
-    for _ in range(seconds):
-        now_s = scene.now_s = getattr(scene, "now_s", 0) + 1
-        scene.stream.video(now_s * 1000, keyframe("", bytes_per_s))
-        scene.stream.sweep(now_s, 30)
-        scene.publisher.sweep(now_s)
-
-
-def sent(scene):
-    return parse(bytes(scene.transport.data), 128)
-
-
-def test_who_sends_as_much_as_it_may_goes_on(scene):
-    run(scene, 30, 1000)
+def test_a_publisher_within_the_limit_continues(scene):
+    scene.run(30, 1000)
     assert scene.counted == []
-    assert scene.publisher.stream is scene.stream
+    assert scene.publishes
 
 
-def test_who_sends_more_for_too_long_is_told_why_and_disconnected(scene, caplog):
-    run(scene, 1 + 3, 2000)
+def test_a_publisher_that_exceeds_the_limit_for_too_long_gets_the_reason_and_is_disconnected(scene, caplog):
+    scene.run(1 + 3, 2000)
     assert scene.counted == []
-    run(scene, 1, 2000)
+    scene.run(1, 2000)
     assert scene.counted == ["publish_bitrate_exceeded"]
-    (message,) = sent(scene)
+    (message,) = scene.sent()
     assert b"NetStream.Publish.Rejected" in message.payload
     assert b"The bitrate is too high: 16 kbit/s, and 8 kbit/s are allowed." in message.payload
     assert message.message_stream_id == 1
-    text = "live/a: it has sent 16 kbit/s, and more than 8 kbit/s for 3 s (publish_bitrate_limit): it is disconnected"
+    text = (
+        "live/a: the publisher sends 16 kbit/s, and has sent more than 8 kbit/s for 3 s (publish_bitrate_limit): "
+        "it is disconnected"
+    )
     assert caplog.messages[0].endswith(text)
-    assert scene.publisher.stream is None
-    assert scene.stream.publisher is None
-    # It can read that before the end comes.
+    assert not scene.publishes
+    assert scene.publisher.key == ""
+    assert scene.stream.source is None
+    # The client has time to read that before its connection is closed.
     assert not scene.transport.close_reason
     with gevent.Timeout(5):
         while not scene.transport.close_reason:
             gevent.sleep(0.001)
     assert scene.transport.close_reason == "publish_bitrate_limit"
+    assert scene.transport.close_reason.kind is CloseKind.EXPELLED
+    assert scene.counted == ["publish_bitrate_exceeded"]
 
 
-def test_what_it_sends_before_the_end_is_for_nobody(scene):
-    run(scene, 5, 2000)
-    assert scene.connection.live == {}
-    assert scene.connection.phase == "command"
+def test_media_between_the_status_and_the_close_is_discarded(scene):
+    scene.run(5, 2000)
+    assert scene.connection.sources == {}
+    assert scene.connection.phase is ConnectionPhase.COMMAND
+    position = scene.stream.published.log.position
+    scene.publisher.source.video(10_000, keyframe())
+    assert scene.stream.published.log.position == position
 
 
-def test_who_is_only_warned_goes_on_and_is_warned_again_when_it_was_below(scene, caplog):
+def test_a_publisher_that_is_only_warned_is_warned_again_after_it_was_below_the_limit(scene, caplog):
     scene.stream.reload(app_options(**LIMIT, publish_bitrate_action="warn"))
-    run(scene, 20, 2000)
+    scene.run(20, 2000)
     assert scene.counted == ["publish_bitrate_exceeded"]
     (line,) = caplog.messages
-    assert line.endswith("it may go on")
-    run(scene, 10, 500)
-    run(scene, 20, 2000)
+    assert line.endswith("it may continue")
+    scene.run(10, 500)
+    scene.run(20, 2000)
     assert scene.counted == ["publish_bitrate_exceeded"] * 2
-    assert scene.publisher.stream is scene.stream
-    assert sent(scene) == []
+    assert scene.publishes
+    assert scene.sent() == []
 
 
-def test_a_reload_reaches_a_publisher_that_is_there(scene):
+def test_a_reload_applies_to_a_publish_under_way(scene):
     scene.stream.reload(app_options())
-    run(scene, 20, 2000)
+    scene.run(20, 2000)
     assert scene.counted == []
     scene.stream.reload(app_options(**LIMIT, publish_bitrate_action="warn"))
-    run(scene, 5, 2000)
-    assert scene.publisher.stream is scene.stream
+    scene.run(5, 2000)
+    assert scene.publishes
     scene.stream.reload(app_options(**LIMIT))
-    run(scene, 1, 2000)
-    assert scene.publisher.stream is None
+    scene.run(1, 2000)
+    assert not scene.publishes
     assert len(scene.counted) == 2
 
 
-def test_a_socket_without_room_or_in_use_does_not_hold_up_the_sweep(scene):
+@pytest.mark.parametrize("sending", [False, True])
+def test_a_socket_without_room_or_in_use_does_not_delay_the_sweep(scene, sending):
     scene.transport.capacity = 0
-    run(scene, 5, 2000)
-    assert scene.publisher.stream is None
+    scene.transport.sending = sending
+    scene.run(5, 2000)
+    assert not scene.publishes
     settle(2)
 
 
-def test_another_publisher_begins_afresh(scene):
-    run(scene, 4, 2000)
+def test_the_next_publisher_starts_with_a_new_grace(scene):
+    scene.run(4, 2000)
     scene.publisher.stop("closed by the peer")
-    again = Publisher(scene.connection, scene.connection.message_streams[1], "a")
-    scene.stream.begin(again)
-    again.start(scene.stream)
-    scene.publisher = again
-    run(scene, 4, 2000)
-    assert again.stream is scene.stream
-    run(scene, 1, 2000)
-    assert again.stream is None
+    scene.publish()
+    scene.run(4, 2000)
+    assert scene.publishes
+    scene.run(1, 2000)
+    assert not scene.publishes

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +11,7 @@ from rtmpd.media.audio_codecs import AudioConfig
 from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.services import medialog
 from rtmpd.services.medialog import MediaLog, describe_audio, describe_video
-from tests.unit.live.fakes import FakeTime, FakeTransport
+from tests.unit.live.fakes import FakeTime, close_stream, new_source
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
@@ -26,13 +25,13 @@ AUDIO = "audio aac LC 44100 Hz 1 channel"
 class Publisher:
     def __init__(self, hub):
         self.hub = hub
-        self.connection = SimpleNamespace(transport=FakeTransport(), via=())
-        self.stream = hub.publish("live/a", self)
+        self.source = new_source()
+        self.stream = hub.publish("live/a", self.source)
         hub.bus.emit(EventType.PUBLISH_START, stream=self.stream)
 
     def stop(self):
         self.hub.bus.emit(EventType.PUBLISH_STOP, stream=self.stream)
-        self.hub.unpublish(self.stream, self)
+        self.hub.unpublish(self.stream, self.source)
 
 
 @pytest.fixture
@@ -58,18 +57,18 @@ def service(clock):
     yield made
     made.stop(0)
     for stream in hub.streams.values():
-        stream.close()
+        close_stream(stream)
 
 
 def test_the_codecs_are_logged_once_as_soon_as_both_tracks_are_known(service, lines):
-    stream = Publisher(service.hub).stream
-    stream.video(0, AVC)
+    source = Publisher(service.hub).source
+    source.video(0, AVC)
     assert lines() == []
-    stream.audio(0, AAC)
-    stream.video(0, AVC)
-    stream.audio(0, AAC)
+    source.audio(0, AAC)
+    source.video(0, AVC)
+    source.audio(0, AAC)
     for number in range(100):
-        stream.video(number * 40, b"\x27\x01frame")
+        source.video(number * 40, b"\x27\x01frame")
     assert lines() == [f"live/a is: {VIDEO}, {AUDIO}"]
 
 
@@ -77,8 +76,8 @@ def test_the_codecs_are_logged_once_as_soon_as_both_tracks_are_known(service, li
     ("header", "line"), [("video", f"live/a is: {VIDEO}, no audio"), ("audio", f"live/a is: no video, {AUDIO}")]
 )
 def test_the_codec_of_a_single_track_is_logged_after_a_wait(service, lines, clock, header, line):
-    stream = Publisher(service.hub).stream
-    stream.video(0, AVC) if header == "video" else stream.audio(0, AAC)
+    source = Publisher(service.hub).source
+    source.video(0, AVC) if header == "video" else source.audio(0, AAC)
     service.tick(clock.now_s + 1)
     assert lines() == []
     service.tick(clock.now_s + 2)
@@ -87,39 +86,39 @@ def test_the_codec_of_a_single_track_is_logged_after_a_wait(service, lines, cloc
 
 
 def test_a_decoder_configuration_without_dimensions_waits_for_the_keyframe(service, lines):
-    stream = Publisher(service.hub).stream
-    stream.video(0, VP9)
-    stream.audio(0, AAC)
+    source = Publisher(service.hub).source
+    source.video(0, VP9)
+    source.audio(0, AAC)
     assert lines() == []
-    stream.video(0, b"\x91vp09" + bytes.fromhex("824983420015f011f6"))
+    source.video(0, b"\x91vp09" + bytes.fromhex("824983420015f011f6"))
     assert lines() == [f"live/a is: video vp9 Profile 0 1.0 352x288 4:2:0 8 bit, {AUDIO}"]
 
 
 def test_the_codecs_of_a_publish_that_ends_early_are_logged_at_its_end(service, lines):
     publisher = Publisher(service.hub)
-    publisher.stream.video(0, AVC)
+    publisher.source.video(0, AVC)
     publisher.stop()
     assert lines() == [f"live/a is: {VIDEO}, no audio"]
 
 
 def test_a_change_is_logged(service, lines):
-    stream = Publisher(service.hub).stream
-    stream.video(0, AVC)
-    stream.audio(0, AAC)
-    stream.audio(0, bytes.fromhex("af001210"))
+    source = Publisher(service.hub).source
+    source.video(0, AVC)
+    source.audio(0, AAC)
+    source.audio(0, bytes.fromhex("af001210"))
     assert lines()[1:] == [f"live/a is now: {VIDEO}, audio aac LC 44100 Hz 2 channels"]
 
 
 def test_a_summary_is_logged_at_each_interval_and_counts_from_the_previous_one(service, lines, clock):
-    stream = Publisher(service.hub).stream
-    stream.video(0, AVC)
-    stream.audio(0, AAC)
-    start = stream.bytes_in
+    source = Publisher(service.hub).source
+    source.video(0, AVC)
+    source.audio(0, AAC)
+    start = source.bytes_in
     for number in range(300):
-        stream.video(number * 40, (b"\x27\x01" if number % 50 else b"\x17\x01") + bytes(4998))
+        source.video(number * 40, (b"\x27\x01" if number % 50 else b"\x17\x01") + bytes(4998))
     clock.now_s += 10
     service.tick(clock.now_s)
-    assert stream.bytes_in - start == 1_500_000
+    assert source.bytes_in - start == 1_500_000
     service.tick(clock.now_s + 5)
     service.tick(clock.now_s + 10)
     assert lines()[1:] == [
@@ -129,17 +128,17 @@ def test_a_summary_is_logged_at_each_interval_and_counts_from_the_previous_one(s
 
 
 def test_a_summary_can_be_switched_off_by_a_reload(service, lines, clock):
-    stream = Publisher(service.hub).stream
+    source = Publisher(service.hub).source
     service.reload(MediaLog.select(load_text("[log]\nstream_summary_s = 0\n")))
     service.tick(clock.now_s + 1000)
     assert lines() == []
-    assert stream is service.hub.streams["live/a"]
+    assert service.hub.streams["live/a"].source is source
 
 
 def test_no_state_is_kept_of_a_publish_that_has_ended(service):
     for _ in range(10):
         publisher = Publisher(service.hub)
-        publisher.stream.video(0, AVC)
+        publisher.source.video(0, AVC)
         publisher.stop()
     assert service._entries == {}
 

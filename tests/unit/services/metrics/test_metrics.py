@@ -6,7 +6,6 @@ import gc
 import json
 import time
 import tracemalloc
-from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -15,11 +14,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rtmpd.config.loader import load_text
 from rtmpd.hub import Hub, RelayFigures
-from rtmpd.live.subscriber import Subscriber
 from rtmpd.services.metrics.exposition import LoopLag
 from rtmpd.services.metrics.figures import OTHER, label
 from rtmpd.services.metrics.service import Metrics
-from tests.unit.live.fakes import FakeTransport, audio_frame, frame, keyframe, settle
+from tests.unit.live.fakes import (
+    FakeTransport,
+    audio_frame,
+    close_stream,
+    frame,
+    keyframe,
+    new_source,
+    new_subscriber,
+    settle,
+)
 
 LIMIT_S = 10
 
@@ -28,6 +35,14 @@ class FakePlayer:
     """The part of a player that the hub uses."""
 
     number = 0
+
+
+class Publish:
+    """A source and its stream."""
+
+    def __init__(self, hub, key):
+        self.source = new_source()
+        self.stream = hub.publish(key, self.source)
 
 
 class Stage:
@@ -39,17 +54,15 @@ class Stage:
         self.metrics = Metrics(self.hub, Metrics.select(config))
 
     def publish(self, key="live/a"):
-        publisher = SimpleNamespace(number=0, connection=SimpleNamespace(via=()))
-        publisher.stream = self.hub.publish(key, publisher)
-        return publisher
+        return Publish(self.hub, key)
 
-    def unpublish(self, publisher):
-        self.hub.unpublish(publisher.stream, publisher)
+    def unpublish(self, publish):
+        self.hub.unpublish(publish.stream, publish.source)
 
     def play(self, key="live/a", capacity=None):
         stream = self.hub.play(key, FakePlayer())
         transport = FakeTransport(capacity)
-        stream.fanout.join(Subscriber(transport))
+        stream.output().fanout.join(new_subscriber(transport, chunk_size=self.hub.config.server.chunk_size_bytes))
         return transport
 
     def samples(self):
@@ -76,8 +89,7 @@ class Stage:
     def close(self):
         self.metrics.stop(1)
         for stream in self.hub.streams.values():
-            stream.close()
-        settle(2)
+            close_stream(stream)
 
 
 @pytest.fixture
@@ -99,13 +111,13 @@ def stage():
 def test_totals_include_live_streams_and_streams_that_have_ended(stage):
     scene = stage("[live]\npublisher_grace_s = 0\npacing = no\n")
     first = scene.publish()
-    first.stream.video(0, keyframe("x", 100))
-    first.stream.audio(0, audio_frame("y"))
+    first.source.video(0, keyframe("x", 100))
+    first.source.audio(0, audio_frame("y"))
     scene.unpublish(first)
     second = scene.publish("live/b")
     scene.play("live/b")
     for number in range(3):
-        second.stream.video(number * 40, keyframe("x", 100))
+        second.source.video(number * 40, keyframe("x", 100))
     settle()
     found = scene.samples()
     assert found["rtmp_messages_video_total"][()] == 4
@@ -114,20 +126,20 @@ def test_totals_include_live_streams_and_streams_that_have_ended(stage):
     assert found["rtmp_publishers_active"][()] == 1
     assert found["rtmp_streams_active"][()] == 1
     assert found["rtmp_subscribers_total"][()] == found["rtmp_subscribers_active"][()] == 1
-    assert found["rtmp_bytes_ingested_total"][()] == first.stream.bytes_in + second.stream.bytes_in > 400
-    assert found["rtmp_bytes_egress_total"][()] == second.stream.fanout.tally.bytes_sent > 100
+    assert found["rtmp_bytes_ingested_total"][()] == first.stream.received.bytes + second.stream.received.bytes > 400
+    assert found["rtmp_bytes_egress_total"][()] == second.stream.counters.bytes_sent > 100
 
 
 def test_counters_never_fall_while_streams_end_in_the_middle_of_a_scrape(stage, monkeypatch):
     scene = stage("[live]\npublisher_grace_s = 0\n")
-    publishers = [scene.publish(f"live/{number}") for number in range(40)]
-    for publisher in publishers:
-        publisher.stream.video(0, keyframe())
+    publishes = [scene.publish(f"live/{number}") for number in range(40)]
+    for publish in publishes:
+        publish.source.video(0, keyframe())
     monkeypatch.setattr("rtmpd.services.metrics.figures._SLICE_S", 0.0)
 
     def leave():
-        for publisher in publishers:
-            scene.unpublish(publisher)
+        for publish in publishes:
+            scene.unpublish(publish)
             gevent.sleep(0.001)
 
     leaving = gevent.spawn(leave)
@@ -228,7 +240,7 @@ def test_a_stream_has_its_figures(stage):
     now = time.monotonic()
     for number in range(5):
         stream.sweep(now + number, 0)
-        stream.video(number * 1000, keyframe("k", 1000))
+        stream.source.video(number * 1000, keyframe("k", 1000))
         settle()
         if number == 1:
             slow.capacity = 0
@@ -243,8 +255,8 @@ def test_a_stream_has_its_figures(stage):
     # It lacks the frames of 2, 3 and 4 s.
     assert found["rtmp_stream_lag_seconds"][mine] == 2
     assert found["rtmp_stream_drops_total"][mine] == 0
-    assert found["rtmp_stream_bytes_ingested_total"][mine] == stream.bytes_in
-    assert found["rtmp_stream_bytes_egress_total"][mine] == stream.fanout.tally.bytes_sent
+    assert found["rtmp_stream_bytes_ingested_total"][mine] == stream.received.bytes
+    assert found["rtmp_stream_bytes_egress_total"][mine] == stream.counters.bytes_sent
 
 
 def test_an_unknown_value_has_no_sample(stage):
@@ -253,12 +265,12 @@ def test_an_unknown_value_has_no_sample(stage):
     found = scene.samples()
     assert found["rtmp_stream_published"] == {(("stream", "live/a"),): 0}
     assert "rtmp_stream_keyframe_age_seconds" not in found
-    publisher = scene.publish()
-    publisher.stream.video(0, keyframe())
+    publish = scene.publish()
+    publish.source.video(0, keyframe())
     found = scene.samples()
     assert "rtmp_stream_keyframe_age_seconds" in found
     assert "rtmp_stream_keyframe_interval_seconds" not in found
-    scene.unpublish(publisher)
+    scene.unpublish(publish)
     assert "rtmp_stream_keyframe_age_seconds" not in scene.samples()
 
 
@@ -308,11 +320,11 @@ def test_ten_thousand_short_streams_leave_nothing_behind(stage):
 
     def some(begin, end):
         for number in range(begin, end):
-            publisher = scene.publish(f"live/{number}")
-            publisher.stream.video(0, keyframe())
+            publish = scene.publish(f"live/{number}")
+            publish.source.video(0, keyframe())
             if number % 500 == 0:
                 assert scene.labels() == [f"live/{number}"]
-            scene.unpublish(publisher)
+            scene.unpublish(publish)
         assert scene.labels() == []
         gc.collect()
         return len(scene.metrics.text())
@@ -334,8 +346,8 @@ def test_a_thousand_streams_do_not_hold_the_event_loop(stage):
     scene = stage("[metrics]\nstream_series_limit = 1000\n")
     for number in range(1000):
         stream = scene.publish(f"live/{number}").stream
-        stream.video(0, keyframe())
-        stream.video(40, frame())
+        stream.source.video(0, keyframe())
+        stream.source.video(40, frame())
     late = []
 
     def watch():
@@ -468,14 +480,14 @@ GO_RTMP = {
 
 def test_debug_vars_has_go_rtmps_names_as_integers(stage):
     scene = stage()
-    publisher = scene.publish()
-    publisher.stream.video(0, keyframe())
+    publish = scene.publish()
+    publish.source.video(0, keyframe())
     scene.play()
     found = scene.vars()
     assert all(type(found[name]) is int for name in GO_RTMP)
     assert found["rtmp_messages_video"] == found["rtmp_publishers_active"] == found["rtmp_subscribers_total"] == 1
     assert found["rtmp_server_info"].keys() == {"version", "python", "gevent"}
-    assert found["streams"]["live/a"]["bytes_in"] == found["rtmp_bytes_ingested"] == publisher.stream.bytes_in
+    assert found["streams"]["live/a"]["bytes_in"] == found["rtmp_bytes_ingested"] == publish.stream.received.bytes
     assert found["relays"] == []
 
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.flvlog import FlvLog
+from rtmpd.live.flv_framing import FLV
 from rtmpd.live.headers import HeaderCache
-from rtmpd.live.stats import Vitals
+from rtmpd.live.log import NEVER, Log
+from rtmpd.live.stats import Stats
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.media.tags import Kind, audio_kind, video_kind
@@ -24,29 +25,29 @@ class Scene:
     """An assembler, the log that it is fed from, and the files that come of it."""
 
     def __init__(self, headers=None, **limits):
-        self.vitals = Vitals(lambda found: None)
-        self.assembler = Assembler(self.vitals, SegmentLimits(**limits))
+        self.stats = Stats(lambda found: None)
+        self.assembler = Assembler(self.stats, SegmentLimits(**limits))
         if headers is not None:
             self.assembler.restart(headers)
-        self.log = FlvLog()
+        self.log = Log(FLV, NEVER)
         self.cursor = (self.log.tail, 0)
         self.files = {}
         self.closed = []
 
     def append(self, type_id, timestamp, payload, kind):
         self.log.append(type_id, timestamp & 0xFFFFFFFF, payload, kind)
-        for tag in self.log.read(*self.cursor):
+        for tag in self.log.read_all(*self.cursor):
             self.cursor = (tag.page, tag.offset)
             self.assembler.feed(tag)
 
     def video(self, timestamp, payload=INTER):
         if payload == AVC:
-            self.vitals.video_header(payload)
+            self.stats.video_header(payload)
         self.append(9, timestamp, payload, video_kind(payload))
 
     def audio(self, timestamp, payload=SOUND):
         if payload == AAC:
-            self.vitals.audio_header(payload)
+            self.stats.audio_header(payload)
         self.append(8, timestamp, payload, audio_kind(payload))
 
     def script(self, timestamp, payload=METADATA):
@@ -296,8 +297,8 @@ def test_reading_may_begin_in_the_middle_with_the_headers_in_force():
     cache.add_video(AVC)
     cache.add_audio(AAC)
     scene = Scene(cache.current)
-    scene.vitals.video_header(AVC)
-    scene.vitals.audio_header(AAC)
+    scene.stats.video_header(AVC)
+    scene.stats.audio_header(AAC)
     scene.video(9960)
     scene.audio(9980)
     scene.video(10_000, KEY)

@@ -13,13 +13,13 @@ import pytest
 from gevent.pool import Group
 
 from rtmpd.config.loader import load_text
-from rtmpd.live.stream import Stream
+from rtmpd.live.flv_framing import FLV
 from rtmpd.media.flv_repair import scan
 from rtmpd.services.recorder import recording as module
 from rtmpd.services.recorder.files import FlvFile
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.util.threads import Threads
-from tests.unit.live.fakes import live_pages
+from tests.unit.live.fakes import close_stream, live_pages, new_source, new_stream
 
 LIMIT_S = 20
 KEY, INTER = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter"
@@ -52,8 +52,9 @@ class Scene:
     def __init__(self, directory, **options):
         self.directory = directory
         self.owner = Owner(directory, **options)
-        self.stream = Stream("live/test", load_text("").defaults, 4096)
-        self.stream.begin(object())
+        self.stream = new_stream(options=load_text("").defaults)
+        self.source = new_source()
+        self.stream.begin(self.source)
         self.time = 0
         self.recording = Recording(self.owner, self.stream, "7")
         self.recording.greenlet.start()
@@ -62,8 +63,13 @@ class Scene:
         """Publish *count* frames, a keyframe each 25."""
         for _ in range(count):
             payload = INTER if self.time // 40 % 25 else KEY
-            self.stream.video(self.time, payload + bytes(size))
+            self.source.video(self.time, payload + bytes(size))
             self.time += 40
+
+    @property
+    def flv_log(self):
+        """The log that recordings read; None while there is none."""
+        return next((output.log for output in self.stream.outputs if output.log.framing is FLV), None)
 
     def end(self, reason="publish_stop"):
         self.recording.end(reason)
@@ -85,7 +91,7 @@ def scene(tmp_path):
     for each in made:
         each.recording.greenlet.kill()
         each.owner.greenlets.kill()
-        each.stream.close()
+        close_stream(each.stream)
 
 
 def names(directory):
@@ -127,7 +133,7 @@ def test_a_publish_is_recorded_to_its_last_frame(scene, tmp_path):
     assert (result.frames, result.metadata["duration"]) == (60, 2.4)
     assert made.owner.files[0][1] == "publish_stop"
     assert names(tmp_path) == ["test-1.flv"]
-    assert made.stream.flvlog is None
+    assert made.flv_log is None
 
 
 def test_a_batch_is_written_when_it_is_large_enough(scene, tmp_path, monkeypatch):
@@ -155,7 +161,7 @@ def test_pages_are_released_once_they_are_written(scene):
     before = live_pages()
     for _ in range(40):
         made.frames(25, 20_000)
-        wait_for(lambda: made.recording.wake_at - made.stream.flvlog.position <= module.BATCH_BYTES)
+        wait_for(lambda: made.recording.wake_at - made.flv_log.position <= module.BATCH_BYTES)
         gevent.sleep(0.01)
     assert live_pages() - before < 12
     made.end()
@@ -180,7 +186,7 @@ def test_a_disk_that_does_not_answer_costs_no_memory_and_does_not_delay_the_publ
     wait_for(gate.entered.is_set)
     before = live_pages()
     made.frames(2000, 10_000)
-    assert made.stream.flvlog is None
+    assert made.flv_log is None
     wait_for(lambda: made.owner.errors == 1)
     assert live_pages() <= before
     (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -203,7 +209,7 @@ def test_a_disk_operation_that_exceeds_its_timeout_closes_the_recording(scene, g
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors == 1)
     assert "the disk did not answer within 0.1 s (disk_timeout_s)" in caplog.text
-    assert made.stream.flvlog is None
+    assert made.flv_log is None
     gate.set()
     assert len(made.end()) == 1
 
@@ -217,7 +223,7 @@ def test_recording_continues_in_another_file_when_the_disk_answers_again(scene, 
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors)
     gate.set()
-    wait_for(lambda: made.stream.flvlog is not None)
+    wait_for(lambda: made.flv_log is not None)
     made.frames(60, 10_000)
     wait_for(lambda: "recording again, to" in caplog.text)
     paths = made.end()
@@ -260,13 +266,13 @@ def test_an_error_of_the_disk_closes_the_file_and_is_logged_once(scene, monkeypa
     wait_for(lambda: made.owner.errors)
     for _ in range(3):
         errors = made.owner.errors
-        wait_for(lambda: made.stream.flvlog is not None)
+        wait_for(lambda: made.flv_log is not None)
         made.frames(50, 10_000)
         wait_for(lambda seen=errors: made.owner.errors > seen)
     # The error is logged once, whatever the number of attempts.
     assert caplog.text.count("No space left on device") == 1
     full.clear()
-    wait_for(lambda: made.stream.flvlog is not None)
+    wait_for(lambda: made.flv_log is not None)
     made.frames(60, 10_000)
     paths = made.end()
     assert len(paths) == 2
@@ -301,7 +307,7 @@ def test_a_file_that_is_deleted_by_another_program_is_replaced(scene, tmp_path, 
     made.frames(50, 10_000)
     wait_for(lambda: made.owner.errors)
     assert "the file was deleted by another program" in caplog.text
-    wait_for(lambda: made.stream.flvlog is not None)
+    wait_for(lambda: made.flv_log is not None)
     made.frames(50, 10_000)
     made.end()
     assert len(names(tmp_path)) == 1
@@ -393,5 +399,5 @@ def test_a_bug_releases_the_memory(scene, monkeypatch, capfd):
     made.frames(60, 10_000)
     made.recording.greenlet.join(LIMIT_S)
     assert isinstance(made.recording.greenlet.exception, RuntimeError)
-    assert made.stream.flvlog is None
+    assert made.flv_log is None
     made.frames(60, 10_000)

@@ -1,4 +1,4 @@
-"""A destination that wants a relay elsewhere, or no longer."""
+"""Destinations that redirect a relay, or stop accepting its stream."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from rtmpd.errors import Refused
 from rtmpd.protocol import status
 from rtmpd.protocol.command import Command
 from rtmpd.protocol.enhanced import reconnect_request
-from rtmpd.services.relay.moving import Moved, check, moved_url
+from rtmpd.services.relay.redirect import Redirected, check, redirect_url
 
 HERE = "rtmp://user:password@a.example:1936/live/sub/cam?key=secret"
 
@@ -25,11 +25,11 @@ def on_status(info):
         on_status(status.info(status.PUBLISH_START, "fine")),
     ],
 )
-def test_what_asks_for_nothing(item):
+def test_other_messages_change_nothing(item):
     check(item)
 
 
-def test_a_refusal():
+def test_an_error_status_is_a_refusal():
     with pytest.raises(Refused) as raised:
         check(on_status(status.info(status.PUBLISH_DENIED, "no more")))
     assert (raised.value.code, raised.value.description) == (status.PUBLISH_DENIED, "no more")
@@ -38,8 +38,8 @@ def test_a_refusal():
 
 
 @pytest.mark.parametrize("tc_url", ["", "rtmp://b.example/live"])
-def test_a_request_to_reconnect(tc_url):
-    with pytest.raises(Moved) as raised:
+def test_a_reconnect_request_is_a_redirect(tc_url):
+    with pytest.raises(Redirected) as raised:
         check(on_status(reconnect_request(tc_url, "The server is stopping.")))
     assert raised.value.tc_url == tc_url
 
@@ -61,10 +61,10 @@ def test_a_request_to_reconnect(tc_url):
         ("rtmp://b.example/" + "x" * 1000, ""),
     ],
 )
-def test_where_to(tc_url, expected):
-    assert moved_url(HERE, tc_url) == expected
+def test_the_url_of_a_redirect(tc_url, expected):
+    assert redirect_url(HERE, tc_url) == expected
 
 
-def test_what_was_encrypted_stays_so():
-    assert moved_url("rtmps://a.example/live/cam", "rtmp://b.example/live") == ""
-    assert moved_url("rtmps://a.example/live/cam", "rtmps://b.example/live") == "rtmps://b.example/live/cam"
+def test_a_redirect_never_leaves_tls():
+    assert redirect_url("rtmps://a.example/live/cam", "rtmp://b.example/live") == ""
+    assert redirect_url("rtmps://a.example/live/cam", "rtmps://b.example/live") == "rtmps://b.example/live/cam"

@@ -1,4 +1,4 @@
-"""What goes into the wire log comes out of it: to a player's chunk reader, and to who reads it message by message."""
+"""Messages appended to a log come out of it unchanged: to a player's chunk reader, and to readers of single messages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtmpd.live.wirelog import WireLog
-from tests.unit.live.fakes import parse
+from rtmpd.live.log import NEVER, Log
+from rtmpd.live.rtmp_framing import RtmpFraming
+from rtmpd.protocol.chunk import frame_message
+from rtmpd.protocol.message import CSID_CONTROL, CSID_STATUS
+from tests.unit.live.fakes import kind_of, parse
 
 if TYPE_CHECKING:
     from rtmpd.live.pages import Page
 
 LOG = settings(deadline=None, max_examples=100)
-NEVER = 1 << 40  # bytes: no join point is given up
+NOTICES = {4: CSID_CONTROL, 20: CSID_STATUS}
 
 TIMESTAMPS = st.one_of(
     st.integers(0, 3000),
@@ -29,13 +32,13 @@ PAYLOADS = st.one_of(
     st.builds(lambda size, fill: bytes((fill,)) * size, st.integers(0, 3000), st.integers(0, 255)),
     st.builds(lambda size: (bytes(range(256)) * 120)[:size], st.integers(8000, 30000)),
 )
-MESSAGES = st.tuples(st.integers(2, 63), st.sampled_from([4, 8, 9, 18, 20]), TIMESTAMPS, PAYLOADS)
+MESSAGES = st.tuples(st.sampled_from([4, 8, 9, 18, 20]), TIMESTAMPS, PAYLOADS)
 CHUNK_SIZES = st.sampled_from([128, 129, 4096, 60000, 65536, 0x7FFFFFFF])
 PAGE_SIZES = st.sampled_from([(64, 64), (100, 1000), (8 << 10, 256 << 10)])
 
 
 def small_pages(sizes):
-    return mock.patch.multiple("rtmpd.live.pages", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
+    return mock.patch.multiple("rtmpd.live.log", MIN_PAGE_BYTES=sizes[0], MAX_PAGE_BYTES=sizes[1])
 
 
 @st.composite
@@ -44,11 +47,11 @@ def streams(draw, min_size=0):
     messages = draw(st.lists(MESSAGES, min_size=min_size, max_size=20))
     if draw(st.booleans()):
         return draw(CHUNK_SIZES), messages
-    return draw(st.integers(1, 5)), [(*message[:3], message[3][:40]) for message in messages]
+    return draw(st.integers(1, 5)), [(*message[:2], message[2][:40]) for message in messages]
 
 
 def wire_bytes(page: Page) -> bytes:
-    """Everything from a page on, as a player gets it."""
+    """Return all bytes from a page on, as a player gets them."""
     pieces = []
     following: Page | None = page
     while following is not None:
@@ -57,12 +60,20 @@ def wire_bytes(page: Page) -> bytes:
     return b"".join(pieces)
 
 
+def append(log, type_id, timestamp, payload, join_point=False):
+    """Append a message, or a notice, at which no reader may join."""
+    if type_id not in NOTICES:
+        log.append(type_id, timestamp, payload, kind_of(type_id, payload), join_point)
+        return
+    log.append_notice(frame_message(NOTICES[type_id], type_id, 1, timestamp, payload, log.framing.chunk_size))
+
+
 def fill(chunk_size, messages):
-    log = WireLog(chunk_size, NEVER)
+    log = Log(RtmpFraming(chunk_size), NEVER)
     first = log.tail
     cursors = []
-    for csid, type_id, timestamp, payload in messages:
-        log.append(csid, type_id, timestamp, payload)
+    for type_id, timestamp, payload in messages:
+        append(log, type_id, timestamp, payload)
         cursors.append((log.tail, log.tail.starts[-1]))
     return log, first, cursors
 
@@ -75,7 +86,7 @@ def test_players_can_parse_what_was_appended(page_sizes, stream):
         log, first, _ = fill(chunk_size, messages)
     wire = wire_bytes(first)
     assert log.position == len(wire) == log.tail.base + log.tail.end
-    assert parse(wire, chunk_size) == [(type_id, 1, timestamp, payload) for _, type_id, timestamp, payload in messages]
+    assert parse(wire, chunk_size) == [(type_id, 1, timestamp, payload) for type_id, timestamp, payload in messages]
 
 
 @LOG
@@ -87,7 +98,7 @@ def test_messages_are_read_back_one_by_one(page_sizes, stream):
     offset = 0
     found = []
     while (message := log.read(page, offset)) is not None:
-        found.append(message[:4])
+        found.append(message[:3])
         page, offset = message.page, message.offset
     assert found == messages
     assert (page, offset) == (log.tail, log.tail.end)
@@ -102,7 +113,7 @@ def test_a_cursor_may_start_at_any_message(page_sizes, stream, data):
     index = data.draw(st.integers(0, len(messages) - 1))
     page, offset = cursors[index]
     got = parse(wire_bytes(page)[offset:], chunk_size)
-    assert got == [(type_id, 1, timestamp, payload) for _, type_id, timestamp, payload in messages[index:]]
+    assert got == [(type_id, 1, timestamp, payload) for type_id, timestamp, payload in messages[index:]]
 
 
 @LOG
@@ -131,9 +142,9 @@ def test_the_time_at_a_cursor_is_that_of_the_first_media_behind_it(page_sizes, m
         # Anywhere behind the start of the message before means this one.
         if index and cursors[index - 1][0] is page:
             offset = data.draw(st.integers(cursors[index - 1][1] + 1, offset))
-    expected = next((timestamp for _, type_id, timestamp, _ in messages[index:] if type_id in (8, 9)), None)
+    expected = next((timestamp for type_id, timestamp, _ in messages[index:] if type_id in (8, 9)), None)
     assert log.timestamp_at(page, offset) == expected
-    media = [timestamp for _, type_id, timestamp, _ in messages if type_id in (8, 9)]
+    media = [timestamp for type_id, timestamp, _ in messages if type_id in (8, 9)]
     assert log.newest_timestamp == (media[-1] if media else -1)
     assert first.base == 0
 
@@ -142,18 +153,18 @@ def test_the_time_at_a_cursor_is_that_of_the_first_media_behind_it(page_sizes, m
 @given(PAGE_SIZES, st.lists(st.tuples(st.booleans(), MESSAGES), max_size=30), st.integers(0, 20000))
 def test_the_join_point_is_the_last_one_that_is_not_too_far_back(page_sizes, messages, limit_bytes):
     with small_pages(page_sizes):
-        log = WireLog(1000, limit_bytes)
+        log = Log(RtmpFraming(1000), limit_bytes)
     expected = None
     position = 0
     joins = 0
     with small_pages(page_sizes):
-        for join_point, (csid, type_id, timestamp, payload) in messages:
-            if join_point:
+        for join_point, (type_id, timestamp, payload) in messages:
+            if join_point and type_id not in NOTICES:
                 expected = (position, timestamp)
                 joins += 1
             elif expected is not None and position - expected[0] > limit_bytes:
                 expected = None
-            log.append(csid, type_id, timestamp, payload, join_point)
+            append(log, type_id, timestamp, payload, join_point)
             position = log.position
             if expected is None:
                 assert log.join_page is None

@@ -1,0 +1,86 @@
+"""FLV tags: the framing of recordings, and of whatever else takes FLV. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, Message, Notice
+from rtmpd.media import flv
+
+if TYPE_CHECKING:
+    from rtmpd.live.pages import Page
+
+__all__ = ["FLV", "FlvFraming", "FlvSubscriberFraming"]
+
+_HEADER, _OVERHEAD = flv.TAG_HEADER_SIZE, flv.TAG_OVERHEAD
+
+
+class FlvFraming:
+    """FLV tags with the size of each behind it, at the stream's own timestamps. Data messages are script tags."""
+
+    __slots__ = ()
+
+    name = "flv"
+
+    def size(self, timestamp: int, length: int) -> int:
+        """Return the number of bytes that a message takes as a tag."""
+        return length + _OVERHEAD
+
+    def write(self, page: Page, type_id: int, timestamp: int, payload: bytes) -> int:
+        """Write a message as a tag; return its end, or -1 if it does not fit."""
+        if page.end + len(payload) + _OVERHEAD > page.size:
+            return -1
+        return flv.tag_into(page.buffer, page.end, type_id, timestamp, payload)
+
+    def read(self, page: Page, index: int) -> Message:
+        """Read back a tag. Its payload is a view too."""
+        start, end = page.starts[index], page.message_end(index)
+        buffer, data = page.buffer, page.view[start:end]
+        timestamp = int.from_bytes(buffer[start + 4 : start + 7], "big") | buffer[start + 7] << 24
+        return Message(buffer[start], timestamp, data[_HEADER:-4], data, page.kinds[index], page, end)
+
+    def media_timestamp(self, page: Page, index: int) -> int:
+        """Return the timestamp of an audio or video tag; -1 for a script tag."""
+        buffer, start = page.buffer, page.starts[index]
+        if buffer[start] == DATA:
+            return -1
+        return int.from_bytes(buffer[start + 4 : start + 7], "big") | buffer[start + 7] << 24
+
+    def notices(self, notice: Notice) -> tuple[bytes, ...]:
+        """Return nothing: FLV has no notices."""
+        return ()
+
+    def for_subscriber(self) -> FlvSubscriberFraming:
+        """Return the framing of an FLV viewer."""
+        return FlvSubscriberFraming()
+
+
+class FlvSubscriberFraming:
+    """The tags of one viewer: the log's own, behind a file header."""
+
+    __slots__ = ("_begun",)
+
+    shared = True
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def headers(self, headers: Headers, timestamp: int) -> bytes:
+        """Return headers as tags, the first time behind the file header."""
+        types = {type_id for type_id, _ in headers.items}
+        begin = b"" if self._begun else flv.file_header(has_audio=AUDIO in types, has_video=VIDEO in types)
+        self._begun = True
+        return begin + b"".join(
+            flv.tag(type_id, 0 if type_id == DATA else timestamp, payload) for type_id, payload in headers.items
+        )
+
+    def message(self, message: Message) -> bytes:
+        """Return a message as a tag."""
+        return bytes(message.data)
+
+    def notice(self, notice: Notice) -> bytes:
+        """Return nothing: FLV has no notices."""
+        return b""
+
+
+FLV: Final = FlvFraming()

@@ -1,0 +1,393 @@
+"""A source: what feeds a stream. An RTMP publish makes one; whatever else can feed a stream makes its own.
+
+A source examines its messages (kinds, headers, codecs, rates) and hands them to its stream, which delivers them. Streams, hub,
+events, logs and metrics know only sources, and never the connection behind one.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from rtmpd.live.framing import AUDIO, DATA, VIDEO
+from rtmpd.live.headers import HeaderCache
+from rtmpd.live.stats import Stats
+from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES, Content
+from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
+from rtmpd.media.timestamps import Timeline
+from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.protocol import amf0
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+    from rtmpd.config.model import LimitsConfig
+    from rtmpd.live.framing import Headers
+    from rtmpd.media.audio_codecs import AudioConfig
+    from rtmpd.media.video_codecs import VideoConfig
+
+__all__ = ["BitrateWatch", "Received", "Source", "SourceInfo", "SourceKind", "SourceStream"]
+
+_FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
+_TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
+_SET_DATA_FRAME = amf0.encode("@setDataFrame")
+_CLEAR_DATA_FRAME = amf0.encode("@clearDataFrame")
+_ON_METADATA = amf0.encode("onMetaData")
+_SHORTEST_DATA = 5
+_DISCONNECT = "disconnect"
+
+
+class SourceKind(enum.StrEnum):
+    """What kind of source it is."""
+
+    RTMP = "rtmp"
+    """A client publishes by RTMP or RTMPS."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Who feeds a stream.
+
+    Attributes:
+        kind: How the source comes in.
+        peer: Its address with the port.
+        user: The name that the client has logged in with; empty: none.
+        agent: What the client calls itself, fit to be shown; empty: nothing.
+        via: The ids of the servers that the stream has come through, if relays brought it.
+        connection_id: The number of its connection in the log; empty if it has none.
+    """
+
+    kind: SourceKind
+    peer: str
+    user: str = ""
+    agent: str = ""
+    via: tuple[str, ...] = ()
+    connection_id: str = ""
+
+
+class Received(NamedTuple):
+    """Totals of what sources have sent.
+
+    Attributes:
+        bytes: Of message payloads.
+        audio, video, data: Messages of each type.
+        frames: The video messages that are frames, and no headers or the like.
+    """
+
+    bytes: int = 0
+    audio: int = 0
+    video: int = 0
+    data: int = 0
+    frames: int = 0
+
+    def plus(self, other: Received) -> Received:
+        """Return the sums."""
+        return Received(*map(sum, zip(self, other, strict=True)))
+
+
+class SourceStream(Protocol):
+    """What a source asks of its stream.
+
+    Attributes:
+        append: Appends a frame to all outputs: `deliver`, or the ``append`` of the only output's log, which saves two calls.
+            What it raises goes to `append_failed`.
+    """
+
+    append: Callable[[int, int, bytes, int], None]
+
+    def append_failed(self, error: Exception) -> None:
+        """End the output whose log has raised an exception."""
+
+    def deliver(self, type_id: int, timestamp: int, payload: bytes, kind: int, join_point: bool = False) -> None:
+        """Append a message to all outputs."""
+
+    def audio_joins_at(self, timestamp: int) -> bool:
+        """Return whether new readers of a stream without video may start at an audio frame."""
+
+    def set_headers(self, headers: Headers) -> None:
+        """Set the headers in force from now on."""
+
+    def content_changed(self, ordinary: bool) -> None:
+        """Decide again what each player gets: the content has changed.
+
+        Args:
+            ordinary: Every player can take it, before the change and after.
+        """
+
+
+class BitrateWatch:
+    """Decides when a source that exceeds its bitrate limit is acted on. Called by the sweep, never for a message. Pure."""
+
+    __slots__ = ("_above_since_s", "_action_taken")
+
+    def __init__(self) -> None:
+        self._above_since_s: float | None = None
+        self._action_taken = ""
+
+    def is_due(self, now_s: float, bitrate: float, *, limit: int, grace_s: float, action: str) -> bool:
+        """Return whether to act now: once, and again after the bitrate was below the limit, or if *action* has changed.
+
+        Args:
+            now_s: The monotonic clock.
+            bitrate: What the source sends, bits per second, over the last seconds.
+            limit: What it may send, bits per second; 0: anything.
+            grace_s: How long it may exceed the limit.
+            action: What is to be done.
+        """
+        if not limit or bitrate <= limit:
+            self._above_since_s = None
+            self._action_taken = ""
+            return False
+        if self._above_since_s is None:
+            self._above_since_s = now_s
+        if now_s - self._above_since_s < grace_s or self._action_taken == action:
+            return False
+        self._action_taken = action
+        return True
+
+
+class Source:
+    """One source of one stream.
+
+    Args:
+        info: Who it is.
+        log: For lines about the source.
+        on_stop: Ends what feeds it: called by `stop` with the reason. It must not wait.
+
+    Attributes:
+        info: Likewise.
+        number: Counts the server's publishes; given by the hub.
+        started_at: When it was attached to its stream (monotonic, seconds).
+        active_at: When a sweep last saw new messages (monotonic, seconds).
+        headers: Its metadata and sequence headers.
+        content: What of its messages not every player can take.
+        stats: Codecs, keyframes and rates.
+        bytes_in, audio_messages, video_messages, data_messages: Totals; see `Received`.
+    """
+
+    __slots__ = (
+        "_bitrate_watch",
+        "_has_video",
+        "_join_track",
+        "_on_stop",
+        "_stream",
+        "_swept_bytes",
+        "_timeline",
+        "_video_others",
+        "active_at",
+        "audio_messages",
+        "bytes_in",
+        "content",
+        "data_messages",
+        "headers",
+        "info",
+        "log",
+        "number",
+        "started_at",
+        "stats",
+        "video_messages",
+    )
+
+    def __init__(
+        self,
+        info: SourceInfo,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        on_stop: Callable[[CloseReason], None],
+    ) -> None:
+        self.info = info
+        self.log = log
+        self.number = 0
+        self.started_at = self.active_at = time.monotonic()
+        self.headers = HeaderCache()
+        self.content = Content()
+        self.stats = Stats(lambda found: None)
+        self.bytes_in = 0
+        self.audio_messages = 0
+        self.video_messages = 0
+        self.data_messages = 0
+        self._on_stop = on_stop
+        self._stream: SourceStream | None = None
+        self._timeline = Timeline()
+        self._join_track: int | None = None
+        self._has_video = False
+        self._swept_bytes = 0
+        self._video_others = 0  # video messages that are no frames
+        self._bitrate_watch = BitrateWatch()
+
+    # Its life ----------------------------------------------------------------------------------------------------------
+
+    def attach(self, stream: SourceStream, timeline: Timeline, on_codec: Callable[[VideoConfig | AudioConfig], None]) -> None:
+        """Feed a stream from now on.
+
+        Args:
+            stream: Delivers the messages.
+            timeline: The stream's: maps the source's timestamps.
+            on_codec: Called with what a track is encoded with, when that is known and when it changes.
+        """
+        self._stream, self._timeline = stream, timeline
+        self.stats = Stats(on_codec)
+        self.started_at = self.active_at = time.monotonic()
+
+    def detach(self) -> None:
+        """Stop feeding the stream. Messages that come later are discarded."""
+        self._stream = None
+        # Drops the reference to the stream, whose pages would stay until the garbage collector runs.
+        self.stats.close()
+
+    def stop(self, reason: CloseReason) -> None:
+        """End the source: its publish ends, and its connection is closed as the reason requires. Must not wait."""
+        self._on_stop(reason)
+
+    @property
+    def video_frames(self) -> int:
+        """The video messages that are frames."""
+        return self.video_messages - self._video_others
+
+    @property
+    def received(self) -> Received:
+        """Its totals."""
+        return Received(self.bytes_in, self.audio_messages, self.video_messages, self.data_messages, self.video_frames)
+
+    # Messages ----------------------------------------------------------------------------------------------------------
+
+    def video(self, timestamp: int, payload: bytes) -> None:
+        """Take a video message. The hot path: once per message, never per player."""
+        stream = self._stream
+        if stream is None:
+            return
+        kind: int = video_kind(payload)
+        self.video_messages += 1
+        self.bytes_in += len(payload)
+        if kind == _FRAME and not VIDEO_FEATURES[payload[0]]:
+            self._has_video = True
+            timeline = self._timeline
+            try:
+                stream.append(VIDEO, timeline.stamp(timeline.video, timestamp), payload, kind)
+            except Exception as error:  # noqa: BLE001 - logged by the stream
+                stream.append_failed(error)
+        elif payload:
+            self._special_video(stream, timestamp, payload, kind)
+        else:
+            self._video_others += 1
+
+    def _special_video(self, stream: SourceStream, timestamp: int, payload: bytes, kind: int) -> None:
+        """Take a video message that is no ordinary frame."""
+        joins = False
+        if kind == _HEADER or VIDEO_FEATURES[payload[0]] & ~self.content.known:
+            ordinary = self.content.ordinary
+            if self.content.look_at_video(payload):
+                stream.content_changed(ordinary and self.content.ordinary)
+        if kind in (_FRAME, _KEYFRAME, _TRACK_KEYFRAME):
+            self._has_video = True
+            timestamp = self._timeline.stamp(self._timeline.video, timestamp)
+            if kind != _FRAME:
+                joins = self._joins_at(kind, payload)
+                kind = _KEYFRAME if joins else _FRAME
+                if joins:
+                    self.stats.keyframe(timestamp, payload, time.monotonic())
+        else:
+            self._video_others += 1
+            timestamp = self._timeline.beside(timestamp)
+            if kind in (_HEADER, _METADATA):
+                self._has_video = True
+                self.headers.add_video(payload)
+                stream.set_headers(self.headers.current)
+                self.stats.video_header(payload)
+        stream.deliver(VIDEO, timestamp, payload, kind, joins)
+
+    def _joins_at(self, kind: int, payload: bytes) -> bool:
+        """Return whether readers may start at this keyframe: with several tracks, only at those of the lowest."""
+        track = 0 if kind == _KEYFRAME else min(video_info(payload).tracks)
+        if self._join_track is None or track < self._join_track:
+            self._join_track = track
+        return track == self._join_track
+
+    def audio(self, timestamp: int, payload: bytes) -> None:
+        """Take an audio message. An empty one (silence, as Wowza sends it) is discarded."""
+        stream = self._stream
+        if stream is None:
+            return
+        kind: int = audio_kind(payload)
+        self.audio_messages += 1
+        self.bytes_in += len(payload)
+        if kind == _FRAME and self._has_video and not AUDIO_FEATURES[payload[0]] and not self.stats.asks_audio:
+            timeline = self._timeline
+            try:
+                stream.append(AUDIO, timeline.stamp(timeline.audio, timestamp), payload, kind)
+            except Exception as error:  # noqa: BLE001 - logged by the stream
+                stream.append_failed(error)
+        elif payload:
+            self._special_audio(stream, timestamp, payload, kind)
+
+    def _special_audio(self, stream: SourceStream, timestamp: int, payload: bytes, kind: int) -> None:
+        """Take an audio message that is no ordinary frame of a stream with video."""
+        joins = False
+        if kind == _HEADER or (AUDIO_FEATURES[payload[0]] and AUDIO_FEATURES[payload[0]] & ~self.content.known):
+            ordinary = self.content.ordinary
+            if self.content.look_at_audio(payload):
+                stream.content_changed(ordinary and self.content.ordinary)
+        if kind == _FRAME:
+            timestamp = self._timeline.stamp(self._timeline.audio, timestamp)
+            if not self._has_video:
+                joins = stream.audio_joins_at(timestamp)
+            if self.stats.asks_audio:
+                self.stats.audio_frame(payload)
+        else:
+            timestamp = self._timeline.beside(timestamp)
+            if kind == _HEADER:
+                self.headers.add_audio(payload)
+                stream.set_headers(self.headers.current)
+                self.stats.audio_header(payload)
+        stream.deliver(AUDIO, timestamp, payload, kind, joins)
+
+    def data(self, timestamp: int, payload: bytes) -> None:
+        """Take the AMF0 body of a data message: metadata is cached, the publisher's envelope is removed."""
+        stream = self._stream
+        if stream is None:
+            return
+        self.data_messages += 1
+        self.bytes_in += len(payload)
+        if payload.startswith(_SET_DATA_FRAME):
+            payload = payload[len(_SET_DATA_FRAME) :]
+        elif payload.startswith(_CLEAR_DATA_FRAME):
+            self.headers.set_metadata(None)
+            stream.set_headers(self.headers.current)
+            return
+        # FFmpeg's timecode messages are four bytes, 00 xx xx xx, and no AMF.
+        if len(payload) < _SHORTEST_DATA:
+            return
+        timestamp, kind = self._timeline.beside(timestamp), _OTHER
+        if payload.startswith(_ON_METADATA):
+            # FFmpeg takes onMetaData at any other time for a subtitle.
+            timestamp, kind = 0, _METADATA
+            self.headers.set_metadata(payload)
+            stream.set_headers(self.headers.current)
+        stream.deliver(DATA, timestamp, payload, kind)
+
+    # Upkeep ------------------------------------------------------------------------------------------------------------
+
+    def sweep(self, now_s: float, limits: LimitsConfig, key: str) -> bool:
+        """Update activity and rates, and enforce the bitrate limit; return whether the limit was acted on."""
+        if self.bytes_in != self._swept_bytes:
+            self._swept_bytes = self.bytes_in
+            self.active_at = now_s
+        self.stats.sweep(now_s, self.bytes_in, self.video_frames)
+        limit, action, bitrate = limits.publish_bitrate_limit, limits.publish_bitrate_action, self.stats.bitrate
+        grace_s = limits.publish_bitrate_grace_s
+        if not self._bitrate_watch.is_due(now_s, bitrate, limit=limit, grace_s=grace_s, action=action):
+            return False
+        self.log.warning(
+            "%s: the publisher sends %.0f kbit/s, and has sent more than %g kbit/s for %g s (publish_bitrate_limit): %s",
+            key,
+            bitrate / 1000,
+            limit / 1000,
+            grace_s,
+            "it is disconnected" if action == _DISCONNECT else "it may continue",
+        )
+        if action == _DISCONNECT:
+            text = f"The bitrate is too high: {bitrate / 1000:.0f} kbit/s, and {limit / 1000:g} kbit/s are allowed."
+            self.stop(CloseReason(CloseKind.EXPELLED, "publish_bitrate_limit", client_text=text))
+        return True

@@ -1,0 +1,244 @@
+"""The life of one RTMP connection: handshakes, then messages until it ends.
+
+Runs in a greenlet of its own and reads like the specification. Whatever ends the connection is one `CloseReason`: one log line
+and its counters.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import gevent
+
+from rtmpd.errors import (
+    DeadlineExceeded,
+    HandshakeError,
+    LimitExceeded,
+    LoginRequired,
+    Refused,
+    RemoteProtocolError,
+    RtmpdError,
+    TlsError,
+    TransportClosed,
+)
+from rtmpd.events import EventType
+from rtmpd.net.tls_transport import TlsTransport
+from rtmpd.net.transport import deadline
+from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
+from rtmpd.protocol import status
+from rtmpd.protocol.command import amf0_body, decode_command
+from rtmpd.protocol.handshake import ServerHandshake
+from rtmpd.protocol.message import (
+    COMMAND_TYPES,
+    CONTROL_TYPES,
+    DATA_TYPES,
+    MessageType,
+    UserControlType,
+    split_aggregate,
+)
+from rtmpd.rtmp.commands import COMMANDS, answer_unknown
+
+if TYPE_CHECKING:
+    from rtmpd.live.source import Source
+    from rtmpd.protocol.chunk import RawMessage
+    from rtmpd.protocol.command import Command
+    from rtmpd.rtmp.connection import Connection
+
+__all__ = ["Session"]
+
+_AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
+_LINGER_S = 1.5
+_KINDS: tuple[tuple[type[RtmpdError], CloseKind], ...] = (
+    (TlsError, CloseKind.TLS),
+    (HandshakeError, CloseKind.HANDSHAKE),
+    (LimitExceeded, CloseKind.LIMIT),
+    (RemoteProtocolError, CloseKind.PROTOCOL),
+)
+_LATE = {ConnectionPhase.TLS_HANDSHAKE: CloseKind.TLS, ConnectionPhase.HANDSHAKE: CloseKind.HANDSHAKE}
+
+
+class Session:
+    """Runs one connection.
+
+    Args:
+        connection: The connection.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def run(self, first: bytes = b"") -> None:
+        """Serve the connection to its end. Raises nothing.
+
+        Args:
+            first: Bytes of the client that have been read already.
+        """
+        connection = self._connection
+        reason = CloseReason(CloseKind.INTERNAL, "internal error")
+        try:
+            self._handshake(self._secure(first))
+            while True:
+                self._take(connection.transport.recv())
+        except gevent.GreenletExit:
+            # The time limit of a stop is over.
+            reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
+        except Exception as error:
+            known = self._reason(error)
+            if known is None:
+                connection.log.exception("internal error in phase %s: the connection is closed", connection.phase.value)
+            else:
+                reason = known
+        finally:
+            connection.closed(reason)
+
+    def _reason(self, error: Exception) -> CloseReason | None:
+        """Return why the connection ends, by the exception that ended it; None: the exception is a bug."""
+        connection, phase = self._connection, self._connection.phase
+        if isinstance(error, Refused):
+            return connection.close_reason
+        brief = f"{type(error).__name__} in {phase.value}"
+        for kind, close_kind in _KINDS:
+            if isinstance(error, kind):
+                return CloseReason(close_kind, brief, detail=str(error))
+        if isinstance(error, TransportClosed):
+            if connection.transport.close_reason:
+                return connection.transport.close_reason
+            if connection.connected:
+                return CloseReason(CloseKind.PEER_LEFT, str(error))
+            # GnuTLS leaves a server whose certificate it does not accept like this: it sends no alert.
+            after_tls = phase is ConnectionPhase.HANDSHAKE and connection.transport.scheme == "rtmps"
+            hint = " right after the TLS handshake: it probably does not trust the certificate" if after_tls else ""
+            return CloseReason(CloseKind.EARLY, f"{error}{hint}")
+        if isinstance(error, DeadlineExceeded):
+            return CloseReason(_LATE.get(phase, CloseKind.DEADLINE), brief, detail=str(error))
+        return None
+
+    # Handshakes --------------------------------------------------------------------------------------------------------
+
+    def _secure(self, first: bytes) -> bytes:
+        """Do the TLS handshake of a connection that came in by RTMPS; return what was read of RTMP."""
+        connection = self._connection
+        transport, hub = connection.transport, connection.hub
+        if not isinstance(transport, TlsTransport):
+            return first
+        hub.tls.accept(transport, connection.options.tls_handshake_timeout_s, first)
+        hub.count("tls_handshakes")
+        connection.log.debug("= TLS handshake done: %s", transport.description)
+        subject = transport.certificate_subject
+        if subject:
+            connection.log.info("client certificate: %s", subject)
+        connection.enter(ConnectionPhase.HANDSHAKE)
+        return b""
+
+    def _handshake(self, data: bytes) -> None:
+        connection, limit_s = self._connection, self._connection.options.server.handshake_timeout_s
+        handshake = ServerHandshake(os.urandom)
+        with deadline(limit_s, "handshake"):
+            while not handshake.done:
+                reply = handshake.feed(data or connection.transport.recv())
+                data = b""
+                if reply:
+                    connection.transport.send_all(reply, limit_s)
+        connection.log.debug("= handshake done: %s", handshake.kind)
+        connection.enter(ConnectionPhase.CONNECT)
+        connection.emit(EventType.HANDSHAKE_COMPLETE, kind=str(handshake.kind))
+        self._take(handshake.remainder)
+
+    # Messages ----------------------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        """Do what the messages ask that *data* completes. The hot path of ingest."""
+        connection = self._connection
+        endpoint = connection.endpoint
+        sources = connection.sources
+        messages = endpoint.receive(data)
+        connection.messages += len(messages)
+        for message in messages:
+            type_id, message_stream_id, timestamp, payload = message
+            if type_id == _VIDEO:
+                source = sources.get(message_stream_id) or self._only_source()
+                if source is not None:
+                    source.video(timestamp, payload)
+            elif type_id == _AUDIO:
+                source = sources.get(message_stream_id) or self._only_source()
+                if source is not None:
+                    source.audio(timestamp, payload)
+            else:
+                self._other(message)
+        if endpoint.outgoing:
+            connection.flush()
+
+    def _only_source(self) -> Source | None:
+        """Return the only source, for media on another message stream: librtmp's first type 1 header has 0."""
+        sources = self._connection.sources
+        if len(sources) == 1:
+            return next(iter(sources.values()))
+        if not self._connection.connected:
+            raise RemoteProtocolError("media before connect")
+        return None
+
+    def _other(self, message: RawMessage) -> None:
+        connection, type_id = self._connection, message.type_id
+        if type_id in COMMAND_TYPES:
+            self._command(message)
+        elif type_id in CONTROL_TYPES:
+            event = connection.endpoint.control(message)
+            if event is not None and event.event == UserControlType.PING_RESPONSE:
+                connection.log.debug("< ping response")
+        elif type_id in DATA_TYPES:
+            self._media(message)
+        elif type_id == MessageType.AGGREGATE:
+            for part in split_aggregate(message):
+                if part.type_id in (_VIDEO, _AUDIO, *DATA_TYPES):
+                    self._media(part)
+        else:
+            # Shared objects, and types that no specification lists.
+            connection.log.debug("< message of type %d ignored", type_id)
+
+    def _media(self, message: RawMessage) -> None:
+        source = self._connection.sources.get(message.message_stream_id) or self._only_source()
+        if source is None:
+            return
+        if message.type_id == _VIDEO:
+            source.video(message.timestamp, message.payload)
+        elif message.type_id == _AUDIO:
+            source.audio(message.timestamp, message.payload)
+        else:
+            source.data(message.timestamp, amf0_body(message))
+
+    def _command(self, message: RawMessage) -> None:
+        connection = self._connection
+        connection.check_command_rate()
+        command = decode_command(message)
+        if not connection.connected and command.name != "connect":
+            raise RemoteProtocolError(f"command {command.name[:40]!r} before connect")
+        # A name is whatever the client sent: quoted, it can't forge a line.
+        connection.log.debug("< %.80r %g on %d", command.name, command.transaction_id, command.message_stream_id)
+        handler = COMMANDS.get(command.name, answer_unknown)
+        try:
+            handler(connection, command)
+        except Refused as refused:
+            self._refuse(refused, command)
+            raise
+
+    def _refuse(self, refused: Refused, command: Command) -> None:
+        """Send a refusal and wait until the client has read it: OBS hangs when a server just closes the connection."""
+        connection = self._connection
+        kind = CloseKind.REFUSED
+        if isinstance(refused, LoginRequired):
+            kind = CloseKind.LOGIN
+            connection.log.debug("= %s: %s", command.name, refused)
+        else:
+            connection.hub.count("refused")
+            connection.log.warning("%s refused: %s", command.name, refused)
+        connection.begin_closing(CloseReason(kind, f"refused: {refused}"))
+        rest = connection.leave_all()
+        info = status.info(refused.code, refused.description)
+        if command.name == "connect":
+            connection.endpoint.send_command("_error", command.transaction_id, None, info)
+        else:
+            connection.send_status(command.message_stream_id, info)
+        data = rest + connection.endpoint.take_outgoing()
+        connection.transport.send_all(data, connection.options.server.write_timeout_s)
+        connection.transport.linger(_LINGER_S)
