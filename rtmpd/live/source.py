@@ -49,7 +49,7 @@ class SourceKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """Who feeds a stream.
+    """The identity of a source.
 
     Attributes:
         kind: How the source comes in.
@@ -153,7 +153,7 @@ class Source:
     """One source of one stream.
 
     Args:
-        info: Who it is.
+        info: Its identity.
         log: For lines about the source.
         on_stop: Ends what feeds it: called by `stop` with the reason. It must not wait.
 

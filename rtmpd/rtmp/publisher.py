@@ -104,7 +104,7 @@ class Publisher(Role):
         """End the publish for a reason of the hub's or the stream's, and close the connection as that requires."""
         connection = self._connection
         if reason.kind is CloseKind.EXPELLED:
-            # The client is told why, and given the time to read it. What it sends meanwhile is read and discarded: unread, it
+            # The client gets the reason, and the time to read it. What it sends meanwhile is read and discarded: unread, it
             # would make the kernel reset the connection, and the message would be lost. Encoders retry at once after most
             # codes, and would send as much again.
             connection.leave(self._message_stream, reason)
