@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Action", "AllowAll", "Authorizer", "Connect", "Request"]
-
 
 class Action(enum.StrEnum):
     """A request of a client, by its name in callbacks and events."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = ["FLAGS", "Flag", "main"]
-
 
 @dataclass(frozen=True, slots=True)
 class Flag:

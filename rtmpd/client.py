@@ -34,13 +34,14 @@ from rtmpd.protocol.message import (
     CSID_DATA,
     CSID_VIDEO,
     MessageType,
-    RawMessage,
     UserControlType,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from rtmpd.protocol.chunk import RawMessage
 
 __all__ = ["Client", "RtmpUrl"]
 

@@ -11,8 +11,6 @@ from rtmpd.util.token_bucket import KeyedTokenBuckets
 if TYPE_CHECKING:
     from rtmpd.config.model import LimitsConfig
 
-__all__ = ["DEFAULT_CONNECTION_LIMIT", "ConnectionLimits"]
-
 DEFAULT_CONNECTION_LIMIT = 10_000
 """The limit for ``connection_limit = 0``, if the limit of open files allows so many."""
 

@@ -19,22 +19,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AmfError",
-    "ConfigError",
-    "DeadlineExceeded",
-    "HandshakeError",
-    "LimitExceeded",
-    "LocalProtocolError",
-    "LoginRequired",
-    "ProtocolError",
-    "Refused",
-    "RemoteProtocolError",
-    "RtmpdError",
-    "TlsError",
-    "TransportClosed",
-]
-
 
 class RtmpdError(Exception):
     """The base class."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from rtmpd.live.stream import Stream
 
-__all__ = ["Event", "EventBus", "EventType", "Scalar"]
-
 log = logging.getLogger(__name__)
 
 Scalar = str | int | float | bool

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.net.transport import Transport
 
-__all__ = ["Configured", "Hub", "RelayFigures"]
-
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
@@ -66,6 +64,7 @@ _STREAM_COUNTERS = (
     "players_disconnected",
     "players_stalled",
     "timestamp_jumps",
+    "internal_errors",
 )
 
 
@@ -84,6 +83,7 @@ def _counts(stream: Stream) -> tuple[int, ...]:
         counters.disconnects,
         counters.stalled,
         stream.timestamp_jumps,
+        counters.errors,
     )
 
 

@@ -11,24 +11,6 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "CLOSE_COUNTERS",
-    "CONNECTION",
-    "RECORDING",
-    "RELAY",
-    "NOT_CLOSED",
-    "STREAM",
-    "CloseKind",
-    "CloseReason",
-    "ConnectionPhase",
-    "IllegalTransition",
-    "Machine",
-    "RecordingPhase",
-    "RelayPhase",
-    "StreamPhase",
-    "Table",
-]
-
 Phase = TypeVar("Phase", bound=enum.Enum)
 Table = dict[Phase, frozenset[Phase]]
 """For each phase, the phases that may follow it."""
@@ -196,11 +178,11 @@ class CloseKind(enum.Enum):
     TAKEN_OVER = "a new publisher replaced a silent one (publisher_takeover_s)"
     COMMAND = "the client ended a publish or play with a command; the connection stays"
     SHUTDOWN = "the server stops"
-    INTERNAL = "an error of the server"
+    INTERNAL = "an error of the server: logged and counted where it happens"
 
 
 _K = CloseKind
-_LOGGED_WHERE_THEY_HAPPEN = (_K.EARLY, _K.REFUSED, _K.TAKEN_OVER, _K.INTERNAL)
+_LOGGED_WHERE_THEY_HAPPEN = (_K.EARLY, _K.REFUSED, _K.TAKEN_OVER)
 
 CLOSE_COUNTERS: Final[dict[CloseKind, tuple[str, ...]]] = {
     _K.EARLY: ("early_closes",),
@@ -213,7 +195,6 @@ CLOSE_COUNTERS: Final[dict[CloseKind, tuple[str, ...]]] = {
     _K.STALLED: ("zombie_connections",),
     _K.REFUSED: ("refused",),
     _K.TAKEN_OVER: ("takeovers",),
-    _K.INTERNAL: ("internal_errors",),
 }
 """The counters of each kind that counts as a failure."""
 

@@ -16,24 +16,6 @@ from rtmpd.config.secret import Secret
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "NAME_LENGTH",
-    "Address",
-    "NamedSecret",
-    "Network",
-    "address_group",
-    "is_name",
-    "is_stream_key",
-    "is_user_name",
-    "parse_address",
-    "parse_network",
-    "parse_secret",
-    "parse_secret_url",
-    "parse_stream_secret",
-    "parse_user",
-    "within",
-]
-
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

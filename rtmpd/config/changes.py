@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config
     from rtmpd.config.spec import Option
 
-__all__ = ["changes", "keep_fixed", "restart_needed"]
-
 
 def _fixed_and_different(old: Config, new: Config) -> Iterator[Option]:
     """Give the options that differ but only change with a restart."""

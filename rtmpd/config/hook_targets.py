@@ -12,8 +12,6 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from rtmpd.config.secret import MASK
 
-__all__ = ["EVENT_NAMES", "ScriptHook", "WebhookHook"]
-
 EVENT_NAMES: Final = (
     "connection_accept",
     "connection_close",

@@ -25,8 +25,6 @@ from rtmpd.util.text import printable
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
-__all__ = ["Overrides", "load_file", "load_text", "origins"]
-
 Overrides = Mapping[tuple[str, str], list[str] | str]
 """(section, option) to a value that overrides the file's: a list for an option with several values."""
 

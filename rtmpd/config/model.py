@@ -18,24 +18,6 @@ from rtmpd.config.relay_url import RelayUrl  # noqa: TC001 - a field's type is l
 from rtmpd.config.secret import Secret  # noqa: TC001 - a field's type is looked up at run time
 from rtmpd.util.text import shown
 
-__all__ = [
-    "ApplicationConfig",
-    "AuthConfig",
-    "BackpressureConfig",
-    "Config",
-    "DEFAULT_APPLICATION",
-    "HooksConfig",
-    "LimitsConfig",
-    "ListenAddress",
-    "LiveConfig",
-    "LogConfig",
-    "MetricsConfig",
-    "RecordConfig",
-    "RelayConfig",
-    "ServerConfig",
-    "TlsConfig",
-]
-
 DEFAULT_APPLICATION: Final = "*"
 """The name of the application that takes connections that no other name takes."""
 

@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 
 from rtmpd.config.secret import MASK, Secret
 
-__all__ = ["RelayUrl", "labels"]
-
 _PORTS: Final = {"rtmp": 1935, "rtmps": 443}
 _LENGTH = 2048
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")

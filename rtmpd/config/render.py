@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = [
-    "main",
-    "render_config",
-    "render_rst_tables",
-    "render_sample",
-    "render_value",
-    "replace_flags",
-    "replace_options",
-    "replace_tables",
-]
-
 _WIDTH = 100
 _ORIGIN_COLUMN = 50
 _BEGIN = ".. The tables begin: written by python -m rtmpd.config.render from rtmpd/config/rtmpd.configspec, do not edit\n"

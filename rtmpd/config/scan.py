@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from rtmpd.util.text import printable, shown
 
-__all__ = ["Path", "Scan", "scan", "title"]
-
 Path = tuple[str, ...]
 """A section, ``("live",)`` or ``("applications", "studio")``, or an option: its section and its name."""
 

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["MASK", "Secret"]
-
 MASK: Final = "********"
 """The text that is shown in place of a secret."""
 

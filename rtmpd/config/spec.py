@@ -12,8 +12,6 @@ from configobj import ConfigObj
 
 from rtmpd.config.checks import converter, describer
 
-__all__ = ["MANY", "Option", "Section", "configspec", "sections"]
-
 MANY = "__many__"
 """configobj's name for "any subsection" in a spec."""
 

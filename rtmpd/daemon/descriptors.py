@@ -19,8 +19,6 @@ from rtmpd.services.auth.callback import THREADS as AUTH_THREADS
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
 
-__all__ = ["LEAST_CONNECTIONS", "descriptors_problem", "fitting_connections", "needs", "provide_descriptors"]
-
 log = logging.getLogger(__name__)
 
 LEAST_CONNECTIONS = 16

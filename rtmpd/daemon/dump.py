@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
 
-__all__ = ["Dump"]
-
 log = logging.getLogger(__name__)
 
 _STACKS = 40

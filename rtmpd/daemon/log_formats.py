@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Format", "access_json", "access_text", "journal_datagram", "json_line", "mask", "text_line", "time_text"]
-
 Format = Callable[[logging.LogRecord], bytes]
 """Converts a record to bytes."""
 

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["FileSink", "JournalSink", "Sink", "StreamSink", "Target", "is_journal", "open_sink", "stderr_descriptor"]
-
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 _FILE_MODE = 0o640
 _FILE_BYTES = 65536

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from rtmpd.daemon.log_formats import Format
     from rtmpd.daemon.log_sinks import Sink
 
-__all__ = ["LogPipe", "Logs"]
-
 log = logging.getLogger(__name__)
 
 _STDERR = Target("stderr")

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from rtmpd.daemon.supervision import Inherited
     from rtmpd.services.contract import Service
 
-__all__ = ["Daemon", "run"]
-
 log = logging.getLogger(__name__)
 
 _GC_THRESHOLDS = (25_000, 20, 20)

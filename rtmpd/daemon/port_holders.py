@@ -17,8 +17,6 @@ from rtmpd.config.model import ListenAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Holder", "ListeningSocket", "holders_of", "listening_sockets"]
-
 _PROC: Final = Path("/proc")
 _LISTEN = "0A"
 _PROGRAM_ARGUMENTS = 4

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = ["Addresses", "OptionPath", "Ports", "overlap_problems"]
-
 log = logging.getLogger(__name__)
 
 OptionPath = tuple[str, ...]

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config, ListenAddress
     from rtmpd.daemon.port_holders import Holder, ListeningSocket
 
-__all__ = ["Finding", "Preflight", "check_files", "check_ports", "preflight"]
-
 _LIMIT_S = 20.0
 """Time for disks to answer."""
 _READ_BYTES = 65536

@@ -13,8 +13,6 @@ from rtmpd.errors import RtmpdError
 if TYPE_CHECKING:
     from rtmpd.config.model import ServerConfig
 
-__all__ = ["drop_privileges"]
-
 log = logging.getLogger(__name__)
 
 

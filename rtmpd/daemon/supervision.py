@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from rtmpd.hub import Hub
 
-__all__ = ["Inherited", "Notifier", "Supervision", "take_sockets"]
-
 log = logging.getLogger(__name__)
 
 _FIRST_DESCRIPTOR = 3

@@ -34,8 +34,6 @@ from rtmpd.util.threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BROKE_OFF", "HEAD_LIMIT_BYTES", "HttpClient", "HttpError", "Response"]
-
 BROKE_OFF = "broke off"
 """The `Response.defect` of a body whose connection ended too early."""
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config
 
-__all__ = ["CONNECTIONS", "HttpServer"]
-
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16

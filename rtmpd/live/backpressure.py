@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rtmpd.live.log import Log
     from rtmpd.live.subscriber import Subscriber
 
-__all__ = ["Backpressure", "Delivery"]
-
 _CHECK_MS = 500
 _REPORT_S = 10.0
 _KEYFRAME, _NONREF, _DISCONNECT = "keyframe", "nonref", "disconnect"

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
 
-__all__ = ["PENDING_LIMIT_BYTES", "DeliveryCounters", "Fanout", "Group", "Pump"]
-
 log = logging.getLogger(__name__)
 
 PENDING_LIMIT_BYTES = 256 << 10
@@ -59,6 +57,7 @@ class DeliveryCounters:
         disposed: The disposable frames among these.
         disconnects: Subscribers disconnected by ``backpressure_policy``.
         stalled: Subscribers closed because their sockets accepted nothing.
+        errors: Internal errors of delivery.
     """
 
     bytes_sent: int = 0
@@ -67,6 +66,7 @@ class DeliveryCounters:
     disposed: int = 0
     disconnects: int = 0
     stalled: int = 0
+    errors: int = 0
 
     @property
     def drops(self) -> int:
@@ -337,7 +337,7 @@ class Fanout:
         self._paused: set[Subscriber] = set()
         self._joins_handled = 0  # the join point at which waiting subscribers were last started
         self._after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
-        self._pump = Pump(name, options.live, self._at_end, self._pass, self._finish_pass)
+        self._pump = Pump(name, options.live, self._at_end, self._pass, self._recover)
         self.wake = self._pump.wake
 
     def reload(self, options: ApplicationConfig) -> None:
@@ -641,6 +641,11 @@ class Fanout:
             subscriber, action = self._after_pass.pop(0)
             action(self, subscriber)
 
+    def _recover(self) -> None:
+        """End a pass that an error has cut short."""
+        self.counters.errors += 1
+        self._finish_pass()
+
     def _compact(self) -> None:
         """Unlist members that have left the group; stop when there are no subscribers. Not during a pass."""
         if not self._group.passing:
@@ -738,6 +743,7 @@ class Fanout:
 
     def _fail_internally(self, subscriber: Subscriber, error: Exception) -> None:
         """Close the connection of a subscriber whose framing has raised an exception."""
+        self.counters.errors += 1
         log.error("internal error while %s was served: its connection is closed", subscriber.label, exc_info=error)
         self._fail(subscriber, CloseReason(CloseKind.INTERNAL, "internal error"))
 

@@ -10,8 +10,6 @@ from rtmpd.media import flv
 if TYPE_CHECKING:
     from rtmpd.live.pages import Page
 
-__all__ = ["FLV", "FlvFraming", "FlvSubscriberFraming"]
-
 _HEADER, _OVERHEAD = flv.TAG_HEADER_SIZE, flv.TAG_OVERHEAD
 
 

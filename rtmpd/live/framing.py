@@ -15,19 +15,6 @@ if TYPE_CHECKING:
 
     from rtmpd.live.pages import Page
 
-__all__ = [
-    "AUDIO",
-    "DATA",
-    "NO_HEADERS",
-    "VIDEO",
-    "Framing",
-    "Headers",
-    "Message",
-    "Notice",
-    "NoticeKind",
-    "SubscriberFraming",
-]
-
 AUDIO, VIDEO, DATA = 8, 9, 18
 """The types of a stream's messages: the type ids of RTMP messages and of FLV tags."""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO, Headers
 from rtmpd.media.tags import Kind, audio_info, video_info
 
-__all__ = ["MAX_HEADERS", "MAX_HEADER_BYTES", "HeaderCache"]
-
 MAX_HEADER_BYTES = 64 << 10
 """Longer headers and metadata are delivered but not cached: no real encoder's come near this size."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Framing
     from rtmpd.media.disposable import FrameFormat
 
-__all__ = ["NEVER", "Log", "LogReader"]
-
 NEVER: Final = 1 << 62
 """A position that no log reaches."""
 

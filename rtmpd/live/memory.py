@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rtmpd.live.fanout import Fanout
     from rtmpd.live.stream import Stream
 
-__all__ = ["MemoryGuard"]
-
 log = logging.getLogger(__name__)
 
 _GOAL = 0.9

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Framing
     from rtmpd.live.pages import Page
 
-__all__ = ["Output", "transfer"]
-
 _REST_LIMIT_BYTES = 256 << 10
 """A subscriber that is further behind than this is not brought up to date before a transfer: it waits for a keyframe."""
 
@@ -39,7 +37,7 @@ class Output:
         log: The messages.
         fanout: Delivers them to subscribers.
         keeps_join_point: New readers start at the newest keyframe. An output that is only read in batches keeps none.
-        unused_since: Since when it has no reader (monotonic, seconds), as far as a sweep has seen; None: it has readers.
+        unused_since: Since when it has no subscriber (monotonic, seconds), as far as a sweep has seen; None: it has some.
     """
 
     def __init__(

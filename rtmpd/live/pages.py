@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALL_PAGES", "MAX_PAGE_BYTES", "MIN_PAGE_BYTES", "Page", "PageAccount"]
-
 MIN_PAGE_BYTES = 8 << 10
 MAX_PAGE_BYTES = 256 << 10
 

@@ -27,8 +27,6 @@ from rtmpd.protocol.message import (
 if TYPE_CHECKING:
     from rtmpd.live.pages import Page
 
-__all__ = ["RelayFraming", "RtmpFraming", "RtmpSubscriberFraming"]
-
 _CONTROL, _COMMAND = int(MessageType.USER_CONTROL), int(MessageType.COMMAND_AMF0)
 _CSIDS = {AUDIO: CSID_AUDIO, VIDEO: CSID_VIDEO, DATA: CSID_DATA, _CONTROL: CSID_CONTROL, _COMMAND: CSID_STATUS}
 _FIRST_BYTES = [_CSIDS.get(type_id, 0) << 24 for type_id in range(32)]
@@ -166,6 +164,15 @@ class RtmpSubscriberFraming:
     def shared(self) -> bool:
         """Whether the player gets the log's own bytes."""
         return self.message_stream_id == 1 and self.receive_audio and self.receive_video and not self.video_gate
+
+    def switch(self, *, audio: bool | None = None, video: bool | None = None) -> bool:
+        """Switch audio or video on or off; return whether headers have to be sent again, since video is on again."""
+        if audio is not None:
+            self.receive_audio = audio
+        if video is None or video == self.receive_video:
+            return False
+        self.receive_video = self.video_gate = video
+        return video
 
     def frame(self, type_id: int, timestamp: int, payload: bytes) -> bytes:
         """Return a message as chunks on the player's message stream."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-__all__ = ["Conflict", "SourceSelection"]
-
 
 class Conflict(enum.Enum):
     """What happens to a new source."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.video_codecs import VideoConfig
 
-__all__ = ["BitrateWatch", "Received", "Source", "SourceInfo", "SourceKind", "SourceStream"]
-
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
 _TRACK_KEYFRAME, _OTHER = int(Kind.TRACK_KEYFRAME), int(Kind.OTHER)
 _SET_DATA_FRAME = amf0.encode("@setDataFrame")

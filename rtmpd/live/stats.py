@@ -17,8 +17,6 @@ from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, vid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Stats"]
-
 _WINDOW = 6
 """The number of sweeps that a rate is computed over: one more than seconds."""
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.media.video_codecs import VideoConfig
 
-__all__ = ["Decisions", "Stream", "StreamPlayer"]
-
 log = logging.getLogger(__name__)
 
 _REVISIONS = 4
@@ -257,7 +255,7 @@ class Stream:
 
     def _fail(self, output: Output, error: Exception) -> None:
         """End an output that has raised an exception: the others, and the source, continue."""
-        self._count("internal_errors")
+        self.counters.errors += 1
         log.error(
             "%s: internal error in the %s output: its %d readers are closed, other outputs continue",
             self.key,
@@ -329,12 +327,17 @@ class Stream:
 
     def _drop_unused(self, now_s: float) -> None:
         for output in self._outputs[1:]:
-            if output.used:
+            if len(output.fanout):
                 output.unused_since = None
             elif output.unused_since is None:
                 output.unused_since = now_s
             elif now_s - output.unused_since >= _UNUSED_S:
-                self._drop(output)
+                if output.log.readers:
+                    # Subscribers are gone; a recording needs no join point.
+                    output.keeps_join_point = False
+                    output.log.forget_join_point()
+                else:
+                    self._drop(output)
 
     def revise(self) -> None:
         """Decide again which output each player reads. They may be thousands: what holds for one holds for all like it."""

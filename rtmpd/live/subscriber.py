@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rtmpd.live.pages import Page
     from rtmpd.phases import CloseReason
 
-__all__ = ["Progress", "Slow", "State", "Subscriber", "SubscriberTransport"]
-
 _REFRAME_BYTES = 64 << 10
 """How much is framed ahead for a subscriber that can't use the log's bytes."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from rtmpd.media.tags import TagInfo
 
-__all__ = ["AudioConfig", "Channels", "audio_config", "read_channels", "refine_audio"]
-
 
 @dataclass(frozen=True, slots=True)
 class AudioConfig:

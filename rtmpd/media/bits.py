@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["BitReader", "unescape"]
-
 _LONGEST_GOLOMB = 32  # the longest prefix in H.264 section 9.1 and AV1 section 4.10.3
 
 

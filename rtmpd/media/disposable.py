@@ -29,8 +29,6 @@ from rtmpd.media.tags import Kind, VideoPacket, skip_mod_ex, split_tracks, video
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["FrameFormat", "is_disposable", "read_formats"]
-
 _DISPOSABLE_INTER = 3
 _KEY, _COMMAND = 1, 5
 _ENHANCED = 0x80

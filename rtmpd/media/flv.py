@@ -20,23 +20,6 @@ import struct
 
 from rtmpd.errors import LocalProtocolError
 
-__all__ = [
-    "AUDIO",
-    "SCRIPT",
-    "VIDEO",
-    "file_header",
-    "header_flags",
-    "tag",
-    "tag_into",
-    "tag_size",
-    "FILE_HEADER_SIZE",
-    "FLAGS_OFFSET",
-    "MAX_PAYLOAD_BYTES",
-    "TAG_HEADER",
-    "TAG_HEADER_SIZE",
-    "TAG_OVERHEAD",
-]
-
 AUDIO, VIDEO, SCRIPT = 8, 9, 18
 """Tag types, equal to the type ids of the corresponding RTMP messages."""
 

@@ -20,16 +20,6 @@ from rtmpd.protocol.amf_values import AmfLimits
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = [
-    "DEFAULT_INDEX_ENTRIES",
-    "METADATA_NAME",
-    "MIN_METADATA_BYTES",
-    "FrameTimes",
-    "KeyframeIndex",
-    "MetadataBlock",
-    "read_metadata",
-]
-
 DEFAULT_INDEX_ENTRIES = 4096
 
 METADATA_NAME = b"\2\0\x0aonMetaData"

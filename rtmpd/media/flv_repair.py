@@ -29,8 +29,6 @@ from rtmpd.media.video_codecs import VideoConfig, refine_video
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RepairPlan", "ScanResult", "apply_plan", "repair_plan", "scan"]
-
 _U32 = struct.Struct(">I")
 
 

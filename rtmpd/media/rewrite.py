@@ -20,17 +20,6 @@ from rtmpd.protocol.amf_values import AmfLimits
 if TYPE_CHECKING:
     from rtmpd.media.tags import TagInfo
 
-__all__ = [
-    "AS_PUBLISHED",
-    "AUDIO_FEATURES",
-    "OLD_AUDIO",
-    "VIDEO_FEATURES",
-    "Content",
-    "Feature",
-    "Rewrite",
-    "rewritten_metadata",
-]
-
 
 class Feature(enum.IntFlag):
     """Something in a stream's headers that not every player can parse."""

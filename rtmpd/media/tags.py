@@ -14,22 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = [
-    "MAX_RECORD_BYTES",
-    "AudioPacket",
-    "Kind",
-    "TagInfo",
-    "VideoPacket",
-    "audio_info",
-    "audio_kind",
-    "codec_id",
-    "first_track_data",
-    "skip_mod_ex",
-    "split_tracks",
-    "video_info",
-    "video_kind",
-]
-
 MAX_RECORD_BYTES = 1 << 14
 """The part of a message that is parsed for a configuration. x265 puts 2 KiB of options into a record; parameter sets have some
 hundred bytes."""

@@ -7,8 +7,6 @@ newest time of the stream, and the timestamps of a track never decrease.
 
 from __future__ import annotations
 
-__all__ = ["Timeline", "Track"]
-
 _STEP_LIMIT_MS = 2_000
 """A step of at most this, in either direction, is continuous. A step back is jitter: the output stays at its last value."""
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rtmpd.media.tags import TagInfo
     from rtmpd.protocol.amf_values import AmfValue
 
-__all__ = ["MAX_COLOR_INFO_BYTES", "ColorInfo", "VideoConfig", "read_color_info", "refine_video", "video_color", "video_config"]
-
 _MAX_SIDE = 1 << 16  # pixels; a larger number means that the header was misread
 
 

@@ -19,17 +19,6 @@ from rtmpd.net.transport import Transport, format_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = [
-    "Listener",
-    "bind_problem",
-    "bound_socket",
-    "inherited_socket",
-    "is_listened_on",
-    "listening_places",
-    "listening_socket",
-    "resolved",
-]
-
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rtmpd.config.access_rules import Network
     from rtmpd.net.transport import Transport
 
-__all__ = ["is_from", "read_proxy_header"]
-
 
 def is_from(transport: Transport, networks: Iterable[Network]) -> bool:
     """Return whether the peer's address is in one of the networks."""

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import TlsConfig
     from rtmpd.net.tls_transport import TlsTransport
 
-__all__ = ["Certificate", "ClientTls", "ServerTls", "Tls", "client_context", "tls_problems"]
-
 _FILE_BYTES = 1 << 20
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _KEY = b"PRIVATE KEY-----"

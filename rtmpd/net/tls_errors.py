@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ssl
 
-__all__ = ["explain", "not_tls"]
-
 _HANDSHAKE = 0x16
 _RTMP = (3, 6, 8)
 _SHOWN_BYTES = 16

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-__all__ = ["KEPT_LIMIT_BYTES", "HandshakeTurns", "RecordCounter", "TlsTransport"]
-
 _WRITE = 2
 _RECORD_BYTES = 16 << 10
 _RECORD_HEADER_BYTES = 5

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from rtmpd.phases import CloseReason
 
-__all__ = ["RECEIVE_BYTES", "Transport", "deadline", "format_address"]
-
 RECEIVE_BYTES = 32 << 10
 
 _READ, _WRITE = 1, 2

@@ -22,8 +22,6 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["AUTH_FAILED", "NEED_AUTH", "UNKNOWN_AUTHMOD", "Challenges", "Login", "query_parameters", "response"]
-
 NEED_AUTH: Final = "[ AccessManager.Reject ] : [ code=403 need auth; authmod=adobe ] : "
 """The description of the first refusal. Clients search for parts of it, GStreamer compares all of it."""
 AUTH_FAILED: Final = "[ AccessManager.Reject ] : [ authmod=adobe ] : ?reason=authfailed&opaque=-"

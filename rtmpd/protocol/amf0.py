@@ -36,8 +36,6 @@ from rtmpd.protocol.amf_values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["decode", "decode_all", "encode"]
-
 # Section 2.1.
 _NUMBER = 0x00
 _BOOLEAN = 0x01

@@ -35,8 +35,6 @@ from rtmpd.protocol.amf_values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["INTEGER_MAX", "INTEGER_MIN", "Amf3Reader", "decode", "encode", "read_value"]
-
 INTEGER_MAX = (1 << 28) - 1
 """The highest int that is an AMF3 integer (section 3.6)."""
 INTEGER_MIN = -(1 << 28)

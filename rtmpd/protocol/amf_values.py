@@ -33,24 +33,6 @@ from rtmpd.errors import AmfError, LimitExceeded, LocalProtocolError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = [
-    "AmfDate",
-    "AmfDictionary",
-    "AmfEncodable",
-    "AmfValue",
-    "EcmaArray",
-    "TypedObject",
-    "UNDEFINED",
-    "Undefined",
-    "XmlDocument",
-    "AmfLimits",
-    "DEFAULT_LIMITS",
-    "AmfReader",
-    "AmfTable",
-    "AmfWriter",
-    "Mark",
-]
-
 
 class Undefined(enum.Enum):
     """The type of :data:`UNDEFINED`, its only member. False in a boolean context."""

@@ -12,19 +12,6 @@ from typing import NamedTuple
 
 from rtmpd.errors import LimitExceeded, RemoteProtocolError
 
-__all__ = [
-    "DEFAULT_CHUNK_SIZE",
-    "EXTENDED_TIMESTAMP",
-    "MAX_CHUNK_SIZE",
-    "MAX_CSID",
-    "ChunkReader",
-    "RawMessage",
-    "frame_into",
-    "frame_message",
-    "framed_size",
-    "pack_header",
-]
-
 DEFAULT_CHUNK_SIZE = 128
 """The initial chunk size of both directions, bytes."""
 

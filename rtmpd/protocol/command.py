@@ -13,8 +13,6 @@ from rtmpd.protocol.message import MessageType
 if TYPE_CHECKING:
     from rtmpd.protocol.chunk import RawMessage
 
-__all__ = ["Command", "amf0_body", "decode_command", "encode_command"]
-
 
 @dataclass(slots=True)
 class Command:

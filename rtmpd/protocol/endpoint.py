@@ -16,8 +16,6 @@ from rtmpd.protocol.message import MessageType, UserControl, UserControlType
 if TYPE_CHECKING:
     from rtmpd.protocol.chunk import RawMessage
 
-__all__ = ["DEFAULT_WINDOW_BYTES", "Endpoint"]
-
 DEFAULT_WINDOW_BYTES = 2_500_000
 """The acknowledgement window of GStreamer, librtmp and Flash Media Server."""
 

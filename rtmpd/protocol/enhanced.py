@@ -15,18 +15,6 @@ from typing import Any, Final
 
 from rtmpd.protocol import status
 
-__all__ = [
-    "AUDIO_FOUR_CCS",
-    "NOTHING_DECLARED",
-    "VIDEO_FOUR_CCS",
-    "Capabilities",
-    "CapsEx",
-    "FourCcInfo",
-    "parse_capabilities",
-    "reconnect_request",
-    "server_answer",
-]
-
 VIDEO_FOUR_CCS: Final = frozenset({"avc1", "hvc1", "vvc1", "av01", "vp08", "vp09"})
 """The FourCCs of VideoFourCc."""
 

@@ -16,8 +16,6 @@ from rtmpd.errors import HandshakeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HANDSHAKE_SIZE", "ClientHandshake", "ServerHandshake", "find_digest"]
-
 HANDSHAKE_SIZE = 1536
 """The size of C1, C2, S1 and S2, bytes."""
 

@@ -9,31 +9,6 @@ from typing import NamedTuple
 from rtmpd.errors import RemoteProtocolError
 from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, RawMessage, frame_message
 
-__all__ = [
-    "COMMAND_TYPES",
-    "CONTROL_TYPES",
-    "CSID_AUDIO",
-    "CSID_COMMAND",
-    "CSID_CONTROL",
-    "CSID_DATA",
-    "CSID_STATUS",
-    "CSID_VIDEO",
-    "DATA_TYPES",
-    "MessageType",
-    "RawMessage",
-    "UserControl",
-    "UserControlType",
-    "abort",
-    "acknowledgement",
-    "parse_uint32",
-    "parse_user_control",
-    "set_chunk_size",
-    "set_peer_bandwidth",
-    "split_aggregate",
-    "user_control",
-    "window_ack_size",
-]
-
 
 class MessageType(enum.IntEnum):
     """Message type ids."""

@@ -10,8 +10,6 @@ from urllib.parse import parse_qsl
 
 from rtmpd.util.stream_key import StreamKey
 
-__all__ = ["MAX_NAME_LENGTH", "StreamName", "is_printable", "join_key", "resolve", "split_query"]
-
 MAX_NAME_LENGTH = 1024
 _MAX_PARAMETERS = 64
 

@@ -12,8 +12,6 @@ import struct
 
 from rtmpd.errors import HandshakeError
 
-__all__ = ["ProxyHeader"]
-
 _SIGNATURE_2 = b"\r\n\r\n\0\r\nQUIT\n"
 _HEAD_2 = struct.Struct(">12sBBH")
 _LONGEST_1 = 107

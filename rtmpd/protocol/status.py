@@ -8,33 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = [
-    "CONNECT_INVALID_APP",
-    "CONNECT_RECONNECT_REQUEST",
-    "CONNECT_REJECTED",
-    "CONNECT_SUCCESS",
-    "PAUSE_NOTIFY",
-    "PLAY_FAILED",
-    "PLAY_INSUFFICIENT_BW",
-    "PLAY_NO_TRACK",
-    "PLAY_PUBLISH_NOTIFY",
-    "PLAY_RESET",
-    "PLAY_START",
-    "PLAY_STOP",
-    "PLAY_STREAM_NOT_FOUND",
-    "PLAY_UNPUBLISH_NOTIFY",
-    "PUBLISH_BAD_NAME",
-    "PUBLISH_DENIED",
-    "PUBLISH_REJECTED",
-    "PUBLISH_START",
-    "SEEK_FAILED",
-    "SEEK_NOTIFY",
-    "STREAM_FAILED",
-    "UNPAUSE_NOTIFY",
-    "UNPUBLISH_SUCCESS",
-    "info",
-]
-
 CONNECT_SUCCESS: Final = "NetConnection.Connect.Success"
 CONNECT_REJECTED: Final = "NetConnection.Connect.Rejected"
 CONNECT_INVALID_APP: Final = "NetConnection.Connect.InvalidApp"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["LOOP", "MEMBER", "VIA_LIMIT", "format_via", "is_loop", "parse_via"]
-
 MEMBER: Final = "rtmpdVia"
 """The member of the connect command's object."""
 

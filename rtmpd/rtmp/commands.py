@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from rtmpd.protocol.naming import StreamName
     from rtmpd.rtmp.connection import Connection, MessageStream
 
-__all__ = ["COMMANDS", "answer_unknown"]
-
 _SERVER_VERSION = "FMS/3,5,7,7009"
 _CAPABILITIES = 31
 _MAX_DESCRIPTION = 200

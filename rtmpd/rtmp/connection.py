@@ -30,18 +30,6 @@ if TYPE_CHECKING:
     from rtmpd.protocol.enhanced import Capabilities
     from rtmpd.rtmp.outlet import SharedOutlet
 
-__all__ = [
-    "ClientInfo",
-    "Connection",
-    "ConnectionLog",
-    "ConnectionOptions",
-    "LastRequest",
-    "MessageStream",
-    "PlayerRole",
-    "Policy",
-    "Role",
-]
-
 log = logging.getLogger(__name__)
 
 _COMMAND_WINDOW_S = 10.0

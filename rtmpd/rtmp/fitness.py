@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rtmpd.media.rewrite import Content
     from rtmpd.protocol.enhanced import Capabilities
 
-__all__ = ["unsupported", "wanted"]
-
 _HVC1 = "hvc1"
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from rtmpd.net.transport import Transport
 
-__all__ = ["SharedOutlet"]
-
 
 class SharedOutlet:
     """Replaces the transport for the players of a connection with more than one (see `SubscriberTransport`).

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.rtmp.connection import Connection, MessageStream
 
-__all__ = ["Player"]
-
 _LAST_MESSAGE_BYTES = 1 << 30
 """The unsent limit of a socket that is about to be closed: whatever its buffer has room for."""
 
@@ -175,16 +173,11 @@ class Player(PlayerRole):
 
     def receive(self, *, audio: bool | None = None, video: bool | None = None) -> None:
         """Switch audio or video on or off; video resumes at a keyframe."""
-        framing = self._framing
 
         def change(subscriber: Subscriber) -> None:
-            if audio is not None:
-                framing.receive_audio = audio
-            if video is not None and video != framing.receive_video:
-                framing.receive_video = framing.video_gate = video
-                if video:
-                    # Headers may have changed while video was off.
-                    subscriber.headers = None
+            if self._framing.switch(audio=audio, video=video):
+                # Headers may have changed while video was off.
+                subscriber.headers = None
 
         output, subscriber = self._active
         output.fanout.reframe(subscriber, change)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rtmpd.phases import CloseReason
     from rtmpd.rtmp.connection import Connection, MessageStream
 
-__all__ = ["Publisher"]
-
 _LINGER_S = 1.5
 
 

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from rtmpd.protocol.command import Command
     from rtmpd.rtmp.connection import Connection
 
-__all__ = ["Session"]
-
 _AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
 _LINGER_S = 1.5
 _KINDS: tuple[tuple[type[RtmpdError], CloseKind], ...] = (
@@ -86,6 +84,7 @@ class Session:
         except Exception as error:
             known = self._reason(error)
             if known is None:
+                connection.hub.count("internal_errors")
                 connection.log.exception("internal error in phase %s: the connection is closed", connection.phase.value)
             else:
                 reason = known

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rtmpd.events import Event, Scalar
     from rtmpd.hub import Hub
 
-__all__ = ["AccessLog"]
-
 log = logging.getLogger("rtmpd.access")
 
 _ACTIONS = {EventType.PUBLISH_STOP: "publish", EventType.PLAY_STOP: "play", EventType.CONNECTION_CLOSE: "connect"}

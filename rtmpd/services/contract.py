@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
 
-__all__ = ["Service"]
-
 
 class Service(Protocol):
     """A part that lives as long as the server. It is made with the hub and the options that it selects."""

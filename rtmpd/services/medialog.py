@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.video_codecs import VideoConfig
 
-__all__ = ["MediaLog", "describe_audio", "describe_video"]
-
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JITTER", "Backoff", "nth_wait_s"]
-
 JITTER = 0.2
 """A wait is longer or shorter by up to this share, so that peers that failed together are not retried together."""
 

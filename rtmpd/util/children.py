@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from rtmpd.util.threads import Job, Threads
 
-__all__ = ["Child", "start"]
-
 _READ_BYTES = 65536
 _DRAIN_PAUSE_S = 0.01
 

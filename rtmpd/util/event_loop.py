@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gevent
 
-__all__ = ["give_way"]
-
 _MOMENT_S = 1e-6
 
 

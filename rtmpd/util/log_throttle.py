@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-__all__ = ["REPEAT_S", "LogThrottle"]
-
 REPEAT_S = 10.0
 """The shortest time between two lines of one throttle, seconds."""
 

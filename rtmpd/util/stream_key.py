@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["StreamKey"]
-
 
 class StreamKey(str):
     """``app/name``: the application is all but the last part of the path.

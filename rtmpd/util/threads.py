@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from gevent.event import AsyncResult
 
-__all__ = ["Job", "Threads"]
-
 Result = TypeVar("Result")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-__all__ = ["KeyedTokenBuckets", "TokenBucket"]
-
 
 class TokenBucket:
     """One bucket. It begins full.

@@ -30,8 +30,6 @@ BANNED = re.compile(
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Folders and files whose text is still to be written anew.
-DIRTY = ("docs/design.rst",)
 
 
 def name_of(path: Path) -> str:
@@ -62,9 +60,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *TEXTS], ids=name_of)
-def test_a_text_names_its_subjects(path, request):
-    if name_of(path).startswith(DIRTY):
-        request.applymarker(pytest.mark.xfail(reason="this text is still to be written anew"))
+def test_a_text_names_its_subjects(path):
     found = []
     for line, text in prose(path):
         for match in BANNED.finditer(" ".join(text.split())):
@@ -74,9 +70,7 @@ def test_a_text_names_its_subjects(path, request):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_docstring_of_a_module_lists_no_imports(path, request):
+def test_a_docstring_of_a_module_lists_no_imports(path):
     """import-linter checks imports, so a list would only become wrong."""
-    if name_of(path).startswith(DIRTY):
-        request.applymarker(pytest.mark.xfail(reason="this text is still to be written anew"))
     docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     assert not re.search(r"(?:^|[.:] )Imports\b", docstring, re.MULTILINE)

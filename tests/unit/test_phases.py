@@ -60,7 +60,7 @@ def test_every_phase_leads_to_the_last_one(name):
         (CloseKind.PEER_LEFT, (), False),
         (CloseKind.EARLY, ("early_closes",), False),
         (CloseKind.SILENT, ("deadlines_exceeded", "zombie_connections"), True),
-        (CloseKind.INTERNAL, ("internal_errors",), False),
+        (CloseKind.INTERNAL, (), False),
     ],
 )
 def test_the_kind_of_a_reason_decides_counters_and_log_line(kind, counters, logged):

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from rtmpd.config.access_rules import address_group
 
-__all__ = ["Ban", "Bans"]
-
 _LIMIT = 10_000
 
 

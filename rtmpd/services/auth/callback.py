@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rtmpd.config.secret import Secret
     from rtmpd.hub import Hub
 
-__all__ = ["BODY_LIMIT_BYTES", "THREADS", "Callback", "CallbackError", "name_in"]
-
 log = logging.getLogger(__name__)
 
 THREADS = 16

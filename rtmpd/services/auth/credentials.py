@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.access_rules import NamedSecret
 
-__all__ = ["FILE_LIMIT_BYTES", "Credentials", "CredentialsError", "PublishKeys", "parse_credentials", "read_credentials"]
-
 FILE_LIMIT_BYTES = 4 << 20
 _SECRET_LENGTH = 4096
 _USERS = "users"

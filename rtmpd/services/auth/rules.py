@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import AuthConfig
     from rtmpd.config.secret import Secret
 
-__all__ = ["Decision", "Denied", "Rules"]
-
 
 class Denied(Exception):
     """A client is refused.

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import AuthConfig, Config
     from rtmpd.hub import Hub
 
-__all__ = ["Auth", "AuthOptions"]
-
 log = logging.getLogger(__name__)
 
 _TICK_S = 5.0

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.secret import Secret
 
-__all__ = ["sign", "sign_url", "stream_of_url", "verified"]
-
 _EXPIRES = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 

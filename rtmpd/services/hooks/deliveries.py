@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from rtmpd.services.hooks.event import HookEvent
     from rtmpd.util.threads import Threads
 
-__all__ = ["Script", "Stdio", "Webhook"]
-
 log = logging.getLogger(__name__)
 
 # What a program gets of the server's environment: nothing that is meant for the server, or secret.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import HooksConfig
     from rtmpd.services.hooks.event import HookEvent
 
-__all__ = ["CpuLimit", "Delivery", "Destination", "Dispatcher", "Outcome"]
-
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S = 0.5

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from rtmpd.events import Event, Scalar
 
-__all__ = ["HookEvent"]
-
 _LINE_PREFIX = "RTMP_EVENT: "
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub
     from rtmpd.services.hooks.dispatcher import Delivery, Destination
 
-__all__ = ["Hooks"]
-
 log = logging.getLogger(__name__)
 
 _STDIO_SHARE = 0.3

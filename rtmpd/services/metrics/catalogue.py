@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["COUNTERS", "FAILURES", "GAUGES", "RELAYS", "STREAMS", "Column", "Total"]
-
 
 class Total(NamedTuple):
     """A family with one value. The sample of a counter is named after the family with ``_total`` appended."""

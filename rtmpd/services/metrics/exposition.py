@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rtmpd.services.metrics.catalogue import Column
     from rtmpd.services.metrics.figures import Pace, Series
 
-__all__ = ["HubCollector", "LoopLag", "ProcessFigures", "render_json", "render_text"]
-
 _BUILD = {"version": rtmpd.__version__, "python": platform.python_version(), "gevent": gevent.__version__}
 _BLOCK = 50
 """The number of samples that are rendered at a time."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub, RelayFigures
     from rtmpd.live.stream import Stream
 
-__all__ = ["OTHER", "Overview", "Pace", "Series", "label", "relay_series", "stream_series"]
-
 OTHER = "(other)"
 """The label of all streams without series of their own. It can't be a stream key: those contain a slash."""
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config, MetricsConfig
     from rtmpd.hub import Hub
 
-__all__ = ["Metrics"]
-
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _JSON = "application/json; charset=utf-8"
 _TURN_S = 5.0

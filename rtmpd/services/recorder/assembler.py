@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Headers, Message
     from rtmpd.live.stats import Stats
 
-__all__ = ["Assembler", "Piece", "Segment", "SegmentLimits"]
-
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
 _HALF = 0x8000_0000
 

@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.file_names import FileNameTemplate
 
-__all__ = [
-    "BROKEN_SUFFIX",
-    "PART_SUFFIX",
-    "RECORDING_SUFFIX",
-    "FlvFile",
-    "file_error",
-    "find_files",
-    "is_same_file",
-    "open_part",
-    "publish_part",
-]
-
 PART_SUFFIX = ".flv.part"
 RECORDING_SUFFIX = ".flv"
 BROKEN_SUFFIX = ".flv.broken"

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from rtmpd.services.recorder.assembler import Piece, Segment
     from rtmpd.util.threads import Job, Threads
 
-__all__ = ["Recording", "RecordingOwner"]
-
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from rtmpd.config.file_names import FileNameTemplate
     from rtmpd.media.flv_repair import ScanResult
 
-__all__ = ["RepairOutcome", "Repaired", "find_parts", "repair_part"]
-
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_PARTS = 100_000
 _WINDOW_BYTES = 32 << 10

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from rtmpd.config.file_names import FileNameTemplate
 
-__all__ = ["ClockWatch", "Deleted", "Found", "Limits", "Retention", "RetentionReport", "choose"]
-
 JUMP_S = 300.0
 """The largest change of the wall clock against the monotonic clock with which ages are still trusted."""
 STEADY_S = 3600.0

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from rtmpd.services.recorder.repair import RepairOutcome
     from rtmpd.services.recorder.retention import RetentionReport
 
-__all__ = ["Recorder"]
-
 log = logging.getLogger(__name__)
 
 _WRITERS = 4

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import BinaryIO
 
-__all__ = ["Cancelled", "Throttle", "ThrottledFile"]
-
 _SHORTEST_S = 0.001
 _LONGEST_S = 0.1
 _REST_FACTOR = 4.0

@@ -9,8 +9,6 @@ no more data.
 
 from __future__ import annotations
 
-__all__ = ["DeliveryWatch"]
-
 _WINDOWS = 2
 
 

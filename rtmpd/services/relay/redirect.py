@@ -7,8 +7,6 @@ from rtmpd.errors import Refused, RtmpdError
 from rtmpd.protocol import status
 from rtmpd.protocol.command import Command
 
-__all__ = ["Redirected", "check", "redirect_url"]
-
 _LENGTH = 1000
 
 

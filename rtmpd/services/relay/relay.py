@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
 
-__all__ = ["Relay", "RelayOptions", "RelayOwner"]
-
 log = logging.getLogger(__name__)
 
 _WINDOW_BYTES = 250_000

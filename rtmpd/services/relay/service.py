@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub, RelayFigures
     from rtmpd.live.stream import Stream
 
-__all__ = ["Relays"]
-
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0

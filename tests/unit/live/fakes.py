@@ -209,14 +209,9 @@ def receive(fanout: Fanout, subscriber: Subscriber, *, audio: bool | None = None
     """Switch audio or video of a player on or off, as the commands receiveAudio and receiveVideo do."""
 
     def change(subscriber: Subscriber) -> None:
-        framing = subscriber.framing
-        assert isinstance(framing, RtmpSubscriberFraming)
-        if audio is not None:
-            framing.receive_audio = audio
-        if video is not None and video != framing.receive_video:
-            framing.receive_video = framing.video_gate = video
-            if video:
-                subscriber.headers = None
+        assert isinstance(subscriber.framing, RtmpSubscriberFraming)
+        if subscriber.framing.switch(audio=audio, video=video):
+            subscriber.headers = None
 
     fanout.reframe(subscriber, change)
 

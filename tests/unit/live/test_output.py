@@ -520,9 +520,16 @@ def test_an_output_with_a_batch_reader_stays_when_its_subscribers_have_left(stre
     reader = BatchReader(stream)
     output, subscriber, _ = view(stream)
     output.fanout.leave(subscriber)
+    stream.source.video(40, key(b"b"))
+    assert output.log.join_page is not None
     for second in range(100, 120):
         stream.sweep(second, 30)
     assert stream.outputs == [stream.published, output]
+    # A recording needs no join point; the next viewer starts at the newest keyframe all the same.
+    assert output.log.join_page is None
+    _, subscriber, transport = view(stream)
+    assert [payload for _, _, payload in tags(transport)] == [key(b"b")]
+    output.fanout.leave(subscriber)
     stream.stop_reading(reader)
     for second in range(120, 140):
         stream.sweep(second, 30)

@@ -74,10 +74,9 @@ class Scene:
     """A stream with a source, whose published output may be broken."""
 
     def __init__(self):
-        self.counted = []
         self.stopped = []
         self.framing = BreakableRtmp(CHUNK)
-        self.stream = Stream("live/test", app_options(), self.framing, count=self.counted.append)
+        self.stream = Stream("live/test", app_options(), self.framing)
         self.source = new_source(self.stopped.append)
         self.stream.begin(self.source)
         self.source.video(0, AVC_HEADER)
@@ -95,7 +94,7 @@ class Scene:
         for transport in transports:
             assert transport.close_reason
             assert transport.close_reason.kind is CloseKind.INTERNAL
-        assert self.counted == ["internal_errors"]
+        assert self.stream.counters.errors == 1
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
         assert record.getMessage().startswith(f"live/test: internal error in the {name} output")
@@ -214,7 +213,7 @@ def test_players_of_a_failed_output_may_be_moved_before_their_connections_have_e
     settle()
     assert successor.state is State.REMOVED
     assert len(scene.stream.published.fanout) == 0
-    assert scene.counted == ["internal_errors"]
+    assert scene.stream.counters.errors == 1
 
 
 def test_a_keyframe_that_fails_is_delivered_by_the_other_outputs(scene, caplog):
@@ -224,7 +223,7 @@ def test_a_keyframe_that_fails_is_delivered_by_the_other_outputs(scene, caplog):
     scene.framing.broken = False
     settle()
     assert bytes(viewer.data).count(keyframe("b")) == 1
-    assert scene.counted == ["internal_errors"]
+    assert scene.stream.counters.errors == 1
 
 
 def test_the_figures_of_a_stream_survive_the_failure_of_its_published_output(scene, caplog):
@@ -260,7 +259,7 @@ def test_an_error_in_a_notice_closes_only_the_readers_of_that_output(scene, capl
     getattr(scene.stream, change)()
     settle()
     assert viewer.close_reason.kind is CloseKind.INTERNAL
-    assert scene.counted == ["internal_errors"]
+    assert scene.stream.counters.errors == 1
     assert not player.close_reason
     assert len(player.messages()) > 2
     assert scene.stream.outputs == [scene.stream.published]

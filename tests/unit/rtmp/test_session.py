@@ -36,6 +36,7 @@ from tests.unit.net.tls_peer import Peer
 
 LIMIT_S = 10
 FAILURES = {name for names in phases.CLOSE_COUNTERS.values() for name in names} | {
+    "internal_errors",
     "publish_bitrate_exceeded",
     "unsupported_codecs",
     "players_stalled",
