@@ -547,7 +547,7 @@ def test_a_header_replaces_the_configuration_and_other_messages_do_not():
     assert refine_audio(known, b"\x91Opus\xfc") is known
 
 
-def test_colors_are_those_that_ffmpeg_was_told(ffmpeg, tmp_path):
+def test_colors_are_those_of_ffmpegs_options(ffmpeg, tmp_path):
     options = "-vf setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc"
     data = make(ffmpeg, tmp_path / "clip.flv", f"{X265} -pix_fmt yuv420p10le {options}")
     assert [video_color(payload) for payload in payloads(data, 9) if payload[0] == 0xD4] == ["bt2020nc/bt2020/smpte2084"]

@@ -59,7 +59,7 @@ def audio(*parts: str | bytes) -> TagInfo:
         ("17 ff", Kind.OTHER),
     ],
 )
-def test_avc_is_told_apart_by_its_packet_type(data, kind):
+def test_the_packet_type_of_avc_decides_the_kind(data, kind):
     assert video(data)[:7] == (kind, "h264", int(data[3:5], 16), (0,), False, 5, int(data[0]))
 
 
@@ -98,7 +98,7 @@ def test_row_62_a_video_command_frame_is_no_frame(data):
 
 
 @pytest.mark.parametrize(("data", "kind"), [("af 00 1210", Kind.HEADER), ("af 01 2112", Kind.FRAME), ("ae 02 00", Kind.FRAME)])
-def test_aac_is_told_apart_by_its_packet_type(data, kind):
+def test_the_packet_type_of_aac_decides_the_kind(data, kind):
     assert audio(data)[:7] == (kind, "aac", int(data[3:5], 16), (0,), False, 2, 0)
 
 

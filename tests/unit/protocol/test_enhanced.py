@@ -146,7 +146,7 @@ def test_legacy_codecs_and_video_function_make_no_difference():
 # Real clients -------------------------------------------------------------------------------------------------------------
 
 
-def test_ffmpeg_lists_what_it_is_told_to():
+def test_ffmpeg_lists_the_four_ccs_of_its_option():
     found = parse_capabilities(connect_object("ffmpeg_publish_hevc_enhanced"))
     listed = frozenset(map(str, connect_object("ffmpeg_publish_hevc_enhanced")["fourCcList"]))
     assert found.four_ccs == listed

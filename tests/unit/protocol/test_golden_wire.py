@@ -200,7 +200,7 @@ def test_row_6_nginx_sends_chunk_and_window_size_before_connect():
     assert endpoint.reader.chunk_size > 128
 
 
-def test_row_8_ffmpeg_lists_only_the_four_ccs_that_it_was_told_to():
+def test_row_8_ffmpeg_lists_only_the_four_ccs_of_its_option():
     assert "fourCcList" not in commands_of("ffmpeg_publish_h264_aac")[0].command_object
     assert commands_of("ffmpeg_publish_av1_opus_enhanced")[0].command_object["fourCcList"] == ["av01", "Opus"]
 

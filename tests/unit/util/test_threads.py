@@ -15,7 +15,7 @@ def test_a_job_runs_in_a_native_thread_and_gives_its_value():
     assert Threads(1).call(lambda one, two: one + two, 1, 2) == 3
 
 
-def test_what_a_job_raises_goes_to_who_asks_and_to_nobody_else(capfd, monkeypatch):
+def test_an_exception_of_a_job_is_raised_only_where_its_result_is_asked_for(capfd, monkeypatch):
     printed = []
     monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *about: printed.append(about))
 
@@ -34,7 +34,7 @@ def test_what_a_job_raises_goes_to_who_asks_and_to_nobody_else(capfd, monkeypatc
     assert capfd.readouterr().err == ""
 
 
-def test_the_end_of_a_job_is_told():
+def test_a_callback_runs_at_the_end_of_a_job():
     told = []
     job = Threads(1).spawn(int)
     job.when_done(lambda: told.append(job.get()))
