@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import struct
-from typing import TYPE_CHECKING
+import termios
+from fcntl import ioctl
+from typing import TYPE_CHECKING, NamedTuple
 
 import gevent
 from gevent import get_hub
@@ -29,8 +31,21 @@ RECEIVE_BYTES = 32 << 10
 
 _READ, _WRITE = 1, 2
 
-# Fields of Linux's struct tcp_info: tcpi_unacked (segments) and tcpi_last_ack_recv (ms).
-_TCP_INFO = struct.Struct("=24xI28xI")
+# The field tcpi_bytes_acked of Linux's struct tcp_info, and the answer to SIOCOUTQ, whose other name is TIOCOUTQ.
+_TCP_INFO = struct.Struct("=120xQ")
+_OUTSTANDING = struct.Struct("=i")
+
+
+class Delivery(NamedTuple):
+    """What TCP knows about sent data.
+
+    Attributes:
+        delivered: Bytes that the peer's host has acknowledged, of TLS with its overhead.
+        outstanding: Bytes that the socket has accepted and the peer's host has not acknowledged, sent or not.
+    """
+
+    delivered: int
+    outstanding: int
 
 
 def deadline(limit_s: float, phase: str) -> gevent.Timeout:
@@ -128,16 +143,18 @@ class Transport:
         if gone:
             raise TransportClosed(self.close_reason or "closed by the peer")
 
-    def unacknowledged(self) -> tuple[int, float]:
-        """Return the number of segments that the peer's host has not acknowledged, and the seconds since its last ACK."""
+    def delivery(self) -> Delivery:
+        """Return how much of what was sent has arrived; zeros for a Unix socket and a lost connection."""
         if self.sock.family == stdlib_socket.AF_UNIX:
-            return 0, 0.0
+            return Delivery(0, 0)
         try:
             info = self._sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, _TCP_INFO.size)
-        except OSError:
-            return 0, 0.0
-        segments, last_ack_ms = _TCP_INFO.unpack(info)
-        return segments, last_ack_ms / 1000
+            (outstanding,) = _OUTSTANDING.unpack(ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(_OUTSTANDING.size)))
+            (delivered,) = _TCP_INFO.unpack(info)
+        except (OSError, ValueError, struct.error):
+            # The socket is closed, or the kernel is older than 4.1.
+            return Delivery(0, 0)
+        return Delivery(delivered, outstanding)
 
     def recv(self) -> bytes:
         """Wait for bytes from the peer and return at most `RECEIVE_BYTES` of them.

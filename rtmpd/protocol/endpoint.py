@@ -29,13 +29,15 @@ class Endpoint:
     Attributes:
         outgoing: Encoded bytes for the peer. The caller sends and clears them.
         bytes_received: Bytes received since the handshake; unlike the counter on the wire it never wraps.
-        bytes_acknowledged: The bytes that the peer has acknowledged, without wrapping.
+        acknowledgements: The number of Acknowledgements received: each shows that the peer reads.
+        bytes_acknowledged: The bytes that the peer has acknowledged, without wrapping. A hint: many peers count otherwise.
         chunk_size_out: The outbound chunk size, bytes.
     """
 
     __slots__ = (
         "_ack_at",
         "_ack_step",
+        "acknowledgements",
         "bytes_acknowledged",
         "bytes_received",
         "chunk_size_out",
@@ -51,6 +53,7 @@ class Endpoint:
         self.outgoing = bytearray()
         self.chunk_size_out = DEFAULT_CHUNK_SIZE
         self.bytes_received = 0
+        self.acknowledgements = 0
         self.bytes_acknowledged = 0
         self.window_in_bytes = 0
         self.window_out_bytes = 0
@@ -95,6 +98,7 @@ class Endpoint:
             return event
         value = wire.parse_uint32(message)
         if type_id == MessageType.ACKNOWLEDGEMENT:
+            self.acknowledgements += 1
             # The counter has 32 bits on the wire. A step of half of that or more is a step back, and is ignored.
             step = (value - self.bytes_acknowledged) & 0xFFFFFFFF
             if step < 0x80000000:

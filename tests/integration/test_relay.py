@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import signal
 import socket
@@ -389,8 +390,77 @@ def test_a_destination_that_reads_but_stops_acknowledging_is_disconnected(relayi
         sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
         number += 1
         gevent.sleep(0.01)
-    running.wait_for_line(r"is down: the destination has acknowledged nothing for 1 s, of \d{6,} bytes; the next attempt")
+    running.wait_for_line(
+        r"is down: the destination has acknowledged nothing for 1 s, of \d{6,} bytes \(relay_ack_timeout_s\); the next attempt"
+    )
     assert len(peer.videos()) * 20_000 > 500_000
+
+
+@pytest.mark.parametrize("habit", ["correct", "since the last", "wraps at 2^31", "message bodies only"])
+def test_a_destination_is_kept_however_it_counts_what_it_acknowledges(relaying, target, raw, habit):
+    last = 0
+
+    def count(peer):
+        nonlocal last
+        received = peer._endpoint.bytes_received
+        if received - last >= 100_000:
+            match habit:
+                case "correct":
+                    number = received
+                case "since the last":
+                    number = received - last
+                case "wraps at 2^31":
+                    number = (2**31 - 250_000 + received) % 2**31
+                case "message bodies only":
+                    number = sum(len(one.payload) for one in peer.media)
+            last = received
+            peer.acknowledge(number)
+
+    there = target(acknowledges=False, on_media=count)
+    running = relaying(there.url(), options="relay_ack_timeout_s = 0.5")
+    sender = raw(running).publish("cam")
+    begun, number = time.monotonic(), 0
+    while time.monotonic() - begun < 4:
+        sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
+        number += 1
+        gevent.sleep(0.01)
+    sender.send(VIDEO, number * 10, key(999))
+    peer = there.publishing()
+    there.wait(lambda: ends_with(peer, Item(VIDEO, number * 10, key(999))), "the last frame")
+    assert last > 3_000_000
+    assert len(there.peers) == 1
+
+
+def send_until(server, sender, pattern, size):
+    """Send frames of this size until a line of the log matches."""
+    begun, number = time.monotonic(), 0
+    while not re.search(pattern, "\n".join(server.log())):
+        assert time.monotonic() - begun < 20
+        sender.send(VIDEO, number * 10, inter(number, size) if number % 25 else key(number, size))
+        number += 1
+        gevent.sleep(0.01)
+
+
+def test_a_destination_whose_tcp_makes_no_progress_is_disconnected_though_its_socket_accepts_data(relaying, target, raw):
+    stuck = target(on_publish=lambda peer: peer._target.over.wait(30), receive_buffer=4096)
+    running = relaying(stuck.url(), options="relay_ack_timeout_s = 1\nrelay_write_timeout_s = 1000")
+    sender = raw(running).publish("cam")
+    send_until(running, sender, r"is down: TCP made no progress for 1 s, \d{4,} bytes wait \(relay_ack_timeout_s\)", 300)
+
+
+def test_a_destination_that_is_stopped_is_disconnected_and_gets_the_stream_again(relaying, server, raw, opened):
+    there = server()
+    running = relaying(there.url("{name}"), options="relay_ack_timeout_s = 1\nrelay_connect_timeout_s = 1")
+    sender = raw(running).publish("cam")
+    sender.send(VIDEO, 0, key(0))
+    there.wait_for_line("publishes live/cam")
+    os.kill(there.pid, signal.SIGSTOP)
+    opened.callback(os.kill, there.pid, signal.SIGCONT)
+    send_until(
+        running, sender, r"is down: (TCP made no progress|the destination has acknowledged nothing) for 1 s, \d+ bytes", 20_000
+    )
+    os.kill(there.pid, signal.SIGCONT)
+    send_until(running, sender, r"is up again", 300)
 
 
 def test_a_destination_that_reads_and_never_acknowledges_is_kept(relaying, target, raw):

@@ -158,7 +158,7 @@ class Relay:
         self._client: Client | None = None
         self._subscriber: Subscriber | None = None
         self._framing = RelayFraming(1)
-        self._watch = DeliveryWatch(0.0)
+        self._watch = DeliveryWatch()
         self._rest: _Rest | None = None
         self._end_reason = ""
         self._next_url = ""
@@ -286,7 +286,7 @@ class Relay:
         subscriber.skips_only = True
         subscriber.left_at = self._left_at
         subscriber.write_timeout_s = self._options.relay_write_timeout_s
-        self._watch = DeliveryWatch(now_s)
+        self._watch = DeliveryWatch()
         again = ""
         if self._ups:
             self.reconnects += 1
@@ -414,15 +414,14 @@ class Relay:
         options, fanout = self._options, self._output.fanout
         subscriber.write_timeout_s = options.relay_write_timeout_s
         transport, endpoint = client.transport, client.endpoint
-        segments, host_acknowledged_s = transport.unacknowledged()
+        delivered, outstanding = transport.delivery()
         problem = self._watch.check(
             now_s,
             options.relay_ack_timeout_s,
-            sent=transport.bytes_sent + fanout.sent_bytes(subscriber),
-            acknowledged=endpoint.bytes_acknowledged,
+            delivered=delivered,
+            outstanding=outstanding,
+            acknowledgements=endpoint.acknowledgements,
             window=endpoint.window_out_bytes,
-            segments=segments,
-            host_acknowledged_s=host_acknowledged_s,
         )
         if problem:
             transport.close(CloseReason(CloseKind.STALLED, problem))

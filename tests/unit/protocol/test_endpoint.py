@@ -130,6 +130,8 @@ def test_the_peers_acknowledgements_are_unwrapped_and_never_go_back(values, expe
     for value in values:
         assert control(endpoint, 3, value.to_bytes(4, "big").hex()) is None
     assert endpoint.bytes_acknowledged == expected
+    # Each is a sign of life, also one whose number makes no sense.
+    assert endpoint.acknowledgements == len(values)
     assert endpoint.take_outgoing() == b""
 
 
