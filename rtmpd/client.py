@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 import gevent
+from gevent.event import AsyncResult
 from gevent.lock import BoundedSemaphore
 from gevent.socket import create_connection
 
@@ -168,6 +169,7 @@ class Client:
         self._ended: RtmpdError | None = None
         self._published = ""
         self._writing = BoundedSemaphore()
+        self._waiters: list[tuple[Callable[[Command], bool], AsyncResult[Command]]] = []
         self._write: Callable[[bytes], None] | None = None
 
     def __enter__(self) -> Self:
@@ -307,6 +309,19 @@ class Client:
 
     def _wait_for(self, wanted: Callable[[Command], bool]) -> Command:
         """Return the first command that is *wanted*. Control messages before it are processed, other messages dropped."""
+        if self._drain is not None:
+            # The draining greenlet reads, and only one may.
+            if self._ended is not None:
+                raise self._ended
+            answer: AsyncResult[Command] = AsyncResult()
+            waiter = (wanted, answer)
+            self._waiters.append(waiter)
+            try:
+                found = answer.get()
+                assert found is not None
+                return found
+            finally:
+                self._waiters.remove(waiter)
         for item in self._receive():
             if isinstance(item, Command) and wanted(item):
                 return item
@@ -345,17 +360,25 @@ class Client:
             self.message_stream_id = _stream_id(self._call("createStream"))
             self._send_command("publish", None, name, kind, message_stream_id=self.message_stream_id)
             self._wait_for_status(("NetStream.Publish.Start",), "publish")
-        if drain:
+        if drain and self._drain is None:
             # The server sends acknowledgements and pings all the time. Unread, they fill the socket's buffers.
             self._drain = gevent.spawn(self._drain_forever)
 
     def _drain_forever(self) -> None:
         try:
             for item in self._receive():
-                if isinstance(item, Command) and item.name == "onStatus" and _text(item.argument(0), "level") == "error":
+                if not isinstance(item, Command):
+                    continue
+                answered = [answer for wanted, answer in self._waiters if not answer.ready() and wanted(item)]
+                if answered:
+                    answered[0].set(item)
+                elif item.name == "onStatus" and _text(item.argument(0), "level") == "error":
                     raise _refused(item.argument(0), "publish")
         except RtmpdError as error:
             self._ended = error
+            for _, answer in self._waiters:
+                if not answer.ready():
+                    answer.set_exception(error)
 
     def send(self, type_id: int, timestamp_ms: int, payload: bytes) -> None:
         """Send an audio (8), video (9) or data (18) message of the publish.

@@ -200,9 +200,9 @@ class Hub:
         config = self.config
         return ConnectionOptions(config.server, config.limits, config.tls.tls_handshake_timeout_s)
 
-    def count(self, name: str) -> None:
-        """Increment a counter."""
-        self.counters[name] += 1
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[name] += number
 
     # Connections -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ type except the two that the specification reserves (movie clip, record set). De
   ends instead after exactly as many elements as the count, the array is complete: some muxers omit the last marker.
 - An empty name is a name unless the end marker follows it.
 - A reference inside the object that it names is an error (see `rtmpd.protocol.amf_values.AmfReader.refer`).
+- `decode_all` can read damaged values as far as they go: commands in the field lack an end marker, or have bytes behind them.
 - The values that switch to AMF3 in one call share their AMF3 reference tables, as in Adobe's BlazeDS.
 """
 
@@ -62,13 +63,23 @@ _U16_MAX = 0xFFFF
 
 
 class _Reader(amf3.Amf3Reader):
-    """A reader with the reference table of AMF0, which lists objects and arrays (section 2.9)."""
+    """A reader with the reference table of AMF0, which lists objects and arrays (section 2.9).
 
-    __slots__ = ("complex",)
+    If it is *lenient*, an object or array ends at the first member that can't be read, and with it the data.
+    """
 
-    def __init__(self, data: bytes, offset: int, limits: AmfLimits) -> None:
+    __slots__ = ("complex", "lenient")
+
+    def __init__(self, data: bytes, offset: int, limits: AmfLimits, *, lenient: bool = False) -> None:
         super().__init__(data, offset, limits)
         self.complex: AmfTable = []
+        self.lenient = lenient
+
+    def give_up(self, error: AmfError) -> None:
+        """Move to the end of the data, if the reader is lenient; otherwise raise the error."""
+        if not self.lenient:
+            raise error
+        self.offset = self.end
 
 
 def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> tuple[AmfValue, int]:
@@ -90,17 +101,24 @@ def decode(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> 
     return _read_value(reader), reader.offset
 
 
-def decode_all(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS) -> list[AmfValue]:
+def decode_all(data: bytes, offset: int = 0, limits: AmfLimits = DEFAULT_LIMITS, *, lenient: bool = False) -> list[AmfValue]:
     """Decode all values from ``offset`` to the end of the data. They share reference tables and limits.
+
+    Args:
+        data, offset, limits: As in `decode`.
+        lenient: Return the values and members before the first one that can't be decoded, instead of raising AmfError.
 
     Raises:
         AmfError: The bytes from ``offset`` on are not AMF0 values.
         LimitExceeded: The values exceed ``limits`` together.
     """
-    reader = _Reader(data, offset, limits)
+    reader = _Reader(data, offset, limits, lenient=lenient)
     values = []
     while reader.offset < reader.end:
-        values.append(_read_value(reader))
+        try:
+            values.append(_read_value(reader))
+        except AmfError as error:
+            reader.give_up(error)
     return values
 
 
@@ -154,14 +172,17 @@ def _read_members(reader: _Reader, members: dict[str, AmfValue], count: int = -1
     """Read names and values up to the end marker, or ``count`` of them if the data ends there; return *members*."""
     data = reader.data
     read = 0
-    while read != count or reader.offset < reader.end:
-        size = _U16.unpack_from(data, reader.take(2, "the length of a name"))[0]
-        if not size and reader.offset < reader.end and data[reader.offset] == _OBJECT_END:
-            reader.offset += 1
-            break
-        name = reader.text(size, "a name")
-        members[name] = _read_value(reader)
-        read += 1
+    try:
+        while read != count or reader.offset < reader.end:
+            size = _U16.unpack_from(data, reader.take(2, "the length of a name"))[0]
+            if not size and reader.offset < reader.end and data[reader.offset] == _OBJECT_END:
+                reader.offset += 1
+                break
+            name = reader.text(size, "a name")
+            members[name] = _read_value(reader)
+            read += 1
+    except AmfError as error:
+        reader.give_up(error)
     return members
 
 
@@ -172,8 +193,14 @@ def _read_ecma_array(reader: _Reader) -> AmfValue:
 
 def _read_strict_array(reader: _Reader) -> AmfValue:
     count = _U32.unpack_from(reader.data, reader.take(4, "a strict array's count"))[0]
-    reader.check_count(count, 1, "array elements")
-    return [_read_value(reader) for _ in range(count)]
+    elements: list[AmfValue] = []
+    try:
+        reader.check_count(count, 1, "array elements")
+        # What was read before an error stays in the list.
+        elements.extend(_read_value(reader) for _ in range(count))
+    except AmfError as error:
+        reader.give_up(error)
+    return elements
 
 
 _SCALARS: dict[int, Callable[[_Reader], AmfValue]] = {

@@ -68,6 +68,9 @@ class ChunkReader:
     Args:
         message_limit_bytes: The longest accepted message. Memory grows with the bytes received, never by the length field.
         chunk_stream_limit: The number of chunk stream ids that a peer may use.
+
+    Attributes:
+        dropped_messages: The number of messages that another one has replaced before they were complete.
     """
 
     __slots__ = (
@@ -79,6 +82,7 @@ class ChunkReader:
         "_tail",
         "chunk_size",
         "chunk_stream_limit",
+        "dropped_messages",
         "message_limit_bytes",
     )
 
@@ -86,6 +90,7 @@ class ChunkReader:
         self.chunk_size = DEFAULT_CHUNK_SIZE
         self.message_limit_bytes = message_limit_bytes
         self.chunk_stream_limit = chunk_stream_limit
+        self.dropped_messages = 0
         self._streams: dict[int, _ChunkStream] = {}
         self._tail = b""  # an incomplete chunk header
         self._current: _ChunkStream | None = None  # the chunk stream of an incomplete chunk
@@ -167,12 +172,7 @@ class ChunkReader:
                 else:
                     got = len(payload)
                 length = stream.length
-            else:
-                if stream.payload is not None:
-                    raise RemoteProtocolError(
-                        f"csid {csid}: expected a type 3 header after {len(stream.payload)} of {stream.length} bytes of a "
-                        f"message, found type {fmt}"
-                    )
+            elif stream.payload is None:
                 # The header has 11, 7 or 3 bytes, and 4 more with an extended timestamp. Words of 4 bytes are read from one
                 # byte before it, which always exists: the last byte of the basic header.
                 position += 11 - 4 * fmt
@@ -211,6 +211,19 @@ class ChunkReader:
                     raise LimitExceeded("message_limit_bytes", self.message_limit_bytes, length)
                 payload = None
                 got = 0
+            else:
+                size = self._header_inside(data, position, fmt, stream)
+                if size < 0:
+                    self._tail = data[start:]
+                    break
+                if not size:
+                    # The begun message was dropped: the header begins another one.
+                    position = start
+                    continue
+                position += size
+                payload = stream.payload
+                got = len(payload)
+                length = stream.length
 
             # The payload of the chunk.
             stop = position + length - got
@@ -256,6 +269,40 @@ class ChunkReader:
     def _check_buffered(self) -> None:
         if self._buffered > self._buffered_limit:
             raise LimitExceeded("bytes of incomplete messages", self._buffered_limit, self._buffered)
+
+    def _header_inside(self, data: bytes, position: int, fmt: int, stream: _ChunkStream) -> int:
+        """Process a header of type 0, 1 or 2 where only type 3 is allowed: inside a message, as some builds of OBS send it.
+
+        If it can belong to the begun message, by its length, type and message stream id, that continues with its own timestamp.
+        Otherwise the begun message is dropped and counted.
+
+        Returns:
+            The bytes of the header after its first; 0: the message was dropped; -1: the header has not arrived as a whole.
+        """
+        size = 11 - 4 * fmt
+        if position + size > len(data):
+            return -1
+        field = int.from_bytes(data[position : position + 3], "big")
+        same = fmt == 2 or (int.from_bytes(data[position + 3 : position + 6], "big"), data[position + 6]) == (
+            stream.length,
+            stream.type_id,
+        )
+        if fmt == 0:
+            same = same and _little_word(data, position + 7)[0] == stream.message_stream_id
+        if not same:
+            assert stream.payload is not None
+            self._buffered -= len(stream.payload)
+            stream.payload = None
+            self.dropped_messages += 1
+            return 0
+        extended = field == EXTENDED_TIMESTAMP
+        if extended:
+            if position + size + 4 > len(data):
+                return -1
+            stream.field = _one_word(data, position + size)[0]
+            size += 4
+        stream.extended = extended
+        return size
 
     @staticmethod
     def _repeated_field(data: bytes, position: int, stream: _ChunkStream) -> int:

@@ -49,14 +49,13 @@ def amf0_body(message: RawMessage) -> bytes:
 
 
 def decode_command(message: RawMessage) -> Command:
-    """Decode a command message.
+    """Decode a command message as far as it is valid: some clients omit the end marker of an object, or add bytes at the end.
 
     Raises:
-        AmfError: The payload is not valid AMF.
         LimitExceeded: The values nest too deep, are too many or too long.
         RemoteProtocolError: The payload does not start with a name, or the transaction id is not a number.
     """
-    values = amf0.decode_all(amf0_body(message))
+    values = amf0.decode_all(amf0_body(message), lenient=True)
     if not values or not isinstance(values[0], str):
         found = type(values[0]).__name__ if values else "nothing"
         raise RemoteProtocolError(f"command message: expected the command's name first, found {found}")

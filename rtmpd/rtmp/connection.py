@@ -85,8 +85,8 @@ class Policy(Protocol):
     def unplay(self, stream: Stream, player: StreamPlayer) -> None:
         """Unregister a player."""
 
-    def count(self, name: str) -> None:
-        """Increment a counter."""
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter."""
 
 
 class ConnectionLog(logging.LoggerAdapter[logging.Logger]):
@@ -287,6 +287,7 @@ class Connection:
         self._machine = Machine(CONNECTION, first)
         self._activity = _Activity(self.opened_at)
         self._command_times: deque[float] = deque(maxlen=options.limits.command_limit)
+        self._counted_interruptions = 0
 
     # Phase -------------------------------------------------------------------------------------------------------------
 
@@ -340,6 +341,7 @@ class Connection:
         self.transport.close(self.close_reason)
         self._machine.to(ConnectionPhase.CLOSED)
         self.leave_all()
+        self._count_interruptions()
         self.log.info(
             "closed: %s; %.1f s, %d bytes in, %d out",
             self.close_reason,
@@ -473,6 +475,7 @@ class Connection:
         """Close the connection if it has been silent, or idle, for too long; ping the client if it is quiet. From the hub."""
         options, activity, phase = self.options.server, self._activity, self.phase
         activity.update(self.messages, self.endpoint.bytes_received, now_s)
+        self._count_interruptions()
         if phase is ConnectionPhase.AUTHORIZE:
             # The authorizer bounds how long it may wait.
             activity.excuse(now_s)
@@ -492,6 +495,15 @@ class Connection:
             if not self.transport.sending:
                 self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
                 self.send_now()
+
+    def _count_interruptions(self) -> None:
+        """Count the messages that the chunk reader has dropped because the client began another one inside of them."""
+        dropped = self.endpoint.reader.dropped_messages - self._counted_interruptions
+        if dropped:
+            if not self._counted_interruptions:
+                self.log.info("the client began a message inside another one, which was dropped; further ones are only counted")
+            self._counted_interruptions += dropped
+            self.hub.count("interrupted_messages", dropped)
 
     def request_reconnect(self, tc_url: str, description: str) -> bool:
         """Ask the client to connect again, if it has declared that it can; return whether it was asked. Does not wait.

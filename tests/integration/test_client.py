@@ -79,6 +79,8 @@ def answering(answers):
 
 
 CONNECTED = ("_result", {"fmsVer": "x"}, {"code": "NetConnection.Connect.Success"})
+STARTED = ("onStatus", None, {"level": "status", "code": "NetStream.Publish.Start"})
+REFUSED = ("onStatus", None, {"level": "error", "code": "NetStream.Publish.Denied", "description": "no more"})
 REJECTED = ("_error", None, {"code": "NetConnection.Connect.Rejected", "description": "no"})
 
 
@@ -160,6 +162,46 @@ def test_commands_on_the_message_stream(shared, publisher, player, name):
     watcher.command("pause", True, 0)
     got = received(watcher, lambda one: codes([one]) == ["NetStream.Pause.Notify"])
     assert [one for one in got if isinstance(one, Item)] == []
+
+
+def test_commands_are_answered_while_publishing(shared, publisher, player, name):
+    watcher = player(shared, name)
+    encoder = publisher(shared, name)
+    assert encoder.call("getStreamLength", None, name).argument(0) == 0
+    begin(encoder, watcher)
+    waiting = [gevent.spawn(encoder.call, "createStream") for _ in range(3)]
+    assert sorted(each.get(timeout=5).argument(0) for each in waiting) == [2, 3, 4]
+    send(encoder, gop(1))
+    assert played(watcher, gop(1)[-1]) == gop(1)
+
+
+def test_a_client_publishes_again_after_unpublish(shared, publisher, player, name):
+    encoder = publisher(shared, name)
+    encoder.unpublish()
+    encoder.publish(f"{name}-2")
+    watcher = player(shared, f"{name}-2")
+    encoder.send_video(0, key(1))
+    assert played(watcher, key(1)) == [Item(VIDEO, 0, key(1))]
+
+
+def test_a_call_while_publishing_ends_with_the_publish(fake, opened):
+    answers = {"connect": CONNECTED, "createStream": ("_result", None, 1), "publish": STARTED, "leave": REFUSED}
+    client = opened.enter_context(Client(fake(answering(answers)).url, timeout_s=5))
+    client.publish()
+    for _ in range(2):
+        with pytest.raises(Refused, match="no more"):
+            client.call("leave")
+    with pytest.raises(Refused, match="no more"):
+        client.send_video(0, key(1))
+
+
+def test_a_call_without_an_answer_while_publishing_times_out(fake, opened):
+    answers = {"connect": CONNECTED, "createStream": ("_result", None, 1), "publish": STARTED}
+    client = opened.enter_context(Client(fake(answering(answers)).url, timeout_s=0.5))
+    client.publish()
+    with pytest.raises(DeadlineExceeded, match="the answer to leave"):
+        client.call("leave")
+    client.send_video(0, key(1))
 
 
 def test_acknowledgements_are_counted_while_publishing(shared, publisher, name):

@@ -78,6 +78,7 @@ FAILURES: Final = {
     "http_bad_requests": "an HTTP request was malformed",
     "http_deadlines": "an HTTP request exceeded its timeout",
     "internal_errors": "a bug; the log has a traceback",
+    "interrupted_messages": "a client began a message before the end of another one on the same chunk stream",
     "limits_exceeded": "a client exceeded a limit",
     "memory_refusals": "a publish was refused because memory_limit_bytes was reached",
     "players_refused": "players_per_stream_limit was reached",

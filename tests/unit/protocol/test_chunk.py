@@ -530,17 +530,67 @@ def test_an_invalid_chunk_stream_is_an_error_at_any_split(data, text):
         feed(ChunkReader(), [data[i : i + 1] for i in range(len(data))])
 
 
-@pytest.mark.parametrize("fmt", [0, 1, 2])
-def test_a_new_header_in_the_middle_of_a_message_is_an_error(fmt):
-    started = h("06 000001 000133 09 01000000", P128)
-    header = bytes((fmt << 6 | 6,))
-    text = f"csid 6: expected a type 3 header after 128 of 307 bytes of a message, found type {fmt}"
-    with pytest.raises(RemoteProtocolError, match=text):
-        read(started + header)
+BEGUN = h("06 000001 000133 09 01000000", P128)
+REST = [P128, P128[:51]]
+NEXT = h("46 000028 000002 09") + b"ok"
+"""The message after it: 40 ms later."""
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param("06 000001 000133 09 01000000", id="type 0"),
+        pytest.param("06 000777 000133 09 01000000", id="type 0 with another timestamp"),
+        pytest.param("06 FFFFFF 000133 09 01000000 01000000", id="type 0 with an extended timestamp"),
+        pytest.param("46 000000 000133 09", id="type 1"),
+        pytest.param("46 FFFFFF 000133 09 01000000", id="type 1 with an extended timestamp"),
+        pytest.param("86 000028", id="type 2"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_row_70_a_header_of_the_same_length_inside_a_message_continues_it(header, step):
+    repeated = h("01000000") if "FFFFFF" in header else b""
+    data = BEGUN + h(header) + REST[0] + h("C6") + repeated + REST[1] + NEXT
     reader = ChunkReader()
-    reader.feed(started)
-    with pytest.raises(RemoteProtocolError, match=text):
-        reader.feed(header)
+    found = feed(reader, [data[i : i + step] for i in range(0, len(data), step)])
+    assert found == [RawMessage(9, 1, 1, P128 * 2 + P128[:51]), RawMessage(9, 1, 41, b"ok")]
+    assert (reader.dropped_messages, reader.buffered_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        pytest.param("06 000050 000002 09 01000000", RawMessage(9, 1, 0x50, b"ok"), id="type 0"),
+        pytest.param("46 000028 000002 09", RawMessage(9, 1, 41, b"ok"), id="type 1"),
+        pytest.param("46 FFFFFF 000002 09 01000000", RawMessage(9, 1, 0x1000001, b"ok"), id="an extended timestamp"),
+        pytest.param("06 000050 000002 08 01000000", RawMessage(8, 1, 0x50, b"ok"), id="another type"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_row_70_a_header_of_another_length_inside_a_message_begins_another_one(header, expected, step):
+    data = BEGUN + h(header) + b"ok"
+    reader = ChunkReader()
+    assert feed(reader, [data[i : i + step] for i in range(0, len(data), step)]) == [expected]
+    assert (reader.dropped_messages, reader.buffered_bytes) == (1, 0)
+
+
+@pytest.mark.parametrize("header", ["06 000050 000133 08 01000000", "06 000050 000133 09 02000000"])
+def test_row_70_a_header_of_another_type_or_message_stream_drops_what_was_begun(header):
+    reader = ChunkReader()
+    assert feed(reader, [BEGUN + h(header) + P128 + h("C6") + P128 + h("C6") + P128[:51]])[0].timestamp == 0x50
+    assert reader.dropped_messages == 1
+
+
+def test_row_70_messages_that_are_dropped_again_and_again_take_no_memory():
+    reader = ChunkReader()
+    for length in range(0x200, 0x300):
+        assert reader.feed(h("06 000001") + length.to_bytes(3, "big") + h("09 01000000", P128)) == []
+    assert (reader.dropped_messages, reader.buffered_bytes) == (0xFF, 128)
+
+
+def test_row_70_a_longer_message_inside_a_message_is_refused_at_the_limit():
+    with pytest.raises(LimitExceeded):
+        read(BEGUN + h("06 000001 000401 09 01000000"), message_limit_bytes=0x400)
 
 
 def test_a_message_over_the_limit_is_refused_by_its_header():

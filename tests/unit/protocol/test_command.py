@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from rtmpd.errors import AmfError, LocalProtocolError, RemoteProtocolError
+from rtmpd.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import UNDEFINED, EcmaArray
 from rtmpd.protocol.chunk import RawMessage
@@ -98,12 +98,46 @@ def test_a_long_name_is_cut_in_the_error():
         command(text("x" * 1000) + text("1"))
 
 
-@pytest.mark.parametrize(
-    "payload", [b"\xff", text("connect")[:-1], text("connect") + number(1)[:-1], text("a") + b"\x03\0\5ab"]
-)
-def test_invalid_amf_is_an_error(payload):
-    with pytest.raises(AmfError):
+@pytest.mark.parametrize("payload", [b"\xff", text("connect")[:-1]])
+def test_a_name_that_can_not_be_decoded_is_an_error(payload):
+    with pytest.raises(RemoteProtocolError, match="expected the command's name first, found nothing"):
         command(payload)
+
+
+APP = b"\x03" + member("app", text("live"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        pytest.param(number(1) + APP, Command("connect", 1, {"app": "live"}), id="no end marker"),
+        pytest.param(number(1) + APP + b"\0", Command("connect", 1, {"app": "live"}), id="a third of an end marker"),
+        pytest.param(number(1) + APP + b"\0\0", Command("connect", 1, {"app": "live"}), id="two thirds of an end marker"),
+        pytest.param(number(1) + APP + b"\0\5ab", Command("connect", 1, {"app": "live"}), id="half a name"),
+        pytest.param(number(1) + APP + member("x", b"\x02\0\5a"), Command("connect", 1, {"app": "live"}), id="half a value"),
+        pytest.param(
+            number(1) + APP + member("x", APP), Command("connect", 1, {"app": "live", "x": {"app": "live"}}), id="nested"
+        ),
+        pytest.param(
+            number(1) + APP + member("x", b"\x0a\0\0\0\3" + NULL + text("a") + b"\0"),
+            Command("connect", 1, {"app": "live", "x": [None, "a"]}),
+            id="half an array",
+        ),
+        pytest.param(number(1) + APP + END + b"\0", Command("connect", 1, {"app": "live"}), id="a trailing NUL"),
+        pytest.param(number(1) + APP + END + b"\xff\xfe", Command("connect", 1, {"app": "live"}), id="bytes behind"),
+        pytest.param(number(1) + NULL + text("a") + END, Command("connect", 1, None, ["a"]), id="an end marker behind"),
+        pytest.param(number(1) + NULL + text("a") + b"\x11\x0a", Command("connect", 1, None, ["a"]), id="half of AMF3"),
+        pytest.param(number(1)[:-1], Command("connect", 0), id="half a transaction id"),
+        pytest.param(b"\0", Command("connect", 0), id="a NUL behind the name"),
+    ],
+)
+def test_row_69_a_damaged_command_is_read_as_far_as_it_goes(payload, expected):
+    assert command(text("connect") + payload) == expected
+
+
+def test_values_over_a_limit_are_an_error_in_a_damaged_command_too():
+    with pytest.raises(LimitExceeded):
+        command(text("connect") + number(1) + b"\x03" + b"\0\1a\x03" * 40)
 
 
 def test_a_value_that_amf0_cannot_express_is_a_local_error():

@@ -87,8 +87,8 @@ class FakePolicy:
     def unplay(self, stream: Stream, player: StreamPlayer) -> None:
         pass
 
-    def count(self, name: str) -> None:
-        self.counted.append(name)
+    def count(self, name: str, number: int = 1) -> None:
+        self.counted += [name] * number
 
 
 def connection_options(ini: str = "") -> ConnectionOptions:
