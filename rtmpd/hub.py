@@ -34,6 +34,7 @@ from rtmpd.rtmp.session import Session
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.stream_key import StreamKey
+from rtmpd.util.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -144,6 +145,7 @@ class Hub:
         parts: Receive their options at each reload, in this order; the daemon adds the services.
         listening: Host and port of every address that is listened on; set by the daemon.
         tls: The TLS settings in force; set by the daemon.
+        turns: Connections with much to do do it in turns.
         chunk_size: The outbound chunk size, bytes: that of the logs.
         memory: Keeps the memory of streams below its limit.
         connection_limits: Limits the connections; the daemon sets its capacity.
@@ -162,6 +164,7 @@ class Hub:
         self.parts: list[Configured] = []
         self.listening: tuple[tuple[str, int], ...] = ()
         self.tls = Tls()
+        self.turns = Turns()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
         self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)

@@ -8,6 +8,8 @@ read at any message. This is the hottest code of ingest: plain loops without cal
 from __future__ import annotations
 
 import struct
+import sys
+from itertools import repeat
 from typing import NamedTuple
 
 from rtmpd.errors import LimitExceeded, RemoteProtocolError
@@ -71,6 +73,7 @@ class ChunkReader:
 
     Attributes:
         dropped_messages: The number of messages that another one has replaced before they were complete.
+        unread: The last `feed` stopped at its limit of chunks, and holds bytes that it has not looked at.
     """
 
     __slots__ = (
@@ -84,6 +87,7 @@ class ChunkReader:
         "chunk_stream_limit",
         "dropped_messages",
         "message_limit_bytes",
+        "unread",
     )
 
     def __init__(self, message_limit_bytes: int = 8 << 20, chunk_stream_limit: int = 256) -> None:
@@ -96,6 +100,7 @@ class ChunkReader:
         self._current: _ChunkStream | None = None  # the chunk stream of an incomplete chunk
         self._chunk_left = 0  # the missing bytes of that chunk
         self._buffered = 0
+        self.unread = False
         # Interleaved messages may take as much as one longest message and some small ones.
         self._buffered_limit = message_limit_bytes + (1 << 20)
 
@@ -111,8 +116,12 @@ class ChunkReader:
             self._buffered -= len(stream.payload)
             stream.payload = None
 
-    def feed(self, data: bytes) -> list[RawMessage]:
+    def feed(self, data: bytes, chunk_limit: int = sys.maxsize) -> list[RawMessage]:
         """Process bytes from the peer; return the messages that they complete, in order.
+
+        Args:
+            data: The bytes; none, to continue with those that the last call left `unread`.
+            chunk_limit: How many chunks are processed at most: a chunk may be a single byte, and cause much work.
 
         Raises:
             RemoteProtocolError: The bytes are not a valid chunk stream; the message has the csid, the expected and the found.
@@ -143,7 +152,10 @@ class ChunkReader:
                 self._finish(stream, messages)
         streams = self._streams
         chunk_size = self.chunk_size
-        while position < end:
+        self.unread = False
+        for _ in repeat(None, chunk_limit):
+            if position >= end:
+                break
             start = position
             fmt = data[position] >> 6
             csid = data[position] & 63
@@ -253,6 +265,10 @@ class ChunkReader:
             if len(payload) == length:
                 self._finish(stream, messages)
                 chunk_size = self.chunk_size
+        else:
+            if position < end:
+                self._tail = data[position:]
+                self.unread = True
         if self._buffered > self._buffered_limit:
             self._check_buffered()
         return messages

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.protocol import message as wire
@@ -66,10 +67,10 @@ class Endpoint:
         self._ack_step = max(1, size_bytes // 2)
         self._ack_at = self.bytes_received + self._ack_step
 
-    def receive(self, data: bytes) -> list[RawMessage]:
+    def receive(self, data: bytes, chunk_limit: int = sys.maxsize) -> list[RawMessage]:
         """Process bytes from the peer; return the messages that they complete.
 
-        The caller passes the control messages among them to `control`, in order.
+        The caller passes the control messages among them to `control`, in order. Arguments as for `ChunkReader.feed`.
 
         Raises:
             RemoteProtocolError, LimitExceeded: As `ChunkReader.feed`.
@@ -78,7 +79,7 @@ class Endpoint:
         if self.bytes_received >= self._ack_at:
             self.outgoing += wire.acknowledgement(self.bytes_received, self.chunk_size_out)
             self._ack_at = self.bytes_received + self._ack_step
-        return self.reader.feed(data)
+        return self.reader.feed(data, chunk_limit)
 
     def control(self, message: RawMessage) -> UserControl | None:
         """Process a control message of type 3, 4, 5 or 6.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.errors import RemoteProtocolError
 from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, RawMessage, frame_message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class MessageType(enum.IntEnum):
@@ -153,8 +156,8 @@ def parse_user_control(message: RawMessage) -> UserControl:
     return UserControl(event, 0)
 
 
-def split_aggregate(message: RawMessage) -> list[RawMessage]:
-    """Return the messages inside an Aggregate message (section 7.1.6).
+def split_aggregate(message: RawMessage) -> Iterator[RawMessage]:
+    """Yield the messages inside an Aggregate message (section 7.1.6).
 
     It contains FLV tags: a header of 11 bytes, the payload, and 4 bytes with the tag's size, which are ignored. The first tag
     has the timestamp of the aggregate message; the timestamps of the others are relative to the first tag's.
@@ -163,8 +166,7 @@ def split_aggregate(message: RawMessage) -> list[RawMessage]:
         RemoteProtocolError: A tag is longer than the rest of the message.
     """
     payload = message.payload
-    result: list[RawMessage] = []
-    position, base = 0, 0
+    position, base = 0, -1
     while position + 11 <= len(payload):
         type_id = payload[position] & 0x1F
         size = int.from_bytes(payload[position + 1 : position + 4], "big")
@@ -174,9 +176,8 @@ def split_aggregate(message: RawMessage) -> list[RawMessage]:
             raise RemoteProtocolError(
                 f"aggregate message: expected {size} bytes of the tag at offset {position}, found {len(payload) - body}"
             )
-        if not result:
+        if base < 0:
             base = timestamp
         stamp = (message.timestamp + timestamp - base) & 0xFFFFFFFF
-        result.append(RawMessage(type_id, message.message_stream_id, stamp, payload[body : body + size]))
+        yield RawMessage(type_id, message.message_stream_id, stamp, payload[body : body + size])
         position = body + size + 4
-    return result

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rtmpd.net.transport import Transport
     from rtmpd.protocol.enhanced import Capabilities
     from rtmpd.rtmp.outlet import SharedOutlet
+    from rtmpd.util.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,10 @@ class Policy(Protocol):
     @property
     def authorizer(self) -> Authorizer:
         """Authorizes connections, publishes and plays."""
+
+    @property
+    def turns(self) -> Turns:
+        """Connections with much to do wait here."""
 
     def admit(self, app: str) -> LiveConfig:
         """Return the options for a connection to an application, as far as its path tells; raises `Refused`."""

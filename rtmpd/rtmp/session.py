@@ -7,6 +7,7 @@ and its counters.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import gevent
@@ -38,6 +39,7 @@ from rtmpd.protocol.message import (
     split_aggregate,
 )
 from rtmpd.rtmp.commands import COMMANDS, answer_unknown
+from rtmpd.util.turns import SLICE_S
 
 if TYPE_CHECKING:
     from rtmpd.live.source import Source
@@ -46,6 +48,12 @@ if TYPE_CHECKING:
     from rtmpd.rtmp.connection import Connection
 
 _AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
+_CHUNKS = 64
+"""How many chunks are read, and messages handled, between two looks at the clock. Ordinary reads have fewer."""
+
+_BUSY_S = 1.0
+"""How long a connection that has exceeded a slice waits for a turn before it handles what it reads."""
+
 _LINGER_S = 1.5
 _KINDS: tuple[tuple[type[RtmpdError], CloseKind], ...] = (
     (TlsError, CloseKind.TLS),
@@ -59,12 +67,17 @@ _LATE = {ConnectionPhase.TLS_HANDSHAKE: CloseKind.TLS, ConnectionPhase.HANDSHAKE
 class Session:
     """Runs one connection.
 
+    What a read asks for is done in slices of time: after the first slice the connection waits for a turn, and for a while it
+    does so before each read. So a client that asks for much work delays itself and others like it, and nothing else.
+
     Args:
         connection: The connection.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._slice_ends_at = 0.0
+        self._busy_until = 0.0
 
     def run(self, first: bytes = b"") -> None:
         """Serve the connection to its end. Raises nothing.
@@ -150,23 +163,47 @@ class Session:
         """Do what the messages ask that *data* completes. The hot path of ingest."""
         connection = self._connection
         endpoint = connection.endpoint
+        reader = endpoint.reader
         sources = connection.sources
-        messages = endpoint.receive(data)
-        connection.messages += len(messages)
-        for message in messages:
-            type_id, message_stream_id, timestamp, payload = message
-            if type_id == _VIDEO:
-                source = sources.get(message_stream_id) or self._only_source()
-                if source is not None:
-                    source.video(timestamp, payload)
-            elif type_id == _AUDIO:
-                source = sources.get(message_stream_id) or self._only_source()
-                if source is not None:
-                    source.audio(timestamp, payload)
-            else:
-                self._other(message)
-        if endpoint.outgoing:
-            connection.flush()
+        now_s = time.monotonic()
+        self._slice_ends_at = now_s + SLICE_S
+        if now_s < self._busy_until:
+            self._wait_for_turn()
+        while True:
+            messages = endpoint.receive(data, _CHUNKS)
+            connection.messages += len(messages)
+            for message in messages:
+                type_id, message_stream_id, timestamp, payload = message
+                if type_id == _VIDEO:
+                    source = sources.get(message_stream_id) or self._only_source()
+                    if source is not None:
+                        source.video(timestamp, payload)
+                elif type_id == _AUDIO:
+                    source = sources.get(message_stream_id) or self._only_source()
+                    if source is not None:
+                        source.audio(timestamp, payload)
+                else:
+                    self._other(message)
+            if endpoint.outgoing:
+                connection.flush()
+            if not reader.unread:
+                return
+            data = b""
+            self._pace()
+
+    def _pace(self) -> None:
+        """Wait for a turn if the slice is over."""
+        now_s = time.monotonic()
+        if now_s >= self._slice_ends_at:
+            self._busy_until = now_s + _BUSY_S
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        transport = self._connection.transport
+        self._connection.hub.turns.wait()
+        self._slice_ends_at = time.monotonic() + SLICE_S
+        if transport.close_reason:
+            raise TransportClosed(str(transport.close_reason))
 
     def _only_source(self) -> Source | None:
         """Return the only source, for media on another message stream: librtmp's first type 1 header has 0."""
@@ -188,7 +225,9 @@ class Session:
         elif type_id in DATA_TYPES:
             self._media(message)
         elif type_id == MessageType.AGGREGATE:
-            for part in split_aggregate(message):
+            for number, part in enumerate(split_aggregate(message), 1):
+                if number % _CHUNKS == 0:
+                    self._pace()
                 if part.type_id in (_VIDEO, _AUDIO, *DATA_TYPES):
                     self._media(part)
         else:
@@ -208,6 +247,7 @@ class Session:
 
     def _command(self, message: RawMessage) -> None:
         connection = self._connection
+        self._pace()
         connection.check_command_rate()
         command = decode_command(message)
         if not connection.connected and command.name != "connect":

@@ -896,3 +896,23 @@ def test_a_chunk_size_out_of_range_is_the_callers_bug(chunk_size):
 def test_a_message_too_long_is_the_callers_bug():
     with pytest.raises(ValueError, match="expected a message of at most 16777215 bytes, found 16777216"):
         frame_message(6, VIDEO, 1, 0, bytes(0x1000000), 128)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 64])
+def test_a_feed_stops_at_its_limit_of_chunks_and_continues_there(limit):
+    sent = [RawMessage(9, 1, number, bytes((number,)) * (number * 70)) for number in range(12)]
+    wire = b"".join(frame_message(4, *one, 128) for one in sent) + bytes((0xC4,))
+    whole, reader = ChunkReader(), ChunkReader()
+    expected = whole.feed(wire)
+    found = reader.feed(wire, limit)
+    while reader.unread:
+        assert len(found) <= len(expected)
+        found += reader.feed(b"", limit)
+    assert found == expected
+    assert reader.buffered_bytes == whole.buffered_bytes
+
+
+def test_a_feed_without_a_limit_leaves_nothing_unread():
+    reader = ChunkReader()
+    assert len(reader.feed(frame_message(4, 9, 1, 0, b"", 128) + b"\xc4" * 5000)) == 5001
+    assert not reader.unread
