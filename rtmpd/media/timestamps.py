@@ -11,7 +11,8 @@ _STEP_LIMIT_MS = 2_000
 """A step of at most this, in either direction, is continuous. A step back is jitter: the output stays at its last value."""
 
 _GAP_LIMIT_MS = 60_000
-"""A longer step forward, up to this, is a gap: a stream may show one picture for a while. Other steps are jumps."""
+"""A longer step forward, to at most this far ahead of the newest time, is a gap: a stream may show one picture for a while,
+and one track may be silent for hours while the other runs on. Other steps are jumps."""
 
 _STRAY_MS = 1_000
 """A track that returns to its former clock within this time had a stray timestamp, not a new clock."""
@@ -26,18 +27,28 @@ _HALF = 0x8000_0000
 class Track:
     """The state of one track (audio or video) of a `Timeline`."""
 
-    __slots__ = ("last_in", "left_at", "left_offset", "raw", "shown")
+    __slots__ = ("last_in", "left_at", "left_moved", "left_offset", "moved", "offset", "raw", "shown")
 
     def __init__(self) -> None:
-        self.last_in = -1  # the publisher's last timestamp; -1 before the first
-        self.raw = 0  # that timestamp on the timeline, unwrapped
+        self.raw = 0  # the last timestamp on the timeline, unwrapped
         self.shown = 0  # the last output: raw, but never less than the output before
-        self.left_offset: int | None = None  # raw minus timestamp before the last jump
-        self.left_at = 0  # raw at the last jump
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the clock; the last output stays, because players have got it."""
+        self.last_in = -1  # the publisher's last timestamp; -1: the next one is placed without regard to the last
+        self.offset: int | None = None  # raw minus timestamp, since the last placement; None before the first
+        self.moved = 0  # the part of the timeline's `_moved` that is in the offset
+        self.left_offset: int | None = None  # the offset before the last placement, if that may have been a stray timestamp
+        self.left_moved = 0
+        self.left_at = 0  # raw at the last placement
 
 
 class Timeline:
     """Maps the timestamps of a stream's successive publishers to one continuous clock.
+
+    An offset, once learned, is kept as long as timestamps fit it, however long a track was silent. When a track jumps, the
+    other one is expected to jump by the same distance, so that their lip sync stays as it was, to the millisecond.
 
     All times are milliseconds. Input and output are modulo 2**32, as on the wire; internal times do not wrap.
 
@@ -47,7 +58,7 @@ class Timeline:
         jumps: The number of jumps so far.
     """
 
-    __slots__ = ("_anchor", "audio", "jumps", "newest", "offset", "video")
+    __slots__ = ("_anchor", "_moved", "audio", "jumps", "newest", "offset", "video")
 
     def __init__(self) -> None:
         self.audio = Track()
@@ -56,13 +67,13 @@ class Timeline:
         self.newest = -1
         self.jumps = 0
         self._anchor = False
+        self._moved = 0  # by how much jumps have changed the offsets, of the track that has jumped last
 
     def restart(self, elapsed_ms: int) -> None:
         """Start with another publisher, *elapsed_ms* after the last message: its first timestamp continues the timeline."""
-        for track in (self.audio, self.video):
-            # The last output stays, because players that were kept have got it.
-            track.last_in = -1
-            track.left_offset = None
+        self.audio.forget()
+        self.video.forget()
+        self._moved = 0
         if self.newest >= 0:
             self.newest += max(1, elapsed_ms)
             self._anchor = True
@@ -70,7 +81,7 @@ class Timeline:
     def stamp(self, track: Track, timestamp: int) -> int:
         """Map the timestamp of a frame of *track* (``audio`` or ``video`` of this timeline)."""
         if track.last_in < 0:
-            return self._enter(track, timestamp)
+            return self._enter(track, timestamp) if track.offset is None else self._leap(track, timestamp, track.offset)
         step = (timestamp - track.last_in + _HALF) % _WRAP - _HALF
         if -_STEP_LIMIT_MS <= step <= _STEP_LIMIT_MS:
             track.last_in = timestamp
@@ -81,37 +92,82 @@ class Timeline:
                     self.newest = raw
                 return raw & 0xFFFFFFFF
             return track.shown & 0xFFFFFFFF
-        return self._leap(track, timestamp, step)
+        assert track.offset is not None
+        return self._leap(track, timestamp, track.offset)
 
     def _enter(self, track: Track, timestamp: int) -> int:
-        """Place a timestamp without regard to the track's last one: by the other track's offset, if that fits."""
+        """Place the first timestamp of a track: by the other track's offset, if that fits."""
+        track.moved = self._moved
+        before = self.offset
         if self.newest < 0:
-            return self._place(track, timestamp, timestamp)
-        if not self._anchor:
-            raw = self._near(timestamp, self.offset)
-            if abs(raw - self.newest) <= _NEAR_MS:
-                return self._place(track, timestamp, raw)
-        self._anchor = False
-        return self._rebase(track, timestamp)
+            stamped = self._place(track, timestamp, timestamp)
+        elif self._anchor:
+            self._anchor = False
+            return self._rebase(track, timestamp)
+        else:
+            raw = self._near(timestamp, before)
+            near = abs(raw - self.newest) <= _NEAR_MS
+            stamped = self._place(track, timestamp, raw) if near else self._rebase(track, timestamp)
+        # It may be a stray timestamp: the next one decides.
+        self._leave(track, before, self._moved)
+        return stamped
 
-    def _leap(self, track: Track, timestamp: int, step: int) -> int:
+    def _leap(self, track: Track, timestamp: int, offset: int) -> int:
         """Place a timestamp far from the track's last one: a gap, a jump, or the return from a stray timestamp."""
-        offset = track.raw - track.last_in
-        leads = (offset - self.offset) % _WRAP == 0
+        moved = track.moved
         if track.left_offset is not None and track.raw - track.left_at <= _STRAY_MS:
             raw = self._near(timestamp, track.left_offset)
-            if abs(raw - self.newest) <= _STEP_LIMIT_MS:
-                if leads:
+            # The stray timestamp may have moved the newest time, but not the other track.
+            if self._fits_other(track, raw) or abs(raw - self.newest) <= _STEP_LIMIT_MS:
+                if (offset - self.offset) % _WRAP == 0:
                     self.offset = track.left_offset
-                track.left_offset = None
+                if moved == self._moved:
+                    self._moved = track.left_moved
+                track.moved, track.left_offset = track.left_moved, None
                 return self._place(track, timestamp, raw)
-        if 0 < step <= _GAP_LIMIT_MS:
-            return self._place(track, timestamp, track.raw + step)
+        own = self._near(timestamp, offset)
+        if moved != self._moved:
+            # The other track has jumped: this one follows by the same distance, unless it is still nearer to its old clock.
+            raw = self._near(timestamp, offset + self._moved - moved)
+            if abs(raw - self.newest) <= min(_NEAR_MS, abs(own - self.newest) - 1):
+                return self._jump(track, timestamp, raw)
+        if track.raw - _STEP_LIMIT_MS <= own <= self.newest + _GAP_LIMIT_MS:
+            ahead = own > self.newest + _STEP_LIMIT_MS
+            stamped = self._place(track, timestamp, own)
+            if ahead:
+                self._leave(track, offset, moved)
+            return stamped
+        new = track.raw - track.left_at <= _STRAY_MS
+        if (new or moved != self._moved) and (offset - self.offset) % _WRAP:
+            # The other track has been placed anew; and the clocks may share a base, which they did not before.
+            raw = self._near(timestamp, self.offset)
+            if abs(raw - self.newest) <= _NEAR_MS:
+                return self._jump(track, timestamp, raw)
+        # The first track to jump is placed at the newest time.
+        self._moved += self.newest - timestamp - offset - (self._moved - moved)
+        self.offset = self.newest - timestamp
+        other = self.audio if track is self.video else self.video
+        if self.newest - other.raw > _NEAR_MS:
+            # It is silent: when it returns, its timestamp may be near its last one by chance.
+            other.last_in = -1
+        return self._jump(track, timestamp, self.newest)
+
+    def _jump(self, track: Track, timestamp: int, raw: int) -> int:
         self.jumps += 1
-        # The first track to jump is placed at the newest time, the other one by the offset of the first.
-        stamped = self._rebase(track, timestamp) if leads else self._enter(track, timestamp)
-        track.left_offset, track.left_at = offset, track.raw
+        offset, moved = track.offset, track.moved
+        track.moved = self._moved
+        stamped = self._place(track, timestamp, raw)
+        self._leave(track, offset, moved)
         return stamped
+
+    @staticmethod
+    def _leave(track: Track, offset: int | None, moved: int) -> None:
+        """Take note of the clock that a track has left, in case its timestamp is a stray one."""
+        track.left_offset, track.left_moved, track.left_at = offset, moved, track.raw
+
+    def _fits_other(self, track: Track, raw: int) -> bool:
+        other = self.audio if track is self.video else self.video
+        return other.offset is not None and abs(raw - other.raw) <= _STEP_LIMIT_MS
 
     def _rebase(self, track: Track, timestamp: int) -> int:
         """Place a timestamp at the newest time."""
@@ -121,6 +177,7 @@ class Timeline:
     def _place(self, track: Track, timestamp: int, raw: int) -> int:
         track.last_in = timestamp
         track.raw = raw
+        track.offset = raw - timestamp
         track.shown = max(raw, track.shown)
         self.newest = max(self.newest, track.shown)
         return track.shown & 0xFFFFFFFF

@@ -155,6 +155,55 @@ def test_clocks_that_run_forward_together_are_passed_through(start, apart, frame
     assert watch.timeline.jumps == 0
 
 
+gap_lengths = st.one_of(
+    st.integers(0, 3_000),
+    st.integers(1_900, 70_000),
+    st.sampled_from(
+        [2_000, 2_001, 59_980, 60_000, 60_001, 60_020, 62_000, 3_600_000, WRAP // 2 - 1, WRAP // 2, WRAP, WRAP + 61_000]
+    ),
+)
+silences = st.lists(st.tuples(st.sampled_from(["audio", "video", "both"]), gap_lengths, st.integers(1, 3_000)), max_size=6)
+
+
+@MEDIA
+@given(clock, st.just(0) | clock, silences)
+@example(0, 0, [("audio", 61_000, 500)])
+@example(0, 50_000_000, [("both", 60_000, 10), ("audio", 61_000, 20)])
+def test_lip_sync_is_kept_to_the_millisecond_through_any_pattern_of_gaps(start, audio_shift, pattern):
+    """Video each 40 ms, audio each 23 ms; a silence is of one track, while the other runs on, or of both."""
+    timeline = Timeline()
+    clocks = {"video": start, "audio": start + audio_shift}
+    learned: int | None = None
+
+    def run(begin: int, end: int, silent: str = "") -> None:
+        steps = {"video": 40, "audio": 23}
+        if end - begin > 20_000:
+            # Steps that are gaps themselves, and near the longest.
+            steps = {"video": max(1_990, (end - begin) // 40), "audio": max(1_970, (end - begin) // 41)}
+            steps = {name: min(step, 59_000) if silent else step for name, step in steps.items()}
+        frames = sorted((at, name) for name in steps if name != silent for at in range(begin, end, steps[name]))
+        for at, name in frames[:1_500]:
+            timeline.stamp(getattr(timeline, name), (clocks[name] + at) % WRAP)
+
+    def distance() -> int:
+        video, audio = timeline.video, timeline.audio
+        return (video.raw - video.last_in + clocks["video"] - audio.raw + audio.last_in - clocks["audio"]) % WRAP
+
+    # Longer than a stray timestamp at the beginning is waited for.
+    run(0, 1_200)
+    now = 1_200
+    for silent, length, after in pattern:
+        learned = distance()
+        if silent != "both":
+            if length > 80_000_000:
+                continue
+            run(now, now + length, silent)
+        now += length
+        run(now, now + 100 + after)
+        now += 100 + after
+        assert distance() == learned
+
+
 @MEDIA
 @given(st.lists(st.tuples(clock, st.integers(30, 60)), min_size=1, max_size=8))
 def test_a_clock_that_jumps_runs_at_its_own_rate_from_jump_to_jump(runs):

@@ -92,6 +92,107 @@ def test_the_frames_of_a_recording_keep_their_times(name):
     assert timeline.jumps == 0
 
 
+# Gaps --------------------------------------------------------------------------------------------------------------------
+
+
+def tracks_of(start: int, stop: int, *, video: bool = True, audio: bool = True) -> list[tuple[str, int]]:
+    return [frame for frame in both(start, stop) if (video if frame[0] == "v" else audio)]
+
+
+@pytest.mark.parametrize("silent", ["a", "v"])
+@pytest.mark.parametrize("length", [61_000, 90_500, 3_600_000, 2**31 + 60_000, 2**32 + 61_000])
+@pytest.mark.parametrize("start", [0, 2**32 - 30_000])
+def test_row_66_a_track_that_was_silent_for_long_comes_back_in_sync(silent, length, start):
+    timeline = Timeline()
+    run(timeline, *both(start, start + 1000))
+    # The other one runs on, in steps that are gaps themselves.
+    other = "v" if silent == "a" else "a"
+    for time in range(start + 1000, start + length, 40 if length < 100_000 else 50_000):
+        assert run(timeline, (other, time)) == [time & 0xFFFFFFFF]
+    frames = [(silent, start + length - 500), (silent, start + length - 480), (other, start + length)]
+    assert run(timeline, *frames) == times(frames)
+    frames = both(start + length, start + length + 1000)
+    assert run(timeline, *frames) == times(frames)
+    assert timeline.jumps == 0
+
+
+@pytest.mark.parametrize("behind", [0, 500, 9_000, 12_000, 60_000])
+def test_row_66_a_burst_after_a_stall_keeps_its_times(behind):
+    """Audio stalls for two minutes, and then brings what is up to a minute behind the video."""
+    timeline = Timeline()
+    run(timeline, *both(0, 1000), *tracks_of(1000, 120_000, audio=False))
+    burst = [("a", time) for time in range(120_000 - behind, 120_000, 20)]
+    assert run(timeline, *burst) == times(burst)
+    frames = both(120_000, 121_000)
+    assert run(timeline, *frames) == times(frames)
+    assert timeline.jumps == 0
+
+
+@pytest.mark.parametrize("audio_base", [0, 50_000_000])
+@pytest.mark.parametrize("first", ["a", "v"])
+@pytest.mark.parametrize(("back", "expected"), [(61_150, 61_150), (61_200, 61_200), (61_201, 1200), (100_000, 1200)])
+def test_row_66_a_gap_or_jump_of_both_tracks_keeps_them_in_sync(first, audio_base, back, expected):
+    """The first to return has been silent for 1.2 s longer than the other one, which may be back within a minute."""
+    timeline = Timeline()
+    other = "v" if first == "a" else "a"
+    base = {"a": audio_base, "v": 0}
+    run(timeline, ("v", 0), ("a", audio_base), (other, base[other] + 1200))
+    stamped = run(timeline, (first, base[first] + back), (other, base[other] + back + 20), (first, base[first] + back + 40))
+    assert stamped == [expected, expected + 20, expected + 40]
+
+
+def test_row_66_a_clock_that_restarts_while_a_track_is_silent_holds_for_that_track_too():
+    timeline = Timeline()
+    run(timeline, *both(100_000, 101_000), *tracks_of(101_000, 130_000, audio=False))
+    run(timeline, *tracks_of(98_000, 101_480, audio=False))
+    newest = timeline.newest
+    # Audio is back on the new clock, half a second after its last timestamp on the old one.
+    assert run(timeline, ("a", 101_480), ("v", 101_480), ("a", 101_500)) == [newest + 40, newest + 40, newest + 60]
+
+
+def test_row_66_a_track_that_is_silent_over_two_jumps_comes_back_in_sync():
+    timeline = Timeline()
+    run(timeline, *both(0, 1000, 50_000_000))
+    run(timeline, *tracks_of(200_000, 201_000, audio=False), *tracks_of(400_000, 401_000, audio=False))
+    video, audio, audio_after = run(timeline, ("v", 401_000), ("a", 50_000_000 + 401_010), ("a", 50_000_000 + 401_030))
+    assert (audio - video, audio_after - video) == (10, 30)
+
+
+# Stray timestamps at the beginning, and in gaps ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stray", [3_000, 5_000, 9_000, 20_000, 5_000_000, 2**31, 2**32 - 5_000])
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        [("v", None), ("v", 40), ("a", 20)],
+        [("v", None), ("a", 0), ("v", 40), ("a", 20)],
+        [("a", None), ("v", 0), ("a", 20), ("v", 40)],
+        [("v", 0), ("a", None), ("v", 40), ("a", 20)],
+        [("v", 0), ("a", None), ("a", 20), ("v", 40)],
+        [("v", None), ("a", 0), ("a", 20), ("a", 40), ("v", 80)],
+    ],
+)
+def test_row_66_a_stray_timestamp_at_the_beginning_moves_no_track(stray, beginning):
+    timeline = Timeline()
+    run(timeline, *[(name, stray if time is None else time) for name, time in beginning])
+    frames = both(100, 30_000)
+    run(timeline, *frames)
+    video, audio = run(timeline, ("v", 30_000), ("a", 30_007))
+    assert audio - video & 0xFFFFFFFF == 7
+
+
+@pytest.mark.parametrize("stray", [3_000, 10_000, 30_000, 59_000])
+@pytest.mark.parametrize("name", ["a", "v"])
+def test_row_66_a_stray_timestamp_that_looks_like_a_gap_moves_no_track(stray, name):
+    timeline = Timeline()
+    run(timeline, *both(100_000, 110_000))
+    run(timeline, (name, 110_000 + stray))
+    run(timeline, *both(110_040, 175_000))
+    frames = both(175_000, 176_000)
+    assert run(timeline, *frames) == times(frames)
+
+
 # Jitter ------------------------------------------------------------------------------------------------------------------
 
 
