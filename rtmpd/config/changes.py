@@ -48,6 +48,9 @@ def changes(old: Config, new: Config) -> list[str]:
         if not section.subsections_of:
             before, after = getattr(old, section.name), getattr(new, section.name)
             found += [f"[{section.name}] {difference}" for difference in _differences(before, after)]
+    common = {
+        part.name: set(_differences(getattr(old, part.name), getattr(new, part.name))) for part in fields(ApplicationConfig)
+    }
     for name in sorted(old.applications.keys() | new.applications.keys()):
         if name not in new.applications:
             found.append(f"-[[{name}]]")
@@ -55,10 +58,13 @@ def changes(old: Config, new: Config) -> list[str]:
             found.append(f"+[[{name}]]")
         else:
             for part in fields(ApplicationConfig):
-                # A difference that the application takes from its section is listed there.
                 before, after = (getattr(config.applications[name], part.name) for config in (old, new))
-                common = set(_differences(getattr(old, part.name), getattr(new, part.name)))
-                found += [f"[[{name}]] {difference}" for difference in _differences(before, after) if difference not in common]
+                if before is getattr(old, part.name) and after is getattr(new, part.name):
+                    # It sets none of these options itself.
+                    continue
+                # A difference that the application takes from its section is listed there.
+                differences = [each for each in _differences(before, after) if each not in common[part.name]]
+                found += [f"[[{name}]] {difference}" for difference in differences]
     return found
 
 

@@ -3,6 +3,7 @@ import errno
 import os
 
 import pytest
+from configobj.validate import Validator
 
 from rtmpd.config.changes import restart_needed
 from rtmpd.config.loader import load_file, load_text
@@ -442,3 +443,13 @@ def test_options_that_need_a_restart_are_named():
     new = load_text("[server]\nlisten = :1\nchunk_size_bytes = 128\nread_timeout_s = 1\n[log]\nlevel = error\n")
     assert restart_needed(old, new) == ["[server] chunk_size_bytes"]
     assert restart_needed(new, new) == []
+
+
+def test_an_application_costs_as_many_conversions_as_it_sets_options(monkeypatch):
+    converted = []
+    check = Validator.check
+    monkeypatch.setattr(Validator, "check", lambda *args, **kw: converted.append(args[1]) or check(*args, **kw))
+    load_text("[applications]\n")
+    once = len(converted)
+    load_text("[applications]\n" + "".join(f"[[a{number}]]\ngop_cache = no\n" for number in range(100)))
+    assert len(converted) - 2 * once == 100
