@@ -31,7 +31,7 @@ from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.rtmp.connection import Connection, ConnectionOptions
 from rtmpd.rtmp.session import Session
-from rtmpd.util.event_loop import give_way
+from rtmpd.util.event_loop import Slices
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.turns import Turns
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
-_SWEEP_BLOCK = 500  # connections that are swept before the event loop has a turn
+_WAITING_SWEPT = 1000  # streams that players only wait for, in one sweep
 _FLUSH_S = 1.0
 _REDIRECT_STEP_S = 0.02
 
@@ -154,6 +154,8 @@ class Hub:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.streams: dict[str, Stream] = {}
+        self._announced: dict[str, Stream] = {}  # those with a source, or within the grace after it
+        self._turn = 0
         self.connections: set[Connection] = set()
         self.bus = EventBus()
         self.counters: Counter[str] = Counter()
@@ -192,10 +194,12 @@ class Hub:
         options = self._connection_options()
         for connection in self.connections:
             connection.options = options
-        for stream in self.streams.values():
+        slices = Slices()
+        for stream in list(self.streams.values()):
             found = config.application(stream.key.app)
-            if found is not None:
+            if found is not None and self.streams.get(stream.key) is stream:
                 stream.reload(found[1])
+            slices.check()
         for part in self.parts:
             part.reload(part.select(config))
 
@@ -307,10 +311,13 @@ class Hub:
             self._resolve_conflict(stream, stream.source)
             # A stream without players has been removed.
             stream = self.streams.get(key)
+        if stream is None or not stream.announced:
+            self._check_stream_limit()
         if stream is None:
-            stream = self._open(key, options, status.STREAM_FAILED)
+            stream = self._open(key, options)
         self.counters["publishes"] += 1
         source.number = self.counters["publishes"]
+        self._announced[key] = stream
         stream.begin(source)
         return stream
 
@@ -352,7 +359,8 @@ class Hub:
             if not options.live.wait_for_publisher:
                 raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
             if stream is None:
-                stream = self._open(key, options, status.PLAY_FAILED)
+                self._check_waiting_limit()
+                stream = self._open(key, options)
         most = options.limits.players_per_stream_limit
         if most and len(stream.players) >= most:
             self.counters["players_refused"] += 1
@@ -371,12 +379,33 @@ class Hub:
             self.bus.emit(EventType.SUBSCRIBER_COUNT, {"count": len(stream.players)}, stream=stream)
         self._drop_if_idle(stream)
 
-    def _open(self, key: str, options: ApplicationConfig, code: str) -> Stream:
-        """Add a stream; raises `Refused` with *code*, which tells clients to retry later, if there are too many."""
+    def _check_stream_limit(self) -> None:
+        """Make room for one more published stream; raises `Refused`, so that encoders retry, if there are too many.
+
+        Streams that players only wait for do not count. A grace that no player is in ends early.
+        """
         most = self.config.limits.stream_limit
-        if most and len(self.streams) >= most:
+        if not most or len(self._announced) < most:
+            return
+        unused = [each for each in self._announced.values() if each.source is None and not each.players]
+        if unused and len(self._announced) - len(unused) < most:
+            for stream in sorted(unused, key=lambda each: each.ended_at or 0.0)[: len(self._announced) - most + 1]:
+                stream.end()
+                self._drop_if_idle(stream)
+            return
+        self.counters["streams_refused"] += 1
+        raise Refused(status.STREAM_FAILED, "The server has too many streams.", f"stream_limit is {most}")
+
+    def _check_waiting_limit(self) -> None:
+        """Raise `Refused` if players wait for too many streams already."""
+        most = self.config.limits.waiting_stream_limit
+        if most and len(self.streams) - len(self._announced) >= most:
             self.counters["streams_refused"] += 1
-            raise Refused(code, "The server has too many streams.", f"stream_limit is {most}")
+            text = "Too many streams are waited for."
+            raise Refused(status.PLAY_FAILED, text, f"waiting_stream_limit is {most}")
+
+    def _open(self, key: str, options: ApplicationConfig) -> Stream:
+        """Add a stream."""
         stream = self.streams[key] = Stream(key, options, self._framing, self._emit_codec, self.count)
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
@@ -388,6 +417,8 @@ class Hub:
             self.bus.emit(EventType.CODEC_DETECTED, {"kind": kind, **known}, stream=stream)
 
     def _drop_if_idle(self, stream: Stream) -> None:
+        if not stream.announced and self._announced.get(stream.key) is stream:
+            del self._announced[stream.key]
         if stream.idle and self.streams.get(stream.key) is stream:
             del self.streams[stream.key]
             self.counters.update(dict(zip(_STREAM_COUNTERS, _counts(stream), strict=True)))
@@ -423,13 +454,25 @@ class Hub:
 
     def _sweep(self, now_s: float) -> None:
         write_timeout_s = self.config.server.write_timeout_s
-        for index, connection in enumerate(list(self.connections)):
+        slices = Slices()
+        for connection in list(self.connections):
             connection.sweep(now_s)
-            if index % _SWEEP_BLOCK == _SWEEP_BLOCK - 1:
-                give_way()
-        for stream in list(self.streams.values()):
-            stream.sweep(now_s, write_timeout_s)
-            self._drop_if_idle(stream)
+            slices.check()
+        for stream in self._due():
+            # It may have ended while the sweep gave way.
+            if self.streams.get(stream.key) is stream:
+                stream.sweep(now_s, write_timeout_s)
+                self._drop_if_idle(stream)
+            slices.check()
+
+    def _due(self) -> list[Stream]:
+        """Return the streams to sweep now: of many that players only wait for, some. Nothing urgent happens there."""
+        streams = list(self.streams.values())
+        step = 1 + (len(streams) - len(self._announced)) // _WAITING_SWEPT
+        if step == 1:
+            return streams
+        self._turn = (self._turn + 1) % step
+        return [*self._announced.values(), *(each for each in streams[self._turn :: step] if not each.announced)]
 
     def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:
         """Ask clients to connect again: those that have declared that they can.

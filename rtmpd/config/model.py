@@ -135,6 +135,7 @@ class LimitsConfig:
     connections_per_address_limit: int
     connection_rate_limit: int
     stream_limit: int
+    waiting_stream_limit: int
     players_per_stream_limit: int
     publish_bitrate_limit: int
     publish_bitrate_grace_s: float

@@ -266,16 +266,12 @@ class Pump:
         self._average_s = 0.0  # what a pass takes
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
-    def start(self) -> None:
-        """Start; harmless if started."""
-        if self._greenlet is None:
-            self._greenlet = gevent.spawn(self._run)
-
     def close(self) -> None:
         """Stop for good. Drops the references to the fan-out: the cycle would keep its pages until the collector runs."""
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
             self._greenlet = None
+        self._idle = False
         self._at_end, self._work, self._recover = lambda: True, lambda: 0.0, _nothing
 
     def wake(self) -> None:
@@ -283,6 +279,9 @@ class Pump:
         if self._idle:
             self._idle = False
             self._wakeup.set()
+            if self._greenlet is None:
+                # Not before: a stream that players only wait for needs no greenlet.
+                self._greenlet = gevent.spawn(self._run)
 
     def _run(self) -> None:
         while True:
@@ -387,11 +386,12 @@ class Fanout:
         self._serve(subscriber)
 
     def _add(self, subscriber: Subscriber) -> None:
-        self._pump.start()
         subscriber.progress_at = time.monotonic()
         if not self.active:
             self._group.move_to_end(self.log)
             self.log.on_growth = self.wake
+            if self.log.position:
+                self.wake()
 
     def _start(self, subscriber: Subscriber, not_before: int | None = None) -> None:
         stream_log = self.log
@@ -764,9 +764,10 @@ class Fanout:
         """
         self.backpressure.check(self, now_s)
         if write_timeout_s:
-            for subscriber in [*self._lagging, *self._waiting, *self._paused]:
+            apart = (self._lagging, self._waiting, self._paused)
+            for subscriber in [each for those in apart for each in those if each.blocked]:
                 limit_s = subscriber.write_timeout_s or write_timeout_s
-                if subscriber.blocked and now_s - subscriber.progress_at > limit_s:
+                if now_s - subscriber.progress_at > limit_s:
                     self.counters.stalled += 1
                     self._fail(subscriber, CloseReason(CloseKind.STALLED, f"it took nothing for {limit_s:g} s"))
         if self._waiting and self._group.page is not None and self.log.join_page is None:

@@ -96,7 +96,8 @@ class Log:
         self._cache_limit_bytes = cache_limit_bytes
         self.position = 0
         self.account = account or PageAccount(ALL_PAGES)
-        self.tail = Page(MIN_PAGE_BYTES, 0, 0, self.account)
+        # Without room: a stream that players only wait for takes no memory.
+        self.tail = Page(0, 0, 0, self.account)
         self._page_bytes = MIN_PAGE_BYTES
         self._page_timestamp = 0
         self.join_page: Page | None = None
@@ -172,7 +173,9 @@ class Log:
     def _turn(self, size: int, timestamp: int) -> Page:
         """Link a new last page that has room for *size* bytes. Its size follows from how long the last one took to fill."""
         lasted_ms = (timestamp - self._page_timestamp) & 0xFFFFFFFF
-        if lasted_ms < _FAST_MS:
+        if not self.tail.size and size <= MIN_PAGE_BYTES:
+            pass  # the first page: nothing is known of the stream
+        elif lasted_ms < _FAST_MS:
             self._page_bytes = min(self._page_bytes * 2, MAX_PAGE_BYTES)
         elif lasted_ms > _SLOW_MS:
             self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)

@@ -81,18 +81,21 @@ def test_of_many_connections_at_once_only_so_many_are_let_in(server, tmp_path):
 
 
 def test_a_stream_above_the_limit_is_refused_and_the_others_continue(server, raw, tmp_path):
-    running = server("[limits]\nstream_limit = 2\n")
+    running = server("[limits]\nstream_limit = 2\nwaiting_stream_limit = 1\n")
     bystander = Bystander(running)
     waiting = raw(running).play("a")
-    assert refused(raw(running), "publish", "b") == (FAILED, "The server has too many streams.")
-    running.wait_for_line(r"WARNING .* publish refused: NetStream\.Failed: stream_limit is 2$")
-    assert refused(raw(running), "play", "b") == (PLAY_FAILED, "The server has too many streams.")
-    # One that only players wait for is there.
+    assert refused(raw(running), "play", "b") == (PLAY_FAILED, "Too many streams are waited for.")
+    running.wait_for_line(r"WARNING .* play refused: NetStream\.Play\.Failed: waiting_stream_limit is 1$")
+    # The name that a player waits for takes no publisher's place.
     publisher = raw(running).publish("a")
     publisher.send(VIDEO, 0, key(0))
     assert played(waiting, key(0))
+    assert refused(raw(running), "publish", "b") == (FAILED, "The server has too many streams.")
+    running.wait_for_line(r"WARNING .* publish refused: NetStream\.Failed: stream_limit is 2$")
+    raw(running).play("b")
     bystander.check()
-    reload(running, tmp_path, "[limits]\nstream_limit = 3\n", "[limits] stream_limit = 3")
+    ini = "[limits]\nstream_limit = 3\nwaiting_stream_limit = 1\n"
+    reload(running, tmp_path, ini, "[limits] stream_limit = 3")
     raw(running).publish("b")
     assert refused(raw(running), "publish", "c")[0] == FAILED
     bystander.close()

@@ -9,7 +9,11 @@ import pytest
 from rtmpd.config.loader import load_text
 from rtmpd.errors import Refused
 from rtmpd.hub import Hub
-from tests.unit.live.fakes import keyframe, new_source
+from rtmpd.live.pages import ALL_PAGES, MIN_PAGE_BYTES
+from rtmpd.live.rtmp_framing import RtmpSubscriberFraming
+from rtmpd.live.stream import Stream
+from rtmpd.live.subscriber import Subscriber
+from tests.unit.live.fakes import FakeTransport, keyframe, new_source
 
 
 @pytest.fixture
@@ -56,21 +60,88 @@ def test_a_stream_beyond_the_limit_is_refused_so_that_encoders_retry(make_hub):
     first = publish(hub, "live/a")
     publish(hub, "live/b")
     assert refusal(publish, hub, "live/c") == ("NetStream.Failed", "stream_limit is 2")
-    assert refusal(play, hub, "live/c") == ("NetStream.Play.Failed", "stream_limit is 2")
-    assert (sorted(hub.streams), hub.counters["streams_refused"], hub.counters["publishes"]) == (["live/a", "live/b"], 2, 2)
+    assert (sorted(hub.streams), hub.counters["streams_refused"], hub.counters["publishes"]) == (["live/a", "live/b"], 1, 2)
     hub.unpublish(first, first.source)
     publish(hub, "live/c")
 
 
 def test_at_the_limit_existing_streams_can_be_played_and_published(make_hub):
-    hub = make_hub("[limits]\nstream_limit = 2\n")
+    hub = make_hub("[limits]\nstream_limit = 2\nwaiting_stream_limit = 1\n")
     publish(hub, "live/a")
     # A player that waits for a stream creates it.
     play(hub, "live/b")
     play(hub, "live/a")
     play(hub, "live/b")
     publish(hub, "live/b")
-    assert refusal(play, hub, "live/c")[0] == "NetStream.Play.Failed"
+    play(hub, "live/c")
+    assert refusal(play, hub, "live/d") == ("NetStream.Play.Failed", "waiting_stream_limit is 1")
+    assert hub.counters["streams_refused"] == 1
+    assert refusal(publish, hub, "live/c") == ("NetStream.Failed", "stream_limit is 2")
+
+
+def test_streams_that_players_wait_for_keep_no_publisher_out(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 2\nwaiting_stream_limit = 3\n")
+    for name in "wxy":
+        play(hub, f"live/{name}")
+    assert refusal(play, hub, "live/z")[1] == "waiting_stream_limit is 3"
+    publish(hub, "live/a")
+    publish(hub, "live/x")
+    # A published stream is not waited for: there is room for another name.
+    play(hub, "live/z")
+    assert refusal(publish, hub, "live/y")[1] == "stream_limit is 2"
+
+
+def test_a_grace_without_players_ends_early_for_another_publisher(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 2\n")
+    first, second = publish(hub, "live/a"), publish(hub, "live/b")
+    hub.unpublish(second, second.source)
+    hub.unpublish(first, first.source)
+    assert sorted(hub.streams) == ["live/a", "live/b"]
+    publish(hub, "live/c")
+    # The older grace was the one that ended.
+    assert sorted(hub.streams) == ["live/a", "live/c"]
+    publish(hub, "live/a")
+    assert refusal(publish, hub, "live/b")[1] == "stream_limit is 2"
+
+
+def test_a_grace_with_players_keeps_its_place(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 1\n")
+    stream = publish(hub, "live/a")
+    player = play(hub, "live/a")
+    hub.unpublish(stream, stream.source)
+    assert refusal(publish, hub, "live/b")[1] == "stream_limit is 1"
+    hub.unplay(stream, player)
+    publish(hub, "live/b")
+    assert list(hub.streams) == ["live/b"]
+
+
+def test_after_the_end_a_stream_with_players_is_only_waited_for(make_hub):
+    hub = make_hub("[limits]\nstream_limit = 1\n[live]\npublisher_grace_s = 0\n")
+    stream = publish(hub, "live/a")
+    play(hub, "live/a")
+    hub.unpublish(stream, stream.source)
+    publish(hub, "live/b")
+    assert sorted(hub.streams) == ["live/a", "live/b"]
+
+
+def test_waiting_for_twenty_thousand_names_takes_no_pages_and_sweeps_visit_few_of_them(make_hub, monkeypatch):
+    hub = make_hub("[limits]\nwaiting_stream_limit = 0\n")
+    before = ALL_PAGES.bytes
+    count = 20_000
+    for number in range(count):
+        stream = play(hub, f"live/{number}").stream
+        if number % 1000 == 0:
+            stream.output().fanout.join(Subscriber(FakeTransport(), RtmpSubscriberFraming(4096, 1)))
+    published = publish(hub, "live/published")
+    assert ALL_PAGES.bytes - before <= MIN_PAGE_BYTES
+    swept = []
+    monkeypatch.setattr(Stream, "sweep", lambda stream, now_s, write_timeout_s: swept.append(stream))
+    hub._sweep(0.0)
+    assert published in swept
+    assert len(swept) <= 1001
+    for _ in range(20):
+        hub._sweep(0.0)
+    assert len(set(swept)) == count + 1
 
 
 def test_a_player_beyond_the_limit_is_refused(make_hub):

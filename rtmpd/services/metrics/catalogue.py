@@ -90,7 +90,7 @@ FAILURES: Final = {
     "relays_refused": "relay_limit was reached",
     "tls_failures": "a TLS handshake failed, or TLS data was invalid",
     "retention_errors": "old recordings could not be listed or deleted",
-    "streams_refused": "stream_limit was reached",
+    "streams_refused": "stream_limit or waiting_stream_limit was reached",
     "unsupported_codecs": "a player does not support the codec of the video",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.

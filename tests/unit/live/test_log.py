@@ -44,26 +44,30 @@ def append_rate(log, bits_per_s, seconds, start_ms=0):
 # Pages ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_log_has_one_small_empty_page():
+def test_a_new_log_takes_no_memory_and_its_first_page_is_small():
     log = rtmp_log(4096, NEVER)
-    assert (log.tail.size, log.tail.end, log.position, log.newest_timestamp) == (MIN_PAGE_BYTES, 0, 0, -1)
+    assert (log.tail.size, log.tail.end, log.position, log.newest_timestamp) == (0, 0, 0, -1)
+    assert log.account.bytes == 0
     assert log.join_page is None
     assert log.read(log.tail, 0) is None
     assert log.timestamp_at(log.tail, 0) is None
     assert log.tail.boundary(0) == 0
+    append(log, 0, b"small")
+    assert (log.tail.size, log.account.bytes) == (MIN_PAGE_BYTES, MIN_PAGE_BYTES)
 
 
 def test_a_message_that_just_fits_does_not_turn_the_page():
     log = rtmp_log(1 << 20, NEVER)
+    append(log, 0, bytes(1))
     page = log.tail
-    append(log, 0, bytes(MIN_PAGE_BYTES - 12))
+    append(log, 0, bytes(MIN_PAGE_BYTES - 12 - page.end))
     assert (log.tail, page.end) == (page, page.size)
 
 
 def test_a_message_that_does_not_fit_starts_the_next_page():
     log = rtmp_log(1 << 20, NEVER)
-    page = log.tail
     append(log, 0, bytes(MIN_PAGE_BYTES - 100))
+    page = log.tail
     append(log, 40, bytes(89))
     assert page.next is log.tail
     assert page.end == MIN_PAGE_BYTES - 88
@@ -148,8 +152,8 @@ def test_only_audio_and_video_messages_set_the_newest_timestamp():
 
 def test_a_notice_that_does_not_fit_starts_the_next_page():
     log = rtmp_log(1 << 20, NEVER)
-    page = log.tail
     append(log, 0, bytes(MIN_PAGE_BYTES - 100))
+    page = log.tail
     notice = bytes(120)
     log.append_notice(notice)
     assert page.next is log.tail
