@@ -1,4 +1,4 @@
-"""The limits of connections: in total, per address, and their rate per network. No clock; the caller passes the time."""
+"""The limits of connections: in total, and by number and rate per address or IPv6 /64. No clock; the caller passes the time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ConnectionLimits:
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.capacity = DEFAULT_CONNECTION_LIMIT
-        self._by_address: Counter[str] = Counter()
+        self._by_group: Counter[str] = Counter()
         self._open = 0
         self._rates = KeyedTokenBuckets(_REMEMBERED, _BURST_S)
 
@@ -50,7 +50,7 @@ class ConnectionLimits:
         if self._open >= limit:
             return f"connection_limit is {limit}"
         limit = limits.connections_per_address_limit
-        if limit and self._by_address[address] >= limit:
+        if limit and self._by_group[address_group(address)] >= limit:
             return f"connections_per_address_limit is {limit}"
         rate = limits.connection_rate_limit
         if not rate:
@@ -62,11 +62,12 @@ class ConnectionLimits:
     def enter(self, address: str) -> None:
         """Add a connection from an address."""
         self._open += 1
-        self._by_address[address] += 1
+        self._by_group[address_group(address)] += 1
 
     def leave(self, address: str) -> None:
         """Remove a connection from an address."""
         self._open -= 1
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        group = address_group(address)
+        self._by_group[group] -= 1
+        if not self._by_group[group]:
+            del self._by_group[group]

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from rtmpd.util.text import harmless
+from rtmpd.util.text import json_line as one_json_line
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,8 +34,6 @@ _CONTROLS: Final = {number: f"\\x{number:02x}" for number in (*range(32), *range
     ord("\n"): "\\n",
     ord("\r"): "\\r",
     ord("\t"): "\\t",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
 }
 _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _ORIGIN = ("connection", "peer", "stream")
@@ -55,7 +56,7 @@ def time_text(seconds: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return text if text.isprintable() else text.translate(_CONTROLS)
+    return text if text.isprintable() else harmless(text.translate(_CONTROLS))
 
 
 def _priority(record: logging.LogRecord) -> int:
@@ -69,6 +70,7 @@ def _text_message(record: logging.LogRecord) -> str:
     if number is None:
         return message
     stream = getattr(record, "stream", "")
+    stream = _one_line(stream)
     where = f" [{stream}]" if stream and stream not in message else ""
     return f"#{number} {getattr(record, 'peer', '')} {message}{where}"
 
@@ -83,7 +85,7 @@ def text_line(record: logging.LogRecord, *, encoding: str = "utf-8", journal: bo
     """
     text = f"{record.levelname:<7} {_text_message(record)}"
     if record.exc_text:
-        text += f"\n{mask(record.exc_text)}"
+        text += f"\n{harmless(mask(record.exc_text))}"
     if journal:
         front = f"<{_priority(record)}>"
         text = front + text.replace("\n", f"\n{front}")
@@ -108,14 +110,14 @@ def json_line(record: logging.LogRecord, *, journal: bool = False) -> bytes:
 
 def _json(entry: Mapping[str, Any]) -> bytes:
     # Only surrogates can't be encoded, and JSON escapes those as Python does.
-    return f"{json.dumps(entry, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
+    return f"{one_json_line(entry)}\n".encode("utf-8", "backslashreplace")
 
 
 def journal_datagram(record: logging.LogRecord) -> bytes:
     """Return a record in the journal's native protocol: a field is a line or, if it contains a newline, a length and bytes."""
     message = _text_message(record)
     if record.exc_text:
-        message += f"\n{mask(record.exc_text)}"
+        message += f"\n{harmless(mask(record.exc_text))}"
     if len(message) > MESSAGE_LIMIT:
         message = message[:MESSAGE_LIMIT] + "..."
     fields = {

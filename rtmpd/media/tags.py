@@ -319,12 +319,14 @@ def _codec_name(four_cc: bytes) -> str:
 def split_tracks(payload: bytes, position: int) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield track id, FourCC, and start and end of the data for each track of a multitrack message.
 
-    A truncated track has the id -1 and ends the iteration.
+    A truncated track has the id -1 and ends the iteration. A message that ends before the header has no tracks.
 
     Args:
         payload: The message.
         position: The offset of the multitrack header.
     """
+    if position >= len(payload):
+        return
     layout = payload[position] >> 4
     position += 1
     four_cc = b""

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _KINDS = 2
+_CHANGE_S = 10.0
+"""The shortest time between two lines about changed codecs of a stream."""
 _OTHER_TRACK_S = 1.5
 """How long after the first of video and audio the second may appear, before the stream is logged as having only one."""
 
@@ -64,6 +66,7 @@ class _Entry:
         logged: The tracks in the last line about codecs.
         kinds: The kinds (video, audio) whose codec has been detected.
         changed_at_s: When the first codec was detected that is not logged yet.
+        next_s: No change is logged before this time.
     """
 
     since_s: float
@@ -71,6 +74,7 @@ class _Entry:
     logged: str = ""
     kinds: set[object] = field(default_factory=set)
     changed_at_s: float | None = None
+    next_s: float = 0.0
 
 
 class MediaLog:
@@ -117,13 +121,13 @@ class MediaLog:
             entry = self._entries.pop(stream, None)
             if entry is not None:
                 # A stream too short for the wait for a second track still gets its line.
-                self._log_codecs(stream, entry)
+                self._log_codecs(stream, entry, now_s)
         elif (entry := self._entries.get(stream)) is not None:
             if entry.changed_at_s is None:
                 entry.changed_at_s = now_s
             entry.kinds.add(event.data["kind"])
-            if len(entry.kinds) == _KINDS:
-                self._log_codecs(stream, entry)
+            if len(entry.kinds) == _KINDS and now_s >= entry.next_s:
+                self._log_codecs(stream, entry, now_s)
 
     def _run(self) -> None:
         while True:
@@ -133,13 +137,13 @@ class MediaLog:
     def tick(self, now_s: float) -> None:
         """Log the lines that are due. Called every second."""
         for stream, entry in list(self._entries.items()):
-            if entry.changed_at_s is not None and now_s - entry.changed_at_s >= _OTHER_TRACK_S:
-                self._log_codecs(stream, entry)
+            if entry.changed_at_s is not None and now_s >= max(entry.changed_at_s + _OTHER_TRACK_S, entry.next_s):
+                self._log_codecs(stream, entry, now_s)
             if self._summary_s and now_s - entry.since_s >= self._summary_s:
                 self._log_summary(stream, entry, now_s)
 
     @staticmethod
-    def _log_codecs(stream: Stream, entry: _Entry) -> None:
+    def _log_codecs(stream: Stream, entry: _Entry, now_s: float) -> None:
         if entry.changed_at_s is None:
             return
         entry.changed_at_s = None
@@ -148,6 +152,7 @@ class MediaLog:
         tracks += f", audio {describe_audio(audio)}" if audio is not None else ", no audio"
         if tracks != entry.logged:
             log.info("%s %s: %s", stream.key, "is now" if entry.logged else "is", tracks, extra={"stream": stream.key})
+            entry.next_s = now_s + _CHANGE_S if entry.logged else now_s
             entry.logged = tracks
 
     @staticmethod

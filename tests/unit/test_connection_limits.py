@@ -84,3 +84,20 @@ def test_without_the_option_the_capacity_is_the_limit(options, most):
     assert limits.refusal("192.0.2.9", 0.0) == f"connection_limit is {most}"
     limits.leave("192.0.2.1")
     assert not limits.refusal("192.0.2.9", 0.0)
+
+
+def test_all_ipv6_addresses_of_a_network_of_64_bits_are_one_address_for_the_limit_of_connections():
+    limits = make(connections_per_address_limit=3)
+    addresses = [f"2001:db8:0:1::{number:x}" for number in range(1, 5)]
+    assert [limits.refusal(address, 0.0) or limits.enter(address) for address in addresses] == [
+        None,
+        None,
+        None,
+        "connections_per_address_limit is 3",
+    ]
+    assert limits.refusal("2001:db8:0:2::1", 0.0) == ""
+    limits.leave(addresses[0])
+    assert limits.refusal(addresses[3], 0.0) == ""
+    for address in addresses[1:3]:
+        limits.leave(address)
+    assert not limits._by_group

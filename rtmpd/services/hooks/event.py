@@ -5,9 +5,10 @@ The names are those of go-rtmp, so that its hooks work here. Empty fields are le
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from rtmpd.util.text import json_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ class HookEvent:
             fields["stream_key"] = self.stream_key
         if self.data:
             fields["data"] = dict(self.data)
-        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+        text = json_line(fields, (",", ":"))
         try:
             return text.encode()
         except UnicodeEncodeError:

@@ -274,3 +274,19 @@ def test_masking_takes_linear_time(piece):
     begun = time.monotonic()
     mask(text)
     assert time.monotonic() - begun < 5
+
+
+DECEIVING = "\x85\u2028\u2029\u202a\u202e\u2066\u200f"
+ESCAPED = "\\u2028\\u2029\\u202a\\u202e\\u2066\\u200f"
+
+
+def test_no_character_of_a_name_ends_or_turns_a_line_of_any_log():
+    name = f"live/a{DECEIVING}b"
+    found = of_connection(f"publishes {name}", stream=name, entry={"stream": name}, exc_text=f"Error: {name}")
+    elsewhere = of_connection("publishes", stream=name)
+    made = [text_line(found), text_line(elsewhere), json_line(found), access_text(found), access_json(found)]
+    for line in (each.decode() for each in made):
+        assert ESCAPED in line
+        assert not set(line) & set(DECEIVING)
+        assert line.removesuffix("\n").splitlines() == line.removesuffix("\n").split("\n")
+    assert json.loads(json_line(found))["stream"] == json.loads(access_json(found))["stream"] == name

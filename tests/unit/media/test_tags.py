@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from rtmpd.media.tags import AudioPacket, Kind, TagInfo, VideoPacket, audio_info, audio_kind, video_info, video_kind
+from rtmpd.media.tags import (
+    AudioPacket,
+    Kind,
+    TagInfo,
+    VideoPacket,
+    audio_info,
+    audio_kind,
+    split_tracks,
+    video_info,
+    video_kind,
+)
 from rtmpd.protocol.chunk import ChunkReader
 
 WIRE = Path(__file__).parents[2] / "golden" / "wire"
@@ -449,3 +459,10 @@ def test_a_second_video_track_of_a_recording_is_separate():
         ((1,), Kind.TRACK_KEYFRAME),
     }
     assert Counter(info.tracks for info in infos if info.kind == Kind.HEADER) == {(0,): 1, (1,): 1}
+
+
+def test_a_message_that_ends_before_its_multitrack_header_has_no_tracks():
+    for payload in (b"", b"\x96"):
+        assert list(split_tracks(payload, len(payload))) == []
+        assert list(split_tracks(payload, len(payload) + 1)) == []
+        assert video_info(payload).tracks == audio_info(payload).tracks == (0,)

@@ -109,6 +109,21 @@ def test_a_change_is_logged(service, lines):
     assert lines()[1:] == [f"live/a is now: {VIDEO}, audio aac LC 44100 Hz 2 channels"]
 
 
+def test_codecs_that_change_all_the_time_are_logged_once_in_ten_seconds(service, lines, clock):
+    source = Publisher(service.hub).source
+    source.video(0, AVC)
+    for number in range(1000):
+        source.audio(0, bytes.fromhex("af001210" if number % 2 else "af001208"))
+    assert len(lines()) == 2
+    for second in range(1, 10):
+        service.tick(clock.now_s + second)
+    assert len(lines()) == 2
+    source.audio(0, AAC)
+    clock.now_s += 10
+    service.tick(clock.now_s)
+    assert lines()[2:3] == [f"live/a is now: {VIDEO}, {AUDIO}"]
+
+
 def test_a_summary_is_logged_at_each_interval_and_counts_from_the_previous_one(service, lines, clock):
     source = Publisher(service.hub).source
     source.video(0, AVC)

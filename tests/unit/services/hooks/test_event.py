@@ -73,6 +73,14 @@ def test_nothing_in_a_value_begins_a_line():
     assert b"RTMP_STREAM_KEY=live/a\\nX=1\\r\\u2028\xe9\n" in made.lines("env")
 
 
+def test_no_character_of_a_value_ends_or_turns_a_line_of_json():
+    name = "live/a\x85\u2028\u2029\u202a\u202e"
+    line = hook_event(1, name).lines("json").decode()
+    assert len(line.splitlines()) == 1
+    assert not set(line) & set("\x85\u2028\u2029\u202a\u202e")
+    assert json.loads(line.removeprefix("RTMP_EVENT: "))["stream_key"] == name
+
+
 def test_events_of_a_stream_share_a_lane_and_others_go_by_connection():
     assert hook_event(1, "live/a", connection="1").lane == hook_event(2, "live/a", connection="2").lane
     assert hook_event(1, "", connection="1").lane != hook_event(2, "", connection="2").lane
