@@ -229,7 +229,15 @@ def test_a_publish_key_is_visible_to_no_other_client(serve, raw):
     encoder.close()
     assert refused(running, "cam") == (DENIED, "Not authorized: unknown publish key.")
     assert refused(running, "s3cret-wrong") == (DENIED, "Not authorized: unknown publish key.")
-    assert refused(running, "s3cret-key", play=True) == (FAILED, "Not authorized: a publish key can't be played.")
+
+
+def test_playing_does_not_tell_which_names_are_publish_keys_and_guesses_lead_to_a_ban(serve):
+    running = serve("[auth]\nauth_publish_keys = live/cam=s3cret-key\nauth_ban_failures = 5\nauth_ban_exempt = ''\n")
+    answer = (FAILED, "Not authorized: there is no such stream.")
+    assert refused(running, "s3cret-key", play=True) == answer
+    for number in range(4):
+        assert refused(running, f"guess-{number}", play=True) == answer
+    running.wait_for_line(r"is banned for .* after 5 failures")
 
 
 def test_two_publish_keys_of_a_stream_are_one_name(serve, publisher):

@@ -52,9 +52,11 @@ class PublishKeys:
         self._salt = os.urandom(16)
         self._streams: dict[bytes, str] = {}
         self._paths: set[str] = set()
+        self._names: set[str] = set()
         for stream, key in keys:
             path = StreamKey(stream).app
             self._paths.add(path)
+            self._names.add(stream)
             self._streams[self._digest(f"{path}/{key}")] = stream
 
     def _digest(self, text: str) -> bytes:
@@ -67,6 +69,10 @@ class PublishKeys:
                 return True
             path = path.rpartition("/")[0]
         return False
+
+    def allow_stream(self, key: StreamKey) -> bool:
+        """Return whether a stream of this name may exist: one of a key, or in an application without keys."""
+        return key in self._names or not self.hold_for(key.app)
 
     def stream_of(self, key: str) -> str:
         """Return the stream that ``app/key`` stands for; empty: the key is unknown."""

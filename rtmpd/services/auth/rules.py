@@ -70,17 +70,26 @@ class Rules:
         """Return whether a client has to log in when it connects. Encoders will publish, other clients will play."""
         return bool(self.users) and (self.options.auth_publish if encoder else self.options.auth_play)
 
-    def decide(self, request: Request, now_s: float) -> Decision:
+    def decide(self, request: Request, now_s: float, *, exists: bool = False) -> Decision:
         """Decide about a publish or play.
 
         Args:
             request: The request.
             now_s: The time of day, seconds since 1970.
+            exists: Whether there is a stream of the name.
 
         Raises:
             Denied: The client is refused.
         """
         self._check_address(request)
+        decision = self._prove(request, now_s)
+        if request.action is Action.PLAY and not exists and not self._publish_keys.allow_stream(decision.key):
+            # The same for a publish key and for any other name, so that playing does not tell which names are keys; and no
+            # stream is made of the name, which would become public.
+            raise Denied("there is no such stream", guess=True)
+        return decision
+
+    def _prove(self, request: Request, now_s: float) -> Decision:
         key, proof = self._stream_of(request)
         options = self.options
         required = options.auth_publish if request.action is Action.PUBLISH else options.auth_play
@@ -112,12 +121,9 @@ class Rules:
     def _stream_of(self, request: Request) -> tuple[StreamKey, str]:
         """Return the stream that a request names, and what the client has shown by naming it so."""
         key = StreamKey(request.key)
-        stream = self._publish_keys.stream_of(key)
         if request.action is Action.PLAY:
-            if stream and stream != key:
-                # The publish key would become the name of a stream, and so public.
-                raise Denied("a publish key can't be played", guess=False)
             return key, ""
+        stream = self._publish_keys.stream_of(key)
         if stream:
             return StreamKey(stream), "publish key"
         if self._publish_keys.hold_for(key.app):

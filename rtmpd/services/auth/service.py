@@ -223,7 +223,8 @@ class Auth:
             if self._bans and self._bans.bars(request.address, time.monotonic()):
                 # Banned after the connection was accepted: the callback must not be asked again.
                 raise Denied("this address is banned", guess=False)
-            decision = rules.decide(self._without_foreign_user(request, rules), time.time())
+            exists = request.key in self._hub.streams
+            decision = rules.decide(self._without_foreign_user(request, rules), time.time(), exists=exists)
             key = self._callback.ask(rules.options, request, decision.key) if decision.ask else decision.key
         except Denied as denied:
             self._fail(rules, request.address, denied)

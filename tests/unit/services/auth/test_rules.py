@@ -133,10 +133,19 @@ def test_a_publish_key_stands_for_a_stream():
     assert decide(of, PUBLISH, "other/x") == Decision("other/x")
 
 
-def test_a_publish_key_can_not_be_played():
+def test_playing_does_not_tell_which_names_are_publish_keys():
     of = rules("auth_publish_keys = live/cam=k1")
-    assert denied(of, PLAY, "live/k1") == ("a publish key can't be played", False)
+    assert denied(of, PLAY, "live/k1") == denied(of, PLAY, "live/x") == ("there is no such stream", True)
+    assert denied(of, PLAY, "live/sub/k1") == denied(of, PLAY, "live/sub/x") == ("there is no such stream", True)
     assert decide(of, PLAY) == Decision("live/cam")
+    assert decide(of, PLAY, "other/k1") == Decision("other/k1")
+    proven = rules("auth_publish_keys = live/cam=k1", "auth_mode = token", "auth_tokens = live/cam=one, live/k1=one")
+    assert denied(proven, PLAY, "live/k1") == denied(proven, PLAY, "live/x") == ("no token", False)
+    assert denied(proven, PLAY, "live/k1", token="one") == ("there is no such stream", True)
+
+
+def test_a_key_that_is_the_name_of_its_stream_can_be_played():
+    assert decide(rules("auth_publish_keys = live/cam=cam"), PLAY) == Decision("live/cam")
 
 
 def test_a_publish_key_comes_on_top_of_a_token():
