@@ -20,6 +20,7 @@ from rtmpd.config.model import DEFAULT_APPLICATION, ApplicationConfig, Config
 from rtmpd.config.scan import Path, Scan, scan, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
+from rtmpd.util.files import reading
 from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def origins(path: str | FilePath | None, overrides: Overrides = _NO_OVERRIDES) -
 def _read(path: str | FilePath) -> str:
     """Read a file; raises ValueError with the problem."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        # A pipe is allowed here, for a start: a reload reads in a thread, with a deadline.
+        with reading(str(path)), open(path, "rb", opener=_open_at_once) as file:
             data = file.read(_FILE_LIMIT_BYTES + 1)
             is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
     except OSError as error:

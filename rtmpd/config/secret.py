@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hmac
 import os
-from pathlib import Path
 from typing import Final, Self
+
+from rtmpd.util.files import read_file
 
 MASK: Final = "********"
 """The text that is shown in place of a secret."""
@@ -83,11 +84,9 @@ def _encoded(text: str) -> bytes:
 
 def _read(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(_LENGTH + 3)
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return read_file(path, _LENGTH + 3).decode("utf-8").removesuffix("\n").removesuffix("\r")
     except OSError as error:
-        raise ValueError(f"the file can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None
+        raise ValueError(f"the file can't be read: {error.strerror or 'error'}") from None
     except UnicodeDecodeError:
         raise ValueError("the secret is not UTF-8 text") from None
 

@@ -32,13 +32,16 @@ from rtmpd.hub import Hub
 from rtmpd.net.listener import inherited_socket, listening_places
 from rtmpd.net.tls import ClientTls, ServerTls
 from rtmpd.services.accesslog import AccessLog
-from rtmpd.services.auth.service import Auth
+from rtmpd.services.auth.service import Auth, read_files
 from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
 from rtmpd.services.relay.service import Relays
+from rtmpd.util.files import being_read
 from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.text import printable
+from rtmpd.util.threads import Result, Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,12 +51,17 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config, TlsConfig
     from rtmpd.daemon.supervision import Inherited
+    from rtmpd.services.auth.credentials import Credentials
     from rtmpd.services.contract import Service
 
 log = logging.getLogger(__name__)
 
 _GC_THRESHOLDS = (25_000, 20, 20)
 _CHANGES_SHOWN = 20
+_READ_LIMIT_S = 5.0
+"""Time for each of the steps of a reload that read files: configuration and secrets, certificates, tokens."""
+_READERS = 4
+"""Reloads whose files don't answer, each in a thread that waits, before later ones can't be tried."""
 _SLACK_S = 1.0
 _SERVICES_STOP_S = 10.0
 """Time for all services together to finish their work once the streams have ended."""
@@ -87,9 +95,10 @@ class Daemon:
         addresses = listening_places(config.metrics.metrics_listen, self._sockets["metrics"])
         metrics = Metrics(self.hub, Metrics.select(config), served=bool(addresses))
         self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
+        self._auth = Auth(self.hub, Auth.select(config))
         self.services: list[Service] = [
             *first,
-            Auth(self.hub, Auth.select(config)),
+            self._auth,
             Recorder(self.hub, Recorder.select(config)),
             Relays(self.hub, Relays.select(config)),
             MediaLog(self.hub, MediaLog.select(config)),
@@ -103,6 +112,7 @@ class Daemon:
         tls = self.hub.tls
         self.hub.gauges["tls_certificate_expiry"] = lambda: tls.server.not_after if tls.server is not None else 0.0
         self.on_stop: Callable[[float], None] = lambda limit_s: None
+        self._readers = Threads(_READERS)
         self._failed = False
         self._accept_throttle = LogThrottle()
         self._over = Event()
@@ -123,7 +133,7 @@ class Daemon:
             # Before a service opens a directory or runs a program, and before the first connection.
             drop_privileges(self.config.server)
             # As the user that will read the files again at a reload.
-            self._apply(capacity, self._load_tls(self.config.tls))
+            self._apply(capacity, self._read(self._load_tls, self.config.tls))
             for service in self.services:
                 service.start()
         except RtmpdError:
@@ -138,7 +148,8 @@ class Daemon:
     def reload(self, load: Callable[[], Config]) -> str:
         """Load the configuration again and apply it, or change nothing.
 
-        The steps that can fail are first; then the hub hands each part the options that it selects.
+        The steps that can fail are first; then the hub hands each part the options that it selects. Files are read in a thread
+        with a deadline, so that one that does not answer stops neither the server nor the next reload.
 
         Args:
             load: Loads and validates the configuration; raises `ConfigError`.
@@ -147,10 +158,11 @@ class Daemon:
             The first problem; empty: the reload succeeded.
         """
         try:
-            loaded = load()
+            loaded = self._read(load)
             config = keep_fixed(self.config, loaded)
             capacity = provide_descriptors(config)
-            tls = self._load_tls(config.tls)
+            tls = self._read(self._load_tls, config.tls)
+            credentials = self._read_credentials(config)
             # Last, so that no later step can fail after the addresses have changed.
             self.ports.change(*Ports.select(config))
         except RtmpdError as error:
@@ -163,11 +175,33 @@ class Daemon:
         changed = changes(self.config, config)
         self.config = config
         self._apply(capacity, tls)
+        self._auth.files = credentials
         self.hub.reload(config)
         shown = ", ".join(changed[:_CHANGES_SHOWN]) or "nothing has changed"
         more = f", and {len(changed) - _CHANGES_SHOWN} more" if len(changed) > _CHANGES_SHOWN else ""
         log.info("configuration reloaded: %s%s", shown, more)
         return ""
+
+    def _read(self, job: Callable[..., Result], *args: object) -> Result:
+        """Run a job that reads files in a thread; raises RtmpdError if it takes too long."""
+        limit = gevent.Timeout(_READ_LIMIT_S)
+        try:
+            with limit:
+                return self._readers.call(job, *args)
+        except gevent.Timeout as passed:
+            if passed is not limit:
+                raise
+            names = ", ".join(map(printable, being_read())) or "a file"
+            raise RtmpdError(
+                f"{names} could not be read within {_READ_LIMIT_S:g} s: its disk or its writer does not answer"
+            ) from None
+
+    def _read_credentials(self, config: Config) -> dict[str, Credentials]:
+        try:
+            return self._read(read_files, Auth.select(config).files)
+        except RtmpdError:
+            self.hub.count("auth_file_errors")
+            raise
 
     def _load_tls(self, options: TlsConfig) -> tuple[ServerTls | None, ClientTls]:
         """Load the certificates; raises RtmpdError if one can't be used."""

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from gevent import get_hub
 
-from rtmpd.errors import RtmpdError, TlsError, TransportClosed
+from rtmpd.errors import RtmpdError, TransportClosed
 from rtmpd.net.tls_errors import explain
 from rtmpd.net.tls_transport import HandshakeTurns
+from rtmpd.util.files import read_file, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -134,21 +135,21 @@ class ClientTls:
         self._ca, self._verify = (tls.tls_ca, tls.tls_verify) if tls is not None else ("", True)
         self._context: ssl.SSLContext | None = None
         if self._ca:
-            # A wrong file must be reported at start and reload, not at the first relay.
-            _refuse(_ca_problems("tls_ca", self._ca))
+            # A wrong file must be reported at start and reload, not at the first relay; and a relay must not wait for a disk.
+            authorities, problems = _read_authorities("tls_ca", self._ca)
+            _refuse(problems)
+            self._context = _client_context(verify=self._verify)
+            if self._verify:
+                self._context.load_verify_locations(cadata=authorities)
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The context for rtmps://. Made at the first use, in a native thread: reading the system's authorities takes 50 ms.
+        """The context for rtmps://.
 
-        Raises:
-            TlsError: The file of ``tls_ca`` was readable at start and is not now.
+        Without ``tls_ca`` it is made at the first use, in a native thread: reading the system's authorities takes 50 ms.
         """
         if self._context is None:
-            try:
-                self._context = get_hub().threadpool.apply(client_context, (self._ca,), {"verify": self._verify})
-            except OSError as error:
-                raise TlsError(f"[tls] tls_ca: {self._ca}: {error.strerror or error}") from None
+            self._context = get_hub().threadpool.apply(client_context, (), {"verify": self._verify})
         return self._context
 
     @property
@@ -205,14 +206,19 @@ def client_context(ca: str = "", *, verify: bool = True) -> ssl.SSLContext:
     Raises:
         OSError: The file can't be read, or holds no certificate.
     """
+    context = _client_context(verify=verify)
+    if verify and ca:
+        context.load_verify_locations(ca)
+    elif verify:
+        context.load_default_certs()
+    return context
+
+
+def _client_context(*, verify: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif ca:
-        context.load_verify_locations(ca)
-    else:
-        context.load_default_certs()
     return context
 
 
@@ -227,7 +233,7 @@ def tls_problems(tls: TlsConfig, now_s: float | None = None) -> list[Problem]:
     if tls.tls_listen and not tls.tls_cert:
         problems.append(("tls_cert", "not set, but tls_listen is: RTMPS needs a certificate"))
     if tls.tls_ca:
-        problems += _ca_problems("tls_ca", tls.tls_ca)
+        problems += _read_authorities("tls_ca", tls.tls_ca)[1]
     now_s = time.time() if now_s is None else now_s
     return problems + [problem for _, certificate in loaded for problem in _warnings(certificate, now_s)]
 
@@ -261,8 +267,10 @@ def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], lis
     asks = tls.tls_client_auth != "off"
     if asks and not tls.tls_client_ca:
         problems.append(("tls_client_ca", f"not set, but tls_client_auth is {tls.tls_client_auth}"))
+    authorities = ""
     if tls.tls_client_ca:
-        problems += _ca_problems("tls_client_ca", tls.tls_client_ca)
+        authorities, found = _read_authorities("tls_client_ca", tls.tls_client_ca)
+        problems += found
     asks = asks and not problems
     loaded = []
     for path, key_path in zip(tls.tls_cert, tls.tls_key or tls.tls_cert, strict=True):
@@ -281,7 +289,7 @@ def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], lis
             problems.append(error.problem)
             continue
         if asks:
-            context.load_verify_locations(tls.tls_client_ca)
+            context.load_verify_locations(cadata=authorities)
             context.verify_mode = ssl.CERT_REQUIRED if tls.tls_client_auth == "required" else ssl.CERT_OPTIONAL
         loaded.append((context, certificate))
     return loaded, problems
@@ -289,8 +297,7 @@ def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], lis
 
 def _read(option: str, path: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            return file.read(_FILE_BYTES)
+        return read_file(path, _FILE_BYTES)
     except OSError as error:
         raise _Problem(option, f"{path}: {error.strerror or error}") from None
 
@@ -309,7 +316,8 @@ def _load_certificate(context: ssl.SSLContext, path: str, key_path: str) -> Cert
         raise _Encrypted
 
     try:
-        context.load_cert_chain(path, key_path, no_password)
+        with reading(path):
+            context.load_cert_chain(path, key_path, no_password)
     except _Encrypted:
         raise _Problem("tls_key", f"{key_path}: the key is encrypted, and the server can't prompt for its passphrase") from None
     except ssl.SSLError as error:
@@ -360,18 +368,20 @@ def _names(certificate: dict[str, object]) -> Iterable[str]:
     return [value.lower() for part in subject for kind, value in part if kind == "commonName"]
 
 
-def _ca_problems(option: str, path: str) -> list[Problem]:
+def _read_authorities(option: str, path: str) -> tuple[str, list[Problem]]:
+    """Return the certificates in a file, without what is between them, and its problems."""
     try:
-        if not _CERTIFICATE.search(_read(option, path)):
+        authorities = b"\n".join(_CERTIFICATE.findall(_read(option, path))).decode("ascii", "replace")
+        if not authorities:
             raise _Problem(option, f"{path}: contains no certificate (PEM)")
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authorities)
     except _Problem as error:
-        return [error.problem]
+        return "", [error.problem]
     except ssl.SSLError as error:
-        return [(option, f"{path}: {_plain(error)}")]
-    except OSError as error:
-        return [(option, f"{path}: {error.strerror or error}")]
-    return []
+        return "", [(option, f"{path}: {_plain(error)}")]
+    except ValueError:
+        return "", [(option, f"{path}: the certificates are not ASCII text")]
+    return authorities, []
 
 
 def _plain(error: ssl.SSLError) -> str:

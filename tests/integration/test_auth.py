@@ -139,14 +139,14 @@ def test_a_changed_auth_file_is_read_and_a_half_written_one_changes_nothing(serv
     assert refused(running, "stream?token=s3cret-1")[0] == DENIED
     published(running, "stream?token=s3cret-2")
     path.write_text('{"live/stream": "s3cret-4", "live/mo')
-    reload(running, "its earlier content stays in force")
+    reload(running, "the old configuration stays in force")
     running.wait_for_line(
-        r"ERROR .*auth_file .*tokens\.json: line 1 column 29: Unterminated string starting at; its earlier content"
+        r"ERROR .*reload failed: auth_file .*tokens\.json: line 1 column 29: Unterminated string starting at; the old "
     )
     assert refused(running, "stream?token=s3cret-4")[0] == DENIED
     published(running, "more?token=s3cret-3")
     path.unlink()
-    reload(running, "can't be read: No such file or directory; its earlier content stays in force")
+    reload(running, "can't be read: No such file or directory; the old configuration stays in force")
     published(running, "more?token=s3cret-3")
     path.write_text("{}")
     reload(running, f"auth_file {path} was read")

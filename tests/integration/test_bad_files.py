@@ -47,7 +47,7 @@ def running(server, tmp_path):
     """A server with its file, and a publisher and player that miss nothing of each other."""
     made = server(GOOD, level="info")
     made.ini = tmp_path / "rtmpd.ini"
-    bystander = Bystander(made)
+    bystander = made.bystander = Bystander(made)
     bystander.check()
     yield made
     bystander.check()
@@ -148,3 +148,60 @@ def test_a_storm_of_hang_ups_with_a_file_that_changes_all_the_time(running):
     # What it says in the end is what holds.
     running.wait_for_line(r"configuration reloaded: \[live\] publisher_grace_s = 999s?\b")
     assert len(outcomes(running)) < 20
+
+
+PLACES = {
+    "a secret": "[hooks]\nhook_secret = file:{}\n",
+    "a certificate": "[tls]\ntls_listen = 127.0.0.1:0\ntls_cert = {}\n",
+    "authorities": "[tls]\ntls_ca = {}\n",
+    "tokens": "[auth]\nauth_file = {}\nauth_mode = file\n",
+}
+
+
+@pytest.mark.parametrize("text", PLACES.values(), ids=PLACES)
+def test_pipes_and_devices_in_the_place_of_a_file_fail_a_reload_at_once_and_the_next_tries_again(running, tmp_path, text):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (str(pipe), "/dev/zero"):
+        put(running.ini, text.format(path).encode())
+        for _ in range(2):
+            line = reload(running)
+            assert "reload failed" in line
+            assert "it is a pipe, socket or device, and only regular files are read; the old configuration" in line
+            assert path in line or "hook_secret" in line
+    put(running.ini, b"[live]\npublisher_grace_s = 8\n")
+    assert "configuration reloaded: " in reload(running)
+
+
+def test_a_file_that_does_not_answer_delays_no_stream_no_later_reload_and_no_stop(running):
+    # A pipe whose writer does not write: to read waits, as with a network file system that does not answer.
+    running.ini.unlink()
+    os.mkfifo(running.ini)
+    writer = os.open(running.ini, os.O_RDWR)
+    try:
+        running.process.send_signal(signal.SIGHUP)
+        for _ in range(3):
+            running.bystander.check()
+        running.wait_for_line(rf"reload failed: {running.ini} could not be read within 5 s: ", 20)
+        running.ini.rename(running.ini.with_suffix(".old"))
+        put(running.ini, b"[live]\npublisher_grace_s = 8\n")
+        assert "configuration reloaded: [live] publisher_grace_s = 8" in reload(running)
+        running.bystander.check()
+    finally:
+        os.close(writer)
+
+
+def test_a_server_whose_file_does_not_answer_can_be_stopped(server, tmp_path):
+    running = server(GOOD)
+    ini = tmp_path / "rtmpd.ini"
+    ini.unlink()
+    os.mkfifo(ini)
+    writer = os.open(ini, os.O_RDWR)
+    try:
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for_line("reload failed: .*could not be read within 5 s", 20)
+        running.process.send_signal(signal.SIGHUP)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+    finally:
+        os.close(writer)

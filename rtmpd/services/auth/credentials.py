@@ -19,11 +19,11 @@ import json
 import os
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.access_rules import is_stream_key, is_user_name
 from rtmpd.config.secret import Secret
+from rtmpd.util.files import read_file
 from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def read_credentials(path: str) -> Credentials:
         CredentialsError: The file can't be read, or is wrong.
     """
     try:
-        with Path(path).open("rb") as file:
-            return parse_credentials(file.read(FILE_LIMIT_BYTES + 1))
+        return parse_credentials(read_file(path, FILE_LIMIT_BYTES + 1))
     except OSError as error:
-        raise CredentialsError(f"can't be read: {os.strerror(error.errno) if error.errno else 'error'}") from None
+        raise CredentialsError(f"can't be read: {error.strerror or 'error'}") from None
 
 
 def parse_credentials(data: bytes) -> Credentials:

@@ -1,7 +1,7 @@
 """The authentication service: the hub's authorizer.
 
-All but a callback is decided at once, in the greenlet of the connection. Files are read by a thread of their own when the
-configuration is reloaded.
+All but a callback is decided at once, in the greenlet of the connection. At a reload the daemon reads the files, in a thread,
+before anything changes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from rtmpd.services.auth.callback import Callback
 from rtmpd.services.auth.credentials import Credentials, CredentialsError, read_credentials
 from rtmpd.services.auth.rules import Denied, Rules
 from rtmpd.util.stream_key import StreamKey
-from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from rtmpd.authorization import Connect, Request
     from rtmpd.config.model import AuthConfig, Config
@@ -57,27 +56,43 @@ class AuthOptions(NamedTuple):
         return sorted({options.auth_file for options in self.applications.values() if options.auth_file})
 
 
+def read_files(paths: Iterable[str]) -> dict[str, Credentials]:
+    """Read each ``auth_file``. Blocks.
+
+    Raises:
+        RtmpdError: One can't be used; the message says which and why.
+    """
+    files = {}
+    for path in paths:
+        try:
+            files[path] = read_credentials(path)
+        except CredentialsError as error:
+            raise RtmpdError(f"auth_file {path}: {error}") from None
+    return files
+
+
 class Auth:
     """The service.
 
     Args:
         hub: The hub.
         options: The options in force.
+
+    Attributes:
+        files: What was read of each ``auth_file``, by path. Set before each reload.
     """
 
     def __init__(self, hub: Hub, options: AuthOptions) -> None:
         self._hub = hub
         self._options = options
         self._rules: dict[str, Rules] = {}
-        # By application: what its rules are made of. By path: what was read, for applications that a reload adds.
+        # By application: what its rules are made of.
         self._credentials: dict[str, Credentials] = {}
-        self._files: dict[str, Credentials] = {}
+        self.files: Mapping[str, Credentials] = {}
         self._bans = Bans()
         self._challenges = adobe_auth.Challenges(os.urandom(32))
         self._callback = Callback(hub)
-        self._threads = Threads(1)
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        self._reading: gevent.Greenlet[..., None] | None = None
         # An unknown user takes as long as a wrong password.
         self._no_password = os.urandom(16).hex()
 
@@ -100,56 +115,35 @@ class Auth:
         Raises:
             RtmpdError: An ``auth_file`` can't be used.
         """
-        for path in self._options.files:
-            try:
-                self._files[path] = read_credentials(path)
-            except CredentialsError as error:
-                raise RtmpdError(f"auth_file {path}: {error}") from None
+        self.files = read_files(self._options.files)
         self._make_rules()
         self._hub.authorizer = self
         self._hub.gauges["auth_callbacks_active"] = lambda: self._callback.active
         self._greenlet = gevent.spawn(self._run)
 
     def reload(self, options: AuthOptions) -> None:
-        """Apply new options at once, and read the files again."""
+        """Apply new options at once, with the `files` that have been read for them."""
         self._options = options
         self._make_rules()
-        # One after the other: what an older reload reads must not replace what a newer one has read.
-        self._reading = gevent.spawn(self._read_again, options.files, self._reading)
+        for path in options.files:
+            if path in self.files:
+                log.info("auth_file %s was read", path)
 
     def stop(self, limit_s: float) -> None:
         """Stop the greenlets. Requests are decided until the last connection is closed."""
-        for greenlet in (self._greenlet, self._reading):
-            if greenlet is not None:
-                greenlet.kill(block=False)
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
 
     def _make_rules(self) -> None:
         """Make the rules of each application. If its file has not been read, its earlier credentials stay in force."""
         applications = self._options.applications
         earlier, empty = self._credentials, Credentials()
         self._credentials = {
-            name: self._files.get(options.auth_file) or earlier.get(name, empty)
+            name: self.files.get(options.auth_file) or earlier.get(name, empty)
             for name, options in applications.items()
             if options.auth_file
         }
         self._rules = {name: Rules(options, self._credentials.get(name, empty)) for name, options in applications.items()}
-
-    def _read_again(self, paths: list[str], before: gevent.Greenlet[..., None] | None) -> None:
-        if before is not None:
-            before.join()
-        files: dict[str, Credentials] = {}
-        for path in paths:
-            try:
-                files[path] = self._threads.call(read_credentials, path)
-            except CredentialsError as error:
-                self._hub.count("auth_file_errors")
-                log.error("auth_file %s: %s; its earlier content stays in force", path, error)
-                if path in self._files:
-                    files[path] = self._files[path]
-            else:
-                log.info("auth_file %s was read", path)
-        self._files = files
-        self._make_rules()
 
     def _run(self) -> None:
         while True:
