@@ -117,6 +117,7 @@ class ServerConfig:
     peer_bandwidth_bytes: int
     handshake_timeout_s: float
     connect_timeout_s: float
+    idle_timeout_s: float
     read_timeout_s: float
     write_timeout_s: float
     ping_interval_s: float

@@ -195,6 +195,11 @@ class Role(ABC):
     def key(self) -> str:
         """The stream's key; empty before the start and after the end."""
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of media and replies that the socket has accepted; a publisher sends none."""
+        return 0
+
     @abstractmethod
     def stop(self, reason: str) -> bytes:
         """End the role; return what must be sent on the connection before anything else. Harmless if it has ended."""
@@ -228,21 +233,30 @@ class MessageStream:
 
 
 class _Activity:
-    """What the last sweeps saw of a connection. All times are monotonic, seconds."""
+    """What the last sweeps saw of a connection. All times are monotonic, seconds.
 
-    __slots__ = ("busy_at", "bytes_at", "messages_at", "pinged_at", "seen_bytes", "seen_messages")
+    Attributes:
+        messages_at: When it last sent a message.
+        bytes_at: When it last sent bytes, or its socket accepted media.
+        busy_at: When a publish or play last began or ended.
+        pinged_at: When it was last sent a ping.
+        served: It has published or played.
+    """
+
+    __slots__ = ("busy_at", "bytes_at", "messages_at", "pinged_at", "seen_bytes", "seen_messages", "seen_taken", "served")
 
     def __init__(self, now_s: float) -> None:
-        self.seen_messages = self.seen_bytes = 0
+        self.seen_messages = self.seen_bytes = self.seen_taken = 0
         self.messages_at = self.bytes_at = self.busy_at = self.pinged_at = now_s
+        self.served = False
 
-    def update(self, messages: int, received: int, now_s: float) -> None:
+    def update(self, messages: int, received: int, taken: int, now_s: float) -> None:
         """Compare totals with those of the last sweep."""
         if messages != self.seen_messages:
             self.seen_messages = messages
             self.messages_at = now_s
-        if received != self.seen_bytes:
-            self.seen_bytes = received
+        if received != self.seen_bytes or taken != self.seen_taken:
+            self.seen_bytes, self.seen_taken = received, taken
             self.bytes_at = now_s
 
     def excuse(self, now_s: float) -> None:
@@ -315,11 +329,16 @@ class Connection:
 
     def settle(self) -> None:
         """Enter the phase that follows from what the message streams do."""
-        self._activity.busy_at = time.monotonic()
+        activity = self._activity
+        activity.busy_at = time.monotonic()
         if self.sources:
+            activity.served = True
             self.enter(ConnectionPhase.PUBLISH)
+        elif self.any_player() is not None:
+            activity.served = True
+            self.enter(ConnectionPhase.PLAY)
         else:
-            self.enter(ConnectionPhase.COMMAND if self.any_player() is None else ConnectionPhase.PLAY)
+            self.enter(ConnectionPhase.COMMAND)
 
     def close(self, reason: CloseReason) -> None:
         """Close the connection; its greenlet ends when it notices that. The first reason counts. Does not wait."""
@@ -366,6 +385,11 @@ class Connection:
     def bytes_out(self) -> int:
         """Bytes that the client's socket has accepted, without those of plays under way."""
         return self.transport.bytes_sent + self.bytes_played
+
+    @property
+    def _bytes_taken(self) -> int:
+        """Bytes that the client's socket has accepted."""
+        return self.bytes_out + sum([each.role.bytes_sent for each in self.message_streams.values() if each.role is not None])
 
     # Events ------------------------------------------------------------------------------------------------------------
 
@@ -479,7 +503,7 @@ class Connection:
     def sweep(self, now_s: float) -> None:
         """Close the connection if it has been silent, or idle, for too long; ping the client if it is quiet. From the hub."""
         options, activity, phase = self.options.server, self._activity, self.phase
-        activity.update(self.messages, self.endpoint.bytes_received, now_s)
+        activity.update(self.messages, self.endpoint.bytes_received, self._bytes_taken, now_s)
         self._count_interruptions()
         if phase is ConnectionPhase.AUTHORIZE:
             # The authorizer bounds how long it may wait.
@@ -487,11 +511,14 @@ class Connection:
         if phase in _NOT_SWEPT:
             return
         quiet_s = now_s - activity.bytes_at
+        idle_limit_s = options.idle_timeout_s if activity.served else options.connect_timeout_s
         if self.sources and now_s - activity.messages_at > options.read_timeout_s:
             text = f"the publisher sent no message for {options.read_timeout_s:g} s"
             self.close(CloseReason(CloseKind.SILENT, text))
-        elif not self.sources and self.any_player() is None and now_s - activity.busy_at > options.connect_timeout_s:
-            text = f"neither published nor played within {options.connect_timeout_s:g} s"
+        elif not self.sources and self.any_player() is None and now_s - activity.busy_at > idle_limit_s:
+            text = f"neither published nor played within {idle_limit_s:g} s"
+            if activity.served:
+                text = f"idle for {idle_limit_s:g} s after the last publish or play"
             self.close(CloseReason(CloseKind.DEADLINE, text))
         elif options.ping_interval_s and quiet_s > options.ping_interval_s + options.ping_timeout_s:
             self.close(CloseReason(CloseKind.SILENT, f"no answer to a ping for {options.ping_timeout_s:g} s"))
@@ -500,6 +527,8 @@ class Connection:
             if not self.transport.sending:
                 self.endpoint.send_user_control(UserControlType.PING_REQUEST, int(now_s * 1000))
                 self.send_now()
+                # The socket of a client that is gone accepts pings, too. One that waits behind media comes later, with these.
+                activity.seen_taken = self._bytes_taken
 
     def _count_interruptions(self) -> None:
         """Count the messages that the chunk reader has dropped because the client began another one inside of them."""

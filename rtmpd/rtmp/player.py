@@ -54,6 +54,12 @@ class Player(PlayerRole):
         return self.stream.key if self.stream is not None else ""
 
     @property
+    def bytes_sent(self) -> int:
+        """Bytes of media and replies that the socket has accepted."""
+        output, subscriber = self._output, self.subscriber
+        return output.fanout.sent_bytes(subscriber) if output is not None and subscriber is not None else 0
+
+    @property
     def _active(self) -> tuple[Output, Subscriber]:
         """The output and the subscriber. Only while it plays."""
         assert self._output is not None

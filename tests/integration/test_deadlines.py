@@ -20,6 +20,7 @@ INI = """
 [server]
 handshake_timeout_s = 0.6
 connect_timeout_s = 1
+idle_timeout_s = 3
 read_timeout_s = 1
 ping_interval_s = 0.3
 ping_timeout_s = 1
@@ -127,11 +128,41 @@ def test_a_player_that_answers_pings_may_stay_though_nothing_is_published(shared
     wire.sync()
 
 
-def test_after_unpublish_the_connect_deadline_counts_again(shared, raw, name):
+def test_row_71_a_player_that_only_reads_is_kept_while_its_socket_takes_media(shared, raw, name):
+    sender, wire = raw(shared).publish(name), raw(shared).play(name)
+    # go2rtc does so. The publisher answers no pings either.
+    wire.answers_pings = sender.answers_pings = False
+    begun, number = time.monotonic(), 0
+    while time.monotonic() - begun < 5:
+        sender.send(VIDEO, number * 40, key(number))
+        assert wire.until(lambda one: one.type_id == VIDEO).payload == key(number)
+        number += 1
+        sender.available(0.04)
+    sender.close()
+    cut(shared, wire, "play: no answer to a ping for 1 s", time.monotonic(), 1)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_after_unpublish_a_connection_may_be_idle_for_the_idle_timeout_if_it_answers_pings(shared, raw, name, answers):
     wire = raw(shared).publish(name)
     wire.command("closeStream", tid=0, msid=1)
     wire.status("NetStream.Unpublish.Success")
-    cut(shared, wire, "command: neither published nor played within 1 s", time.monotonic(), 1)
+    wire.answers_pings = answers
+    if answers:
+        cut(shared, wire, "command: idle for 3 s after the last publish or play", time.monotonic(), 3)
+    else:
+        cut(shared, wire, "command: no answer to a ping for 1 s", time.monotonic(), 1)
+
+
+def test_row_73_a_client_that_stops_one_publish_may_begin_another_after_the_connect_timeout(shared, raw, name):
+    wire = raw(shared).publish(name)
+    wire.command("closeStream", tid=0, msid=1)
+    wire.status("NetStream.Unpublish.Success")
+    begun = time.monotonic()
+    while time.monotonic() - begun < 2.2:
+        wire.available(0.1)
+    wire.command("publish", name, "live", tid=0, msid=1)
+    wire.status("NetStream.Publish.Start")
 
 
 # Numbers

@@ -397,7 +397,7 @@ def test_a_destination_that_reads_but_stops_acknowledging_is_disconnected(relayi
 
 
 @pytest.mark.parametrize("habit", ["correct", "since the last", "wraps at 2^31", "message bodies only"])
-def test_a_destination_is_kept_however_it_counts_what_it_acknowledges(relaying, target, raw, habit):
+def test_row_72_a_destination_is_kept_however_it_counts_what_it_acknowledges(relaying, target, raw, habit):
     last = 0
 
     def count(peer):

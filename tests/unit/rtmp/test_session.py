@@ -404,15 +404,86 @@ def test_a_player_that_answers_no_ping_is_closed(world, problems):
     assert problems() == [("WARNING", "play: no answer to a ping for 5 s")]
 
 
-# Players ----------------------------------------------------------------------------------------------------------------
-
-
 def live(world):
     """Let a source begin the stream that clients play; return both."""
     source = new_source()
     stream = world.hub.publish("live/cam", source)
     source.video(0, keyframe())
     return stream, source
+
+
+def test_a_player_that_answers_no_ping_stays_while_its_socket_takes_media(world, problems):
+    world.use("[server]\nping_interval_s = 5\nping_timeout_s = 20\n")
+    _stream, source = live(world)
+    client = world.client().play()
+    now_s = time.monotonic()
+    for number in range(1, 20):
+        source.video(number * 40, keyframe(f"frame {number}"))
+        client.read_until(f"frame {number}".encode())
+        now_s += 4
+        client.connection.sweep(now_s)
+        assert not client.connection.close_reason
+    received = len(client.received)
+    # The pings that follow are taken, too, and are no sign of life.
+    for _ in range(4):
+        now_s += 5.1
+        client.connection.sweep(now_s)
+        assert not client.connection.close_reason
+    client.connection.sweep(now_s + 5.1)
+    event, counted = world.end(client)
+    assert event["reason"] == "no answer to a ping for 20 s"
+    assert counted == {"deadlines_exceeded": 1, "zombie_connections": 1}
+    assert problems() == [("WARNING", "play: no answer to a ping for 20 s")]
+    assert received
+
+
+def test_a_publisher_that_answers_no_ping_stays_while_it_publishes(world):
+    world.use("[server]\nping_interval_s = 5\nping_timeout_s = 20\n")
+    client = world.client().publish()
+    now_s = time.monotonic()
+    for number in range(1, 20):
+        messages = client.connection.messages
+        client.video(keyframe(), number * 40)
+        wait_until(lambda before=messages: client.connection.messages > before)
+        now_s += 4
+        client.connection.sweep(now_s)
+        assert not client.connection.close_reason
+
+
+@pytest.mark.parametrize("role", ["publish", "play"])
+def test_after_a_publish_or_play_a_connection_may_be_idle_for_longer(world, problems, role):
+    world.use("[server]\nping_interval_s = 0\n")
+    client = getattr(world.client(), role)()
+    client.send("deleteStream", 1)
+    wait_until(lambda: client.connection.phase is _C.COMMAND)
+    now_s = time.monotonic()
+    client.connection.sweep(now_s + 599)
+    assert not client.connection.close_reason
+    world.hub.reload(load_text("[server]\nping_interval_s = 0\nidle_timeout_s = 700\n"))
+    client.connection.sweep(now_s + 601)
+    assert not client.connection.close_reason
+    client.connection.sweep(now_s + 701)
+    event, counted = world.end(client)
+    assert world.kinds == [CloseKind.DEADLINE]
+    assert event["reason"] == "idle for 700 s after the last publish or play"
+    assert counted == {"deadlines_exceeded": 1}
+    assert problems() == [("WARNING", "command: idle for 700 s after the last publish or play")]
+
+
+def test_an_idle_connection_that_answers_no_ping_is_closed(world):
+    world.use("[server]\nping_interval_s = 5\nping_timeout_s = 20\n")
+    client = world.client().publish()
+    client.send("deleteStream", 1)
+    wait_until(lambda: client.connection.phase is _C.COMMAND)
+    now_s = time.monotonic()
+    for seconds in (0, 6, 12, 18, 24):
+        client.connection.sweep(now_s + seconds)
+        assert not client.connection.close_reason
+    client.connection.sweep(now_s + 26)
+    assert client.connection.close_reason == "no answer to a ping for 20 s"
+
+
+# Players ----------------------------------------------------------------------------------------------------------------
 
 
 def fill(world, client, source, size=100_000):
