@@ -479,7 +479,7 @@ class Fanout:
         """Send a reply to a subscriber, at the next message boundary of its bytes."""
         if self._group.passing and subscriber.state is State.GROUP:
             # Until the pass is over it is not known what the subscriber was sent.
-            subscriber.pending += data
+            subscriber.add_reply(data)
             self._after_pass.append((subscriber, lambda fanout, each: fanout._write(each, b"")))
         else:
             self._write(subscriber, data)
@@ -490,12 +490,11 @@ class Fanout:
             return
         if state is State.LAGGING:
             subscriber.finish_message()
-        limit_bytes = PENDING_LIMIT_BYTES + self.backpressure.options.lag_limit_bytes
-        if len(subscriber.pending) > limit_bytes:
-            text = f"it does not read the replies to its commands: more than {limit_bytes} bytes wait for it"
+        if subscriber.unread_replies > PENDING_LIMIT_BYTES:
+            text = f"it does not read the replies to its commands: more than {PENDING_LIMIT_BYTES} bytes wait for it"
             self._fail(subscriber, CloseReason(CloseKind.STALLED, text))
             return
-        subscriber.pending += data
+        subscriber.add_reply(data)
         if state is State.GROUP:
             self._leave_group(subscriber)
         self._serve(subscriber)

@@ -146,6 +146,7 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
     owed = old.leave(subscriber)
     successor = subscriber.successor()
     successor.pending += owed + rest
+    successor.unread_replies = subscriber.unread_replies
     if near:
         if old.log.headers.items == new.log.headers.items:
             # It has had them; a decoder might start afresh.

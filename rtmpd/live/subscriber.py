@@ -92,6 +92,7 @@ class Subscriber:
         page, offset: The cursor, while the state is LAGGING.
         pending: Bytes that are sent before anything else: replies, headers, the rest of a half-sent message. Always ends at a
             message boundary.
+        unread_replies: At most so many bytes of replies are among them.
         blocked: The socket is full and watched.
         joins_seen: The log's number of join points when it began to wait.
         listed: It is in the group's list of members, though it may have left the group since.
@@ -143,6 +144,7 @@ class Subscriber:
         "state",
         "thin",
         "transport",
+        "unread_replies",
         "waiting_since",
         "write_timeout_s",
     )
@@ -156,6 +158,7 @@ class Subscriber:
         self.page: Page | None = None
         self.offset = 0
         self.pending = bytearray()
+        self.unread_replies = 0
         self.blocked = False
         self.joins_seen = 0
         self.listed = False
@@ -280,6 +283,11 @@ class Subscriber:
         self.dropped += 1
         # The frame is counted with those between where it began and where it leaves.
         self.messages -= 1
+
+    def add_reply(self, data: bytes) -> None:
+        """Make a reply pending."""
+        self.unread_replies = min(self.unread_replies, len(self.pending)) + len(data)
+        self.pending += data
 
     def finish_message(self) -> None:
         """Move the cursor to a message boundary; the rest of a half-sent message becomes pending."""

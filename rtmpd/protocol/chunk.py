@@ -46,6 +46,11 @@ class RawMessage(NamedTuple):
     payload: bytes
 
 
+class _BufferedLimit(NamedTuple):
+    name: str
+    bytes: int
+
+
 class _ChunkStream:
     """The state of one chunk stream: the last header, and the message being assembled."""
 
@@ -78,11 +83,11 @@ class ChunkReader:
 
     __slots__ = (
         "_buffered",
-        "_buffered_limit",
         "_chunk_left",
         "_current",
         "_streams",
         "_tail",
+        "buffered_limit",
         "chunk_size",
         "chunk_stream_limit",
         "dropped_messages",
@@ -101,13 +106,22 @@ class ChunkReader:
         self._chunk_left = 0  # the missing bytes of that chunk
         self._buffered = 0
         self.unread = False
-        # Interleaved messages may take as much as one longest message and some small ones.
-        self._buffered_limit = message_limit_bytes + (1 << 20)
+        self.buffered_limit = _BufferedLimit("", 0)
+        self.limit_buffered()
 
     @property
     def buffered_bytes(self) -> int:
         """The bytes held of incomplete messages."""
         return self._buffered + len(self._tail)
+
+    def limit_buffered(self, limit_bytes: int = 0, name: str = "bytes of incomplete messages") -> None:
+        """Limit the bytes of incomplete messages, whatever length they have announced.
+
+        Args:
+            limit_bytes: The limit; 0: as much as one longest message and some small ones, since messages may be interleaved.
+            name: The name of the limit.
+        """
+        self.buffered_limit = _BufferedLimit(name, limit_bytes or self.message_limit_bytes + (1 << 20))
 
     def abort(self, csid: int) -> None:
         """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
@@ -269,7 +283,7 @@ class ChunkReader:
             if position < end:
                 self._tail = data[position:]
                 self.unread = True
-        if self._buffered > self._buffered_limit:
+        if self._buffered > self.buffered_limit.bytes:
             self._check_buffered()
         return messages
 
@@ -283,8 +297,9 @@ class ChunkReader:
         return stream
 
     def _check_buffered(self) -> None:
-        if self._buffered > self._buffered_limit:
-            raise LimitExceeded("bytes of incomplete messages", self._buffered_limit, self._buffered)
+        name, limit_bytes = self.buffered_limit
+        if self._buffered > limit_bytes:
+            raise LimitExceeded(name, limit_bytes, self._buffered)
 
     def _header_inside(self, data: bytes, position: int, fmt: int, stream: _ChunkStream) -> int:
         """Process a header of type 0, 1 or 2 where only type 3 is allowed: inside a message, as some builds of OBS send it.

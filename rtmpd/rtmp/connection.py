@@ -292,6 +292,7 @@ class Connection:
         self.options = options
         self.number = number
         self.endpoint = Endpoint(options.limits.message_limit_bytes, options.limits.chunk_stream_limit)
+        self._limit_incomplete()
         self.log = ConnectionLog(log, number, transport.peer)
         self.client = ClientInfo()
         self.message_streams: dict[int, MessageStream] = {}
@@ -334,11 +335,18 @@ class Connection:
         if self.sources:
             activity.served = True
             self.enter(ConnectionPhase.PUBLISH)
+            self.endpoint.reader.limit_buffered()
         elif self.any_player() is not None:
             activity.served = True
             self.enter(ConnectionPhase.PLAY)
+            self._limit_incomplete()
         else:
+            # What is still on its way from a publisher that stops is read.
             self.enter(ConnectionPhase.COMMAND)
+
+    def _limit_incomplete(self) -> None:
+        """Allow small messages only: this client does not publish."""
+        self.endpoint.reader.limit_buffered(self.options.limits.request_limit_bytes, "request_limit_bytes")
 
     def close(self, reason: CloseReason) -> None:
         """Close the connection; its greenlet ends when it notices that. The first reason counts. Does not wait."""

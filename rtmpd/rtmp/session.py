@@ -51,6 +51,9 @@ _AUDIO, _VIDEO = int(MessageType.AUDIO), int(MessageType.VIDEO)
 _CHUNKS = 64
 """How many chunks are read, and messages handled, between two looks at the clock. Ordinary reads have fewer."""
 
+_REQUESTS = 1000
+"""How many messages a client may send before it publishes or plays."""
+
 _BUSY_S = 1.0
 """How long a connection that has exceeded a slice waits for a turn before it handles what it reads."""
 
@@ -76,6 +79,7 @@ class Session:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._admitted = False
         self._slice_ends_at = 0.0
         self._busy_until = 0.0
 
@@ -186,10 +190,22 @@ class Session:
                     self._other(message)
             if endpoint.outgoing:
                 connection.flush()
+            if not self._admitted:
+                self._check_requests()
             if not reader.unread:
                 return
             data = b""
             self._pace()
+
+    def _check_requests(self) -> None:
+        """Limit what a client sends before it publishes or plays."""
+        connection = self._connection
+        self._admitted = connection.phase in (ConnectionPhase.PUBLISH, ConnectionPhase.PLAY)
+        received, limit = connection.endpoint.bytes_received, connection.options.limits.request_limit_bytes
+        if not self._admitted and received > limit:
+            raise LimitExceeded("request_limit_bytes", limit, received)
+        if not self._admitted and connection.messages > _REQUESTS:
+            raise LimitExceeded("messages before the first publish or play", _REQUESTS, connection.messages)
 
     def _pace(self) -> None:
         """Wait for a turn if the slice is over."""
@@ -249,6 +265,9 @@ class Session:
         connection = self._connection
         self._pace()
         connection.check_command_rate()
+        limit = connection.options.limits.request_limit_bytes
+        if len(message.payload) > limit:
+            raise LimitExceeded("request_limit_bytes", limit, len(message.payload))
         command = decode_command(message)
         if not connection.connected and command.name != "connect":
             raise RemoteProtocolError(f"command {command.name[:40]!r} before connect")

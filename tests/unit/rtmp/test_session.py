@@ -24,8 +24,9 @@ from rtmpd.events import EventType
 from rtmpd.hub import Hub
 from rtmpd.net.tls import ServerTls
 from rtmpd.net.tls_transport import TlsTransport
-from rtmpd.net.transport import Transport
+from rtmpd.net.transport import RECEIVE_BYTES, Transport
 from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase, Machine
+from rtmpd.protocol import message
 from rtmpd.protocol.endpoint import Endpoint
 from rtmpd.protocol.enhanced import parse_capabilities
 from rtmpd.protocol.handshake import ClientHandshake
@@ -491,6 +492,79 @@ def fill(world, client, source, size=100_000):
     source.video(40, keyframe("", size))
     (player,) = client.connection.players()
     wait_until(lambda: player.subscriber is None or player.subscriber.blocked)
+
+
+def flood_with(client, data):
+    """Send until the server has closed the connection."""
+    with suppress(OSError):
+        client.sock.sendall(data)
+
+
+def test_a_client_that_has_not_published_or_played_may_send_little(world, problems):
+    client = world.client().connect()
+    for _ in range(7):
+        client.endpoint.send_message(3, 99, 0, 0, bytes(10_000))
+    flood_with(client, client.endpoint.take_outgoing())
+    _, counted = world.end(client)
+    assert counted == {"limits_exceeded": 1}
+    assert problems()[0][1].startswith("command: request_limit_bytes is 65536")
+
+
+def test_a_client_that_has_not_published_or_played_may_send_few_messages(world, problems):
+    client = world.client().connect()
+    client.endpoint.send_message(3, 99, 0, 0, b"")
+    flood_with(client, client.endpoint.take_outgoing() + bytes((0xC3,)) * 2000)
+    world.end(client)
+    assert world.kinds == [CloseKind.LIMIT]
+    assert "messages before the first publish or play is 1000" in problems()[0][1]
+
+
+@pytest.mark.parametrize("role", ["connected", "player"])
+def test_a_client_that_does_not_publish_keeps_no_large_incomplete_message(world, problems, role):
+    world.use("[limits]\nrequest_limit_bytes = 10000\n")
+    live(world)
+    client = world.client().connect() if role == "connected" else world.client().play()
+    client.endpoint.send_message(3, 20, 0, 0, bytes(4_000_000))
+    flood_with(client, client.endpoint.take_outgoing())
+    world.end(client)
+    assert client.connection.endpoint.reader.buffered_bytes < 10_000 + 3 * RECEIVE_BYTES
+    assert world.kinds == [CloseKind.LIMIT]
+    assert "request_limit_bytes is 10000" in problems()[0][1]
+
+
+def test_a_publisher_may_send_large_frames_right_behind_its_publish_command(world, problems):
+    client = world.client().connect()
+    client.send("createStream")
+    client.endpoint.send_command("publish", 1, None, "cam", message_stream_id=1)
+    client.endpoint.send_message(CSID_VIDEO, MessageType.VIDEO, 1, 0, keyframe("", 300_000))
+    client.flush()
+    wait_until(lambda: world.hub.totals()["video_messages"] == 1)
+    client.send("deleteStream", 1)
+    client.endpoint.send_message(CSID_VIDEO, MessageType.VIDEO, 1, 40, keyframe("", 300_000))
+    client.send("createStream")
+    client.read_until(b"NetStream.Unpublish.Success")
+    assert not problems()
+
+
+def test_a_publisher_sends_no_large_commands(world, problems):
+    client = world.client().publish()
+    client.endpoint.send_command("anything", 1, "x" * 70_000)
+    flood_with(client, client.endpoint.take_outgoing())
+    world.end(client)
+    assert world.kinds == [CloseKind.LIMIT]
+    assert "request_limit_bytes is 65536" in problems()[0][1]
+
+
+def test_a_player_that_reads_no_ping_responses_is_closed(world, problems):
+    live(world)
+    client = world.client().play()
+    ping = message.user_control(message.UserControlType.PING_REQUEST, 1)
+    with suppress(OSError):
+        for _ in range(100):
+            client.sock.sendall(ping * 1000)
+    world.end(client)
+    assert world.kinds == [CloseKind.STALLED]
+    assert "does not read the replies to its commands: more than 262144 bytes" in problems()[0][1]
 
 
 def test_a_stalled_player_is_a_zombie(world, problems):
