@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_AMPLE_CONNECTIONS = 9_000
+"""Room for so many is no reason for a warning: hard limits of 10,000 and 10,240 open files are usual."""
+
 LEAST_CONNECTIONS = 16
 """The server does not start with room for fewer connections."""
 
@@ -110,7 +113,8 @@ def provide_descriptors(config: Config) -> int:
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     if not config.limits.connection_limit and connections < DEFAULT_CONNECTION_LIMIT:
-        log.warning(
+        log.log(
+            logging.WARNING if connections < _AMPLE_CONNECTIONS else logging.DEBUG,
             "connection_limit = 0 means %d connections here, not %d: the hard limit of open files is %d (%s)",
             connections,
             DEFAULT_CONNECTION_LIMIT,

@@ -40,7 +40,7 @@ from rtmpd.services.recorder.service import Recorder
 from rtmpd.services.relay.service import Relays
 from rtmpd.util.files import being_read
 from rtmpd.util.log_throttle import LogThrottle
-from rtmpd.util.text import printable
+from rtmpd.util.text import count_of, printable
 from rtmpd.util.threads import Result, Threads
 
 if TYPE_CHECKING:
@@ -235,7 +235,9 @@ class Daemon:
         """Stop accepting, end all streams, and wait for connections to end, at most drain_timeout_s."""
         limit_s = self.config.server.drain_timeout_s
         self.on_stop(limit_s + _SERVICES_STOP_S + _END_S)
-        log.info("stopping: %d streams, %d connections", len(self.hub.streams), len(self.hub.connections))
+        log.info(
+            "stopping: %s, %s", count_of(len(self.hub.streams), "stream"), count_of(len(self.hub.connections), "connection")
+        )
         self.ports.close()
         deadline = time.monotonic() + limit_s
         self.hub.stop(limit_s)

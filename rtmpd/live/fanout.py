@@ -20,6 +20,7 @@ from rtmpd.live.backpressure import Backpressure
 from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -205,7 +206,7 @@ class Group:
                     sent = 0
                 except OSError as error:
                     if subscriber.state is State.GROUP:
-                        fail(subscriber, f"send failed: {error.strerror or error}")
+                        fail(subscriber, connection_error("send", error))
                     short += size
                     continue
                 if sent != size:
@@ -703,7 +704,7 @@ class Fanout:
         try:
             progress = subscriber.advance(self.log, page, offset)
         except OSError as error:
-            self._fail_send(subscriber, f"send failed: {error.strerror or error}")
+            self._fail_send(subscriber, connection_error("send", error))
             return
         except Exception as error:  # noqa: BLE001 - logged by _fail_internally
             # An error of the framing: it would come again in each pass, and cut that short for all others.

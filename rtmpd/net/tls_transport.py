@@ -24,6 +24,7 @@ from rtmpd.net.tls_errors import explain, not_tls
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +202,7 @@ class TlsTransport(Transport):
             try:
                 self._send_own()
             except OSError as error:
-                raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
+                raise TransportClosed(self.close_reason or connection_error("send", error)) from None
             if not done:
                 self._read_more()
 
@@ -294,7 +295,7 @@ class TlsTransport(Transport):
         try:
             self._send_own()
         except OSError as error:
-            self._ended = f"send failed: {error.strerror or error}"
+            self._ended = connection_error("send", error)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _read_more(self) -> None:
@@ -306,7 +307,7 @@ class TlsTransport(Transport):
                 wait(self._read_watcher)
                 continue
             except OSError as error:
-                raise TransportClosed(self.close_reason or f"read failed: {error.strerror or error}") from None
+                raise TransportClosed(self.close_reason or connection_error("read", error)) from None
             self._take(data, end=not data)
             if self.interactive:
                 self._acknowledge()
@@ -341,7 +342,7 @@ class TlsTransport(Transport):
             except BlockingIOError:
                 return
             except OSError as error:
-                raise TransportClosed(f"read failed: {error.strerror or error}") from None
+                raise TransportClosed(connection_error("read", error)) from None
             self._take(data, end=not data)
         self._ready = self._decrypt()
         # Otherwise the next `recv` would wait for the socket, which may have no more data.
@@ -423,7 +424,7 @@ class TlsTransport(Transport):
                     view = view[sent:]
                 self._finish()
         except OSError as error:
-            raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
+            raise TransportClosed(self.close_reason or connection_error("send", error)) from None
         finally:
             self.sending = False
 
@@ -453,7 +454,7 @@ class TlsTransport(Transport):
             self._flush()
         except OSError as error:
             self._rest = b""
-            self.close(CloseReason(CloseKind.PEER_LEFT, f"send failed: {error.strerror or error}"))
+            self.close(CloseReason(CloseKind.PEER_LEFT, connection_error("send", error)))
         if self._rest:
             return
         if self._callback is not None:

@@ -19,6 +19,7 @@ from gevent.socket import wait
 from rtmpd.errors import DeadlineExceeded, TransportClosed
 from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,7 @@ class Transport:
         except BlockingIOError:
             return
         except OSError as error:
-            raise TransportClosed(f"read failed: {error.strerror or error}") from None
+            raise TransportClosed(connection_error("read", error)) from None
         if gone:
             raise TransportClosed(self.close_reason or "closed by the peer")
 
@@ -176,7 +177,7 @@ class Transport:
                 wait(self._read_watcher)
                 continue
             except OSError as error:
-                raise TransportClosed(self.close_reason or f"read failed: {error.strerror or error}") from None
+                raise TransportClosed(self.close_reason or connection_error("read", error)) from None
             if not data:
                 raise TransportClosed(self.close_reason or "closed by the peer")
             self._more = len(data) == RECEIVE_BYTES
@@ -211,7 +212,7 @@ class Transport:
                     self.bytes_sent += sent
                     view = view[sent:]
         except OSError as error:
-            raise TransportClosed(self.close_reason or f"send failed: {error.strerror or error}") from None
+            raise TransportClosed(self.close_reason or connection_error("send", error)) from None
         finally:
             self.sending = False
 

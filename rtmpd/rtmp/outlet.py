@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ class SharedOutlet:
             return
         except OSError as error:
             self._rest.clear()
-            self._transport.close(CloseReason(CloseKind.PEER_LEFT, f"send failed: {error.strerror or error}"))
+            self._transport.close(CloseReason(CloseKind.PEER_LEFT, connection_error("send", error)))
         if not self._rest:
             callbacks, self._callbacks = self._callbacks, []
             self._transport.unwatch_writable()

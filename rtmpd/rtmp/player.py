@@ -14,6 +14,7 @@ from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.rtmp.connection import PlayerRole
 from rtmpd.rtmp.fitness import unsupported, wanted
 from rtmpd.rtmp.outlet import SharedOutlet
+from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
     from rtmpd.live.output import Output
@@ -201,13 +202,13 @@ class Player(PlayerRole):
         connection.bytes_played += sent
         duration_s = time.monotonic() - self._started_at
         connection.log.info(
-            "stopped playing %s: %s; %.1f s, %d bytes, %d skips, %d messages dropped",
+            "stopped playing %s: %s; %.1f s, %d bytes, %s, %s dropped",
             stream.key,
             reason,
             duration_s,
             sent,
-            subscriber.skips,
-            subscriber.dropped,
+            count_of(subscriber.skips, "skip"),
+            count_of(subscriber.dropped, "message"),
             extra={"stream": stream.key},
         )
         connection.emit_end(

@@ -75,7 +75,8 @@ class Publisher(Role):
         self._message_stream.role = None
         connection.sources.pop(self._message_stream.id, None)
         duration_s = time.monotonic() - source.started_at
-        codecs = ", ".join(f"{track} {codec}" for track, codec in source.headers.codecs.items())
+        # The number of the first track means nothing to an operator: "video 0" would read as none.
+        codecs = ", ".join(f"{track.removesuffix(' 0')} {codec}" for track, codec in source.headers.codecs.items())
         connection.log.info(
             "stopped publishing %s: %s; %.1f s, %d bytes%s",
             stream.key,

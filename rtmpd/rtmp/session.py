@@ -58,12 +58,13 @@ _BUSY_S = 1.0
 """How long a connection that has exceeded a slice waits for a turn before it handles what it reads."""
 
 _LINGER_S = 1.5
-_KINDS: tuple[tuple[type[RtmpdError], CloseKind], ...] = (
-    (TlsError, CloseKind.TLS),
-    (HandshakeError, CloseKind.HANDSHAKE),
-    (LimitExceeded, CloseKind.LIMIT),
-    (RemoteProtocolError, CloseKind.PROTOCOL),
+_KINDS: tuple[tuple[type[RtmpdError], CloseKind, str], ...] = (
+    (TlsError, CloseKind.TLS, "TLS failed"),
+    (HandshakeError, CloseKind.HANDSHAKE, "invalid RTMP"),
+    (LimitExceeded, CloseKind.LIMIT, "limit exceeded"),
+    (RemoteProtocolError, CloseKind.PROTOCOL, "invalid RTMP"),
 )
+"""What the text of the close reason begins with, by exception."""
 _LATE = {ConnectionPhase.TLS_HANDSHAKE: CloseKind.TLS, ConnectionPhase.HANDSHAKE: CloseKind.HANDSHAKE}
 
 
@@ -113,10 +114,9 @@ class Session:
         connection, phase = self._connection, self._connection.phase
         if isinstance(error, Refused):
             return connection.close_reason
-        brief = f"{type(error).__name__} in {phase.value}"
-        for kind, close_kind in _KINDS:
+        for kind, close_kind, text in _KINDS:
             if isinstance(error, kind):
-                return CloseReason(close_kind, brief, detail=str(error))
+                return CloseReason(close_kind, f"{text} in phase {phase.value}", detail=str(error))
         if isinstance(error, TransportClosed):
             if connection.transport.close_reason:
                 return connection.transport.close_reason
@@ -127,7 +127,7 @@ class Session:
             hint = " right after the TLS handshake: it probably does not trust the certificate" if after_tls else ""
             return CloseReason(CloseKind.EARLY, f"{error}{hint}")
         if isinstance(error, DeadlineExceeded):
-            return CloseReason(_LATE.get(phase, CloseKind.DEADLINE), brief, detail=str(error))
+            return CloseReason(_LATE.get(phase, CloseKind.DEADLINE), f"too slow in phase {phase.value}", detail=str(error))
         return None
 
     # Handshakes --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.events import EventType
+from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
     from rtmpd.config.model import Config
@@ -161,12 +162,12 @@ class MediaLog:
         size, frames, keyframes, drops = map(operator.sub, totals, entry.totals)
         entry.since_s, entry.totals = now_s, totals
         log.info(
-            "%s: %.0f kbit/s, %.1f fps, %s, %d players, %d drops",
+            "%s: %.0f kbit/s, %.1f fps, %s, %s, %s",
             stream.key,
             size * 8 / 1000 / elapsed_s,
             frames / elapsed_s,
             f"a keyframe every {elapsed_s / keyframes:.1f} s" if keyframes else "no keyframes",
-            len(stream.players),
-            drops,
+            count_of(len(stream.players), "player"),
+            count_of(drops, "drop"),
             extra={"stream": stream.key},
         )

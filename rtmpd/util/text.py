@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import json
+=======
+import errno
+>>>>>>> a6eb81f (log: reasons, codecs and counts read as they are meant)
 
 _SHOWN_LENGTH = 80
 _DECEIVING = {
@@ -31,3 +35,20 @@ def json_line(value: object, separators: tuple[str, str] | None = None) -> str:
 def shown(text: str) -> str:
     """Return a value in quotes for a message, shortened if it is long."""
     return f'"{printable(text[:_SHOWN_LENGTH])}{"..." if len(text) > _SHOWN_LENGTH else ""}"'
+
+
+def connection_error(verb: str, error: OSError) -> str:
+    """Return why a connection has ended, by the error of a read or send. Peers that leave in a hurry reset it: no failure.
+
+    Args:
+        verb: What failed otherwise: ``read`` or ``send``.
+        error: The error.
+    """
+    if error.errno in (errno.ECONNRESET, errno.EPIPE):
+        return "closed by the peer (connection reset)"
+    return f"{verb} failed: {error.strerror or error}"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 stream``, ``2 streams``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

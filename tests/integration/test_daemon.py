@@ -159,7 +159,7 @@ def test_at_a_stop_players_get_the_last_frame_and_then_the_end_of_the_stream(ser
     assert encoder.rest() == []
     assert running.process.wait(10) == 0
     assert time.monotonic() - begun < 5
-    running.wait_for_line("stopping: 1 streams, 2 connections")
+    running.wait_for_line("stopping: 1 stream, 2 connections")
     running.wait_for_line(r" INFO +stopped\b")
 
 

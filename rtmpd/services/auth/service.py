@@ -25,6 +25,11 @@ from rtmpd.services.auth.callback import Callback
 from rtmpd.services.auth.credentials import Credentials, CredentialsError, read_credentials
 from rtmpd.services.auth.rules import Denied, Rules
 from rtmpd.util.stream_key import StreamKey
+<<<<<<< HEAD
+=======
+from rtmpd.util.text import count_of
+from rtmpd.util.threads import Threads
+>>>>>>> a6eb81f (log: reasons, codecs and counts read as they are meant)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -149,7 +154,7 @@ class Auth:
         while True:
             gevent.sleep(_TICK_S)
             for ban in self._bans.over(time.monotonic()):
-                log.info("%s is no longer banned, %d connections were refused", ban.address, ban.refused)
+                log.info("%s is no longer banned, %s refused", ban.address, count_of(ban.refused, "connection"))
 
     # Authorizer --------------------------------------------------------------------------------------------------------
 

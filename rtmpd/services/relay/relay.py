@@ -28,7 +28,7 @@ from rtmpd.protocol.enhanced import server_answer
 from rtmpd.services.relay.delivery import DeliveryWatch
 from rtmpd.services.relay.redirect import Redirected, check, redirect_url
 from rtmpd.util.backoff import Backoff
-from rtmpd.util.text import printable
+from rtmpd.util.text import count_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,15 +207,15 @@ class Relay:
             self._enter(RelayPhase.ENDED)
             self._count()
             log.info(
-                "%s ended: %s; live %.1f of %.1f s, %d bytes, %d reconnects, %d failures, %d skips",
+                "%s ended: %s; live %.1f of %.1f s, %d bytes, %s, %s, %s",
                 self,
                 self._end_reason or "the server is stopping",
                 self._live_s,
                 time.monotonic() - self._began_at,
                 self._bytes,
-                self.reconnects,
-                self.failures,
-                self._skips,
+                count_of(self.reconnects, "reconnect"),
+                count_of(self.failures, "failure"),
+                count_of(self._skips, "skip"),
             )
 
     def _enter(self, phase: RelayPhase) -> None:

@@ -147,6 +147,17 @@ def test_a_reduced_number_of_connections_is_logged(limits, caplog):
     )
 
 
+def test_nearly_as_many_connections_are_no_warning(limits, caplog):
+    caplog.set_level("INFO")
+    for hard, connections in ((10_024, 10_024 - SPARE), (9_000 + SPARE, 9_000)):
+        limits[:] = [1024, hard]
+        assert provide_descriptors(load_text("")) == connections
+        assert not caplog.messages
+    limits[:] = [1024, 8_999 + SPARE]
+    assert provide_descriptors(load_text("")) == 8_999
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_with_enough_open_files_nothing_is_logged(limits, caplog):
     for limits[:] in ([1024, 65536], [1024, resource.RLIM_INFINITY], [resource.RLIM_INFINITY] * 2):
         soft = limits[0]

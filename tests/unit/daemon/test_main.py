@@ -66,7 +66,7 @@ def test_the_server_runs_until_a_stop_request(make_daemon, caplog):
     assert not daemon.hub.connections
     with pytest.raises(ConnectionRefusedError):
         connect(daemon)
-    assert "stopping: 0 streams, 1 connections" in caplog.text
+    assert "stopping: 0 streams, 1 connection" in caplog.text
 
 
 def test_every_address_is_listened_on(make_daemon):

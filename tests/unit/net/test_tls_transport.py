@@ -539,7 +539,7 @@ def test_a_reset_says_so(pair):
     transport, peer = pair(tcp=True)
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.sock.close()
-    assert str(ending(transport)[1]) == "read failed: Connection reset by peer"
+    assert str(ending(transport)[1]) == "closed by the peer (connection reset)"
 
 
 def test_a_modified_record_is_a_tls_error(pair):

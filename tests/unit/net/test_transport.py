@@ -95,7 +95,7 @@ def test_a_reset_says_so(tcp):
     reading = gevent.spawn(transport.recv)
     gevent.sleep(0)
     reset(peer)
-    with pytest.raises(TransportClosed, match=r"^read failed: Connection reset by peer$"):
+    with pytest.raises(TransportClosed, match=r"^closed by the peer \(connection reset\)$"):
         reading.get(timeout=LIMIT_S)
 
 
@@ -124,7 +124,7 @@ def test_ensure_open_takes_no_bytes(tcp):
 def test_ensure_open_raises_after_a_reset_and_after_close(tcp):
     transport, peer = tcp()
     reset(peer)
-    until_gone(transport, r"^read failed: Connection reset by peer$")
+    until_gone(transport, r"^closed by the peer \(connection reset\)$")
     transport, peer = tcp()
     transport.close(CloseReason(CloseKind.EXPELLED, "we had enough"))
     until_gone(transport, r"^we had enough$")

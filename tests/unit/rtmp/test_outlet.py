@@ -172,7 +172,7 @@ def test_a_socket_that_fails_during_a_wait_closes_the_connection_and_calls_back(
     outlet.watch_writable(lambda: calls.append("called"))
     transport.error = ConnectionResetError(104, "Connection reset by peer")
     transport.take()
-    assert transport.close_reason == "send failed: Connection reset by peer"
+    assert transport.close_reason == "closed by the peer (connection reset)"
     assert transport.close_reason.kind is CloseKind.PEER_LEFT
     assert calls == ["called"]
     assert not transport.watched
@@ -256,7 +256,7 @@ def test_a_failed_socket_removes_both_players(scenes):
     for scene in scenes:
         scene.video(frame())
     settle()
-    assert transport.close_reason == "send failed: Connection reset by peer"
+    assert transport.close_reason == "closed by the peer (connection reset)"
     assert [len(scene.fanout) for scene in scenes] == [0, 0]
 
 
