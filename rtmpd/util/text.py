@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import json
-=======
 import errno
->>>>>>> a6eb81f (log: reasons, codecs and counts read as they are meant)
+import json
 
 _SHOWN_LENGTH = 80
 _DECEIVING = {

@@ -109,7 +109,7 @@ class Peer:
         match command.name:
             case "connect":
                 self.connect = command.command_object
-                self.say("_result", None, status.info(status.CONNECT_SUCCESS, ""), tid=command.transaction_id)
+                self.say("_result", target.declares, status.info(status.CONNECT_SUCCESS, ""), tid=command.transaction_id)
             case "createStream":
                 self.say("_result", None, target.message_stream_id, tid=command.transaction_id)
             case "publish":
@@ -134,6 +134,7 @@ class Target:
         acknowledges: Whether the server sends Acknowledgements.
         message_stream_id: The result of createStream.
         receive_buffer: Of the sockets, bytes; 0 is the kernel's default.
+        declares: The command object of the answer to connect.
         raw: A function that serves connections instead of this class.
 
     Attributes:
@@ -149,6 +150,7 @@ class Target:
         acknowledges: bool = True,
         message_stream_id: int = 1,
         receive_buffer: int = 0,
+        declares: dict[str, Any] | None = None,
         raw: Callable[[Target, socket.socket], None] | None = None,
     ) -> None:
         self.on_publish = on_publish
@@ -156,6 +158,7 @@ class Target:
         self.refusal = refusal
         self.acknowledges = acknowledges
         self.message_stream_id = message_stream_id
+        self.declares = declares
         self.peers: list[Peer] = []
         self.news = threading.Condition()
         self.over = threading.Event()

@@ -143,6 +143,25 @@ def test_a_late_relay_starts_at_the_newest_keyframe(relaying, target, publisher,
     running.wait_for_line(r"live/cam: relay to \S+ ended: reload;")
 
 
+HEVC_HEADER = b"\x90hvc1" + bytes.fromhex("01016000000090000000000078f000fcfdf8f800000f00")
+
+
+def test_a_codec_that_the_destination_does_not_declare_is_a_warning(relaying, target, publisher):
+    places = [target(), target(declares={"fourCcList": ["av01"]}), target(declares={"fourCcList": ["hvc1"]})]
+    running = relaying(*(place.url() for place in places))
+    sender = publisher(running, "cam")
+    for place in places:
+        running.wait_for_line(rf"{place.port}/\S+ is up")
+    send(sender, [Item(VIDEO, 0, HEVC_HEADER), Item(VIDEO, 0, b"\x91hvc1\0\0\0key")])
+    text = r"the video is hvc1 \(Enhanced RTMP\), not declared by the destination: it may arrive as audio only"
+    for place in places[:2]:
+        running.wait_for_line(rf"WARNING live/cam: relay to rtmp://127\.0\.0\.1:{place.port}/\S+: {text}")
+    sender.unpublish()
+    for place in places:
+        running.wait_for_line(rf"{place.port}/\S+ ended")
+    assert len([line for line in running.log() if "Enhanced RTMP" in line]) == 2
+
+
 def test_each_application_has_its_own_destinations(relaying, target, publisher):
     everywhere, studio = target(), target()
     more = f'[applications]\n[[live]]\n[[studio]]\nrelay_to = {studio.url("{app}-x/y_{name}")}\n[[quiet]]\nrelay_to = ""\n'

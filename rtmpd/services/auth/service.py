@@ -25,11 +25,7 @@ from rtmpd.services.auth.callback import Callback
 from rtmpd.services.auth.credentials import Credentials, CredentialsError, read_credentials
 from rtmpd.services.auth.rules import Denied, Rules
 from rtmpd.util.stream_key import StreamKey
-<<<<<<< HEAD
-=======
 from rtmpd.util.text import count_of
-from rtmpd.util.threads import Threads
->>>>>>> a6eb81f (log: reasons, codecs and counts read as they are meant)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

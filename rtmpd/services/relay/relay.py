@@ -24,7 +24,7 @@ from rtmpd.net.listener import is_listened_on
 from rtmpd.net.transport import deadline
 from rtmpd.phases import RELAY, CloseKind, CloseReason, Machine, RelayPhase
 from rtmpd.protocol import via
-from rtmpd.protocol.enhanced import server_answer
+from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.services.relay.delivery import DeliveryWatch
 from rtmpd.services.relay.redirect import Redirected, check, redirect_url
 from rtmpd.util.backoff import Backoff
@@ -160,6 +160,7 @@ class Relay:
         self._framing = RelayFraming(1)
         self._watch = DeliveryWatch()
         self._rest: _Rest | None = None
+        self._checked_codecs: set[str] = set()
         self._end_reason = ""
         self._next_url = ""
         # Of connections that are gone, and the part of all figures that is in the hub's counters.
@@ -411,6 +412,7 @@ class Relay:
         self._count()
         if now_s - self._changed_at >= _STABLE_S:
             self._backoff.reset()
+        self._check_codec(client)
         options, fanout = self._options, self._output.fanout
         subscriber.write_timeout_s = options.relay_write_timeout_s
         transport, endpoint = client.transport, client.endpoint
@@ -430,6 +432,17 @@ class Relay:
         metadata = self._framing.changed_metadata(fanout.log.headers) if subscriber.headers is not None else b""
         if metadata:
             fanout.write(subscriber, metadata)
+
+    def _check_codec(self, client: Client) -> None:
+        """Log once for each codec if the destination probably can't take the video: it drops such messages without a word."""
+        four_cc = self._stream.content.video_four_cc
+        if not four_cc or four_cc in self._checked_codecs:
+            return
+        self._checked_codecs.add(four_cc)
+        answer = {name: value for part in client.connect_result if isinstance(part, dict) for name, value in part.items()}
+        if not parse_capabilities(answer).takes_video(four_cc):
+            text = "%s: the video is %s (Enhanced RTMP), not declared by the destination: it may arrive as audio only"
+            log.warning(text, self, printable(four_cc))
 
     def _count(self) -> float:
         """Bring the hub's counters up to date; return how far the destination is behind, ms."""

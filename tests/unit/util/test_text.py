@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from rtmpd.util.text import printable, shown
+from rtmpd.util.text import connection_error, count_of, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,13 @@ def test_a_value_in_a_message_is_quoted_and_shortened():
     assert shown("loud\n") == '"loud\\n"'
     assert shown("x" * 80) == f'"{"x" * 80}"'
     assert shown("x" * 81) == f'"{"x" * 80}..."'
+
+
+def test_a_reset_is_no_failure():
+    for number in (errno.ECONNRESET, errno.EPIPE):
+        assert connection_error("read", OSError(number, "text")) == "closed by the peer (connection reset)"
+    assert connection_error("send", OSError(errno.ETIMEDOUT, "Connection timed out")) == "send failed: Connection timed out"
+
+
+def test_a_count_of_one_has_a_singular():
+    assert [count_of(number, "stream") for number in (0, 1, 2)] == ["0 streams", "1 stream", "2 streams"]
