@@ -32,6 +32,7 @@ from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.rtmp.connection import Connection, ConnectionOptions
 from rtmpd.rtmp.session import Session
 from rtmpd.util.event_loop import Slices
+from rtmpd.util.gate import Gate
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.turns import Turns
@@ -167,6 +168,7 @@ class Hub:
         self.listening: tuple[tuple[str, int], ...] = ()
         self.tls = Tls()
         self.turns = Turns()
+        self._ends = Gate()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
         self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
@@ -241,10 +243,21 @@ class Hub:
         self.connections.add(connection)
         self.connection_limits.enter(address)
         connection.emit(EventType.CONNECTION_ACCEPT)
+        reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
-            Session(connection).run(first)
+            reason = Session(connection).run(first)
         finally:
+            if connection.sources:
+                # At once: its publisher may be back already.
+                self._end(connection, address, reason)
+            else:
+                self._ends.run(lambda: self._end(connection, address, reason))
+
+    def _end(self, connection: Connection, address: str, reason: CloseReason) -> None:
+        try:
+            connection.closed(reason)
             self._emit_closed(connection)
+        finally:
             self.connections.discard(connection)
             self.connection_limits.leave(address)
 

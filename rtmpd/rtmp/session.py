@@ -84,30 +84,27 @@ class Session:
         self._slice_ends_at = 0.0
         self._busy_until = 0.0
 
-    def run(self, first: bytes = b"") -> None:
-        """Serve the connection to its end. Raises nothing.
+    def run(self, first: bytes = b"") -> CloseReason:
+        """Serve the connection until it ends; return why it does. The caller calls `Connection.closed`. Raises nothing.
 
         Args:
             first: Bytes of the client that have been read already.
         """
         connection = self._connection
-        reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
             self._handshake(self._secure(first))
             while True:
                 self._take(connection.transport.recv())
         except gevent.GreenletExit:
             # The time limit of a stop is over.
-            reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
+            return CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
         except Exception as error:
             known = self._reason(error)
-            if known is None:
-                connection.hub.count("internal_errors")
-                connection.log.exception("internal error in phase %s: the connection is closed", connection.phase.value)
-            else:
-                reason = known
-        finally:
-            connection.closed(reason)
+            if known is not None:
+                return known
+            connection.hub.count("internal_errors")
+            connection.log.exception("internal error in phase %s: the connection is closed", connection.phase.value)
+            return CloseReason(CloseKind.INTERNAL, "internal error")
 
     def _reason(self, error: Exception) -> CloseReason | None:
         """Return why the connection ends, by the exception that ended it; None: the exception is a bug."""

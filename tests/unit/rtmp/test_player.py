@@ -85,7 +85,7 @@ def test_a_player_disconnected_by_policy_is_no_zombie_and_its_socket_accepts_a_l
     assert scene.transport.close_reason.kind is CloseKind.EXPELLED
     assert scene.transport.unsent_limit_bytes > before
     warnings = len(caplog.records)
-    Session(scene.connection).run()
+    scene.connection.closed(Session(scene.connection).run())
     assert scene.connection.close_reason.startswith("it was too slow: ")
     assert scene.counted == []
     assert [record for record in caplog.records[warnings:] if record.levelno >= logging.WARNING] == []
