@@ -143,6 +143,7 @@ class LimitsConfig:
     publish_bitrate_action: str
     message_limit_bytes: int
     request_limit_bytes: int
+    url_limit_bytes: int
     gop_cache_limit_bytes: int
     memory_limit_bytes: int
     chunk_stream_limit: int

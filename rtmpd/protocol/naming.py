@@ -53,7 +53,8 @@ def resolve(app: str, tc_url: str, name: str, default_name: str) -> StreamName:
         app = url.split("://", 1)[1].partition("/")[2]
     parameters: dict[str, str] = {}
     for query in (url_query, app_query, name_query):
-        parameters.update(parse_qsl(query[:8192], keep_blank_values=True, max_num_fields=None)[:_MAX_PARAMETERS])
+        first = "&".join(query[:8192].split("&", _MAX_PARAMETERS)[:_MAX_PARAMETERS])
+        parameters.update(parse_qsl(first, keep_blank_values=True))
     if not name.strip("/"):
         name = default_name
     return StreamName(join_key(app, name), parameters)

@@ -57,6 +57,9 @@ def _connect(connection: Connection, command: Command) -> None:
     client.app = _text_of(properties.get("app"))
     # "tcurl" is the spelling of some clients.
     client.tc_url = _text_of(properties.get("tcUrl", properties.get("tcurl")))
+    connection.last_request.connect("")
+    for text in (client.app, client.tc_url):
+        _check_length(connection, text, status.CONNECT_INVALID_APP)
     client.agent = printable(_text_of(properties.get("flashVer"))[:_MAX_AGENT])
     client.capabilities = parse_capabilities(properties)
     client.via = parse_via(properties.get(MEMBER))
@@ -67,6 +70,7 @@ def _connect(connection: Connection, command: Command) -> None:
     options = connection.hub.admit(found.key)
     client.user = _log_in(connection, found, properties)
     client.options = options
+    client.application = found
     connection.enter(ConnectionPhase.COMMAND)
     endpoint, server = connection.endpoint, connection.options.server
     # In this order: OBS, FFmpeg, GStreamer and librtmp all accept it.
@@ -82,6 +86,13 @@ def _connect(connection: Connection, command: Command) -> None:
     user = f" as {client.user}" if client.user else ""
     agent = repr(_text_of(properties["flashVer"])[:_MAX_AGENT]) if client.agent else "an unnamed client"
     connection.log.info("connected to %s%s by %s", found.key or "(no application)", user, agent)
+
+
+def _check_length(connection: Connection, text: str, code: str) -> None:
+    """Refuse an app, tcUrl or stream name that is too long: each is kept, and taken apart for each request."""
+    limit = connection.options.limits.url_limit_bytes
+    if len(text) > limit or len(text.encode(errors="surrogatepass")) > limit:
+        raise Refused(code, "The URL is too long.", f"url_limit_bytes is {limit}, and the app, tcUrl or name is longer")
 
 
 def _text_of(value: object) -> str:
@@ -133,7 +144,7 @@ def _authorize(connection: Connection, action: Action, found: StreamName) -> str
         found.key,
         found.parameters,
         client.user,
-        resolve(client.app, client.tc_url, "", "").key if client.user else "",
+        client.application.key if client.user else "",
         wait,
     )
     try:
@@ -194,7 +205,8 @@ def _text(value: Any) -> str:
 def _resolve(connection: Connection, name: str, code: str) -> StreamName:
     client = connection.client
     assert client.options is not None
-    found = resolve(client.app, client.tc_url, name, client.options.default_stream_name)
+    _check_length(connection, name, code)
+    found = client.resolve(name, client.options.default_stream_name)
     if not is_printable(found.key):
         raise Refused(code, "The stream's name has control characters or is too long.")
     return found

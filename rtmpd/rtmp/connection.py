@@ -9,7 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rtmpd.errors import LimitExceeded
@@ -17,7 +17,8 @@ from rtmpd.phases import CONNECTION, CloseKind, CloseReason, ConnectionPhase, Ma
 from rtmpd.protocol.endpoint import Endpoint
 from rtmpd.protocol.enhanced import NOTHING_DECLARED, reconnect_request
 from rtmpd.protocol.message import CSID_STATUS, UserControlType
-from rtmpd.protocol.naming import is_printable
+from rtmpd.protocol.naming import StreamName, is_printable, resolve
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from rtmpd.authorization import Authorizer
@@ -127,6 +128,7 @@ class ClientInfo:
 
     Attributes:
         app, tc_url: As it sent them, with their queries. Secret.
+        application: What they resolve to: the path of the application, and the parameters. Secret.
         agent: What it calls itself, fit to be shown.
         capabilities: What it declares to support.
         via: The ids of the servers that a relay's streams have come through; see `rtmpd.protocol.via`.
@@ -136,11 +138,18 @@ class ClientInfo:
 
     app: str = ""
     tc_url: str = ""
+    application: StreamName = field(default_factory=lambda: StreamName(StreamKey(), {}))
     agent: str = ""
     capabilities: Capabilities = NOTHING_DECLARED
     via: tuple[str, ...] = ()
     user: str = ""
     options: LiveConfig | None = None
+
+    def resolve(self, name: str, default_name: str) -> StreamName:
+        """Resolve a stream name within the application, which is taken apart only once; as `rtmpd.protocol.naming.resolve`."""
+        detached = "?" if self.app.endswith("?") or self.tc_url.strip("'\"").endswith("?") else ""
+        found = resolve(self.application.key + detached, "", name, default_name)
+        return found._replace(parameters=self.application.parameters | found.parameters)
 
     def as_event_data(self) -> dict[str, Scalar]:
         """Return user and agent, as far as they are known."""

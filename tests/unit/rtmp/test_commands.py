@@ -9,6 +9,8 @@ from rtmpd.errors import LoginRequired, Refused, TransportClosed
 from rtmpd.events import EventType
 from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
 from rtmpd.protocol.command import Command
+from rtmpd.protocol.naming import resolve
+from rtmpd.rtmp import connection
 from rtmpd.rtmp.commands import COMMANDS
 from rtmpd.rtmp.connection import LastRequest
 from tests.unit.live.fakes import new_stream, parse, settle
@@ -231,6 +233,39 @@ def test_without_an_authentication_service_everything_is_allowed():
 
 
 # The last request -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x" * 4097, "\U0001f600" * 1025, "\udcff" * 1366], ids=["ASCII", "emoji", "not UTF-8"])
+@pytest.mark.parametrize("member", ["app", "tc_url"])
+def test_a_connect_with_a_long_url_is_refused(client, member, text):
+    with pytest.raises(Refused, match=r"url_limit_bytes is 4096") as refused:
+        client.connect(**{member: text})
+    assert refused.value.code == "NetConnection.Connect.InvalidApp"
+    assert text not in str(refused.value)
+    assert client.reported == {"wanted": "connect", "served": False}
+
+
+@pytest.mark.parametrize(("action", "code"), [(Action.PUBLISH, "Publish.BadName"), (Action.PLAY, "Play.StreamNotFound")])
+def test_a_publish_or_play_with_a_long_name_is_refused(client, action, code):
+    client.connect()
+    with pytest.raises(Refused, match=r"url_limit_bytes is 4096") as refused:
+        client.ask(action, "cam?token=" + "x" * 4090)
+    assert refused.value.code == f"NetStream.{code}"
+
+
+def test_app_and_tc_url_are_taken_apart_once(client, monkeypatch):
+    client.connect(app="", tc_url="rtmp://host/live" + "/" * 4000 + "?b=c")
+    seen = []
+
+    def recording(app, tc_url, *names):
+        seen.append((app, tc_url))
+        return resolve(app, tc_url, *names)
+
+    monkeypatch.setattr(connection, "resolve", recording)
+    for number in range(3):
+        client.ask(Action.PLAY, f"cam{number}?token=d")
+    assert seen == [("live", "")] * 3
+    assert client.authorizer.seen.parameters == {"b": "c", "token": "d"}
 
 
 def test_a_connection_without_a_command_has_no_last_request():
