@@ -472,12 +472,10 @@ def test_a_destination_that_is_stopped_is_disconnected_and_gets_the_stream_again
     running = relaying(there.url("{name}"), options="relay_ack_timeout_s = 1\nrelay_connect_timeout_s = 1")
     sender = raw(running).publish("cam")
     sender.send(VIDEO, 0, key(0))
-    there.wait_for_line("publishes live/cam")
+    running.wait_for_line(r"live/cam: relay to \S+ is up")
     os.kill(there.pid, signal.SIGSTOP)
     opened.callback(os.kill, there.pid, signal.SIGCONT)
-    send_until(
-        running, sender, r"is down: (TCP made no progress|the destination has acknowledged nothing) for 1 s, \d+ bytes", 20_000
-    )
+    send_until(running, sender, r"is down: (TCP made no progress|the destination has acknowledged nothing) for 1 s, ", 20_000)
     os.kill(there.pid, signal.SIGCONT)
     send_until(running, sender, r"is up again", 300)
 
