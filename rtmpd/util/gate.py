@@ -49,7 +49,7 @@ class Gate:
         self._spent_s = 0.0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do *work* and return, now or after a wait. The work must not wait or raise. A killed greenlet does its own at once."""
+        """Do *work* and return, now or after a wait. It must not wait or raise. A killed greenlet does its own at once."""
         if self._greenlet is None:
             now_s = time.monotonic()
             if now_s >= self._window_ends_at:
