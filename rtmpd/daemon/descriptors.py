@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rtmpd.connection_limits import DEFAULT_CONNECTION_LIMIT
 from rtmpd.errors import RtmpdError
-from rtmpd.http.server import CONNECTIONS as HTTP_CONNECTIONS
+from rtmpd.http.server import OPEN as HTTP_CONNECTIONS
 from rtmpd.services.auth.callback import THREADS as AUTH_THREADS
 
 if TYPE_CHECKING:

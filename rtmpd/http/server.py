@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
@@ -31,7 +34,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 16
-"""The connections that are served at the same time on one address; further ones wait in the kernel's queue."""
+"""The requests that are answered at the same time on one address; further ones wait."""
+
+_READING = 64
+"""The connections whose request is not complete. Another one takes the place of the oldest of the address that has most."""
+
+OPEN = 96
+"""The connections on one address; further ones wait in the kernel's queue."""
+
+_SLOW_S = 1.0
+"""A client that has not taken a piece of its response for this long gives way to requests that wait."""
 
 _REQUEST_S = 10.0
 _WRITE_S = 10.0
@@ -62,6 +74,64 @@ class _Head:
         return line
 
 
+class _Displaced(BaseException):
+    """Thrown into the greenlet of a client that is too slow while others wait. Not an Exception: pywsgi would print that."""
+
+
+class _Places:
+    """The connections of one listener: those that send their requests, and those that are answered.
+
+    Slow clients delay no others: of those that still send a request the oldest is closed when there are too many; of those that
+    are answered, one that does not read gives way to a request that waits.
+    """
+
+    def __init__(self) -> None:
+        self._reading: dict[Any, str] = {}
+        self._sending: dict[Any, float] = {}
+        self._free = BoundedSemaphore(CONNECTIONS)
+
+    def begin_reading(self, peer: str) -> None:
+        """Take note that this greenlet reads a request; end the oldest that does if they are too many."""
+        self._reading[gevent.getcurrent()] = peer.rpartition(":")[0]
+        if len(self._reading) > _READING:
+            most = Counter(self._reading.values()).most_common(1)[0][0]
+            self._displace(self._reading, next(each for each, address in self._reading.items() if address == most))
+
+    def end_reading(self) -> None:
+        """Take note that the request is complete, or the connection over."""
+        self._reading.pop(gevent.getcurrent(), None)
+
+    def take(self) -> None:
+        """Wait for a place."""
+        while not self._free.acquire(timeout=_SLOW_S / 4):
+            since_s, slowest = min(
+                ((since_s, each) for each, since_s in self._sending.items()), default=(math.inf, None), key=_first
+            )
+            if time.monotonic() - since_s > _SLOW_S:
+                self._displace(self._sending, slowest)
+
+    def leave(self) -> None:
+        """Free the place."""
+        self._free.release()
+
+    def begin_sending(self) -> None:
+        """Take note that this greenlet waits for its client to read."""
+        self._sending[gevent.getcurrent()] = time.monotonic()
+
+    def end_sending(self) -> None:
+        """Take note that the client has read."""
+        self._sending.pop(gevent.getcurrent(), None)
+
+    @staticmethod
+    def _displace(those: dict[Any, Any], greenlet: Any) -> None:
+        del those[greenlet]
+        greenlet.kill(_Displaced, block=False)
+
+
+def _first(pair: tuple[float, Any]) -> float:
+    return pair[0]
+
+
 class _Handler(WSGIHandler):
     """A connection, which serves one request."""
 
@@ -83,10 +153,35 @@ class _Handler(WSGIHandler):
 
     def handle(self) -> None:
         """Serve the connection."""
+        places = self.server.places
+        places.begin_reading(self._peer)
         try:
             super().handle()
         except OSError as error:
             log.debug("http %s: %s", self._peer, error)
+        except _Displaced:
+            self.server.count("http_deadlines")
+            log.debug("http %s: too slow while others wait, connection closed", self._peer)
+        finally:
+            places.end_reading()
+
+    def run_application(self) -> None:
+        """Wait for a place, then respond."""
+        places = self.server.places
+        places.end_reading()
+        places.take()
+        try:
+            super().run_application()
+        finally:
+            places.leave()
+
+    def _sendall(self, data: bytes) -> None:
+        places = self.server.places
+        places.begin_sending()
+        try:
+            super()._sendall(data)  # type: ignore[misc]
+        finally:
+            places.end_sending()
 
     def handle_one_request(self) -> Any:
         """Read a request and respond to it. The deadline is for reading."""
@@ -166,8 +261,9 @@ class _Server(WSGIServer):
     def __init__(self, sock: socket, application: WSGIApplication, count: Callable[[str], None]) -> None:
         # With a name for the environment: pywsgi would look one up.
         name = {"SERVER_NAME": str(sock.getsockname()[0])}
-        super().__init__(sock, application, spawn=Pool(CONNECTIONS), log=None, error_log=log, environ=name)
+        super().__init__(sock, application, spawn=Pool(OPEN), log=None, error_log=log, environ=name)
         self.count = count
+        self.places = _Places()
 
 
 class HttpServer:

@@ -62,7 +62,7 @@ def test_hooks_callbacks_metrics_and_addresses_count():
         "connections": 100,
         "hooks": 80,
         "authentication callbacks": 32,
-        "clients of metrics": 32,
+        "clients of metrics": 192,
         "addresses": 4,
         "spare": 64,
     }

@@ -312,6 +312,38 @@ def test_more_clients_than_places_wait_for_their_turn(serve, connect, monkeypatc
     assert most == 2
 
 
+@pytest.mark.parametrize("text", [b"", b"GET /hello HTTP/1.1\r\nA: "])
+def test_clients_that_are_slow_to_ask_do_not_delay_others(serve, connect, ask, monkeypatch, counted, text):
+    monkeypatch.setattr(module, "_REQUEST_S", 2 * LIMIT_S)
+    server = serve()
+    socks = [connect(server) for _ in range(5 * module._READING)]
+    for sock in socks:
+        sock.sendall(text)
+    gevent.sleep(0.05)
+    with gevent.Timeout(LIMIT_S / 4):
+        assert ask(server, "GET /hello HTTP/1.1\r\n\r\n")[0] == "HTTP/1.1 200 OK"
+    # Without others in between the newest may take their time.
+    socks[-1].sendall((b"" if text else b"GET /hello HTTP/1.1\r\nA: ") + b"b\r\n\r\n")
+    assert read(socks[-1])[0] == "HTTP/1.1 200 OK"
+    assert counted["http_deadlines"] == 4 * module._READING + 1
+
+
+def test_clients_that_are_slow_to_read_do_not_delay_others(serve, connect, ask, monkeypatch):
+    monkeypatch.setattr(module, "_WRITE_S", 2 * LIMIT_S)
+    monkeypatch.setattr(module, "_SLOW_S", 0.2)
+
+    def large(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [bytes(64 << 20)]
+
+    server = serve(large=large, hello=hello)
+    for sock in [connect(server) for _ in range(module.CONNECTIONS)]:
+        sock.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+    gevent.sleep(0.05)
+    with gevent.Timeout(LIMIT_S / 2):
+        assert ask(server, "GET /hello HTTP/1.1\r\n\r\n")[0] == "HTTP/1.1 200 OK"
+
+
 def test_what_may_be_secret_is_not_logged(serve, ask, caplog, capfd):
     with caplog.at_level(logging.DEBUG, "rtmpd"):
         ask(serve(), "GET /hello?token=secret HTTP/1.1\r\nAuthorization: secret\r\n\r\n")
