@@ -350,11 +350,11 @@ class Hub:
         )
         active.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
 
-    def unpublish(self, stream: Stream, source: Source) -> None:
-        """Detach a source; the stream's players are kept for a while."""
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
+        """Detach a source; the stream's players are kept for a while. *lost*: it has not ended in an orderly way."""
         if stream.source is source:
             if stream.options.live.publisher_grace_s and not self.stopping:
-                stream.wait_for_source()
+                stream.wait_for_source(lost=lost)
             else:
                 stream.end()
             self._drop_if_idle(stream)

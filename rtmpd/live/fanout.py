@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Headers, Notice
     from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
+    from rtmpd.media.timestamps import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +323,7 @@ class Fanout:
         counters: Likewise.
         wake: Takes note that the log has grown. Cheap, and only needed while ``active``.
         active: Whether there are subscribers.
+        timeline: The stream's: shows whether its source has sent a frame. None: headers are only sent with a frame.
     """
 
     def __init__(
@@ -331,10 +333,12 @@ class Fanout:
         self.options = options.live
         self.backpressure = Backpressure(stream_log, options.backpressure)
         self.counters = counters or DeliveryCounters()
+        self.timeline: Timeline | None = None
         self._group = Group()
         self._lagging: set[Subscriber] = set()
         self._waiting: set[Subscriber] = set()
         self._paused: set[Subscriber] = set()
+        self._headers_sent = stream_log.headers  # those that waiting subscribers were last sent
         self._joins_handled = 0  # the join point at which waiting subscribers were last started
         self._after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
         self._pump = Pump(name, options.live, self._at_end, self._pass, self._recover)
@@ -400,8 +404,9 @@ class Fanout:
         too_early = not_before is not None and stream_log.join_position < not_before
         if stream_log.join_page is None or not self.options.gop_cache or too_early:
             self._set_waiting(subscriber, time.monotonic())
-        else:
-            self._move_to_join_point(subscriber)
+            self._send_headers(subscriber)
+            return
+        self._move_to_join_point(subscriber)
         self._serve(subscriber)
 
     def _set_waiting(self, subscriber: Subscriber, now_s: float) -> None:
@@ -412,10 +417,42 @@ class Fanout:
         subscriber.joins_seen = self.log.joins
         self._waiting.add(subscriber)
 
+    @property
+    def _before_frames(self) -> bool:
+        """Whether the source may have sent headers, but no frame so far."""
+        return self.timeline is not None and not self.timeline.running
+
+    def _send_headers(self, subscriber: Subscriber) -> None:
+        """Send the headers in force to a subscriber that waits, if the source has sent headers but no frame so far.
+
+        If its socket is full, it gets them with the first frame.
+        """
+        stream_log = self.log
+        if self._before_frames and stream_log.headers.items and not subscriber.blocked:
+            self._queue_headers(subscriber, stream_log.headers, max(stream_log.newest_timestamp, 0), only_new=True)
+        self._serve(subscriber)
+
+    def _send_changed_headers(self) -> float:
+        """Send changed headers to all that wait; return the seconds of CPU time that it took. Once per pass at most."""
+        self._headers_sent = headers = self.log.headers
+        if not self._before_frames:
+            return 0.0
+        begun = time.thread_time()
+        spent = 0.0
+        for subscriber in list(self._waiting):
+            if subscriber.headers is not headers and subscriber.state is State.WAITING and headers is self.log.headers:
+                self._send_headers(subscriber)
+                if time.thread_time() - begun > SLICE_S:
+                    spent += time.thread_time() - begun
+                    give_way()
+                    begun = time.thread_time()
+        return spent + time.thread_time() - begun
+
     def _move_to_join_point(self, subscriber: Subscriber) -> None:
         stream_log = self.log
         assert stream_log.join_page is not None
-        if not self._queue_headers(subscriber, stream_log.join_headers, stream_log.join_timestamp):
+        headers, early = stream_log.join_headers, subscriber.early_headers
+        if not self._queue_headers(subscriber, headers, stream_log.join_timestamp, only_new=early):
             return
         self.counters.dropped += subscriber.begin_at(stream_log.join_page, stream_log.join_offset)
         self.backpressure.begins(subscriber)
@@ -614,6 +651,8 @@ class Fanout:
             self._finish_pass()
         elif group.page is not None:
             group.move_to_end(stream_log)
+        if self._waiting and stream_log.headers is not self._headers_sent:
+            spent += self._send_changed_headers()
         if self._waiting and stream_log.join_page is not None:
             self._joins_handled = stream_log.joins
             for subscriber in list(self._waiting):
@@ -732,10 +771,10 @@ class Fanout:
     def _fail_send(self, subscriber: Subscriber, text: str) -> None:
         self._fail(subscriber, CloseReason(CloseKind.PEER_LEFT, text))
 
-    def _queue_headers(self, subscriber: Subscriber, headers: Headers, timestamp: int) -> bool:
+    def _queue_headers(self, subscriber: Subscriber, headers: Headers, timestamp: int, *, only_new: bool = False) -> bool:
         """Make headers pending; return whether the subscriber is still there: its framing may have an error."""
         try:
-            subscriber.queue_headers(headers, timestamp)
+            (subscriber.queue_new_headers if only_new else subscriber.queue_headers)(headers, timestamp)
         except Exception as error:  # noqa: BLE001 - logged by _fail_internally
             self._fail_internally(subscriber, error)
             return False

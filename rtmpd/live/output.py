@@ -153,6 +153,8 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
             successor.headers = new.log.headers
         new.join_at_end(successor)
     else:
+        if subscriber.headers is old.log.headers and old.log.headers.items == new.log.headers.items:
+            successor.headers = new.log.headers
         fresh = not paused and not subscriber.messages and subscriber.left_at is None
         new.join(successor, None if fresh else new.log.position)
     if paused:

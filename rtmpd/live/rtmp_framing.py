@@ -222,7 +222,7 @@ class RelayFraming(RtmpSubscriberFraming):
 
     def headers(self, headers: Headers, timestamp: int) -> bytes:
         """Return headers as chunks, metadata in its envelope."""
-        self._metadata = _metadata_of(headers)
+        self._metadata = _metadata_of(headers) or self._metadata
         items = ((type_id, _SET_DATA_FRAME + payload if type_id == DATA else payload) for type_id, payload in headers.items)
         return super().headers(Headers(tuple(items)), timestamp)
 

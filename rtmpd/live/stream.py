@@ -145,6 +145,8 @@ class Stream:
             self._forget_join_points()
         self.ended_at = None
         self.source = source
+        for output in self._outputs:
+            output.fanout.timeline = self.timeline
         self.set_headers(source.headers.current)
         on_codec = self._on_codec
         source.attach(self, self.timeline, lambda found: on_codec(self, found) if on_codec is not None else None)
@@ -152,10 +154,17 @@ class Stream:
             self._notify(NoticeKind.PUBLISHED, f"{self.key} is now published.")
         self.begun_at = self.published.log.position
 
-    def wait_for_source(self) -> None:
-        """Detach the active source; players are kept until another one begins or `end` is called."""
+    def wait_for_source(self, *, lost: bool = True) -> None:
+        """Detach the active source; players are kept until another one begins or `end` is called.
+
+        Args:
+            lost: The source may be back at any moment, and new players get its last group of pictures meanwhile. Otherwise it
+                has ended in an orderly way, and they wait as after the end.
+        """
         self._detach_source()
         self._notify(NoticeKind.WAITING, "")
+        if not lost:
+            self._forget_media()
 
     def _detach_source(self) -> None:
         source = self.source
@@ -173,6 +182,10 @@ class Stream:
             return
         self._machine.to(StreamPhase.IDLE)
         self._notify(NoticeKind.UNPUBLISHED, f"{self.key} is now unpublished.")
+        self._forget_media()
+
+    def _forget_media(self) -> None:
+        """Let no player start in what the last source has sent."""
         self._forget_join_points()
         for output in self._outputs:
             output.log.newest_timestamp = -1
@@ -272,6 +285,7 @@ class Stream:
         if output is self.published:
             self.published = Output(self.key, self.options, output.log.framing, counters=self.counters)
             self.published.set_headers(self._headers)
+            self.published.fanout.timeline = self.timeline
             self.begun_at = 0
             self._set_outputs([*self._outputs[:index], self.published, *self._outputs[index:]])
 
@@ -298,6 +312,7 @@ class Stream:
             if output.rewrite == rewrite and output.log.framing is framing:
                 return output
         output = Output(self.key, self.options, framing, rewrite, self.counters)
+        output.fanout.timeline = self.timeline
         output.keeps_join_point = keeps_join_point
         if keeps_join_point:
             output.replay(self.published.log)

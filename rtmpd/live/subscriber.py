@@ -10,10 +10,12 @@ import enum
 import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from rtmpd.live.framing import Headers
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.live.framing import Headers, SubscriberFraming
+    from rtmpd.live.framing import SubscriberFraming
     from rtmpd.live.log import Log
     from rtmpd.live.pages import Page
     from rtmpd.phases import CloseReason
@@ -99,6 +101,7 @@ class Subscriber:
         progress_at: When its socket last accepted data (monotonic, seconds); not updated while it is in the group.
         waiting_since: Since when it waits for a keyframe (monotonic, seconds).
         headers: The headers that it was last sent; None: send them again in any case.
+        early_headers: It was sent them before the source's first frame, and no frame since.
         sent: Bytes sent; while it is in the group: less the group's position, so that passes need not count.
         skips: How often it was moved to a keyframe, since it was too far behind.
         messages: The messages of the log that it was sent, up to where it last left the log.
@@ -122,6 +125,7 @@ class Subscriber:
         "blocked",
         "disposed",
         "dropped",
+        "early_headers",
         "framing",
         "headers",
         "joins_seen",
@@ -165,6 +169,7 @@ class Subscriber:
         self.progress_at = 0.0
         self.waiting_since = 0.0
         self.headers: Headers | None = None
+        self.early_headers = False
         self.sent = 0
         self.skips = 0
         self.messages = 0
@@ -210,6 +215,7 @@ class Subscriber:
         self.dropped += missed
         skipped, self.skipped = self.skipped, False
         self._begun_at = number
+        self.early_headers = False
         self.page, self.offset = page, offset
         return missed if skipped else 0
 
@@ -304,6 +310,15 @@ class Subscriber:
         if self.headers is not headers:
             self.headers = headers
             self.pending += self.framing.headers(headers, timestamp)
+
+    def queue_new_headers(self, headers: Headers, timestamp: int) -> None:
+        """Make those headers pending that it was not sent last, while no frame comes between."""
+        known = set(self.headers.items) if self.headers is not None and self.early_headers else set()
+        new = tuple(item for item in headers.items if item not in known)
+        if self.headers is None or new:
+            self.pending += self.framing.headers(Headers(new), timestamp)
+        self.headers = headers
+        self.early_headers = True
 
     def _reframe(self, log: Log, limit_page: Page | None, limit_offset: int) -> bool:
         """Frame messages up to the limit for this subscriber; return whether that made anything pending.

@@ -69,6 +69,11 @@ class Timeline:
         self._anchor = False
         self._moved = 0  # by how much jumps have changed the offsets, of the track that has jumped last
 
+    @property
+    def running(self) -> bool:
+        """Whether there was a frame since the beginning or the last restart."""
+        return self.newest >= 0 and not self._anchor
+
     def restart(self, elapsed_ms: int) -> None:
         """Start with another publisher, *elapsed_ms* after the last message: its first timestamp continues the timeline."""
         self.audio.forget()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMMAND_WINDOW_S = 10.0
-_WITH_CONNECTION = "connection closed"
+WITH_CONNECTION = "connection closed"
 """The reason of a publish or play that ends with its connection."""
 
 _ENDING = (ConnectionPhase.CLOSING, ConnectionPhase.CLOSED)
@@ -82,8 +82,8 @@ class Policy(Protocol):
     def publish(self, key: str, source: Source) -> Stream:
         """Make *source* the source of a stream; raises `Refused`."""
 
-    def unpublish(self, stream: Stream, source: Source) -> None:
-        """Detach a source from its stream."""
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
+        """Detach a source from its stream; *lost*: its publish has not ended in an orderly way."""
 
     def play(self, key: str, player: StreamPlayer) -> Stream:
         """Register a player; return the stream; raises `Refused`."""
@@ -419,7 +419,7 @@ class Connection:
 
     def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
         """Publish the end of a publish or play."""
-        if reason == _WITH_CONNECTION:
+        if reason == WITH_CONNECTION:
             data["close_reason"] = str(self.close_reason)
         self.emit(event_type, stream, reason=reason, **self.client.as_event_data(), **data)
 
@@ -500,7 +500,7 @@ class Connection:
     def leave_all(self) -> bytes:
         """Stop publishing and playing on all message streams; return as `leave`."""
         rest = b"".join(
-            each.role.stop(_WITH_CONNECTION) for each in list(self.message_streams.values()) if each.role is not None
+            each.role.stop(WITH_CONNECTION) for each in list(self.message_streams.values()) if each.role is not None
         )
         return self.outlet.take_rest() + rest if self.outlet is not None else rest
 

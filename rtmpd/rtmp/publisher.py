@@ -10,13 +10,12 @@ import gevent
 
 from rtmpd.events import EventType
 from rtmpd.live.source import Source, SourceInfo, SourceKind
-from rtmpd.phases import CloseKind
+from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
-from rtmpd.rtmp.connection import Role
+from rtmpd.rtmp.connection import WITH_CONNECTION, Role
 
 if TYPE_CHECKING:
     from rtmpd.live.stream import Stream
-    from rtmpd.phases import CloseReason
     from rtmpd.rtmp.connection import Connection, MessageStream
 
 _LINGER_S = 1.5
@@ -96,7 +95,9 @@ class Publisher(Role):
             skips=stream.counters.skips - self._skips_before,
             dropped=stream.counters.dropped - self._dropped_before,
         )
-        connection.hub.unpublish(stream, source)
+        # A client that ends its publish by a command does so by a plain text.
+        lost = reason == WITH_CONNECTION or isinstance(reason, CloseReason)
+        connection.hub.unpublish(stream, source, lost=lost)
         return b""
 
     def _stop_source(self, reason: CloseReason) -> None:

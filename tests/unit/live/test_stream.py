@@ -271,6 +271,40 @@ def test_no_player_starts_in_media_that_has_ended(stream):
     assert summary(transport) == [*BEGIN, keyframe("new")]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_player_that_joins_within_the_grace_waits_unless_the_publisher_was_lost(stream, clock, lost):
+    source = begin(stream)
+    send_data(source, data_message("@setDataFrame", "onMetaData", {"width": 1280.0}))
+    source.video(0, AVC_HEADER)
+    source.video(1000, keyframe("old"))
+    _, kept = join(stream)
+    settle()
+    stream.wait_for_source(lost=lost)
+    _, transport = join(stream)
+    paused, _ = join(stream)
+    stream.output().fanout.pause(paused)
+    stream.output().fanout.resume(paused)
+    clock.now_s += 6
+    stream.sweep(clock.now_s, 30)
+    assert summary(transport) == ([METADATA, AVC_HEADER, keyframe("old")] if lost else [])
+    source = begin(stream)
+    source.video(0, AVC_HEADER)
+    source.video(0, keyframe("new"))
+    assert summary(transport)[-2:] == [AVC_HEADER, keyframe("new")]
+    assert summary(kept)[-2:] == [AVC_HEADER, keyframe("new")]
+    # All are on one timeline.
+    assert timestamps(transport)[-1] == timestamps(kept)[-1] == 7000
+
+
+def test_a_player_that_waits_within_the_grace_is_notified_of_the_end(stream, clock):
+    begin(stream).video(0, keyframe("old"))
+    stream.wait_for_source(lost=False)
+    _, transport = join(stream)
+    clock.now_s += GRACE_S
+    stream.sweep(clock.now_s, 30)
+    assert summary(transport) == END
+
+
 def test_no_player_starts_without_a_keyframe_in_media_that_has_ended(open_stream, clock):
     stream = open_stream(keyframe_wait_s=1)
     source = begin(stream)
@@ -466,6 +500,57 @@ def test_players_get_headers_and_metadata_first(stream):
     source.video(0, keyframe())
     _, transport = join(stream)
     assert summary(transport) == [METADATA, AVC_HEADER, AAC_HEADER, keyframe()]
+
+
+def test_a_player_that_joins_between_header_and_frame_gets_headers_at_once(stream):
+    source = begin(stream)
+    send_data(source, data_message("@setDataFrame", "onMetaData", {"width": 1280.0}))
+    source.video(0, AVC_HEADER)
+    _, transport = join(stream)
+    assert summary(transport) == [METADATA, AVC_HEADER]
+    source.audio(0, AAC_HEADER)
+    assert summary(transport) == [METADATA, AVC_HEADER, AAC_HEADER]
+    source.video(0, AVC_HEADER + b"new")
+    source.video(0, keyframe())
+    assert summary(transport) == [METADATA, AVC_HEADER, AAC_HEADER, AVC_HEADER + b"new", keyframe()]
+
+
+def test_players_that_wait_for_a_source_get_its_headers_at_once_and_only_once(stream):
+    _, transport = join(stream)
+    _, other = join(stream, 5)
+    source = begin(stream)
+    source.video(0, AVC_HEADER)
+    assert summary(transport) == [*BEGIN, AVC_HEADER]
+    assert summary(other)[2:] == [AVC_HEADER]
+    source.video(0, AVC_HEADER)
+    source.video(0, keyframe())
+    assert summary(transport) == [*BEGIN, AVC_HEADER, keyframe()]
+    assert summary(other)[2:] == [AVC_HEADER, keyframe()]
+
+
+def test_a_player_with_a_full_socket_gets_headers_with_the_first_frame(stream):
+    transport = FakeTransport(0)
+    stream.output().fanout.join(new_subscriber(transport))
+    source = begin(stream)
+    for number in range(1000):
+        source.video(0, AVC_HEADER + number.to_bytes(2, "big"))
+        settle(2)
+    source.video(0, keyframe())
+    settle()
+    transport.take()
+    assert summary(transport) == [*BEGIN, AVC_HEADER + (999).to_bytes(2, "big"), keyframe()]
+
+
+def test_a_player_in_the_middle_gets_headers_with_the_frame_where_it_starts(open_stream):
+    stream = open_stream(gop_cache=False)
+    source = begin(stream)
+    source.video(0, AVC_HEADER)
+    source.video(0, keyframe("a"))
+    _, transport = join(stream)
+    source.audio(0, AAC_HEADER)
+    assert summary(transport) == []
+    source.video(40, keyframe("b"))
+    assert summary(transport) == [AVC_HEADER, AAC_HEADER, keyframe("b")]
 
 
 def test_the_headers_of_another_source_replace_the_old_ones(stream):

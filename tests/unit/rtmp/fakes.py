@@ -77,9 +77,9 @@ class FakePolicy:
         stream.begin(source)
         return stream
 
-    def unpublish(self, stream: Stream, source: Source) -> None:
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
         if stream.source is source:
-            stream.wait_for_source()
+            stream.wait_for_source(lost=lost)
 
     def play(self, key: str, player: StreamPlayer) -> Stream:
         return self.streams[key]
