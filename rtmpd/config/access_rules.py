@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from rtmpd.config.secret import Secret
+from rtmpd.protocol.naming import join_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,7 +82,7 @@ def is_name(text: str) -> bool:
 def is_stream_key(text: str) -> bool:
     """Return whether a text has the form of a stream key, ``app/name``."""
     parts = text.split("/")
-    return len(parts) > 1 and all(parts) and len(text) <= 2 * NAME_LENGTH and not _NOT_IN_NAMES.search(text)
+    return "/" in join_key("", text) and all(parts) and len(text) <= 2 * NAME_LENGTH and not _NOT_IN_NAMES.search(text)
 
 
 def is_user_name(text: str) -> bool:
@@ -92,9 +93,9 @@ def is_user_name(text: str) -> bool:
 def parse_stream_secret(text: str) -> NamedSecret:
     """Parse ``APPLICATION/NAME=SECRET``; raises ValueError."""
     found = NamedSecret.parse(text)
-    name = found.name.strip("/")
-    if not is_stream_key(name):
+    if not is_stream_key(found.name.strip("/")):
         raise ValueError("the name is not APPLICATION/NAME")
+    name = join_key("", found.name)
     return NamedSecret(name, found.secret)
 
 

@@ -33,13 +33,14 @@ from rtmpd.daemon.privileges import drop_privileges
 from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import bind_problem, bound_socket, resolved
 from rtmpd.net.tls import tls_problems
+from rtmpd.protocol.naming import can_be_name, needs_escapes
 from rtmpd.services.auth.credentials import CredentialsError, read_credentials
 from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from rtmpd.config.model import Config, ListenAddress
+    from rtmpd.config.model import AuthConfig, Config, ListenAddress
     from rtmpd.daemon.port_holders import Holder, ListeningSocket
 
 _LIMIT_S = 20.0
@@ -196,6 +197,7 @@ def check_files(config: Config, config_file: str = "") -> Iterator[Finding]:
     if config.log.log_target == "journal" and not config.log.log_file:
         yield from _findings(("log", "log_target"), _journal_problem())
     yield from _check_tables(config)
+    yield from _check_tokens(config)
     for program in dict.fromkeys(hook.argv[0] for hook in config.hooks.hook_scripts):
         yield from _findings(("hooks", "hook_scripts"), _program_problem(program))
     yield from _check_reload(config, config_file)
@@ -269,9 +271,38 @@ def _check_tables(config: Config) -> Iterator[Finding]:
             continue
         seen.add(file)
         try:
-            read_credentials(file)
+            found = read_credentials(file)
         except CredentialsError as error:
             yield Finding(path, f"{_shown(Path(file).absolute())}: {error}")
+        else:
+            both = (*found.publish_tokens.items(), *found.play_tokens.items())
+            yield from _check_secrets(path, "token", dict.fromkeys((name, each) for name, tokens in both for each in tokens))
+            yield from _check_secrets(path, "publish key", found.publish_keys)
+
+
+def _check_tokens(config: Config) -> Iterator[Finding]:
+    """Note tokens and publish keys that clients can't write into a URL as they are."""
+    parts: list[tuple[tuple[str, ...], AuthConfig]] = [(("auth",), config.auth)]
+    for name, each in config.applications.items():
+        if each.auth != config.auth:
+            parts.append((("applications", name), each.auth))
+    for path, auth in parts:
+        for option, kind in (("auth_tokens", "token"), ("auth_publish_keys", "publish key")):
+            named: tuple[NamedSecret, ...] = getattr(auth, option)
+            if path == ("auth",) or named != getattr(config.auth, option):
+                yield from _check_secrets((*path, option), kind, ((each.name, each.secret) for each in named))
+
+
+def _check_secrets(path: OptionPath, kind: str, secrets: Iterable[tuple[str, Secret]]) -> Iterator[Finding]:
+    """Note the secrets of streams that URLs can't carry as they are. No note shows a part of a secret."""
+    for name, secret in secrets:
+        if kind == "token" and needs_escapes(secret.reveal()):
+            text = "contains characters that URLs can't carry as they are: percent-encode it in URLs (& as %26, # as %23)"
+        elif kind == "publish key" and not can_be_name(secret.reveal()):
+            text = "can't be sent as the name of a stream: use letters and digits"
+        else:
+            continue
+        yield Finding(path, f"the {kind} of {printable(name)} {text}", is_note=True)
 
 
 def _check_reload(config: Config, config_file: str) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from rtmpd.phases import ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
-from rtmpd.protocol.naming import is_printable, resolve, split_query
+from rtmpd.protocol.naming import NameProblem, is_printable, resolve, split_query
 from rtmpd.protocol.via import MEMBER, parse_via
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
@@ -63,7 +63,10 @@ def _connect(connection: Connection, command: Command) -> None:
     client.agent = printable(_text_of(properties.get("flashVer"))[:_MAX_AGENT])
     client.capabilities = parse_capabilities(properties)
     client.via = parse_via(properties.get(MEMBER))
-    found = resolve(client.app, client.tc_url, "", "")
+    try:
+        found = resolve(client.app, client.tc_url, "", "")
+    except NameProblem as problem:
+        raise Refused(status.CONNECT_INVALID_APP, _sentence(problem)) from None
     connection.last_request.connect(found.key)
     if not is_printable(found.key):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
@@ -202,14 +205,24 @@ def _text(value: Any) -> str:
     return value[:_MAX_DESCRIPTION] if isinstance(value, str) else ""
 
 
-def _resolve(connection: Connection, name: str, code: str) -> StreamName:
+def _resolve(connection: Connection, action: Action, name: str, code: str) -> StreamName:
     client = connection.client
     assert client.options is not None
     _check_length(connection, name, code)
-    found = client.resolve(name, client.options.default_stream_name)
+    try:
+        found = client.resolve(name, client.options.default_stream_name)
+    except NameProblem as problem:
+        raise Refused(code, _sentence(problem)) from None
     if not is_printable(found.key):
         raise Refused(code, "The stream's name has control characters or is too long.")
+    if found.defaulted:
+        connection.log.warning("%s without a stream name: the stream is %s (default_stream_name)", action, found.key)
     return found
+
+
+def _sentence(problem: NameProblem) -> str:
+    text = str(problem)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 # Publishing -------------------------------------------------------------------------------------------------------------
@@ -233,7 +246,7 @@ def _publish(connection: Connection, command: Command) -> None:
         name = ""
     _stop_playing(connection, message_stream, "publish")
     connection.last_request.begin(Action.PUBLISH)
-    found = _resolve(connection, name, status.PUBLISH_BAD_NAME)
+    found = _resolve(connection, Action.PUBLISH, name, status.PUBLISH_BAD_NAME)
     # Media is never answered, so that no acknowledgement need be sent at once from here on.
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
@@ -283,7 +296,7 @@ def _start_playing(connection: Connection, message_stream: MessageStream, name: 
     _stop_publishing(connection, message_stream, "play")
     _stop_playing(connection, message_stream, "play of another name", silent=True)
     connection.last_request.begin(Action.PLAY)
-    found = _resolve(connection, name, status.PLAY_STREAM_NOT_FOUND)
+    found = _resolve(connection, Action.PLAY, name, status.PLAY_STREAM_NOT_FOUND)
     player = Player(connection, message_stream, name)
     key = _authorize(connection, Action.PLAY, found)
     stream = connection.hub.play(key, player)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -11,7 +12,7 @@ from rtmpd.protocol.amf_values import UNDEFINED, AmfDate, EcmaArray, XmlDocument
 from rtmpd.protocol.command import encode_command
 from rtmpd.protocol.handshake import ClientHandshake
 from tests.integration.beside import warning_about
-from tests.integration.wire import AUDIO, HANDSHAKE_BYTES, VIDEO, Item, code_of, key, played
+from tests.integration.wire import AUDIO, HANDSHAKE_BYTES, VIDEO, Item, begin, code_of, key, played
 
 INI = "[live]\ndefault_stream_name = lobby\n"
 CONNECT = {"app": "live", "tcUrl": "rtmp://localhost/live"}
@@ -220,9 +221,77 @@ def test_row_14_arguments_are_no_part_of_the_name_and_never_logged(shared, raw, 
 @pytest.mark.parametrize("stream_name", ["", "?key=1", None])
 def test_row_15_an_empty_stream_name_is_the_default_one(shared, raw, stream_name):
     wire = raw(shared)
-    wire.connect(f"live/{stream_name}")
+    # Each under an application of its own, so that they are different streams.
+    app = f"test_row_15_{len(stream_name or 'none')}"
+    wire.connect(app)
     wire.command("publish", *([] if stream_name is None else [stream_name]), msid=wire.create_stream())
-    assert wire.status().argument(0)["details"].endswith("/lobby")
+    assert wire.status().argument(0)["details"] == f"{app}/lobby"
+    text = f"publish without a stream name: the stream is {app}/lobby (default_stream_name)"
+    shared.wait_for_line(rf"WARNING #\d+ {wire.address} {re.escape(text)}$")
+
+
+def test_row_15_a_play_without_a_name_warns_too(shared, raw):
+    wire = raw(shared)
+    wire.connect("test_row_15_play")
+    wire.command("play", "", msid=wire.create_stream())
+    shared.wait_for_line(rf"WARNING #\d+ {wire.address} play without a stream name: the stream is test_row_15_play/lobby ")
+
+
+@pytest.mark.parametrize("app", ["live/{name}", "live/{name}/", "live/_definst_/{name}"])
+def test_row_15_an_empty_name_with_a_path_in_the_app_is_what_players_look_for(shared, raw, name, app):
+    watcher = raw(shared).play(name)
+    wire = raw(shared)
+    wire.connect(app.format(name=name))
+    wire.command("publish", "", msid=wire.create_stream())
+    begin(wire, watcher)
+
+
+@pytest.mark.parametrize(
+    ("app", "stream_name"),
+    [
+        ("live/_definst_", "{name}"),
+        ("live", "_definst_/{name}"),
+    ],
+)
+def test_row_74_the_default_instance_is_the_app(shared, raw, name, app, stream_name):
+    watcher = raw(shared)
+    watcher.connect(app)
+    watcher.command("play", stream_name.format(name=name), msid=watcher.create_stream())
+    begin(raw(shared).publish(name), watcher)
+
+
+def test_row_75_a_whole_url_is_published_under_its_path(shared, raw, name):
+    watcher = raw(shared).play(name)
+    wire = raw(shared)
+    wire.connect("live")
+    wire.command("publish", f"rtmp://user:s3cret@host/live/{name}?token=s3cret", msid=wire.create_stream())
+    begin(wire, watcher)
+
+
+def test_row_75_a_whole_url_of_another_application_is_refused_with_what_to_change(shared, raw):
+    wire = raw(shared)
+    wire.connect("live")
+    wire.command("play", "rtmp://host/other/cam", msid=wire.create_stream())
+    text = "The stream's name is a URL of another application: send only the part behind the application."
+    assert warning_about(shared, wire).endswith(f"play refused: NetStream.Play.StreamNotFound: {text}")
+
+
+def test_row_76_a_detached_query_is_a_query(shared, raw, name):
+    watcher = raw(shared).play(name)
+    wire = raw(shared)
+    wire.connect(f"live/{name}?")
+    wire.command("publish", "user=a&pass=s3cret", msid=wire.create_stream())
+    begin(wire, watcher)
+    assert not [line for line in shared.log() if "s3cret" in line]
+
+
+@pytest.mark.parametrize("command", ["publish", "play"])
+def test_row_76_a_parameter_without_a_question_mark_is_refused_and_not_logged(shared, raw, command):
+    wire = raw(shared)
+    wire.connect("live")
+    wire.command(command, "cam&token=s3cret", msid=wire.create_stream())
+    assert 'a parameter with a secret, but no "?" before it: write the parameters after NAME?.' in warning_about(shared, wire)
+    assert not [line for line in shared.log() if "s3cret" in line]
 
 
 def test_row_15_a_url_without_an_app_works(shared, raw, name):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rtmpd.config.access_rules import is_stream_key, is_user_name
 from rtmpd.config.secret import Secret
 from rtmpd.util.files import read_file
+from rtmpd.protocol.naming import join_key
 from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def parse_credentials(data: bytes) -> Credentials:
         if name == _USERS and isinstance(value, dict):
             users = _parse_users(value)
             continue
-        stream = name.strip("/")
-        if not is_stream_key(stream):
+        if not is_stream_key(name.strip("/")):
             raise CredentialsError(f"{_shown(name)} is not APPLICATION/NAME")
+        stream = join_key("", name)
         if stream in publish:
             raise CredentialsError(f"{_shown(name)} is defined twice")
         entry = _parse_entry(name, value)

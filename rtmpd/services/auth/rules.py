@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from rtmpd.authorization import Action
 from rtmpd.config.access_rules import parse_address, within
+from rtmpd.config.secret import Secret
+from rtmpd.protocol.naming import decoded
 from rtmpd.services.auth.credentials import Credentials, PublishKeys
 from rtmpd.services.auth.signing import verified
 from rtmpd.util.stream_key import StreamKey
@@ -17,7 +19,6 @@ from rtmpd.util.stream_key import StreamKey
 if TYPE_CHECKING:
     from rtmpd.authorization import Request
     from rtmpd.config.model import AuthConfig
-    from rtmpd.config.secret import Secret
 
 
 class Denied(Exception):
@@ -146,6 +147,7 @@ class Rules:
         tokens = self._tokens.publish_tokens if request.action is Action.PUBLISH else self._tokens.play_tokens
         right = False
         for token in tokens.get(key, ()):
-            right |= token.matches(given)
+            # What is written in the URL is decoded; so a token that is written in the URL as it is here must be, too.
+            right |= token.matches(given) | Secret(decoded(token.reveal())).matches(given)
         if not right:
             raise Denied("wrong token", guess=True)

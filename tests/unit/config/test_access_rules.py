@@ -25,6 +25,7 @@ def test_names_with_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKEN", "of the environment")
     assert parse_stream_secret("live/a=x=y").secret.reveal() == "x=y"
     assert parse_stream_secret(" /live/sub/a/ = x").name == "live/sub/a"
+    assert parse_stream_secret("live/_definst_/a=x").name == "live/a"
     assert parse_stream_secret(f"live/a=file:{tmp_path / 'token'}").secret.reveal() == "of a file"
     assert parse_user("ann@example.com=env:TOKEN") == NamedSecret("ann@example.com", Secret("of the environment", "env:TOKEN"))
 

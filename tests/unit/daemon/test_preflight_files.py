@@ -150,6 +150,24 @@ def test_programs_of_hooks(tmp_path, unprivileged):
     assert problem(tmp_path / "missing").endswith("No such file or directory")
 
 
+def test_tokens_that_urls_can_not_carry_are_a_note_that_hides_them(tmp_path):
+    (tmp_path / "table").write_text('{"live/a": "s3cret&", "live/b": {"play_token": "s3#cret", "publish_key": "s3?cret"}}')
+    ini = 'auth_tokens = live/a=fine+%41, "live/b=s3 cret"\nauth_publish_keys = live/c=s3?cret, live/d=fine&\n'
+    own = f"[applications]\n[[one]]\nauth_mode = file\nauth_file = {tmp_path}/table\n[[two]]\nauth_tokens = 'live/e=s3&'\n"
+    carry = "contains characters that URLs can't carry as they are: percent-encode it in URLs (& as %26, # as %23)"
+    name = "can't be sent as the name of a stream: use letters and digits"
+    got = notes(f"[auth]\n{ini}{own}")
+    assert not [text for _, text in got if "s3" in text]
+    assert got == [
+        ("applications.one.auth_file", f"the token of live/a {carry}"),
+        ("applications.one.auth_file", f"the token of live/b {carry}"),
+        ("applications.one.auth_file", f"the publish key of live/b {name}"),
+        ("auth.auth_tokens", f"the token of live/b {carry}"),
+        ("auth.auth_publish_keys", f"the publish key of live/c {name}"),
+        ("applications.two.auth_tokens", f"the token of live/e {carry}"),
+    ]
+
+
 def test_a_file_that_a_reload_may_not_read_is_a_note(tmp_path, monkeypatch):
     (tmp_path / "secret").write_text("abc")
     ini = f"[auth]\nauth_callback = file:{tmp_path}/secret\n[hooks]\nhook_secret = file:{tmp_path}/secret\n"

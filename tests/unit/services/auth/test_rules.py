@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
 from rtmpd.authorization import Action, Request
 from rtmpd.config.loader import load_text
 from rtmpd.config.secret import Secret
+from rtmpd.protocol.naming import resolve
 from rtmpd.services.auth.credentials import Credentials
 from rtmpd.services.auth.rules import Decision, Denied, Rules
 from rtmpd.services.auth.signing import sign
@@ -49,6 +52,15 @@ def test_tokens_of_the_configuration():
         assert denied(of, action, token="three") == ("wrong token", True)
         assert denied(of, action, "live/unknown", token="one") == ("wrong token", True)
         assert denied(of, action) == denied(of, action, token="") == ("no token", False)
+
+
+@pytest.mark.parametrize("token", ["a+b", "a%2Bb", "a b", "100%", "a%41", "a%20b"])
+def test_a_token_that_is_written_in_the_url_as_in_the_configuration_is_right(token):
+    of = rules("auth_mode = token", f'auth_tokens = "live/cam={token}"')
+    for action in (PUBLISH, PLAY):
+        for written in (token, quote(token)):
+            decide(of, action, **resolve("live", "", f"cam?token={written}", "").parameters)
+        denied(of, action, token="ab")
 
 
 def test_tokens_of_a_file():
