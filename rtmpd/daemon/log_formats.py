@@ -1,7 +1,7 @@
 """Formats of log records: lines of text or JSON, datagrams for the journal. Pure.
 
-Formats run in the thread of a log, not in the event loop. They mask what looks like a secret in any message, as a last line of
-defence: no log call should contain a secret.
+Formats run in the thread of a log, not in the event loop. They mask what looks like a secret, in the message and in all fields
+alike, as a last line of defence: no log call should contain a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MESSAGE_LIMIT: Final = 48 * 1024
 """Longest message for the journal, characters. The datagram then fits into the default limits of Linux."""
 
 _SECRET = re.compile(
-    r"""((?:token|key|sign|signature|secret|pass\w{0,16}|pwd)(?:=|['"]\s*:\s*))("[^"]*"|'[^']*'|[^\s&'"]+)""", re.IGNORECASE
+    r"""((?:token|key|sign|signature|secret|pass\w{0,16}|pwd)(?:=|%3D|['"]\s*:\s*))("[^"]*"|'[^']*'|[^\s&'"]+)""", re.IGNORECASE
 )
 _USER = re.compile(r"://[^\s/?#]*@")
 _CONTROLS: Final = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160))} | {
@@ -43,7 +43,7 @@ _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
 
 def mask(text: str) -> str:
     """Mask values of parameters with names of secrets, and user and password of URLs."""
-    if "=" in text or '"' in text or "'" in text:
+    if "=" in text or '"' in text or "'" in text or "%3" in text:
         text = _SECRET.sub(rf"\1{MASK}", text)
     if "@" in text:
         text = _USER.sub(f"://{MASK}@", text)
@@ -66,13 +66,21 @@ def _priority(record: logging.LogRecord) -> int:
 def _text_message(record: logging.LogRecord) -> str:
     """Return the message after its connection, and before its stream if it does not contain the stream's key."""
     message = _one_line(mask(record.msg))
-    number = getattr(record, "connection", None)
-    if number is None:
+    origin = _origin(record)
+    if "connection" not in origin:
         return message
-    stream = getattr(record, "stream", "")
-    stream = _one_line(stream)
+    stream = _one_line(str(origin.get("stream", "")))
     where = f" [{stream}]" if stream and stream not in message else ""
-    return f"#{number} {getattr(record, 'peer', '')} {message}{where}"
+    return f"#{origin['connection']} {_one_line(str(origin.get('peer', '')))} {message}{where}"
+
+
+def _origin(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the connection, peer and stream of a record, as far as it has them."""
+    return _masked({name: value for name in _ORIGIN if (value := getattr(record, name, None))})
+
+
+def _masked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: mask(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def text_line(record: logging.LogRecord, *, encoding: str = "utf-8", journal: bool = False) -> bytes:
@@ -102,7 +110,7 @@ def json_line(record: logging.LogRecord, *, journal: bool = False) -> bytes:
         "logger": record.name,
         "message": mask(record.msg),
     }
-    entry |= {name: value for name in _ORIGIN if (value := getattr(record, name, None))}
+    entry |= _origin(record)
     if record.exc_text:
         entry["exception"] = mask(record.exc_text)
     return (f"<{_priority(record)}>" if journal else "").encode() + _json(entry)
@@ -129,7 +137,7 @@ def journal_datagram(record: logging.LogRecord) -> bytes:
         "CODE_FUNC": record.funcName,
         "RTMPD_LOGGER": record.name,
     }
-    fields |= {f"RTMPD_{name.upper()}": getattr(record, name, None) for name in _ORIGIN}
+    fields |= {f"RTMPD_{name.upper()}": value for name, value in _origin(record).items()}
     return b"".join(_field(name, str(value)) for name, value in fields.items() if value)
 
 
@@ -154,7 +162,7 @@ def access_json(record: logging.LogRecord) -> bytes:
 def _entry(record: logging.LogRecord) -> dict[str, Any]:
     entry: Mapping[str, Any] = getattr(record, "entry", {})
     times = {"time": time_text(record.created), "start": time_text(entry.get("start", record.created))}
-    return {"time": "", **{name: mask(value) if isinstance(value, str) else value for name, value in entry.items()}, **times}
+    return {"time": "", **_masked(entry), **times}
 
 
 def _quoted(value: object) -> str:

@@ -88,6 +88,16 @@ def test_characters_that_the_terminal_can_not_show_are_escaped(encoding):
     assert "live/\\udcff\\ud800 " in line
 
 
+@pytest.mark.parametrize("form", [text_line, json_line, journal_datagram])
+@pytest.mark.parametrize("name", ["token=s3cret", "user=a&pass=s3cret", "rtmp://ann:s3cret@h/live", "cam%3Ftoken%3Ds3cret"])
+def test_all_fields_are_masked_alike(form, name):
+    made = of_connection(f"play of {name!r} ended", stream=f"live/{name}", exc_text=f"E: {name}")
+    made.peer = name
+    line = form(made)
+    assert b"s3cret" not in line
+    assert line.count(b"***") >= 3
+
+
 # JSON -------------------------------------------------------------------------------------------------------------------
 
 
