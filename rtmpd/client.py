@@ -37,6 +37,7 @@ from rtmpd.protocol.message import (
     MessageType,
     UserControlType,
 )
+from rtmpd.protocol.naming import split_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,8 @@ _MEDIA_CSIDS = {
 class RtmpUrl:
     """A parsed RTMP URL: ``rtmp://[user:password@]host[:port]/app/name``, or with ``rtmps://``.
 
-    The application is the path without its last part, which is the name. The query belongs to the name.
+    The application is the path without its last part, which is the name. A double slash ends the application sooner, for a
+    name with slashes: ``rtmp://host/app//part/of/name``. The query belongs to the name.
     """
 
     host: str
@@ -89,9 +91,7 @@ class RtmpUrl:
             host = None
         if not host or parts.scheme not in ("rtmp", "rtmps"):
             raise ValueError(f"expected rtmp[s]://host[:port]/app/name, found {_without_secrets(url)!r}")
-        app, _, name = parts.path.strip("/").rpartition("/")
-        if not app:
-            app, name = name, ""
+        app, name = split_path(parts.path)
         if parts.query:
             name += "?" + parts.query
         if parts.fragment:

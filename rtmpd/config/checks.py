@@ -260,7 +260,7 @@ class _Addresses(_Check):
 
 
 def _parse_pattern(text: str) -> str:
-    if "/" not in text.strip("/") or text != text.strip("/") or set(text) & set("[]") or not text.isprintable():
+    if not text or text != text.strip("/") or set(text) & set("[]") or not text.isprintable():
         raise ValueError
     return text
 
@@ -286,7 +286,11 @@ _CHECKS: Mapping[str, Callable[..., _Check]] = {
     ),
     "addresses": _Addresses,
     "paths": _Paths,
-    "patterns": partial(_Several, _parse_pattern, "APPLICATION/NAME with * and ? for any text and any character"),
+    "patterns": partial(
+        _Several,
+        _parse_pattern,
+        "APPLICATION/NAME or NAME with * and ? for any text and any character",
+    ),
     "networks": partial(_Several, parse_network, "addresses or networks such as 192.0.2.0/24"),
     "secrets": partial(_Several, parse_secret, "secrets", hidden=True),
     "stream_secrets": partial(_Several, parse_stream_secret, "APPLICATION/NAME=SECRET", hidden=True),

@@ -17,9 +17,10 @@ from configobj.validate import ValidateError
 from rtmpd.config.access_rules import NAME_LENGTH, is_name
 from rtmpd.config.checks import converter
 from rtmpd.config.model import DEFAULT_APPLICATION, ApplicationConfig, Config
-from rtmpd.config.scan import Path, Scan, scan, title
+from rtmpd.config.scan import Path, Scan, scan, split_values, title
 from rtmpd.config.spec import MANY, configspec, sections
 from rtmpd.errors import ConfigError
+from rtmpd.protocol.naming import join_key
 from rtmpd.util.files import reading
 from rtmpd.util.text import printable
 
@@ -155,10 +156,12 @@ def _overridden(overrides: Overrides) -> tuple[dict[tuple[str, str], object], li
     values: dict[tuple[str, str], object] = {}
     problems = []
     for (section, option), value in overrides.items():
+        texts = [part for text in value for part in split_values(text)] if isinstance(value, list) else value
+        hint = ": quote a value that contains commas" if len(texts) > len(value) else ""
         try:
-            values[section, option] = validator.check(configspec()[section][option], value)
+            values[section, option] = validator.check(configspec()[section][option], texts)
         except ValidateError as error:
-            problems.append(f"{_flags().get((section, option), f'[{section}] {option}')}: {error}")
+            problems.append(f"{_flags().get((section, option), f'[{section}] {option}')}: {error}{hint}")
     return values, problems
 
 
@@ -225,6 +228,8 @@ def _bad_application(name: str) -> str:
         return 'expected "*" alone ([[*]] takes all other connections) or a name without it'
     if name.startswith("/") or name.endswith("/") or "//" in name:
         return 'expected "/" only between the parts of an application\'s name'
+    if name != join_key("", name):
+        return f'clients that connect to it get the application "{join_key("", name)}": write that'
     if len(name) > NAME_LENGTH:
         return f"expected at most {NAME_LENGTH} characters in the name of an application"
     if not is_name(name):

@@ -12,9 +12,11 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from rtmpd.config.secret import MASK, Secret
+from rtmpd.protocol.naming import split_path
 
 _PORTS: Final = {"rtmp": 1935, "rtmps": 443}
 _LENGTH = 2048
+_SECOND_URL = re.compile(r",\s*rtmps?://", re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
 _HOST = re.compile(r"(?!-)[\w{}-]{1,63}(?:\.[\w-]{1,63})*\.?", re.ASCII)
 _FIELDS = ("{app}", "{name}")
@@ -24,7 +26,8 @@ _FIELDS = ("{app}", "{name}")
 class RelayUrl:
     """A destination: ``rtmp[s]://[user:password@]host[:port]/app/name``, with ``{app}`` and ``{name}`` in app and name.
 
-    The name is the last part of the path, with the query. If the path has only one part, the name is ``{name}``.
+    The name is the last part of the path, with the query; after a double slash, all of the rest, for names with slashes. If the
+    path has only one part, the name is ``{name}``.
 
     Attributes:
         host: The host, without brackets.
@@ -60,6 +63,8 @@ class RelayUrl:
             raise ValueError(f"the URL is longer than {_LENGTH} characters")
         if not url.isprintable() or " " in url:
             raise ValueError("the URL contains spaces or control characters")
+        if _SECOND_URL.search(url):
+            raise ValueError("the URL contains a second one after a comma: quote each URL by itself")
         if MASK in url:
             raise ValueError("the URL contains the mask of a printed configuration")
         host, port, user_info, path, query = _split(url)
@@ -68,16 +73,17 @@ class RelayUrl:
                 raise ValueError(f"the fields are {{app}} and {{name}}, not {found[:20]}")
         if "{" in host or "{" in user_info:
             raise ValueError("fields are only possible in the path and the query")
-        parts = [part for part in path.split("/") if part]
-        if not parts:
+        app, name = split_path(path)
+        if not app:
             raise ValueError("the URL names no application")
-        name = parts.pop() if len(parts) > 1 else "{name}"
-        return cls(host, port or _PORTS[scheme], "/".join(parts), name + query, user_info, secret.source, scheme)
+        return cls(host, port or _PORTS[scheme], app, (name or "{name}") + query, user_info, secret.source, scheme)
 
     def expand(self, app: str, name: str) -> str:
         """Return the URL for a stream."""
         user = f"{self.user_info}@" if self.user_info else ""
-        return f"{self.scheme}://{user}{self._address}/{_filled(self.app, app, name)}/{_filled(self.name, app, name)}"
+        at_destination = _filled(self.name, app, name)
+        slashes = "//" if "/" in at_destination.partition("?")[0] else "/"
+        return f"{self.scheme}://{user}{self._address}/{_filled(self.app, app, name)}{slashes}{at_destination}"
 
     def hide(self, text: str, app: str, name: str) -> str:
         """Return a text in which the name of the stream at the destination and the query are masked, if they may be secret."""

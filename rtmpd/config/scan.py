@@ -152,3 +152,23 @@ def _value(text: str) -> str:
             item_expected = False
         end = match.end()
     return text[:end].strip()
+
+
+def split_values(text: str) -> list[str]:
+    """Split the value of a flag at its commas, as the value of an option in a file; quotes around a whole value are removed.
+
+    Other quotes are part of a value: a shell has its own.
+    """
+    found, start, quote = [], 0, ""
+    for index, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'" and not text[start:index].strip() and character in text[index + 1 :]:
+            quote = character
+        elif character == ",":
+            found.append(text[start:index])
+            start = index + 1
+    values = [each.strip() for each in (*found, text[start:])]
+    return [
+        each[1:-1] if len(each) > 1 and each[0] in "\"'" and each.find(each[0], 1) == len(each) - 1 else each for each in values
+    ]

@@ -335,6 +335,7 @@ def test_answers_that_end_a_publish(fake, opened, answers, error, text):
         ("rtmp://host:1936/live/sub/name", RtmpUrl("host", 1936, "live/sub", "name")),
         ("rtmp://[::1]:5/a/b", RtmpUrl("::1", 5, "a", "b")),
         ("rtmp://host/live/name?k=v/w", RtmpUrl("host", 1935, "live", "name?k=v/w")),
+        ("rtmp://host/live//part/of/name?k=v", RtmpUrl("host", 1935, "live", "part/of/name?k=v")),
         ("rtmp://host/live", RtmpUrl("host", 1935, "live", "")),
         ("rtmp://host", RtmpUrl("host", 1935, "", "")),
         ("rtmps://host/live/x", RtmpUrl("host", 443, "live", "x", scheme="rtmps")),

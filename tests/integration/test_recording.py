@@ -12,7 +12,7 @@ import pytest
 from rtmpd.client import Client
 from rtmpd.media.flv_repair import scan
 from tests.integration.beside import wait_until
-from tests.integration.wire import gop, headers, send
+from tests.integration.wire import Wire, gop, headers, send
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +110,33 @@ def test_only_streams_that_match_are_recorded(recorder):
         publish(server, name, app)
     server.wait_for_line(r"other/keep: recorded ")
     assert files(directory) == ["live/cam1.flv", "other/keep.flv"]
+
+
+def test_a_pattern_of_one_asterisk_is_every_stream_even_without_application(recorder):
+    server, directory = recorder("record_streams = *\nrecord_file_name = {app}-{name}\n")
+    for app in ("live", "a/b", ""):
+        publish_raw(server, "cam", app)
+    wait_until(lambda: len(files(directory)) == 3 and not any(name.endswith("part") for name in files(directory)), "the files")
+    assert files(directory) == ["%-cam.flv", "a%2Fb-cam.flv", "live-cam.flv"]
+
+
+def test_a_pattern_without_a_slash_is_a_stream_without_application(recorder):
+    server, directory = recorder("record_streams = cam\nrecord_file_name = {name}\n")
+    publish(server, "other")
+    publish(server, "cam")
+    publish_raw(server, "cam", "")
+    server.wait_for_line(r" cam: recorded ")
+    assert files(directory) == ["cam.flv"]
+
+
+def publish_raw(server, name, app):
+    with Wire(server) as wire:
+        wire.connect(app, tcUrl="rtmp://localhost")
+        wire.command("publish", name, msid=wire.create_stream())
+        wire.status()
+        send(wire, headers())
+        send(wire, gop(0))
+        wire.sync()
 
 
 def test_a_reload_begins_and_ends_recordings_of_live_streams(recorder, tmp_path):

@@ -194,6 +194,23 @@ def test_the_flag_accepts_several_urls(server, target, publisher):
     assert one.publishing().published == other.publishing().published == "cam"
 
 
+def test_the_flag_accepts_urls_that_are_separated_by_a_comma(server, target, publisher):
+    one, other = target(), target()
+    running = server("", "--relay-to", f"{one.url()},{other.url()}")
+    begin(publisher(running, "cam"))
+    assert one.publishing().published == other.publishing().published == "cam"
+
+
+def test_a_key_at_the_destination_may_contain_slashes(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url().replace("/{name}", "//k3y/of/{name}"))
+    begin(publisher(running, "cam"))
+    peer = there.publishing()
+    assert (peer.connect["app"], peer.published) == ("far", "k3y/of/cam")
+    running.wait_for_line(r"relay to rtmp://127\.0\.0\.1:\d+/far/\*+ is up")
+    assert not [line for line in running.log() if "k3y" in line]
+
+
 def test_a_user_and_a_password_log_in(opened, relaying, publisher, tmp_path):
     (tmp_path / "far").mkdir()
     far = Server("[auth]\nauth_users = ann=pass-w0rd\n", directory=tmp_path / "far")

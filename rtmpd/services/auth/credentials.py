@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from rtmpd.config.access_rules import is_stream_key, is_user_name
 from rtmpd.config.secret import Secret
-from rtmpd.util.files import read_file
 from rtmpd.protocol.naming import join_key
+from rtmpd.util.files import read_file
 from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:

@@ -61,10 +61,12 @@ def redirect_url(url: str, tc_url: str) -> str:
     if not tc_url or len(tc_url) > _LENGTH or "?" in tc_url or "#" in tc_url or not tc_url.isprintable():
         return ""
     now = RtmpUrl.parse(url)
+    # A double slash: the name may contain slashes.
+    found = f"{tc_url.rstrip('/')}{'//' if '/' in now.name.partition('?')[0] else '/'}{now.name}"
     try:
-        new = RtmpUrl.parse(f"{tc_url.rstrip('/')}/{now.name}")
+        new = RtmpUrl.parse(found)
     except ValueError:
         return ""
     if new.user or (now.scheme == "rtmps" and new.scheme != "rtmps"):
         return ""
-    return f"{tc_url.rstrip('/')}/{now.name}"
+    return found

@@ -91,6 +91,8 @@ def test_a_file_name_that_is_wrong_says_what_was_expected_and_why():
         ("live/sub/cam", ("live/sub/cam",)),
         (["live/a", "*/b"], ("live/a", "*/b")),
         ("live/ü", ("live/ü",)),
+        ("*", ("*",)),
+        ("cam?", ("cam?",)),
     ],
 )
 def test_patterns(value, patterns):
@@ -100,13 +102,16 @@ def test_patterns(value, patterns):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        *(("*", "*"), ("cam", "cam"), ("/", "/"), ("live/", "live/"), ("/live/cam", "/live/cam"), ("live/cam/", "live/cam/")),
-        *(("live/a\nb", r"live/a\nb"), (["live/*", ""], ""), (["live/*", "cam"], "cam")),
+        *(("[a]/b", "[a]/b"), ("/", "/"), ("live/", "live/"), ("/live/cam", "/live/cam"), ("live/cam/", "live/cam/")),
+        *(("live/a\nb", r"live/a\nb"), (["live/*", ""], ""), (["live/*", "/cam"], "/cam")),
     ],
 )
 def test_values_that_are_no_pattern(value, shown):
     got = f'"{shown}"' if shown else "nothing"
-    assert problem("patterns", value) == f"expected APPLICATION/NAME with * and ? for any text and any character, got {got}"
+    assert (
+        problem("patterns", value)
+        == f"expected APPLICATION/NAME or NAME with * and ? for any text and any character, got {got}"
+    )
 
 
 # Addresses ----------------------------------------------------------------------------------------------------------------

@@ -349,6 +349,34 @@ class TestOverrides:
     def test_one_address_need_not_be_a_list(self):
         assert load_text("", overrides={("server", "listen"): ":0"}).server.listen == (ListenAddress("", 0),)
 
+    @pytest.mark.parametrize(
+        ("section", "option", "texts", "values"),
+        [
+            ("server", "listen", [":1,:2"], [":1", ":2"]),
+            ("relay", "relay_to", ["rtmp://a/x/1, rtmp://b/x/2", "rtmp://c/x/3"], ["a", "b", "c"]),
+            ("auth", "auth_tokens", ["live/a=x,live/b=y"], ["live/a=x", "live/b=y"]),
+            ("auth", "auth_tokens", ['"live/a=x,y",live/b=z'], ["live/a=x,y", "live/b=z"]),
+            ("auth", "auth_tokens", ["live/a=x\"y,live/b='z"], ['live/a=x"y', "live/b='z"]),
+            ("hooks", "hook_webhooks", ["publish_start=http://a/,publish_stop=http://b/"], ["publish_start", "publish_stop"]),
+        ],
+    )
+    def test_a_flag_is_split_at_commas_like_the_option(self, section, option, texts, values):
+        found = getattr(getattr(load_text("", overrides={(section, option): texts}), section), option)
+        shown = {
+            "listen": str,
+            "relay_to": lambda url: url.host,
+            "auth_tokens": lambda each: f"{each.name}={each.secret.reveal()}",
+            "hook_webhooks": lambda hook: hook.pattern,
+        }[option]
+        assert [shown(each) for each in found] == values
+
+    def test_a_flag_whose_value_contains_a_comma_must_be_quoted(self):
+        (found,) = problems("", overrides={("auth", "auth_tokens"): ["live/a=x,y"]})
+        assert found == (
+            '--auth-token: expected APPLICATION/NAME=SECRET, got a hidden value, number 2: there is no "=" in it'
+            ": quote a value that contains commas"
+        )
+
     def test_overrides_do_not_hide_problems_of_the_text(self):
         assert problems("[log]\nlevel = loud\n", overrides={("log", "level"): "info"}) == [
             'rtmpd.ini:2: [log] level: expected debug, info, warning or error, got "loud"'
@@ -358,7 +386,7 @@ class TestOverrides:
         ("option", "value", "what"),
         [
             (("server", "listen"), [":1", ":1"], '--listen: expected different addresses, got ":1" twice'),
-            (("server", "listen"), [":1,:2"], "--listen: expected HOST:PORT"),
+            (("server", "listen"), [":1,x"], "--listen: expected HOST:PORT"),
             (("log", "level"), "loud", '--log-level: expected debug, info, warning or error, got "loud"'),
             (("server", "chunk_size_bytes"), "nan", "--chunk-size: expected a size from 128 to 16777215"),
             (("live", "pacing"), "", "[live] pacing: expected yes or no, got nothing"),

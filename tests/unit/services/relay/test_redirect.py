@@ -65,6 +65,10 @@ def test_the_url_of_a_redirect(tc_url, expected):
     assert redirect_url(HERE, tc_url) == expected
 
 
+def test_the_name_of_a_redirect_may_contain_slashes():
+    assert redirect_url("rtmp://a.example/live//a/b?c=/", "rtmp://b.example/x") == "rtmp://b.example/x//a/b?c=/"
+
+
 def test_a_redirect_never_leaves_tls():
     assert redirect_url("rtmps://a.example/live/cam", "rtmp://b.example/live") == ""
     assert redirect_url("rtmps://a.example/live/cam", "rtmps://b.example/live") == "rtmps://b.example/live/cam"
