@@ -16,6 +16,7 @@ DEFAULT_CONNECTION_LIMIT = 10_000
 
 _REMEMBERED = 10_000
 """The number of networks whose rate is remembered. Those without connections for the longest time are dropped first."""
+_HANDSHAKES_DIVISOR = 4
 _BURST_S = 2.0
 """A network may open the connections of this time, at the limit of the rate, at once."""
 
@@ -58,6 +59,17 @@ class ConnectionLimits:
         elif not self._rates.take(address_group(address), now_s, rate):
             return f"connection_rate_limit is {rate} per second"
         return ""
+
+    def handshake_refusal(self, waiting: int) -> str:
+        """Return why a new RTMPS connection must be refused; empty if it is accepted.
+
+        A flood of TLS handshakes must leave most connections to other clients.
+
+        Args:
+            waiting: The number of TLS handshakes that wait for their turn.
+        """
+        limit = max(1, (self.limits.connection_limit or self.capacity) // _HANDSHAKES_DIVISOR)
+        return f"{waiting} TLS handshakes wait already, a quarter of connection_limit" if waiting >= limit else ""
 
     def enter(self, address: str) -> None:
         """Add a connection from an address."""

@@ -231,7 +231,10 @@ class Hub:
         if self.authorizer.bars(address):
             return
         now = time.monotonic()
-        refused = "the server is stopping" if self.stopping else self.connection_limits.refusal(address, now)
+        refused = "the server is stopping" if self.stopping else ""
+        if not refused and transport.scheme == "rtmps":
+            refused = self.connection_limits.handshake_refusal(self.tls.turns.waiting)
+        refused = refused or self.connection_limits.refusal(address, now)
         if refused:
             self.counters["connections_refused"] += 1
             if self._refusals.due():

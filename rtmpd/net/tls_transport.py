@@ -9,9 +9,11 @@ unsent end of the last record is kept and sent as soon as it fits; until then th
 from __future__ import annotations
 
 import contextlib
+import select
 import socket as stdlib_socket
 import ssl
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import gevent
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from gevent.socket import socket
 
 _WRITE = 2
+_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _RECORD_BYTES = 16 << 10
 _RECORD_HEADER_BYTES = 5
 _RECORD_OVERHEAD_BYTES = 256
@@ -49,20 +52,37 @@ class HandshakeTurns:
 
     A step of a handshake takes 0.4 ms (ECDSA) to 5 ms (RSA with 4096 bits), and can't be interrupted. Fifty clients that
     connect at once would hold the event loop for the sum of all their steps, since it runs every ready greenlet in one round.
+
+    Attributes:
+        waiting: How many handshakes wait for their turn.
     """
 
     def __init__(self) -> None:
         self._turn = BoundedSemaphore(1)
+        self.waiting = 0
 
-    def run(self, step: Callable[[], None]) -> None:
-        """Wait for a turn, then run one step of a handshake."""
-        with self._turn:
+    def run(self, step: Callable[[], None], check: Callable[[], None] = lambda: None) -> None:
+        """Wait for a turn, then run one step of a handshake.
+
+        Args:
+            step: The step.
+            check: Raises an exception if the client has gone meanwhile: the turn is the next one's then, without a rest.
+        """
+        self.waiting += 1
+        try:
+            self._turn.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            check()
             begun = time.thread_time()
             try:
                 step()
             finally:
                 # A failed step costs as much as a successful one, and a flood of them must not hold the event loop either.
                 gevent.sleep(max(time.thread_time() - begun, 1e-6))
+        finally:
+            self._turn.release()
 
 
 class RecordCounter:
@@ -162,7 +182,7 @@ class TlsTransport(Transport):
             TransportClosed: The peer has closed the connection.
             DeadlineExceeded: The handshake took longer than *limit_s*.
         """
-        step = _give_way_and_run if turns is None else turns.run
+        step = _give_way_and_run if turns is None else partial(turns.run, check=self._check_peer)
         with deadline(limit_s, "the TLS handshake"):
             if host is None:
                 first = first or self.recv()
@@ -205,6 +225,13 @@ class TlsTransport(Transport):
                 raise TransportClosed(self.close_reason or connection_error("send", error)) from None
             if not done:
                 self._read_more()
+
+    def _check_peer(self) -> None:
+        """Raise `TransportClosed` if the peer has closed the connection: none half-closes it in a handshake."""
+        poll = select.poll()
+        poll.register(self._sock, _GONE)
+        if poll.poll(0):
+            raise TransportClosed(self.close_reason or "closed by the peer in the TLS handshake")
 
     def _send_alert(self) -> None:
         """Send the alert that tells the peer what failed, if the socket takes it."""

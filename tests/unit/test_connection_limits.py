@@ -75,6 +75,14 @@ def test_the_rate_counts_only_accepted_connections():
     assert not limits.refusal("192.0.2.1", 0.0)
 
 
+def test_waiting_tls_handshakes_take_at_most_a_quarter_of_the_connections():
+    limits = make(connection_limit=100)
+    assert limits.handshake_refusal(24) == ""
+    assert limits.handshake_refusal(25) == "25 TLS handshakes wait already, a quarter of connection_limit"
+    limits.limits = dataclasses.replace(LIMITS, connection_limit=1)
+    assert limits.handshake_refusal(0) == ""
+
+
 @pytest.mark.parametrize(("options", "most"), [({}, 7), ({"connection_limit": 5}, 5), ({"connection_limit": 9}, 9)])
 def test_without_the_option_the_capacity_is_the_limit(options, most):
     limits = make(**options)

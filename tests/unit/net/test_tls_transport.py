@@ -501,6 +501,30 @@ def test_a_failed_step_is_followed_by_a_pause_too():
     assert time.monotonic() - begun > 0.035
 
 
+def test_a_client_that_has_gone_before_its_turn_costs_no_step(make, contexts):
+    steps = []
+
+    class Recorded(HandshakeTurns):
+        def run(self, step, check):
+            super().run(lambda: (steps.append(step), step()), check)
+
+    turns = Recorded()
+    turns._turn.acquire()
+    transport, sock = make()
+    hello = b"\x16\x03\x01\x00\x05\x01\x00"
+    shaking = gevent.spawn(transport.secure, contexts[0], LIMIT_S, first=hello, turns=turns)
+    gevent.sleep(0)
+    assert turns.waiting == 1
+    sock.sendall(b"more of it")
+    sock.close()
+    turns._turn.release()
+    with pytest.raises(TransportClosed, match=r"^closed by the peer in the TLS handshake$"):
+        shaking.get(timeout=LIMIT_S)
+    assert (steps, turns.waiting) == ([], 0)
+    # The turn is free again.
+    turns.run(lambda: None, lambda: None)
+
+
 # The end ----------------------------------------------------------------------------------------------------------------
 
 
