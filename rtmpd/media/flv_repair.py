@@ -6,6 +6,7 @@ Files are objects that the caller opens.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,7 +28,7 @@ from rtmpd.media.tags import MAX_RECORD_BYTES, Kind, audio_kind, video_kind
 from rtmpd.media.video_codecs import VideoConfig, refine_video
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _U32 = struct.Struct(">I")
 
@@ -38,6 +39,27 @@ DEFAULT_WINDOW_BYTES = 1 << 18
 _PREFIX_BYTES = 64  # the part of a payload that its kind, and the size of a keyframe's picture, are parsed from
 _MAX_METADATA_TAG = 1 << 20
 _MAX_BAD_SIZES = 1024
+_MAX_GAPS = 1024
+_MAX_CANDIDATES = 10_000
+"""How often a scan looks whether something is a tag: each may read a window elsewhere, and a hostile file is full of them."""
+_CANDIDATE = re.compile(rb"[\x08\x09\x12](?=.{7}\0\0\0)", re.DOTALL)
+"""The header of an audio, video or script tag; its message stream id is 0."""
+_CANDIDATE_BYTES = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A damaged part of a file between two sound tags.
+
+    Attributes:
+        start, end: Its positions.
+        first_ms, last_ms: The timestamps of the tags before and after it.
+    """
+
+    start: int
+    end: int
+    first_ms: int
+    last_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +69,9 @@ class ScanResult:
     Attributes:
         valid: Whether the file starts as an FLV file. If not, all other fields are those of an empty file.
         size: The size of the file, bytes.
-        end: The end of the last complete tag in an unbroken chain from the start, including its size field.
+        end: The end of the last complete tag, including its size field.
+        rest_bytes: The number of bytes behind it, without zeros at the end of the file.
+        gaps: The damaged parts before it.
         header_flags: The flags in the file header: 4 audio, 1 video.
         has_audio, has_video: Whether there are such tags, other than empty ones.
         first_ms, last_ms: The timestamps of the earliest and the latest frame; 0 without frames.
@@ -86,11 +110,23 @@ class ScanResult:
     other_tags: int = 0
     frames: int = 0
     bad_sizes: tuple[tuple[int, int], ...] = ()
+    rest_bytes: int = 0
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def clean(self) -> bool:
         """Whether the file consists of tags up to its end, each followed by its size."""
-        return self.valid and self.end == self.size and not self.bad_sizes
+        return self.valid and self.end == self.size and not self.bad_sizes and not self.gaps
+
+    @property
+    def gap_bytes(self) -> int:
+        """The size of all gaps."""
+        return sum(gap.end - gap.start for gap in self.gaps)
+
+    @property
+    def gap_ms(self) -> int:
+        """The time in all gaps."""
+        return sum(max(0, gap.last_ms - gap.first_ms) for gap in self.gaps)
 
 
 # Plain integers, because a file may have millions of tags.
@@ -103,15 +139,16 @@ class _Window:
 
     Attributes:
         data: The part.
+        start: Its position.
         size: The size of the file, bytes.
     """
 
-    __slots__ = ("_file", "_start", "_window_bytes", "data", "size")
+    __slots__ = ("_file", "_window_bytes", "data", "size", "start")
 
     def __init__(self, file: BinaryIO, window_bytes: int) -> None:
         self._file = file
         self._window_bytes = window_bytes
-        self._start = 0
+        self.start = 0
         self.data = b""
         self.size = file.seek(0, os.SEEK_END)
 
@@ -121,13 +158,13 @@ class _Window:
         Returns:
             Their offset in ``data``; -1 if the file is too short. Offsets of earlier calls become invalid.
         """
-        offset = position - self._start
+        offset = position - self.start
         if offset >= 0 and offset + length <= len(self.data):
             return offset
         if position + length > self.size:
             return -1
         self._file.seek(position)
-        self._start = position
+        self.start = position
         self.data = self._file.read(max(length, self._window_bytes))
         return 0 if len(self.data) >= length else -1
 
@@ -152,9 +189,50 @@ class _Scan:
         self.metadata_position: int | None = None
         self.metadata_bytes = 0
         self.bad_sizes: list[tuple[int, int]] = []
+        self.gaps: list[Gap] = []
+        self.rest_bytes = 0
+        self.time_ms = 0
+        self._candidates = _MAX_CANDIDATES
 
     def run(self, position: int) -> int:
         """Read the tags from *position* on; return the end of the last valid one."""
+        while True:
+            position = self._run(position)
+            resumed = self._resume(position)
+            if resumed < 0:
+                return position
+            _, time = TAG_HEADER.unpack(self.window.copy(resumed, TAG_HEADER.size))
+            self.gaps.append(Gap(position, resumed, self.time_ms, _timestamp(time)))
+            position = resumed
+
+    def _resume(self, position: int) -> int:
+        """Return the position of the next valid tag that leaves room for a tag in front of it; -1 without one."""
+        window = self.window
+        end = position
+        position += TAG_OVERHEAD
+        while window.size - position >= TAG_OVERHEAD and len(self.gaps) < _MAX_GAPS:
+            offset = window.reach(position, TAG_OVERHEAD)
+            if offset < 0:
+                break
+            # To look at a candidate may move the window.
+            data, start = window.data, window.start
+            for found in _CANDIDATE.finditer(data, offset):
+                if not self._candidates:
+                    self.rest_bytes = window.size - end
+                    return -1
+                self._candidates -= 1
+                if self._has_tag(start + found.start()):
+                    return start + found.start()
+            content = len(data.rstrip(b"\0"))
+            if content > offset:
+                self.rest_bytes = start + content - end
+            position = start + len(data) - _CANDIDATE_BYTES + 1
+        if len(self.gaps) == _MAX_GAPS or window.size - end < 2 * TAG_OVERHEAD:
+            self.rest_bytes = window.size - end
+        return -1
+
+    def _run(self, position: int) -> int:
+        """Read the tags from *position* on, up to the first damaged one; return its position."""
         window = self.window
         while True:
             offset = window.reach(position, min(TAG_HEADER_SIZE + _PREFIX_BYTES, max(window.size - position, TAG_OVERHEAD)))
@@ -170,7 +248,8 @@ class _Scan:
                 if len(self.bad_sizes) == _MAX_BAD_SIZES or not self._has_tag(behind + 4):
                     return position
                 self.bad_sizes.append((behind, length + TAG_HEADER_SIZE))
-            self._tag(position, word >> 24, time >> 8 | (time & 0xFF) << 24, prefix, length)
+            self.time_ms = _timestamp(time)
+            self._tag(position, word >> 24, self.time_ms, prefix, length)
             position = behind + 4
 
     def _has_size(self, position: int, length: int) -> bool:
@@ -262,15 +341,23 @@ class _Scan:
             other_tags=self.counts[0],
             frames=self.frames,
             bad_sizes=tuple(self.bad_sizes),
+            rest_bytes=self.rest_bytes,
+            gaps=tuple(self.gaps),
         )
+
+
+def _timestamp(field: int) -> int:
+    """Return the timestamp of a tag's header, whose highest byte comes last."""
+    return field >> 8 | (field & 0xFF) << 24
 
 
 def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> ScanResult:
     """Scan an FLV file that may be truncated anywhere, end with zeros, or not be FLV at all.
 
-    Each tag must be followed by its size. The first tag without it, and everything after that, is ignored, because the last
-    blocks before a crash may not have been written. Tags of unknown types are valid if their size is. At most a few MiB of
-    memory are used for any file.
+    Each tag must be followed by its size. Behind a tag without it, the scan continues at the next audio, video or script tag
+    that has its size: what is in between is a gap. Behind the last such tag everything is ignored, because the last blocks
+    before a crash may not have been written. Tags of unknown types are valid if their size is. At most a few MiB of memory are
+    used for any file.
 
     Args:
         file: A binary, seekable file. Its position changes.
@@ -308,9 +395,9 @@ class RepairPlan:
 def repair_plan(result: ScanResult) -> RepairPlan | None:
     """Return the changes that repair a file.
 
-    The repaired file ends after its last valid tag, its header has the right flags, and its metadata the right duration, size
-    and index. The metadata tag keeps its size: in files of other programs, without padding, there is no space for an index, and
-    some members are replaced.
+    The repaired file ends after its last valid tag, its gaps are script tags that players ignore, its header has the right
+    flags, and its metadata the right duration, size and index. The metadata tag keeps its size: in files of other programs,
+    without padding, there is no space for an index, and some members are replaced.
 
     Returns:
         None if the file does not start as FLV. A plan without any effect for a file that is already repaired.
@@ -318,6 +405,8 @@ def repair_plan(result: ScanResult) -> RepairPlan | None:
     if not result.valid:
         return None
     patches = [(position, _U32.pack(size)) for position, size in result.bad_sizes]
+    for gap in result.gaps:
+        patches.extend(_filler(gap))
     flags = header_flags(result.has_audio, result.has_video)
     if flags != result.header_flags:
         patches.append((FLAGS_OFFSET, bytes((flags,))))
@@ -342,6 +431,26 @@ def repair_plan(result: ScanResult) -> RepairPlan | None:
         if rendered != result.metadata_tag:
             patches.append((position, rendered))
     return RepairPlan(result.end, tuple(patches))
+
+
+_FILLER = b"\2\0\x09rtmpdLost\5"
+"""The beginning of a script tag in a gap: a name, and null. What follows is ignored."""
+
+
+def _filler(gap: Gap) -> Iterator[tuple[int, bytes]]:
+    """Yield the patches that make tags of a gap: position and bytes of each header and each size field."""
+    position = gap.start
+    while position < gap.end:
+        left = gap.end - position
+        size = min(left, tag_size(0xFFFFFF))
+        if 0 < left - size < TAG_OVERHEAD:
+            size -= TAG_OVERHEAD
+        length = size - TAG_OVERHEAD
+        time = (gap.first_ms << 8 | gap.first_ms >> 24) & 0xFFFFFFFF
+        body = _FILLER if length >= len(_FILLER) else bytes(length)
+        yield position, TAG_HEADER.pack(SCRIPT << 24 | length, time) + bytes(TAG_HEADER_SIZE - TAG_HEADER.size) + body
+        position += size
+        yield position - 4, _U32.pack(length + TAG_HEADER_SIZE)
 
 
 def apply_plan(file: BinaryIO, plan: RepairPlan) -> None:

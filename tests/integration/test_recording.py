@@ -13,6 +13,7 @@ from rtmpd.client import Client
 from rtmpd.media.flv_repair import scan
 from tests.integration.beside import wait_until
 from tests.integration.wire import Wire, gop, headers, send
+from tests.unit.services.recorder.recordings import recording, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,3 +213,19 @@ def test_many_short_streams_leave_a_file_each_and_no_memory(server, tmpfs):
     wait_until(recorded, "all files", 60)
     assert made.rss_mb() - before_mb < 30
     assert len(files(in_memory)) == FLOOD
+
+
+@pytest.mark.parametrize(
+    ("zeros", "kept"), [(4096, "no copy of it was kept"), (300 << 10, r"as it was: .*/live/cam\.flv\.broken")]
+)
+def test_a_damaged_part_is_repaired_around_the_damage_with_a_warning(recorder, tmp_path, zeros, kept):
+    data = bytearray(recording(10_000))
+    data[len(data) // 10 : len(data) // 10 + zeros] = bytes(zeros)
+    write(tmp_path / "recordings/live/cam.flv.part", bytes(data))
+    server, directory = recorder()
+    server.wait_for_line(rf"INFO +repaired .*/live/cam\.flv; 400\.0 s, {len(data)} bytes, 0 bytes cut off$")
+    text = r"WARNING .*/live/cam\.flv was damaged: lost (\d+) bytes \(\d+\.\d s\) in 1 places and 0 bytes at its end; "
+    assert zeros < int(server.wait_for_line(text + kept)[1]) < zeros + 2000
+    assert frames(directory / "live/cam.flv") > 15_000
+    broken = directory / "live/cam.flv.broken"
+    assert (broken.read_bytes() == data) if zeros > 4096 else not broken.exists()

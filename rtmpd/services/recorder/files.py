@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from rtmpd.config.file_names import FileNameTemplate
 
 PART_SUFFIX = ".flv.part"
 RECORDING_SUFFIX = ".flv"
 BROKEN_SUFFIX = ".flv.broken"
+_COPY_BYTES = 256 << 10
 """The suffix of a part that does not begin as FLV and can't be repaired."""
 
 _NUMBERED = 99
@@ -187,6 +189,37 @@ def publish_part(part: Path, suffix: str = RECORDING_SUFFIX) -> Path:
                 continue
             return target
     raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, suffix)))
+
+
+def copy_part(part: Path, file: BinaryIO, pause: Callable[[], None]) -> Path:
+    """Copy a part, which is open as *file*, to ``NAME.flv.broken``, or with a number as in `publish_part`; return the path.
+
+    Args:
+        pause: Called between two pieces; may raise.
+
+    Raises:
+        OSError: There is no copy then.
+    """
+    base = _with_suffix(part, "")
+    for candidate in _candidates(base):
+        target = _with_suffix(candidate, BROKEN_SUFFIX)
+        try:
+            descriptor = os.open(target, _PART_FLAGS, _PART_MODE)
+        except FileExistsError:
+            continue
+        try:
+            with os.fdopen(descriptor, "wb") as copy:
+                file.seek(0)
+                while piece := file.read(_COPY_BYTES):
+                    pause()
+                    copy.write(piece)
+                copy.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            target.unlink()
+            raise
+        return target
+    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, BROKEN_SUFFIX)))
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:

@@ -173,7 +173,7 @@ class Recorder:
             path = printable(str(error.filename))
             log.error("can't search %s for unfinished recordings: %s; they are not repaired", path, error.strerror)
         for part in parts:
-            self._report_repair(call(repair_part, part, throttle))
+            self._report_repair(call(repair_part, part, throttle, self.options.disk_reserve_bytes))
 
     def _report_repair(self, outcome: RepairOutcome) -> None:
         path = printable(str(outcome.path))
@@ -182,6 +182,10 @@ class Recorder:
                 self._hub.count("recordings_repaired")
                 seconds, size, cut = outcome.duration_s, outcome.size_bytes, outcome.cut_bytes
                 log.info("repaired %s; %.1f s, %d bytes, %d bytes cut off", path, seconds, size, cut)
+                if outcome.gaps or outcome.original is not None:
+                    kept = f"as it was: {printable(str(outcome.original))}" if outcome.original else "no copy of it was kept"
+                    text = "%s was damaged: lost %d bytes (%.1f s) in %d places and %d bytes at its end; %s"
+                    log.warning(text, path, outcome.gap_bytes, outcome.gap_s, outcome.gaps, cut, kept)
                 self._announce(outcome.path, seconds, size, "repaired")
             case Repaired.REMOVED:
                 log.info("removed %s: it contained no media", path)

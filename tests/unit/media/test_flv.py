@@ -697,12 +697,53 @@ def test_zeros_at_the_end_are_cut_off(size):
     assert (result.end, result.clean, result.video_tags) == (len(data), False, 3)
 
 
-def test_zeros_in_the_middle_end_the_file():
+def test_behind_zeros_in_the_middle_a_scan_continues_at_the_next_sound_tag():
     data = bytearray(simple(KEYFRAME, FRAME, FRAME, FRAME))
     start = 13 + 2 * 70
     data[start - 10 : start + 30] = bytes(40)
     result = scan(bytes(data))
-    assert (result.end, result.video_tags) == (13 + 70, 1)
+    assert (result.end, result.video_tags, result.clean) == (len(data), 2, False)
+    assert [(gap.start, gap.end) for gap in result.gaps] == [(13 + 70, 13 + 3 * 70)]
+    assert result.gap_ms == result.gaps[0].last_ms - result.gaps[0].first_ms > 0
+    again = scan(repair(bytes(data)))
+    assert (again.clean, again.video_tags, again.script_tags, again.frames) == (True, 2, 1, 2)
+
+
+@pytest.mark.parametrize("size", [15, 27, 28, 29, 4096, 0xFFFFFF, 0xFFFFFF + 15, 0xFFFFFF + 16, 0xFFFFFF + 29, 40 << 20])
+def test_a_gap_of_any_size_becomes_tags(size):
+    data = simple(KEYFRAME) + b"\xfe" * size + simple(FRAME, FRAME)[13:]
+    result = scan(data)
+    assert (result.video_tags, result.gap_bytes, result.end) == (3, size, len(data))
+    repaired = scan(repair(data))
+    assert (repaired.clean, repaired.video_tags, repaired.other_tags, repaired.size) == (True, 3, 0, len(data))
+
+
+def test_ffmpeg_reads_everything_but_the_gap(ffmpeg, tmp_path):
+    path = tmp_path / "clip.flv"
+    source = ["-f", "lavfi", "-i", "testsrc=duration=10:size=64x48:rate=25", "-c:v", "flv1", "-g", "5", path]
+    subprocess.run([ffmpeg, "-v", "error", *source], check=True)
+    data = bytearray(path.read_bytes())
+    place = len(data) // 10
+    data[place : place + 4096] = bytes(4096)
+    (gap,) = scan(bytes(data)).gaps
+    path.write_bytes(repair(bytes(data)))
+    arguments = ["-v", "error", "-i", path, "-c", "copy", "-f", "framecrc", "-"]
+    shown = subprocess.run([ffmpeg, *arguments], capture_output=True, text=True, check=True)
+    packets = [line for line in shown.stdout.splitlines() if not line.startswith("#")]
+    assert shown.stderr == ""
+    assert len(packets) == 250 - (gap.last_ms - gap.first_ms) // 40 + 1 > 200
+
+
+def test_a_gap_without_room_for_a_tag_takes_the_next_one():
+    data = simple(KEYFRAME) + b"\xff" * 14 + simple(FRAME, FRAME)[13:]
+    assert scan(data).gap_bytes == 14 + 70
+    assert scan(repair(data)).clean
+
+
+def test_a_file_full_of_what_looks_like_tags_is_not_searched_without_end():
+    data = simple(KEYFRAME) + b"\xff" * 15 + b"\x09\0\0\1\0\0\0\0\0\0\0" * 20_000 + simple(FRAME)[13:]
+    result = scan(data)
+    assert (result.end, result.rest_bytes, result.gaps) == (13 + 70, len(data) - 13 - 70, ())
 
 
 def test_a_wrong_size_field_is_corrected_if_valid_tags_follow():
@@ -720,11 +761,13 @@ def test_a_wrong_size_field_of_the_last_tag_ends_the_file_before_it():
     assert scan(data[:-1] + b"\xff" + bytes(100)).end == len(data) - 70
 
 
-def test_two_wrong_sizes_in_a_row_end_the_file():
+def test_two_wrong_sizes_in_a_row_are_a_gap():
     data = bytearray(simple(KEYFRAME, FRAME, FRAME, FRAME))
     data[13 + 70 + 69] ^= 1
     data[13 + 140 + 69] ^= 1
-    assert scan(bytes(data)).end == 13 + 70
+    result = scan(bytes(data))
+    assert [(gap.start, gap.end) for gap in result.gaps] == [(13 + 70, 13 + 3 * 70)]
+    assert result.end == len(data)
 
 
 def test_the_number_of_corrected_size_fields_is_limited():
@@ -733,7 +776,8 @@ def test_the_number_of_corrected_size_fields_is_limited():
         data[13 + number * 70 + 69] ^= 1
     result = scan(bytes(data))
     assert len(result.bad_sizes) == 1024
-    assert result.end == 13 + 2048 * 70
+    assert len(result.gaps) == 476
+    assert result.end == len(data)
 
 
 def test_tags_of_other_types_are_skipped():

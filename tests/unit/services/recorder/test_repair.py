@@ -16,7 +16,7 @@ from rtmpd.media import flv, flv_repair
 from rtmpd.services.recorder import repair
 from rtmpd.services.recorder.repair import Repaired, RepairOutcome, find_parts, repair_part
 from rtmpd.services.recorder.throttle import Throttle
-from tests.unit.services.recorder.recordings import FRAME, KEYFRAME, recording, write
+from tests.unit.services.recorder.recordings import FRAME, recording, write
 
 TEMPLATE = FileNameTemplate.parse("{app}/{name}")
 METADATA_END = 13 + flv.tag_size(flv_repair.scan(io.BytesIO(recording())).metadata_bytes)
@@ -123,13 +123,87 @@ def test_a_part_without_frames_is_removed(data, part, tmp_path):
 
 
 def test_a_large_part_without_readable_frames_is_kept(part):
-    # Only the first block is missing: another tool may still recover the frames.
-    data = bytearray(recording(5) + b"".join(flv.tag(9, 40 * number, KEYFRAME * 100) for number in range(30)))
-    data[100:4096] = bytes(3996)
-    data[METADATA_END - 4 : METADATA_END] = bytes(4)
-    outcome = repair_one(part(bytes(data)))
-    assert (outcome.action, outcome.reason) == (Repaired.BROKEN, "it has no frames at its beginning")
+    data = recording(0) + b"\xff" * (2 << 20)
+    outcome = repair_one(part(data))
+    assert (outcome.action, outcome.reason) == (Repaired.BROKEN, "it has no frames")
     assert outcome.path.read_bytes() == data
+
+
+def test_what_is_behind_damaged_metadata_is_kept(part):
+    data = bytearray(recording(5))
+    data[13:METADATA_END] = bytes(METADATA_END - 13)
+    outcome = repair_one(part(bytes(data)))
+    assert (outcome.action, outcome.gaps, outcome.size_bytes) == (Repaired.REPAIRED, 1, len(data))
+
+
+def test_zeros_at_a_tenth_of_a_part_cost_only_what_they_cover(part, tmp_path):
+    data = bytearray(recording(2000))
+    place = len(data) // 10
+    data[place : place + 4096] = bytes(4096)
+    outcome = repair_one(part(bytes(data)))
+    assert (outcome.action, outcome.duration_s, outcome.size_bytes, outcome.cut_bytes) == (
+        Repaired.REPAIRED,
+        80.0,
+        len(data),
+        0,
+    )
+    assert (outcome.gaps, outcome.original) == (1, None)
+    assert 4096 < outcome.gap_bytes < 6000
+    assert 0 < outcome.gap_s < 2
+    assert files(tmp_path) == ["live/cam.flv"]
+    with outcome.path.open("rb") as file:
+        assert flv_repair.scan(file).clean
+
+
+def test_the_original_of_a_part_that_lost_more_than_a_trifle_is_kept(part, tmp_path):
+    data = bytearray(recording(10_000))
+    place = len(data) // 10
+    data[place : place + (300 << 10)] = bytes(300 << 10)
+    outcome = repair_one(part(bytes(data)))
+    assert (outcome.action, outcome.duration_s, outcome.original) == (
+        Repaired.REPAIRED,
+        400.0,
+        tmp_path / "live/cam.flv.broken",
+    )
+    assert outcome.original.read_bytes() == data
+    assert outcome.original.stat().st_mtime == 1_000_000_000.5
+    assert files(tmp_path) == ["live/cam.flv", "live/cam.flv.broken"]
+
+
+def test_the_original_of_a_part_with_much_behind_its_last_tag_is_kept(part, tmp_path):
+    data = recording(50) + b"\xff" * (2 << 20)
+    outcome = repair_one(part(data))
+    assert (outcome.action, outcome.cut_bytes) == (Repaired.REPAIRED, 2 << 20)
+    assert outcome.original.read_bytes() == data
+    outcome = repair_one(part(recording(50) + bytes(2 << 20), "zeros"))
+    assert (outcome.action, outcome.original) == (Repaired.REPAIRED, None)
+
+
+def test_a_damaged_part_waits_for_the_space_for_its_copy(part, tmp_path):
+    data = recording(50) + b"\xff" * (2 << 20)
+    path = part(data)
+    outcome = repair_part(path, throttle(), 1 << 62)
+    assert outcome.action is Repaired.FAILED
+    assert "no space for a copy" in outcome.reason
+    assert files(tmp_path) == ["live/cam.flv.part"]
+    assert path.read_bytes() == data
+
+
+def test_a_repair_that_is_cancelled_while_it_copies_leaves_no_copy(part, tmp_path):
+    data = recording(50) + b"\xff" * (2 << 20)
+    path = part(data)
+    made = throttle()
+    calls = []
+
+    def pause() -> None:
+        calls.append(0)
+        if files(tmp_path) != ["live/cam.flv.part"]:
+            raise repair.Cancelled
+
+    made.pause = pause
+    assert repair_part(path, made).action is Repaired.CANCELLED
+    assert files(tmp_path) == ["live/cam.flv.part"]
+    assert path.read_bytes() == data
 
 
 def test_damaged_metadata_are_repaired(part):
