@@ -40,6 +40,28 @@ class Connect:
     encoder: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ClientFacts:
+    """What is known of a client besides its request, for authorizers that decide by more than names and secrets.
+
+    All but the first two are what the client claims, cut to a bounded length.
+
+    Attributes:
+        connection_id: The number of the connection, as in log lines and events.
+        protocol: ``rtmp`` or ``rtmps``.
+        agent: ``flashVer``.
+        tc_url: ``tcUrl`` without its query, user and password.
+        page_url, swf_url: The page and the Flash program that the client was started from.
+    """
+
+    connection_id: str = ""
+    protocol: str = "rtmp"
+    agent: str = ""
+    tc_url: str = ""
+    page_url: str = field(default="", repr=False)
+    swf_url: str = field(default="", repr=False)
+
+
 def _nothing() -> None:
     pass
 
@@ -56,6 +78,7 @@ class Request:
         parameters: The merged query. Secret.
         user: The user that has logged in on the connection; empty without a login.
         app: The application of the connect command, where the user logged in. The key may belong to another one.
+        client: What else is known of the client.
         waiting: Must be called before the authorizer waits for an answer. Its exceptions must not be caught.
     """
 
@@ -66,6 +89,7 @@ class Request:
     parameters: Mapping[str, str] = field(repr=False)
     user: str = ""
     app: str = ""
+    client: ClientFacts = field(default_factory=ClientFacts, compare=False)
     waiting: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
 
 

@@ -45,6 +45,15 @@ def split_query(text: str) -> tuple[str, str]:
     return head, query
 
 
+def without_secrets(url: str) -> str:
+    """Return a URL without its query, user and password; quotes around it are removed."""
+    scheme, separator, rest = split_query(url.strip("'\""))[0].partition("://")
+    if not separator:
+        return scheme
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
 def join_key(app: str, name: str) -> StreamKey:
     """Join app and name, with single slashes only. ``app/_definst_`` is the app."""
     parts = [part for part in f"{app}/{name}".split("/") if part]

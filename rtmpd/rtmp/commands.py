@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from rtmpd.authorization import Action, Connect, Request
+from rtmpd.authorization import Action, ClientFacts, Connect, Request
 from rtmpd.errors import LoginRequired, Refused, RemoteProtocolError
 from rtmpd.events import EventType
 from rtmpd.phases import ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
-from rtmpd.protocol.naming import NameProblem, is_printable, resolve, split_query
+from rtmpd.protocol.naming import NameProblem, is_printable, resolve, split_query, without_secrets
 from rtmpd.protocol.via import MEMBER, parse_via
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
@@ -32,6 +32,7 @@ _SERVER_VERSION = "FMS/3,5,7,7009"
 _CAPABILITIES = 31
 _MAX_DESCRIPTION = 200
 _MAX_AGENT = 80
+_MAX_URL = 1024
 
 
 def _result(connection: Connection, command: Command, *values: Any) -> None:
@@ -61,6 +62,8 @@ def _connect(connection: Connection, command: Command) -> None:
     for text in (client.app, client.tc_url):
         _check_length(connection, text, status.CONNECT_INVALID_APP)
     client.agent = printable(_text_of(properties.get("flashVer"))[:_MAX_AGENT])
+    client.page_url = _text_of(properties.get("pageUrl"))[:_MAX_URL]
+    client.swf_url = _text_of(properties.get("swfUrl"))[:_MAX_URL]
     client.capabilities = parse_capabilities(properties)
     client.via = parse_via(properties.get(MEMBER))
     try:
@@ -148,6 +151,14 @@ def _authorize(connection: Connection, action: Action, found: StreamName) -> str
         found.parameters,
         client.user,
         client.application.key if client.user else "",
+        ClientFacts(
+            connection_id=str(connection.number),
+            protocol=connection.transport.scheme,
+            agent=client.agent,
+            tc_url=without_secrets(client.tc_url)[:_MAX_URL],
+            page_url=client.page_url,
+            swf_url=client.swf_url,
+        ),
         wait,
     )
     try:

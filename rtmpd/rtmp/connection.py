@@ -131,6 +131,7 @@ class ClientInfo:
         application: What they resolve to: the path of the application, and the parameters. Secret.
         agent: What it calls itself, fit to be shown.
         capabilities: What it declares to support.
+        page_url, swf_url: ``pageUrl`` and ``swfUrl``, which may contain secrets, cut to a bounded length.
         via: The ids of the servers that a relay's streams have come through; see `rtmpd.protocol.via`.
         user: The name that it has logged in with; empty: none.
         options: The options of its application, as far as the path tells; None before it is connected.
@@ -140,6 +141,8 @@ class ClientInfo:
     tc_url: str = ""
     application: StreamName = field(default_factory=lambda: StreamName(StreamKey(), {}))
     agent: str = ""
+    page_url: str = ""
+    swf_url: str = ""
     capabilities: Capabilities = NOTHING_DECLARED
     via: tuple[str, ...] = ()
     user: str = ""

@@ -61,6 +61,13 @@ def test_the_callback_gets_the_request_of_go_rtmp(serve, web, raw, player):
             "stream_key": "live/sub/cam",
             "token": "s3cret-t",
             "remote_addr": wire.address,
+            "connection_id": "1",
+            "protocol": "rtmp",
+            "agent": "",
+            "tc_url": "rtmp://localhost/live/sub",
+            "page_url": "",
+            "swf_url": "",
+            "parameters": {"token": "s3cret-t", "x": "y"},
         }
     ]
     assert web.headers["Content-Type"] == "application/json"
@@ -78,8 +85,56 @@ def test_flags_set_the_callback(server, web, publisher):
     assert len(web.questions) == 1
 
 
-@pytest.mark.parametrize("status", [204, 301, 302, 400, 401, 403, 404])
-def test_anything_but_200_denies(serve, web, status):
+def test_the_callback_gets_all_that_is_known_of_the_client(serve, web, opened):
+    running = serve()
+    properties = {
+        "app": "live?a=1&b=1",
+        "tcUrl": f"rtmp://ann:s3cret-p@127.0.0.1:{running.port}/live?token=s3cret-t&b=2&c=3&a=0",
+        "flashVer": "FMLE/3.0 (test)",
+        "pageUrl": "http://example.com/page?s3cret",
+        "swfUrl": "x" * 2000,
+    }
+    client = opened.enter_context(Client(running.url("cam") + "?d=4&b=5", connect_properties=properties))
+    client.publish()
+    (question,) = web.questions
+    assert question["parameters"] == {"token": "s3cret-t", "a": "1", "b": "5", "c": "3", "d": "4"}
+    assert question["token"] == "s3cret-t"
+    assert question["tc_url"] == f"rtmp://127.0.0.1:{running.port}/live"
+    assert question["agent"] == "FMLE/3.0 (test)"
+    assert question["page_url"] == "http://example.com/page?s3cret"
+    assert question["swf_url"] == "x" * 1024
+    assert (question["protocol"], question["connection_id"]) == ("rtmp", "1")
+    running.wait_for_line("#1 .*publishes live/cam$")
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_every_status_of_success_allows_without_a_body(serve, web, publisher, status):
+    web.answers[""] = reply(status)
+    running = serve()
+    publisher(running, "cam")
+    running.wait_for_line("publishes live/cam$")
+
+
+def test_a_stream_in_the_answer_renames_publishes_and_plays(serve, web, publisher, player):
+    web.answers["s3cret-cam"] = reply(200, b'{"stream": "cam"}')
+    web.answers["alias"] = reply(200, b'{"stream": "cam", "name": "other"}')
+    running = serve()
+    encoder = publisher(running, "s3cret-cam")
+    watcher = player(running, "alias")
+    begin(encoder, watcher)
+    running.wait_for_line("publishes live/cam$")
+    running.wait_for_line("plays live/cam$")
+
+
+def test_a_name_in_the_answer_does_not_rename_a_play(serve, web, player):
+    web.answers[""] = named("cam")
+    running = serve()
+    player(running, "alias")
+    running.wait_for_line("plays live/alias$")
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 401, 403, 404])
+def test_anything_but_success_denies(serve, web, status):
     running = serve()
     web.answers[""] = reply(status, Location=f"http://127.0.0.1:{web.port}/elsewhere")
     assert refused(running, "cam") == (DENIED, "Not authorized: the callback said no.")
@@ -103,6 +158,7 @@ def test_anything_but_200_denies(serve, web, status):
         (late(60), "timed out after 2 s while waiting for the response"),
         (reply(200, b'{"name": "s3cret-na'), "the response is broken JSON"),
         (reply(200, b"{" * 8000), "the response is broken JSON"),
+        (reply(200, b'{"stream": "a?b"}'), "the name in the response can't be the name of a stream"),
         (named("a?b"), "the name in the response can't be the name of a stream"),
         (named(""), "the name in the response can't be the name of a stream"),
         (named("/a"), "the name in the response can't be the name of a stream"),

@@ -60,17 +60,25 @@ class Callback:
         request.waiting()
         app, name = StreamKey(key).app, StreamKey(key).name
         token = request.parameters.get("token", "")
-        question = {
+        client = request.client
+        question: dict[str, object] = {
             "action": str(request.action),
             "app": app,
             "stream_name": name,
             "stream_key": key,
             "token": token,
             "remote_addr": request.peer,
+            "connection_id": client.connection_id,
+            "protocol": client.protocol,
+            "agent": client.agent,
+            "tc_url": client.tc_url,
+            "page_url": client.page_url,
+            "swf_url": client.swf_url,
+            "parameters": dict(request.parameters),
         }
         try:
             body = self._post(options, question)
-            given = name_in(body) if body is not None and request.action is Action.PUBLISH else ""
+            given = name_in(body, request.action) if body is not None else ""
         except CallbackError as error:
             self._hub.count("auth_callback_errors")
             failures = self._hub.counters["auth_callback_errors"]
@@ -82,7 +90,7 @@ class Callback:
             raise Denied("the callback said no", guess=bool(token) or request.action is Action.PUBLISH)
         return StreamKey(f"{app}/{given}" if given else key)
 
-    def _post(self, options: AuthConfig, question: dict[str, str]) -> bytes | None:
+    def _post(self, options: AuthConfig, question: dict[str, object]) -> bytes | None:
         """Return the body of a response that allows; None: the callback denies."""
         if self.active >= _ACTIVE_LIMIT:
             raise CallbackError(f"{self.active} requests are waiting")
@@ -102,15 +110,17 @@ class Callback:
             self.active -= 1
         if response.status >= 500:
             raise CallbackError(f"the server answered {response.status}")
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             return None
         if response.defect:
             raise CallbackError(f"the response {response.defect}")
         return response.body
 
 
-def name_in(body: bytes) -> str:
-    """Return the name that a response gives a publish, ``{"name": NAME}``; empty: it gives none.
+def name_in(body: bytes, action: Action) -> str:
+    """Return the name that a response gives a stream; empty: it gives none.
+
+    ``{"stream": NAME}`` is for publishes and plays, go-rtmp's ``{"name": NAME}`` for publishes only.
 
     A body that is no JSON object gives none: go-rtmp does the same.
 
@@ -125,7 +135,9 @@ def name_in(body: bytes) -> str:
         found = json.loads(text)
     except (ValueError, RecursionError):
         raise CallbackError("the response is broken JSON") from None
-    name = found.get("name")
+    name = found.get("stream")
+    if name is None and action is Action.PUBLISH:
+        name = found.get("name")
     if name is None:
         return ""
     if not isinstance(name, str) or not is_name(name) or not all(name.split("/")):

@@ -18,6 +18,7 @@ from rtmpd.protocol.naming import (
     resolve,
     split_path,
     split_query,
+    without_secrets,
 )
 
 
@@ -277,3 +278,18 @@ def test_any_texts_make_a_key_without_queries_or_empty_parts(app, tc_url, name):
     assert "" not in key.split("/")
     assert resolve(key, "", "", "").key == key
     assert len(parameters) <= 192
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtmp://ann:secret@host:1935/live/x?token=1", "rtmp://host:1935/live/x"),
+        ("'rtmp://host/live'", "rtmp://host/live"),
+        ("rtmp://a@b:c@host", "rtmp://host"),
+        ("rtmp://host/a@b", "rtmp://host/a@b"),
+        ("live?secret", "live"),
+        ("", ""),
+    ],
+)
+def test_a_url_without_secrets(url, shown):
+    assert without_secrets(url) == shown
