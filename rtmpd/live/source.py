@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
-from rtmpd.live.headers import HeaderCache
+from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
 from rtmpd.live.stats import Stats
+from rtmpd.media.metadata import made_metadata, sound_metadata
 from rtmpd.media.rewrite import AUDIO_FEATURES, VIDEO_FEATURES, Content
 from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
@@ -35,6 +36,7 @@ _SET_DATA_FRAME = amf0.encode("@setDataFrame")
 _CLEAR_DATA_FRAME = amf0.encode("@clearDataFrame")
 _ON_METADATA = amf0.encode("onMetaData")
 _SHORTEST_DATA = 5
+_RATES_AFTER_S = 6.0  # rates are averages of some seconds
 _DISCONNECT = "disconnect"
 
 
@@ -170,7 +172,9 @@ class Source:
         "_bitrate_watch",
         "_has_video",
         "_join_track",
+        "_makes_metadata",
         "_on_stop",
+        "_rates_from_s",
         "_stream",
         "_swept_bytes",
         "_timeline",
@@ -211,6 +215,8 @@ class Source:
         self._timeline = Timeline()
         self._join_track: int | None = None
         self._has_video = False
+        self._makes_metadata = False  # those of the publisher can't be decoded
+        self._rates_from_s = 0.0
         self._swept_bytes = 0
         self._video_others = 0  # video messages that are no frames
         self._bitrate_watch = BitrateWatch()
@@ -226,7 +232,12 @@ class Source:
             on_codec: Called with what a track is encoded with, when that is known and when it changes.
         """
         self._stream, self._timeline = stream, timeline
-        self.stats = Stats(on_codec)
+
+        def codec_found(found: VideoConfig | AudioConfig) -> None:
+            on_codec(found)
+            self._make_metadata()
+
+        self.stats = Stats(codec_found)
         self.started_at = self.active_at = time.monotonic()
 
     def detach(self) -> None:
@@ -294,6 +305,8 @@ class Source:
                 self.headers.add_video(payload)
                 stream.set_headers(self.headers.current)
                 self.stats.video_header(payload)
+                # A header without a size is not reported.
+                self._make_metadata()
         stream.deliver(VIDEO, timestamp, payload, kind, joins)
 
     def _joins_at(self, kind: int, payload: bytes) -> bool:
@@ -351,6 +364,7 @@ class Source:
         if payload.startswith(_SET_DATA_FRAME):
             payload = payload[len(_SET_DATA_FRAME) :]
         elif payload.startswith(_CLEAR_DATA_FRAME):
+            self._makes_metadata = False
             self.headers.set_metadata(None)
             stream.set_headers(self.headers.current)
             return
@@ -361,9 +375,32 @@ class Source:
         if payload.startswith(_ON_METADATA):
             # FFmpeg takes onMetaData at any other time for a subtitle.
             timestamp, kind = 0, _METADATA
-            self.headers.set_metadata(payload)
-            stream.set_headers(self.headers.current)
+            self._set_metadata(stream, payload)
         stream.deliver(DATA, timestamp, payload, kind)
+
+    def _set_metadata(self, stream: SourceStream, payload: bytes) -> None:
+        """Keep metadata for late joiners: encoded again, or made from what is known if they can't be decoded."""
+        if len(payload) > MAX_HEADER_BYTES:
+            self.headers.refused += 1
+            return
+        sound = sound_metadata(payload)
+        if sound is None and not self._makes_metadata:
+            self.log.info("the publisher's onMetaData can't be decoded: late players get one made from its codecs and rates")
+            self._rates_from_s = time.monotonic() + _RATES_AFTER_S
+        self._makes_metadata = sound is None
+        if sound is None:
+            self._make_metadata()
+        else:
+            self.headers.set_metadata(sound)
+            stream.set_headers(self.headers.current)
+
+    def _make_metadata(self, *, rates: bool = False) -> None:
+        """Replace metadata that can't be decoded by what is known by now."""
+        if self._makes_metadata and self._stream is not None:
+            stats = self.stats
+            fps, bitrate = (stats.fps, stats.bitrate) if rates else (0.0, 0.0)
+            self.headers.set_metadata(made_metadata(stats.video, stats.audio, fps=fps, bitrate=bitrate))
+            self._stream.set_headers(self.headers.current)
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
@@ -373,6 +410,9 @@ class Source:
             self._swept_bytes = self.bytes_in
             self.active_at = now_s
         self.stats.sweep(now_s, self.bytes_in, self.video_frames)
+        if self._makes_metadata and self._rates_from_s and now_s >= self._rates_from_s:
+            self._rates_from_s = 0.0
+            self._make_metadata(rates=True)
         limit, action, bitrate = limits.publish_bitrate_limit, limits.publish_bitrate_action, self.stats.bitrate
         grace_s = limits.publish_bitrate_grace_s
         if not self._bitrate_watch.is_due(now_s, bitrate, limit=limit, grace_s=grace_s, action=action):

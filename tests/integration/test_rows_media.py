@@ -11,6 +11,7 @@ import struct
 import pytest
 
 from rtmpd.protocol import amf0, message
+from rtmpd.protocol.amf_values import UNDEFINED, XmlDocument
 from rtmpd.protocol.message import MessageType, UserControlType
 from tests.integration.wire import (
     AAC_HEADER,
@@ -115,9 +116,33 @@ def test_row_56_the_envelope_is_stripped_and_the_array_count_not_trusted(encoder
     on_metadata = amf0.encode("onMetaData") + b"\x08" + struct.pack(">I", 20) + members + b"\0\0\x09"
     encoder.send(DATA, 0, SET_DATA_FRAME + on_metadata)
     encoder.send(VIDEO, 0, key(1))
-    expected = [Item(DATA, 0, on_metadata), Item(VIDEO, 0, key(1))]
+    # Kept for late joiners, it is encoded again, with the right count.
+    cached = amf0.encode("onMetaData") + b"\x08" + struct.pack(">I", 2) + members + b"\0\0\x09"
+    expected = [Item(DATA, 0, cached), Item(VIDEO, 0, key(1))]
     assert played(first, key(1)) == expected
     assert played(watch(), key(1)) == expected
+
+
+@pytest.mark.parametrize("damage", ["undefined", "XML", "no end marker", "bytes behind", "rubbish"])
+def test_row_77_late_joiners_get_sound_metadata_and_others_what_was_sent(encoder, watch, damage):
+    good = amf0.encode("onMetaData", {"width": 64.0})
+    bad = {"undefined": UNDEFINED, "XML": XmlDocument("<x/>")}.get(damage)
+    sent = good if bad is None else amf0.encode("onMetaData", {"bad": bad, "width": 64.0})
+    cut = {"no end marker": good[:-3], "bytes behind": good + b"\xff\0", "rubbish": good[:13] + b"\xffno AMF"}
+    sent = cut.get(damage, sent)
+    first = watch()
+    encoder.send(VIDEO, 0, key(1))
+    played(first, key(1))
+    encoder.send(DATA, 0, SET_DATA_FRAME + sent)
+    encoder.send(AUDIO, 0, AAC_HEADER)
+    encoder.send(VIDEO, 40, key(2))
+    # Live pass-through stays.
+    assert played(first, key(2))[0] == Item(DATA, 0, sent)
+    got = played(watch(), key(2))
+    kept = amf0.decode_all(got[0].payload)
+    members = {"audiocodecid": 10.0, "audiosamplerate": 44100.0, "audiochannels": 2.0, "stereo": True}
+    assert kept == ["onMetaData", members if damage == "rubbish" else {"width": 64.0}]
+    assert got[1:] == [Item(AUDIO, 40, AAC_HEADER), Item(VIDEO, 40, key(2))]
 
 
 def test_row_57_ffmpegs_timecode_data_message_is_ignored(encoder, watch):

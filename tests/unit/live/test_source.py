@@ -10,6 +10,7 @@ from rtmpd.media.tags import Kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import amf0
+from rtmpd.protocol.amf_values import XmlDocument
 from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, app_options, audio_frame, frame, keyframe, new_source
 
 LIMIT = 1000
@@ -192,3 +193,38 @@ def test_a_source_is_stopped_with_its_reason():
     reason = CloseReason(CloseKind.TAKEN_OVER, "another one took over")
     new_source(reasons.append).stop(reason)
     assert reasons == [reason]
+
+
+# Metadata for late joiners -----------------------------------------------------------------------------------------------
+
+
+def test_cached_metadata_is_encoded_again_and_live_metadata_passes_as_it_is():
+    recipient = Recipient()
+    source = attached(recipient)
+    good = amf0.encode("onMetaData", {"width": 1280.0})
+    damaged = amf0.encode("onMetaData", {"width": 1280.0, "bad": XmlDocument("<x/>")})[:-1] + b"\xff\xff"
+    source.data(0, amf0.encode("@setDataFrame") + damaged)
+    assert recipient.headers.items == ((DATA, good),)
+    assert recipient.messages == [(DATA, 0, damaged, Kind.METADATA, False)]
+
+
+def test_metadata_that_cannot_be_decoded_is_replaced_by_what_is_known(caplog):
+    caplog.set_level(logging.INFO)
+    recipient = Recipient()
+    source = attached(recipient)
+    for _ in range(2):
+        source.data(0, amf0.encode("@setDataFrame", "onMetaData") + b"\xffno AMF")
+    assert recipient.headers.items == ()
+    source.audio(0, AAC_HEADER)
+    (type_id, payload), _ = recipient.headers.items
+    members = {"audiocodecid": 10.0, "audiosamplerate": 44100.0, "audiochannels": 2.0, "stereo": True}
+    assert (type_id, amf0.decode_all(payload)) == (DATA, ["onMetaData", members])
+    source.audio(20, audio_frame("", 12_500))
+    for second in range(8):
+        source.sweep(source.started_at + second, app_options().limits, "live/a")
+        source.audio(second * 1000, audio_frame("", 12_500))
+    assert amf0.decode_all(recipient.headers.items[0][1]) == ["onMetaData", {**members, "totaldatarate": 100.0}]
+    assert caplog.text.count("can't be decoded") == 1
+    source.data(9, amf0.encode("onMetaData", {"width": 5.0}))
+    source.audio(10, AAC_HEADER[:2] + b"\x11\x90")
+    assert recipient.headers.items[0] == (DATA, amf0.encode("onMetaData", {"width": 5.0}))
