@@ -182,7 +182,8 @@ class TlsTransport(Transport):
             TransportClosed: The peer has closed the connection.
             DeadlineExceeded: The handshake took longer than *limit_s*.
         """
-        step = _give_way_and_run if turns is None else partial(turns.run, check=self._check_peer)
+        step = _give_way_and_run if turns is None else turns.run
+        first_step = step if turns is None else partial(turns.run, check=self._check_peer)
         with deadline(limit_s, "the TLS handshake"):
             if host is None:
                 first = first or self.recv()
@@ -196,18 +197,20 @@ class TlsTransport(Transport):
                 raise TlsError(f"{host!r} is not a valid TLS server name: {error}") from None
             self.try_send = self._try_send
             self._take(first)
-            self._shake_hands(step, "client" if host is None else "server")
+            self._shake_hands(first_step, step, "client" if host is None else "server")
             # Data that arrived together with the end of the handshake is in the buffer, not in the socket.
             self._more = True
         self.server_name = getattr(self._tls, "asked_for", "") if host is None else name or ""
 
-    def _shake_hands(self, step: Callable[[Callable[[], None]], None], peer: str) -> None:
+    def _shake_hands(
+        self, first_step: Callable[[Callable[[], None]], None], step: Callable[[Callable[[], None]], None], peer: str
+    ) -> None:
         tls = self._tls
         assert tls is not None
-        done = False
+        done, run = False, first_step
         while not done:
             try:
-                step(tls.do_handshake)
+                run(tls.do_handshake)
                 done = True
             except ssl.SSLWantReadError:
                 pass
@@ -224,6 +227,8 @@ class TlsTransport(Transport):
             except OSError as error:
                 raise TransportClosed(self.close_reason or connection_error("send", error)) from None
             if not done:
+                # Later a client may leave behind its last message, which may be an alert that says why.
+                run = step
                 self._read_more()
 
     def _check_peer(self) -> None:
