@@ -78,7 +78,7 @@ def test_a_stream_of_any_name_is_recorded_inside_the_directory(recorder, name, p
     assert {path.name for path in tmp_path.iterdir()} == {"recordings", "rtmpd.ini"}
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "x" * 10_000, "\0"])
+@pytest.mark.parametrize("name", ["two\nlines", "x" * 2_000, "\0"])
 def test_a_name_with_control_characters_or_too_long_is_refused_and_not_recorded(recorder, name):
     server, directory = recorder()
     with pytest.raises(Exception, match=r"BadName"):
