@@ -639,6 +639,15 @@ class Fanout:
             return False
         return not self._waiting or self.log.join_page is None or self._joins_handled == self.log.joins
 
+    def start_waiting(self) -> None:
+        """Start the subscribers that wait for a join point, if there is a new one."""
+        if self._waiting and self.log.join_page is not None:
+            self._joins_handled = self.log.joins
+            for subscriber in list(self._waiting):
+                if subscriber.joins_seen != self.log.joins:
+                    self._waiting.discard(subscriber)
+                    self._move_to_join_point(subscriber)
+
     def _pass(self) -> float:
         """Send each subscriber what the log holds; return the seconds of CPU time that it took."""
         stream_log, group = self.log, self._group
@@ -653,12 +662,7 @@ class Fanout:
             group.move_to_end(stream_log)
         if self._waiting and stream_log.headers is not self._headers_sent:
             spent += self._send_changed_headers()
-        if self._waiting and stream_log.join_page is not None:
-            self._joins_handled = stream_log.joins
-            for subscriber in list(self._waiting):
-                if subscriber.joins_seen != stream_log.joins:
-                    self._waiting.discard(subscriber)
-                    self._move_to_join_point(subscriber)
+        self.start_waiting()
         if not self.options.gop_cache:
             # The subscribers that it was marked for have started there.
             stream_log.forget_join_point()

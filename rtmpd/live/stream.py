@@ -162,9 +162,15 @@ class Stream:
                 has ended in an orderly way, and they wait as after the end.
         """
         self._detach_source()
+        if not lost:
+            self._start_waiting()
         self._notify(NoticeKind.WAITING, "")
         if not lost:
             self._forget_media()
+
+    def _start_waiting(self) -> None:
+        """Start players that waited for the last media, which the fan-out's next pass would find forgotten."""
+        self._for_each(lambda output: output.fanout.start_waiting())
 
     def _detach_source(self) -> None:
         source = self.source
@@ -181,6 +187,7 @@ class Stream:
         if not self.announced:
             return
         self._machine.to(StreamPhase.IDLE)
+        self._start_waiting()
         self._notify(NoticeKind.UNPUBLISHED, f"{self.key} is now unpublished.")
         self._forget_media()
 

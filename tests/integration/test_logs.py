@@ -172,8 +172,8 @@ def test_the_journal_gets_fields(tmp_path, raw, name):
 def test_a_file_that_is_rotated_under_load_loses_and_tears_no_line(process, raw, tmp_path):
     """As logrotate does it: rename, create, SIGUSR1."""
     running = process("level = debug\nqueue_limit = 1000000\n")
-    wire = raw(running.port)
-    wire.connect()
+    # Before a publish a client may send only a few messages.
+    wire = raw(running.port).publish("chatter")
     total = 40_000
     for start in range(0, total, 1000):
         wire.write(b"".join(wire.frame(20, 0, encode_command("xyz", number), 3, 0) for number in range(start, start + 1000)))
@@ -209,8 +209,7 @@ def test_a_full_disk_costs_lines_and_no_stream(process, tmpfs, raw):
     ballast.write_bytes(b"x" * 128 * 1024)
     running = process("level = debug\n", directory)
     bystander = Bystander(running)  # type: ignore[arg-type]
-    wire = raw(running.port)
-    wire.connect()
+    wire = raw(running.port).publish("chatter")
     for start in range(0, 4000, 500):
         wire.write(b"".join(wire.frame(20, 0, encode_command("xyz", number), 3, 0) for number in range(start, start + 500)))
         wire.sync()

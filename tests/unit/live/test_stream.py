@@ -853,3 +853,16 @@ def test_the_gop_cache_is_switched_off_and_on(stream):
     source.video(40, keyframe("b"))
     _, late = join(stream)
     assert summary(transport)[-1] == summary(late)[-1] == keyframe("b")
+
+
+@pytest.mark.parametrize("end", ["end", "orderly"])
+def test_a_waiting_player_gets_media_that_ends_before_the_next_pass(stream, end):
+    _, transport = join(stream)
+    source = begin(stream)
+    source.video(0, keyframe("a"))
+    source.video(40, frame("b"))
+    if end == "end":
+        stream.end()
+    else:
+        stream.wait_for_source(lost=False)
+    assert [each for each in summary(transport) if isinstance(each, bytes)] == [keyframe("a"), frame("b")]
