@@ -272,9 +272,9 @@ class Source:
         self.bytes_in += len(payload)
         if kind == _FRAME and not VIDEO_FEATURES[payload[0]]:
             self._has_video = True
-            timeline = self._timeline
+            timestamp = self._timeline.stamp(self._timeline.video, timestamp)
             try:
-                stream.append(VIDEO, timeline.stamp(timeline.video, timestamp), payload, kind)
+                stream.append(VIDEO, timestamp, payload, kind)
             except Exception as error:  # noqa: BLE001 - logged by the stream
                 stream.append_failed(error)
         elif payload:
@@ -325,9 +325,9 @@ class Source:
         self.audio_messages += 1
         self.bytes_in += len(payload)
         if kind == _FRAME and self._has_video and not AUDIO_FEATURES[payload[0]] and not self.stats.asks_audio:
-            timeline = self._timeline
+            timestamp = self._timeline.stamp(self._timeline.audio, timestamp)
             try:
-                stream.append(AUDIO, timeline.stamp(timeline.audio, timestamp), payload, kind)
+                stream.append(AUDIO, timestamp, payload, kind)
             except Exception as error:  # noqa: BLE001 - logged by the stream
                 stream.append_failed(error)
         elif payload:

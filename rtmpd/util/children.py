@@ -68,7 +68,7 @@ def _abandon(job: Job[Child] | None) -> None:
 
 
 class Child:
-    """A program that runs. Made by a thread; all else belongs to the event loop. `close` it in any case.
+    """A running program. A thread starts it; its methods are for the event loop. `close` must be called in any case.
 
     Attributes:
         pid: The number of the process and of its group.

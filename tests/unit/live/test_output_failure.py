@@ -17,10 +17,12 @@ from rtmpd.live.subscriber import State, Subscriber
 from rtmpd.media.rewrite import Rewrite
 from rtmpd.phases import CloseKind, StreamPhase
 from tests.unit.live.fakes import (
+    AAC_HEADER,
     AVC_HEADER,
     CHUNK,
     FakeTransport,
     app_options,
+    audio_frame,
     close_stream,
     frame,
     keyframe,
@@ -342,3 +344,17 @@ def test_an_error_in_the_headers_of_a_player_that_has_waited_long_enough_does_no
     settle()
     check_only_the_second_is_closed(transports)
     assert texts(transports[0]) == texts(transports[2]) == [AVC_HEADER, frame("1")]
+
+
+@pytest.mark.parametrize("take", ["video", "audio"])
+def test_an_error_of_a_source_is_no_failure_of_the_output(scene, caplog, monkeypatch, take):
+    def fail(self, track, timestamp):
+        raise ValueError("the timeline")
+
+    _, player = scene.join()
+    scene.source.audio(0, AAC_HEADER)
+    monkeypatch.setattr("rtmpd.media.timestamps.Timeline.stamp", fail)
+    with pytest.raises(ValueError, match="the timeline"):
+        getattr(scene.source, take)(40, frame("b") if take == "video" else audio_frame("b"))
+    assert (scene.stream.counters.errors, player.close_reason) == (0, "")
+    assert scene.stream.outputs == [scene.stream.published]
