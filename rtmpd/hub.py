@@ -19,6 +19,7 @@ from rtmpd.authorization import AllowAll
 from rtmpd.connection_limits import ConnectionLimits
 from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
+from rtmpd.live.courier import Courier
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.rtmp_framing import RtmpFraming
 from rtmpd.live.selection import Conflict, SourceSelection
@@ -176,6 +177,7 @@ class Hub:
         self._refusals = LogThrottle()
         self.chunk_size = config.server.chunk_size_bytes
         self._framing = RtmpFraming(self.chunk_size)
+        self._courier = Courier(config.live.pacing_share, config.live.pacing_limit_ms)
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -193,6 +195,7 @@ class Hub:
         self.config = config
         self.connection_limits.limits = config.limits
         self.memory.reload(config.limits.memory_limit_bytes)
+        self._courier.reload(config.live.pacing_share, config.live.pacing_limit_ms)
         options = self._connection_options()
         for connection in self.connections:
             connection.options = options
@@ -422,7 +425,7 @@ class Hub:
 
     def _open(self, key: str, options: ApplicationConfig) -> Stream:
         """Add a stream."""
-        stream = self.streams[key] = Stream(key, options, self._framing, self._emit_codec, self.count)
+        stream = self.streams[key] = Stream(key, options, self._framing, self._emit_codec, self.count, self._courier)
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
 

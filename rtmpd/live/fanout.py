@@ -17,6 +17,7 @@ import gevent
 from gevent.event import Event
 
 from rtmpd.live.backpressure import Backpressure
+from rtmpd.live.courier import SLICE_S, Courier
 from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 PENDING_LIMIT_BYTES = 256 << 10
 """Replies that wait for a subscriber. One that does not read them is closed above this."""
 
-SLICE_S = 0.003
-"""How long delivery may hold the event loop."""
+SMALL = 64
+"""A group of at most so many members is served by the courier."""
 
 _FLUSH_STEP_S = 0.005
 _BLOCK = 64  # members between two looks at the clock
@@ -103,6 +104,11 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.members) - self._left
+
+    @property
+    def has_left(self) -> bool:
+        """Whether a member that has left is listed still."""
+        return self._left > 0
 
     @property
     def position(self) -> int:
@@ -182,41 +188,15 @@ class Group:
         clock = time.thread_time
         begun = clock()
         spent = 0.0
-        page, offset = self.page, self.offset
-        assert page is not None
-        start = page.base + offset
         self.compact(every=True)
         members = self.members
         count = len(members)
-        data, tail, end = stream_log.gather(page, offset, _GATHER_BYTES)
+        data, start, page, offset = self._begin_pass(stream_log, count)
         size = len(data)
-        self.passing = True
-        self._begun = page, offset
-        self._served, self._visited, self._range = 0, count, size
-        # Set before anything is sent: subscribers that are served alone meanwhile go as far as the group will have gone.
-        self.page, self.offset = tail, end
         short = 0
         block = _BLOCK if size < _BIG_BYTES else max(1, _BLOCK // 8)
         for index in range(0, count, block):
-            for subscriber in members[index : min(index + block, count)]:
-                # In two steps: CPython reads a slot faster than it looks up a method.
-                send = subscriber.send
-                try:
-                    sent = send(data)
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    if subscriber.state is State.GROUP:
-                        fail(subscriber, connection_error("send", error))
-                    short += size
-                    continue
-                if sent != size:
-                    short += size - sent
-                    if subscriber.state is State.GROUP:
-                        subscriber.sent += start + sent
-                        subscriber.state = State.LAGGING
-                        self._left += 1
-                        fall_behind(subscriber, *_step(page, offset + sent))
+            short += self._send(members[index : min(index + block, count)], data, start, page, offset, fall_behind, fail)
             self._served = index + block
             now = clock()
             if now - begun > SLICE_S and self._served < count:
@@ -224,6 +204,68 @@ class Group:
                 give_way()
                 begun = clock()
         return size * count - short, spent + clock() - begun
+
+    def deliver_at_once(
+        self,
+        stream_log: Log,
+        fall_behind: Callable[[Subscriber, Page, int], None],
+        fail: Callable[[Subscriber, str], None],
+    ) -> int:
+        """Do a whole pass for a small group, without a look at the clock; arguments as `deliver`.
+
+        Returns:
+            The number of bytes that sockets accepted.
+        """
+        self.compact(every=True)
+        members = list(self.members)
+        data, start, page, offset = self._begin_pass(stream_log, len(members))
+        return len(data) * len(members) - self._send(members, data, start, page, offset, fall_behind, fail)
+
+    def _begin_pass(self, stream_log: Log, count: int) -> tuple[memoryview | bytes, int, Page, int]:
+        """Begin a pass to the first *count* members; return the bytes for them, their position, and their cursor."""
+        page, offset = self.page, self.offset
+        assert page is not None
+        data, tail, end = stream_log.gather(page, offset, _GATHER_BYTES)
+        self.passing = True
+        self._begun = page, offset
+        self._served, self._visited, self._range = 0, count, len(data)
+        # Set before anything is sent: subscribers that are served alone meanwhile go as far as the group will have gone.
+        self.page, self.offset = tail, end
+        return data, page.base + offset, page, offset
+
+    def _send(
+        self,
+        members: list[Subscriber],
+        data: memoryview | bytes,
+        start: int,
+        page: Page,
+        offset: int,
+        fall_behind: Callable[[Subscriber, Page, int], None],
+        fail: Callable[[Subscriber, str], None],
+    ) -> int:
+        """Send to some members; return the number of bytes that their sockets did not accept."""
+        size = len(data)
+        short = 0
+        for subscriber in members:
+            # In two steps: CPython reads a slot faster than it looks up a method.
+            send = subscriber.send
+            try:
+                sent = send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                if subscriber.state is State.GROUP:
+                    fail(subscriber, connection_error("send", error))
+                short += size
+                continue
+            if sent != size:
+                short += size - sent
+                if subscriber.state is State.GROUP:
+                    subscriber.sent += start + sent
+                    subscriber.state = State.LAGGING
+                    self._left += 1
+                    fall_behind(subscriber, *_step(page, offset + sent))
+        return short
 
 
 def _step(page: Page, offset: int) -> tuple[Page, int]:
@@ -235,7 +277,7 @@ def _step(page: Page, offset: int) -> tuple[Page, int]:
     return page, offset
 
 
-def _nothing() -> None:
+def _nothing(error: Exception) -> None:
     pass
 
 
@@ -246,22 +288,19 @@ class Pump:
     gather during the rest, and one send takes several.
 
     Args:
-        name: The stream's key, for the log.
         options: For ``pacing``, ``pacing_share`` and ``pacing_limit_ms``.
         at_end: Returns whether there is nothing to deliver.
         work: Makes a pass; returns the seconds of CPU time that it took.
-        recover: Called when a pass has failed.
+        recover: Called with its exception when a pass has failed.
     """
 
     def __init__(
         self,
-        name: str,
         options: LiveConfig,
         at_end: Callable[[], bool],
         work: Callable[[], float],
-        recover: Callable[[], object],
+        recover: Callable[[Exception], object],
     ) -> None:
-        self._name = name
         self.options = options
         self._at_end, self._work, self._recover = at_end, work, recover
         self._idle, self._wakeup = True, Event()
@@ -295,10 +334,9 @@ class Pump:
                 continue
             try:
                 spent_s = self._work()
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - logged by _recover
                 # An error must not end delivery for all subscribers.
-                log.exception("%s: internal error in the fan-out: one pass to its players was cut short", self._name)
-                self._recover()
+                self._recover(error)
                 gevent.sleep(_AFTER_ERROR_S)
                 continue
             options = self.options
@@ -312,24 +350,36 @@ class Pump:
 class Fanout:
     """Delivers one log.
 
+    The courier makes the passes of a small group whose members are all in sync, together with those of other streams. All else
+    is done by a greenlet of its own, the pump.
+
     Args:
         stream_log: The log.
         options: The application's options.
         name: The stream's key, for the log.
         counters: Counts; the fan-outs of one stream share it.
+        courier: Delivers to small groups; None: one of its own.
 
     Attributes:
         log: The log that is delivered.
         counters: Likewise.
-        wake: Takes note that the log has grown. Cheap, and only needed while ``active``.
+        wake: Lets the pump make a pass. Cheap, and only needed while ``active``.
         active: Whether there are subscribers.
         timeline: The stream's: shows whether its source has sent a frame. None: headers are only sent with a frame.
     """
 
     def __init__(
-        self, stream_log: Log, options: ApplicationConfig, name: str, counters: DeliveryCounters | None = None
+        self,
+        stream_log: Log,
+        options: ApplicationConfig,
+        name: str,
+        counters: DeliveryCounters | None = None,
+        courier: Courier | None = None,
     ) -> None:
         self.log = stream_log
+        self._name = name
+        self._courier = courier or Courier()
+        self._noted = False  # by the courier
         self.options = options.live
         self.backpressure = Backpressure(stream_log, options.backpressure)
         self.counters = counters or DeliveryCounters()
@@ -341,7 +391,7 @@ class Fanout:
         self._headers_sent = stream_log.headers  # those that waiting subscribers were last sent
         self._joins_handled = 0  # the join point at which waiting subscribers were last started
         self._after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
-        self._pump = Pump(name, options.live, self._at_end, self._pass, self._recover)
+        self._pump = Pump(options.live, self._at_end, self._pass, self._recover)
         self.wake = self._pump.wake
 
     def reload(self, options: ApplicationConfig) -> None:
@@ -394,7 +444,7 @@ class Fanout:
         subscriber.progress_at = time.monotonic()
         if not self.active:
             self._group.move_to_end(self.log)
-            self.log.on_growth = self.wake
+            self.log.on_growth = self._note_growth
             if self.log.position:
                 self.wake()
 
@@ -503,6 +553,7 @@ class Fanout:
     def close(self) -> None:
         """Stop delivering: the log is gone."""
         self._pump.close()
+        self._courier.remove(self)
         self._group.page = None
         self.log.on_growth = None
 
@@ -676,16 +727,64 @@ class Fanout:
                     begun = time.thread_time()
         return spent + time.thread_time() - begun
 
+    def _note_growth(self) -> None:
+        """Take note that the log has grown. Called for each message."""
+        if not self._noted:
+            self._noted = True
+            self._courier.add(self)
+
+    def deliver_if_small(self) -> None:
+        """Bring the group to the log's end at once, if it is small and nothing else is to be done; else wake the pump.
+
+        For the courier. Does not wait or raise.
+        """
+        self._noted = False
+        group, stream_log = self._group, self.log
+        page = group.page
+        if page is None:
+            return
+        tail = stream_log.tail
+        far = tail.base - page.base > _GATHER_BYTES
+        crowded = len(group.members) > SMALL
+        if far or crowded or group.passing or self._waiting or self._lagging or not self.options.gop_cache:
+            self.wake()
+            return
+        if self.backpressure.due:
+            self.backpressure.check(self, 0.0)
+        if page is tail and group.offset == tail.end:
+            return
+        try:
+            self.counters.bytes_sent += group.deliver_at_once(stream_log, self._fall_behind, self._fail_send)
+            group.end_pass()
+            if group.has_left:
+                self._compact()
+            if self._after_pass:
+                self._do_requests()
+        except Exception as error:  # noqa: BLE001 - logged by _recover
+            # An error must not end delivery for other streams.
+            self._recover(error)
+
+    @property
+    def paces(self) -> bool:
+        """Whether delivery may rest."""
+        return self.options.pacing
+
     def _finish_pass(self) -> None:
         """End a pass: unlist members that have left the group, then do what was requested meanwhile."""
         self._group.end_pass()
         self._compact()
+        if len(self._group.members) <= SMALL and self.active:
+            self.log.on_growth = self._note_growth
+        self._do_requests()
+
+    def _do_requests(self) -> None:
         while self._after_pass:
             subscriber, action = self._after_pass.pop(0)
             action(self, subscriber)
 
-    def _recover(self) -> None:
+    def _recover(self, error: Exception) -> None:
         """End a pass that an error has cut short."""
+        log.error("%s: internal error in the fan-out: one pass to its players was cut short", self._name, exc_info=error)
         self.counters.errors += 1
         self._finish_pass()
 
@@ -767,6 +866,9 @@ class Fanout:
             self._lagging.discard(subscriber)
             self.backpressure.in_sync(subscriber)
             self._group.enter(subscriber)
+            if len(self._group.members) > SMALL:
+                # Until the group is small again.
+                self.log.on_growth = self.wake
 
     def sent_bytes(self, subscriber: Subscriber) -> int:
         """Return the number of bytes that a subscriber's socket has accepted."""

@@ -16,6 +16,7 @@ from rtmpd.media.rewrite import AS_PUBLISHED, Rewrite, rewritten_metadata
 
 if TYPE_CHECKING:
     from rtmpd.config.model import ApplicationConfig
+    from rtmpd.live.courier import Courier
     from rtmpd.live.framing import Framing
     from rtmpd.live.pages import Page
 
@@ -32,6 +33,7 @@ class Output:
         framing: The format of the bytes.
         rewrite: The change that is made to each message.
         counters: Counts what is delivered, for all outputs of the stream.
+        courier: Delivers to small groups of subscribers; None: one of its own.
 
     Attributes:
         log: The messages.
@@ -47,11 +49,12 @@ class Output:
         framing: Framing,
         rewrite: Rewrite = AS_PUBLISHED,
         counters: DeliveryCounters | None = None,
+        courier: Courier | None = None,
     ) -> None:
         self.rewrite = rewrite
         self.rewrites = not rewrite.identity
         self.log = Log(framing, options.limits.gop_cache_limit_bytes)
-        self.fanout = Fanout(self.log, options, name, counters)
+        self.fanout = Fanout(self.log, options, name, counters, courier)
         self.keeps_join_point = True
         self.unused_since: float | None = None
         self._gop_cache = options.live.gop_cache

@@ -10,6 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from rtmpd.live.courier import Courier
 from rtmpd.live.fanout import DeliveryCounters
 from rtmpd.live.flv_framing import FLV
 from rtmpd.live.framing import NO_HEADERS, Notice, NoticeKind
@@ -75,6 +76,7 @@ class Stream:
         framing: The framing of the published output.
         on_codec: Called with what a track is encoded with, when that is known and when it changes.
         count: Increments a counter of failures.
+        courier: Delivers to small groups of subscribers, of all streams; None: one of its own.
 
     Attributes:
         source: The active source, or None.
@@ -93,6 +95,7 @@ class Stream:
         framing: Framing,
         on_codec: Callable[[Stream, VideoConfig | AudioConfig], None] | None = None,
         count: Callable[[str], None] = lambda name: None,
+        courier: Courier | None = None,
     ) -> None:
         self.key = StreamKey(key)
         self.options = options
@@ -106,11 +109,12 @@ class Stream:
         self._machine = Machine(STREAM, StreamPhase.IDLE)
         self._on_codec = on_codec
         self._count = count
+        self._courier = courier or Courier()
         self._received = Received()
         self._jumps = 0
         self._headers: Headers = NO_HEADERS
         self._revisions = 0  # since the last sweep
-        self.published = Output(key, options, framing, counters=self.counters)
+        self.published = Output(key, options, framing, counters=self.counters, courier=self._courier)
         self._outputs: list[Output] = []
         self._set_outputs([self.published])
 
@@ -290,7 +294,7 @@ class Stream:
             reader.fail()
         output.close()
         if output is self.published:
-            self.published = Output(self.key, self.options, output.log.framing, counters=self.counters)
+            self.published = Output(self.key, self.options, output.log.framing, counters=self.counters, courier=self._courier)
             self.published.set_headers(self._headers)
             self.published.fanout.timeline = self.timeline
             self.begun_at = 0
@@ -318,7 +322,7 @@ class Stream:
         for output in self._outputs:
             if output.rewrite == rewrite and output.log.framing is framing:
                 return output
-        output = Output(self.key, self.options, framing, rewrite, self.counters)
+        output = Output(self.key, self.options, framing, rewrite, self.counters, self._courier)
         output.fanout.timeline = self.timeline
         output.keeps_join_point = keeps_join_point
         if keeps_join_point:

@@ -693,7 +693,10 @@ LIMITS = st.fixed_dictionaries(
 
 # Small pages, small gathers, and blocks of two players: each pass gives way in its middle, and the script continues there.
 PAGES = {"log.MIN_PAGE_BYTES": 256, "log.MAX_PAGE_BYTES": 1024}
-SMALL = {**PAGES, "fanout._BLOCK": 2, "fanout._GATHER_BYTES": 3000, "subscriber._REFRAME_BYTES": 2000}
+PUMPED = {**PAGES, "fanout.SMALL": 0}
+SMALL = {**PUMPED, "fanout._BLOCK": 2, "fanout._GATHER_BYTES": 3000, "subscriber._REFRAME_BYTES": 2000}
+# A whole pass at once, by the courier, as long as all players are in sync; the pump does the rest.
+COURIER = {**SMALL, "fanout.SMALL": 64}
 
 
 @contextmanager
@@ -719,7 +722,7 @@ def play(limits: dict[str, int], steps: list[tuple[object, ...]], constants: dic
         return script.fanout.counters
 
 
-@pytest.mark.parametrize(("constants", "crowd"), [(SMALL, 6), (PAGES, 150)])
+@pytest.mark.parametrize(("constants", "crowd"), [(SMALL, 6), (PUMPED, 150)])
 def test_scripts_do_continue_in_the_middle_of_passes(constants, crowd):
     """Otherwise the scripts would show little."""
     with stage({}, constants) as script:
@@ -729,10 +732,10 @@ def test_scripts_do_continue_in_the_middle_of_passes(constants, crowd):
         script.finish()
 
 
-@settings(deadline=None, max_examples=800)
-@given(LIMITS, st.integers(0, 9), st.lists(ONE_STEP, max_size=60))
-def test_each_player_gets_exactly_what_it_should(limits, crowd, steps):
-    play(limits, [JOIN] * crowd + steps, SMALL)
+@settings(deadline=None, max_examples=900)
+@given(LIMITS, st.integers(0, 9), st.lists(ONE_STEP, max_size=60), st.sampled_from([SMALL, COURIER]))
+def test_each_player_gets_exactly_what_it_should(limits, crowd, steps, constants):
+    play(limits, [JOIN] * crowd + steps, constants)
 
 
 def random_steps(source: random.Random, count: int) -> list[tuple[object, ...]]:
@@ -784,7 +787,7 @@ def test_each_player_of_a_long_script_gets_exactly_what_it_should(seed, policy):
         "gop_cache": seed % 3 != 0,
     }
     before = live_pages()
-    play(limits, random_steps(source, 400), {**SMALL, "fanout._BLOCK": source.choice([1, 2, 3])})
+    play(limits, random_steps(source, 400), {**(COURIER if seed % 2 else SMALL), "fanout._BLOCK": source.choice([1, 2, 3])})
     assert live_pages() == before
 
 

@@ -396,6 +396,7 @@ def busy(monkeypatch, pass_s, **options):
     """Make a scene with one player whose passes take *pass_s* of work, and append five messages, one pass each."""
     clock = FakeTime()
     monkeypatch.setattr("rtmpd.live.fanout.time", clock)
+    monkeypatch.setattr("rtmpd.live.fanout.SMALL", 0)
     scene = Scene(**options)
     scene.video(keyframe())
     _, transport = scene.join()
@@ -476,6 +477,7 @@ def test_an_error_in_one_pass_does_not_end_delivery(scene, caplog):
 
 def test_an_error_in_each_pass_does_not_hold_the_event_loop(scene, caplog, monkeypatch):
     """Even without pacing, failing passes must leave time for all other greenlets."""
+    monkeypatch.setattr("rtmpd.live.fanout.SMALL", 0)
     scene.video(keyframe())
     scene.join()
     settle()

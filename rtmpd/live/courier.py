@@ -1,0 +1,117 @@
+"""The courier: delivers what is new in all streams with few players, in one turn.
+
+A greenlet, a timer and a look at the clock for each stream and message would cost more than to send the message to three
+players. So streams with news are listed, and served together when the event loop has handled all sockets that were ready. Under
+load the courier rests between turns, in proportion to the work, as the pump of a large stream does: messages gather meanwhile.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from gevent import get_hub
+
+if TYPE_CHECKING:
+    from typing import Any
+
+SLICE_S = 0.003
+"""How long delivery may hold the event loop."""
+
+_BLOCK = 16  # streams between two looks at the clock
+_SHORTEST_REST_S = 0.0005
+_LONGEST_REST_S = 0.01
+_MOMENT_S = 1e-6
+_AVERAGED_TURNS = 8
+
+
+class Deliverer(Protocol):
+    """A fan-out, as the courier sees it."""
+
+    @property
+    def paces(self) -> bool:
+        """Whether delivery may rest."""
+
+    def deliver_if_small(self) -> None:
+        """Send what is new, or leave that to a greenlet. Must not wait or raise."""
+
+
+class _State(enum.Enum):
+    IDLE = "nothing to deliver"
+    CALLED = "a turn comes as soon as the sockets that are ready have been handled"
+    RESTING = "a turn comes, if there is something to deliver by then, when the rest is over"
+
+
+class Courier:
+    """Delivers to small groups of subscribers, of all streams.
+
+    Args:
+        share: The share of a CPU core that deliveries may take before they rest.
+        limit_ms: The longest rest; at most 10 ms, whatever it says.
+    """
+
+    def __init__(self, share: float = 0.2, limit_ms: float = _LONGEST_REST_S * 1000) -> None:
+        self._state = _State.IDLE
+        self._due: list[Deliverer] = []
+        self._spent_s = 0.0  # in slices of the turn under way
+        self._average_s = 0.0  # what a turn takes
+        self._timer: Any = None
+        self.reload(share, limit_ms)
+
+    def reload(self, share: float, limit_ms: float) -> None:
+        """Apply other options."""
+        self._rest_factor = 1 / share - 1
+        self._longest_rest_s = min(limit_ms / 1000, _LONGEST_REST_S)
+
+    def add(self, fanout: Deliverer) -> None:
+        """Deliver what *fanout* has in the next turn. Do not add it again before that."""
+        self._due.append(fanout)
+        if self._state is not _State.CALLED and (self._state is _State.IDLE or not fanout.paces):
+            if self._timer is not None:
+                self._timer.stop()
+            self._state = _State.CALLED
+            get_hub().loop.run_callback(self._turn)
+
+    def remove(self, fanout: Deliverer) -> None:
+        """Forget a fan-out."""
+        if fanout in self._due:
+            self._due.remove(fanout)
+
+    def _turn(self) -> None:
+        due, self._due = self._due, []
+        left: list[Deliverer] = []
+        begun = time.thread_time()
+        for index, fanout in enumerate(due, 1):
+            fanout.deliver_if_small()
+            if index % _BLOCK == 0 and time.thread_time() - begun > SLICE_S:
+                left = due[index:]
+                break
+        self._spent_s += time.thread_time() - begun
+        if left:
+            self._due = left + self._due
+            self._rest(_MOMENT_S)
+            return
+        self._average_s += (self._spent_s - self._average_s) / _AVERAGED_TURNS
+        self._spent_s = 0.0
+        rest_s = min(self._average_s * self._rest_factor, self._longest_rest_s)
+        if rest_s >= _SHORTEST_REST_S:
+            self._rest(rest_s)
+        elif self._due:
+            self._rest(_MOMENT_S)
+        else:
+            self._state = _State.IDLE
+
+    def _rest(self, rest_s: float) -> None:
+        self._state = _State.RESTING
+        if self._timer is not None:
+            self._timer.close()
+        self._timer = get_hub().loop.timer(rest_s)
+        self._timer.start(self._rested, update=True)
+
+    def _rested(self) -> None:
+        if self._due:
+            self._state = _State.CALLED
+            self._turn()
+        else:
+            self._state = _State.IDLE
