@@ -30,7 +30,13 @@ log = logging.getLogger(__name__)
 _GOAL = 0.9
 """Memory is freed down to this share of the limit: to do it for each page would be dear."""
 
-_PAUSE_S = 0.05
+_REST_FACTOR = 20
+"""After a round the guard rests so many times as long as the round computed: it takes at most a twentieth of a core."""
+
+_FAR_SHARE = 0.02
+"""Growth by this share of the limit ends a rest: to read and send as much media costs more than another round."""
+
+_ERROR_REST_S = 0.05
 _SLICE_S = 0.003
 _PRESSED_S = 10.0
 """How long new publishes are refused after join points had to be forgotten: another stream would only make things worse."""
@@ -54,6 +60,7 @@ class MemoryGuard:
         self._counters = counters
         self._excess = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._computed_s = 0.0  # by the present round
         self._pressed_at_s: float | None = None
         self._throttle = LogThrottle()
         # Since the last log line.
@@ -103,21 +110,44 @@ class MemoryGuard:
         while True:
             self._excess.wait()
             self._excess.clear()
+            self._expect_growth()
+            self._computed_s = 0.0
             try:
                 self.shed(time.monotonic())
             except Exception:
                 # A bound must stay enforced after an error.
                 self._counters["internal_errors"] += 1
                 log.exception("internal error: memory_limit_bytes was not enforced this time; the next page tries again")
-            gevent.sleep(_PAUSE_S)
+                gevent.sleep(_ERROR_REST_S)
+            self._rest(self._computed_s * _REST_FACTOR)
+
+    def _expect_growth(self) -> None:
+        """Let pages wake the guard only after much growth: a round is under way, or has just freed what it could."""
+        if self._greenlet is not None and self.limit_bytes:
+            far_bytes = int(self.limit_bytes * _FAR_SHARE)
+            ALL_PAGES.alarm_bytes = max(self.limit_bytes, self.total_bytes()) + far_bytes
+
+    def _rest(self, rest_s: float) -> None:
+        """Wait before the next round, or until memory has grown by much.
+
+        During a rest of a fixed length publishers could exceed the limit by whatever they can send in that time.
+        """
+        before = self.total_bytes()
+        self._expect_growth()
+        if not self._excess.wait(rest_s) and self._greenlet is not None and self.limit_bytes:
+            ALL_PAGES.alarm_bytes = self.limit_bytes
+            if self.total_bytes() > max(self.limit_bytes, before):
+                self._excess.set()
 
     def shed(self, now_s: float) -> None:
         """Bring the memory of all streams below the limit, as far as that can be."""
         if not self.limit_bytes or self.total_bytes() <= self.limit_bytes:
             return
+        begun = time.thread_time()
         self._peak_bytes = max(self._peak_bytes, self.total_bytes())
         holders = sorted(self._streams.values(), key=lambda stream: stream.held_bytes(), reverse=True)
         self._largest = holders[0].key if holders else ""
+        self._computed_s += time.thread_time() - begun
         self._backlogs += self._free(holders, _shed_backlog, now_s)
         caches = self._free(holders, _shed_cache, now_s)
         if caches:
@@ -136,9 +166,12 @@ class MemoryGuard:
             if sum(shed(output.fanout, now_s) for output in stream.outputs):
                 self._counters["memory_sheds"] += 1
                 shedders += 1
-            if time.thread_time() - begun > _SLICE_S:
+            computed_s = time.thread_time() - begun
+            if computed_s > _SLICE_S:
+                self._computed_s += computed_s
                 give_way()
                 begun = time.thread_time()
+        self._computed_s += time.thread_time() - begun
         return shedders
 
     def _log(self) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 import gevent
 import pytest
 
+from rtmpd.live import memory
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.pages import ALL_PAGES, MAX_PAGE_BYTES, Page, PageAccount
 from rtmpd.live.subscriber import State
@@ -338,6 +339,94 @@ def test_a_reload_applies_a_lower_limit_and_no_limit_at_once(streams, make_guard
     gevent.sleep(0.1)
     assert stream.published.log.join_page is not None
     assert ALL_PAGES.alarm_bytes is None
+
+
+def rounds_of(guard, monkeypatch, computed_s):
+    """Have each round of a guard free nothing and compute for so long; return the list to which it adds the memory found."""
+    found = []
+
+    def shed(_now_s):
+        found.append(guard.total_bytes())
+        guard._computed_s = computed_s
+
+    monkeypatch.setattr(guard, "shed", shed)
+    return found
+
+
+def test_after_a_long_round_the_guard_rests_although_there_are_new_pages(make_guard, before, monkeypatch):
+    guard = make_guard(0)
+    guard.limit_bytes = before + 10 * MB
+    rounds = rounds_of(guard, monkeypatch, LIMIT_S)
+    guard.start()
+    wait_until(lambda: rounds)
+    pages = [Page(10 * MB, 0), Page(10_000, 0)]
+    settle(4)
+    for _ in range(10):
+        pages.append(Page(10_000, 0))
+        settle(4)
+    gevent.sleep(0.06)
+    assert len(rounds) == 1
+
+
+def test_growth_by_much_ends_a_rest_at_once(make_guard, before, monkeypatch):
+    guard = make_guard(0)
+    guard.limit_bytes = before + 10 * MB
+    rounds = rounds_of(guard, monkeypatch, 3600.0)
+    guard.start()
+    # The first round is that of the start.
+    wait_until(lambda: rounds)
+    pages = [Page(10 * MB, 0)]
+    for number in range(1, 10):
+        pages.append(Page(MB, 0))
+        wait_until(lambda number=number: len(rounds) == 1 + number)
+    assert rounds == [before, *(before + (10 + number) * MB for number in range(1, 10))]
+    guard.reload(before + 5 * MB)
+    wait_until(lambda: len(rounds) == 11)
+
+
+def test_growth_during_a_short_rest_is_found_after_it(make_guard, before, monkeypatch):
+    guard = make_guard(0)
+    guard.limit_bytes = before + 10 * MB
+    rounds = rounds_of(guard, monkeypatch, 1e-4)
+    guard.start()
+    pages = [Page(10 * MB, 0), Page(10_000, 0)]
+    wait_until(lambda: rounds)
+    gevent.sleep(0)
+    pages.append(Page(10_000, 0))
+    wait_until(lambda: rounds[-1] == before + 10 * MB + 20_000)
+
+
+def test_a_guard_that_can_free_nothing_is_quiet_without_new_pages(make_guard, before, monkeypatch):
+    guard = make_guard(0)
+    guard.limit_bytes = before + 10 * MB
+    rounds = rounds_of(guard, monkeypatch, 0.0)
+    pages = [Page(11 * MB, 0)]
+    guard.start()
+    wait_until(lambda: rounds)
+    gevent.sleep(0.05)
+    assert len(rounds) == 1
+    pages.append(Page(10_000, 0))
+    wait_until(lambda: len(rounds) == 2)
+
+
+def test_the_time_that_a_round_computes_is_measured_without_that_of_others(streams, make_guard, before, monkeypatch):
+    guard = make_guard(0)
+    for number in range(3):
+        Sender(publish(streams, f"live/{number}"), 60_000).send(20)
+    guard.limit_bytes = before + 1
+    clock = [0.0]
+
+    def thread_time():
+        clock[0] += 0.01
+        return clock[0]
+
+    def others():
+        clock[0] += 60.0
+
+    monkeypatch.setattr(memory.time, "thread_time", thread_time)
+    monkeypatch.setattr(memory, "give_way", others)
+    guard.shed(0.0)
+    assert 0.05 < guard._computed_s < 1
 
 
 def test_an_error_does_not_end_the_guard(streams, make_guard, counters, caplog, before, monkeypatch):
