@@ -106,6 +106,9 @@ class Authorizer(Protocol):
             Refused: The client may not connect.
         """
 
+    def shown_app(self, app: str) -> str:
+        """Return what may be shown of the application of a connect, which may end in a secret name. Must not wait."""
+
     def authorize(self, request: Request) -> str:
         """Authorize a publish or play, and return the key of the stream.
 
@@ -126,6 +129,10 @@ class AllowAll:
     def login(self, connect: Connect) -> str:
         """Demand no login."""
         return ""
+
+    def shown_app(self, app: str) -> str:
+        """Show all of it."""
+        return app
 
     def authorize(self, request: Request) -> str:
         """Allow every publish and play, with the key that the client sent."""

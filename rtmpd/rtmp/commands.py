@@ -70,9 +70,11 @@ def _connect(connection: Connection, command: Command) -> None:
         found = resolve(client.app, client.tc_url, "", "")
     except NameProblem as problem:
         raise Refused(status.CONNECT_INVALID_APP, _sentence(problem)) from None
-    connection.last_request.connect(found.key)
     if not is_printable(found.key):
         raise Refused(status.CONNECT_INVALID_APP, "The application's name has control characters or is too long.")
+    # The end of it may be a publish key: nothing else of it gets into the log, events and the access log.
+    shown = connection.hub.authorizer.shown_app(found.key)
+    connection.last_request.connect(shown)
     options = connection.hub.admit(found.key)
     client.user = _log_in(connection, found, properties)
     client.options = options
@@ -91,7 +93,7 @@ def _connect(connection: Connection, command: Command) -> None:
     )
     user = f" as {client.user}" if client.user else ""
     agent = repr(_text_of(properties["flashVer"])[:_MAX_AGENT]) if client.agent else "an unnamed client"
-    connection.log.info("connected to %s%s by %s", found.key or "(no application)", user, agent)
+    connection.log.info("connected to %s%s by %s", shown or "(no application)", user, agent)
 
 
 def _check_length(connection: Connection, text: str, code: str) -> None:

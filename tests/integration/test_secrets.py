@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +17,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.integration.beside import wait_until
+from tests.integration.test_hooks import Hooked
 from tests.integration.test_metrics import fetch, metrics_port
+from tests.integration.web import Web, reply
 from tests.integration.wire import Wire, send_headers
 
 if TYPE_CHECKING:
@@ -41,11 +45,25 @@ _PLACES = {
     "fragment": ("live", "rtmp://h/live", "cam#{}"),
     "part": ("live", "rtmp://h/live", "{}/cam"),
 }
+# The name is a publish key, right or wrong: of OBS with an empty key, FFmpeg with a trailing slash, and others.
+_KEY_PLACES = {
+    "key_as_name": ("live", "rtmp://h/live", "s3cret-key"),
+    "wrong_key_as_name": ("live", "rtmp://h/live", "s3cret-other"),
+    "key_in_app": ("live/s3cret-key", "rtmp://h/live/s3cret-key", ""),
+    "key_in_app_with_slash": ("live/s3cret-key/", "rtmp://h/live/s3cret-key/", ""),
+    "key_in_app_with_query": ("live/s3cret-key?{}", "rtmp://h/live/s3cret-key", ""),
+    "wrong_key_in_app": ("live/s3cret-other", "rtmp://h/live/s3cret-other", ""),
+    "key_in_tc_url": ("", "rtmp://h/live/s3cret-key", ""),
+    "key_in_app_before_name": ("live/s3cret-key", "rtmp://h/live/s3cret-key", "cam?{}"),
+    "key_in_default_instance": ("live/_definst_/s3cret-key", "rtmp://h/live/_definst_/s3cret-key", ""),
+    "key_in_url_as_name": ("live", "rtmp://h/live", "rtmp://h/live/s3cret-key?{}"),
+}
+_ALL_PLACES = _PLACES | _KEY_PLACES
 
 
 def use(server, place: str, secret: str, action: str) -> None:
     """Connect and publish or play, with a secret in one place; the server may refuse it."""
-    app, tc_url, name = (text.format(secret) for text in _PLACES[place])
+    app, tc_url, name = (text.format(secret) for text in _ALL_PLACES[place])
     with Wire(server) as wire, contextlib.suppress(AssertionError, OSError):
         wire.handshake()
         wire.command("connect", obj={"app": app, "tcUrl": tc_url, "swfUrl": tc_url, "pageUrl": f"{tc_url}/{name}"}, tid=1)
@@ -63,8 +81,8 @@ def use(server, place: str, secret: str, action: str) -> None:
         wire.call("_checkbw")
 
 
-def use_all(server) -> None:
-    for place, secret, action in itertools.product(_PLACES, _SECRETS, ("publish", "play")):
+def use_all(server, places=_PLACES, secrets=_SECRETS) -> None:
+    for place, secret, action in itertools.product(places, secrets, ("publish", "play")):
         use(server, place, secret, action)
 
 
@@ -84,6 +102,7 @@ hook_stdio_format = {hooks}
 {auth}
 """
 TOKENS = "auth_mode = token\nauth_tokens = live/cam=s3cret, live/_definst_/cam=s%33cret-s3cret"
+KEYS = "auth_publish_keys = live/cam=s3cret-key"
 
 
 @pytest.mark.parametrize("auth", ["", TOKENS], ids=["open", "tokens"])
@@ -126,6 +145,61 @@ def test_secrets_of_urls_are_in_no_log_file(server, tmp_path, form):
         process.terminate()
         assert process.wait(20) == 0
     assert _lines_with_secret(path) == []
+
+
+@pytest.fixture
+def callback():
+    """A callback that takes s3cret-key for a name of cam, and refuses other secrets."""
+    with Web() as web:
+        web.answers["s3cret-key"] = reply(200, b'{"stream": "cam"}')
+        web.answers[""] = 403
+        yield web
+
+
+@pytest.mark.parametrize("auth", ["", TOKENS, KEYS, "callback"], ids=["open", "tokens", "keys", "callback"])
+def test_secrets_of_urls_are_in_no_event_of_webhooks_and_scripts_and_in_no_access_log(server, tmp_path, callback, auth):
+    script, told = tmp_path / "script", tmp_path / "told"
+    script.write_text(f"#!/bin/sh\n{{ env; cat; echo; }} >>{told}\n")
+    script.chmod(0o755)
+    hooked = Hooked()
+    try:
+        if auth == "callback":
+            auth = f"auth_mode = callback\nauth_callback = '{callback.url}'"
+        ini = INI.format(form="text", directory=tmp_path, hooks="env", auth=auth)
+        hooks = f"[hooks]\nhook_webhooks = *={hooked.url}\nhook_scripts = *={script}\nhook_queue_limit = 100000\n"
+        with (tmp_path / "events").open("wb") as stdout:
+            running = server(ini.replace("[hooks]\n", hooks), stdout=stdout)
+        use_all(running, _ALL_PLACES if "token" not in auth and auth else _PLACES, _SECRETS[:1])
+        # The last of each stream's or connection's events.
+        wait_until(lambda: "connection_close" in told.read_text(), "the script", 30)
+        assert running.stop() == 0
+    finally:
+        hooked.close()
+    shown = {"log": "\n".join(running.lines), "webhooks": "\n".join(map(json.dumps, hooked.got))}
+    shown |= {name: (tmp_path / name).read_text() for name in ("access", "events", "told")}
+    assert {each["type"] for each in hooked.got} >= {"connection_close", "play_start", "publish_start", "publish_stop"}
+    assert not [line for line in running.lines if "discarded" in line]
+    assert [f"{name}: {line}" for name, text in shown.items() for line in text.splitlines() if _SECRET in line] == []
+
+
+@pytest.mark.parametrize("method", ["keys", "callback"])
+def test_a_publish_key_in_the_application_is_in_no_log_access_log_dump_or_metric(server, tmp_path, callback, method):
+    auth = KEYS if method == "keys" else f"auth_mode = callback\nauth_callback = '{callback.url}'"
+    running = server(INI.format(form="text", directory=tmp_path, hooks="off", auth=auth))
+    with Wire(running) as sender:
+        sender.connect("live/s3cret-key")
+        sender.command("publish", "", msid=sender.create_stream())
+        sender.status("NetStream.Publish.Start")
+        running.wait_for_line(r"connected to live/\*+ by")
+        running.wait_for_line("publishes live/cam$")
+        use_all(running, _KEY_PLACES, _SECRETS[:1])
+        shown = {path: fetch(metrics_port(running), path)[1].decode() for path in ("/metrics", "/debug/vars")}
+        os.kill(running.pid, signal.SIGUSR2)
+        running.wait_for_line("live/cam.*player")
+    assert running.stop() == 0
+    shown |= {"log": "\n".join(running.lines), "access": (tmp_path / "access").read_text()}
+    assert re.search(r"app=\S*live/\*+", shown["access"])
+    assert [f"{name}: {line}" for name, text in shown.items() for line in text.splitlines() if _SECRET in line] == []
 
 
 def _lines_with_secret(path: Path) -> list[str]:

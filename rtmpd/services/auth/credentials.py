@@ -71,6 +71,13 @@ class PublishKeys:
             path = path.rpartition("/")[0]
         return False
 
+    def public_part(self, path: str) -> str:
+        """Return the longest part of a path that contains no key: keys follow the names of applications."""
+        found = path
+        while self.hold_for(found) and found not in self._paths and found not in self._names:
+            found = found.rpartition("/")[0]
+        return found
+
     def allow_stream(self, key: StreamKey) -> bool:
         """Return whether a stream of this name may exist: one of a key, or in an application without keys."""
         return key in self._names or not self.hold_for(key.app)

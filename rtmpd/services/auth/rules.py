@@ -71,6 +71,15 @@ class Rules:
         """Return whether a client has to log in when it connects. Encoders will publish, other clients will play."""
         return bool(self.users) and (self.options.auth_publish if encoder else self.options.auth_play)
 
+    def public_part(self, app: str) -> str:
+        """Return the part of the application of a connect that contains no secret: clients cut URLs in different places.
+
+        With a callback, any name may be a secret that the callback replaces: only the first part is none.
+        """
+        if self.options.auth_mode == "callback":
+            app = app.partition("/")[0]
+        return self._publish_keys.public_part(app)
+
     def decide(self, request: Request, now_s: float, *, exists: bool = False) -> Decision:
         """Decide about a publish or play.
 

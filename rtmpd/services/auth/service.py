@@ -18,6 +18,7 @@ import gevent
 from rtmpd.authorization import Action
 from rtmpd.config.access_rules import is_user_name, parse_address, within
 from rtmpd.config.model import DEFAULT_APPLICATION
+from rtmpd.config.secret import MASK
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
 from rtmpd.protocol import adobe_auth, status
 from rtmpd.services.auth.bans import Bans
@@ -203,6 +204,14 @@ class Auth:
         if not self._challenges.proves(parameters, passwords or [self._no_password]):
             raise Denied("wrong user or password", guess=True)
         return user
+
+    def shown_app(self, app: str) -> str:
+        """Return an application, with a mask in place of what may be a publish key; a name of a live stream is none."""
+        name = self._options.application_of(app)
+        if name is None or app == name or app in self._hub.streams:
+            return app
+        shown = max(name if app.startswith(f"{name}/") else "", self._rules[name].public_part(app), key=len)
+        return app if shown == app else f"{shown}/{MASK}".lstrip("/")
 
     def authorize(self, request: Request) -> StreamKey:
         """Return the stream that a client gets. Waits for a callback, if there is one.

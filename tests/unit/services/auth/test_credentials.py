@@ -127,3 +127,24 @@ def test_publish_keys_stand_for_streams_of_their_application():
     assert not keys.hold_for("")
     assert not PublishKeys().hold_for("live")
     assert PublishKeys().stream_of("live/k1") == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "public"),
+    [
+        ("live", "live"),
+        ("live/k1", "live"),
+        ("live/guess", "live"),
+        ("live/a/k1", "live"),
+        ("live/cam", "live/cam"),
+        ("live/sub", "live/sub"),
+        ("live/sub/k1", "live/sub"),
+        ("live/sub/cam", "live/sub/cam"),
+        ("other/k1", "other/k1"),
+        ("", ""),
+    ],
+)
+def test_the_public_part_of_a_path_contains_no_key(path, public):
+    keys = PublishKeys([("live/cam", "k1"), ("live/sub/cam", "k1")])
+    assert keys.public_part(path) == public
+    assert PublishKeys().public_part(path) == path

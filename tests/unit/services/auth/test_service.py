@@ -241,3 +241,31 @@ def test_a_server_does_not_start_without_its_file(tmp_path):
     hub = Hub(load_text(f"[auth]\nauth_file = {tmp_path / 'none'}\n"))
     with pytest.raises(RtmpdError, match=r"auth_file .*none: can't be read: No such file or directory"):
         Auth(hub, Auth.select(hub.config)).start()
+
+
+@pytest.mark.parametrize(
+    ("ini", "app", "shown"),
+    [
+        ("", "live/cam/x", "live/cam/x"),
+        ("[auth]\nauth_publish_keys = live/cam=s3cret", "live/s3cret", "live/********"),
+        ("[auth]\nauth_publish_keys = live/cam=s3cret", "live", "live"),
+        ("[auth]\nauth_publish_keys = live/cam=s3cret", "live/cam", "live/cam"),
+        ("[auth]\nauth_publish_keys = live/cam=s3cret", "other/x", "other/x"),
+        (CALLBACK, "live", "live"),
+        (CALLBACK, "live/s3cret", "live/********"),
+        (f"{CALLBACK}[applications]\n[[live/sub]]", "live/sub/s3cret", "live/sub/********"),
+        (f"{CALLBACK}[applications]\n[[live/sub]]", "live/sub", "live/sub"),
+        (f"{CALLBACK}[applications]\n[[live/sub]]", "live", "live"),
+        (f"{CALLBACK}[applications]\n[[*]]", "live/s3cret", "live/********"),
+    ],
+)
+def test_the_end_of_an_application_that_may_be_a_publish_key_is_masked(make, ini, app, shown):
+    _, auth = make(ini)
+    assert auth.shown_app(app) == shown
+
+
+def test_the_name_of_a_live_stream_as_application_is_shown(make):
+    hub, auth = make(CALLBACK)
+    hub.streams["live/cam"] = object()
+    assert auth.shown_app("live/cam") == "live/cam"
+    del hub.streams["live/cam"]
