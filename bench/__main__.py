@@ -17,6 +17,15 @@ def _streams(text):
     return [tuple(map(int, word.split("x"))) for word in text.split(",") if word]
 
 
+def _named_command(text):
+    """NAME=COMMAND, as a name and a list of words."""
+    name, equals, command = text.partition("=")
+    words = shlex.split(command)
+    if not name or not equals or not words:
+        raise argparse.ArgumentTypeError(f"not NAME=COMMAND: {text}")
+    return name, words
+
+
 def parser():
     known = argparse.ArgumentParser(
         prog="python -m bench",
@@ -28,6 +37,17 @@ def parser():
     known.add_argument("--players", type=_counts, default=[100, 1000, 5000], help="fanout, floor: 100,1000,5000")
     known.add_argument("--publishers", type=_counts, default=[50, 200], help="ingest: 50,200")
     known.add_argument("--streams", type=_streams, default=[(100, 5)], help="many: streams x players of each (100x5)")
+    known.add_argument("--turns", type=int, default=15, help="many: turns of each server (15)")
+    known.add_argument("--turn-seconds", type=float, default=1, help="many: length of a turn (1)")
+    known.add_argument("--pure", action="store_true", help="many: measure rtmpd with RTMPD_PURE=1, too")
+    known.add_argument(
+        "--also",
+        type=_named_command,
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="many: measure one more rtmpd, started as by --server-command; may be given several times",
+    )
     known.add_argument("--joins", type=int, default=200, help="join: how many (200)")
     known.add_argument("--seconds", type=float, default=10, help="length of each window (10; stall at least 15)")
     known.add_argument("--kbps", type=int, help="video bitrate (1000; stall 5000)")

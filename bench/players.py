@@ -148,6 +148,14 @@ class Drains:
     def _next_acknowledgement(player):
         return player.received_bytes + player.window_bytes // 2 if player.window_bytes else 1 << 62
 
+    def acknowledge(self):
+        """Send an Acknowledgement for each player: servers take it for a sign of life, as they do an answer to a ping."""
+        for descriptor, player in self._players.items():
+            if player.alive:
+                player.received_bytes = self.received[descriptor]
+                player.acknowledge()
+                self._acknowledge_at[descriptor] = self._next_acknowledgement(player)
+
     def on_events(self, _events):
         receive, received, scratch = self._receive, self.received, self._scratch
         acknowledge_at, discard = self._acknowledge_at, socket.MSG_TRUNC
@@ -231,8 +239,8 @@ class Run:
         """The name that bench.publisher gives to a stream."""
         return f"{self.options.name}_{stream}" if self.options.streams > 1 else self.options.name
 
-    def _connect(self):
-        """Connect at a rate that fills no accept queue."""
+    def connect(self):
+        """Connect at a rate that fills no accept queue, and wait until all players have media or have failed."""
         options = self.options
         count, hampered = options.players, options.stall + options.slow
         watching = count - hampered
@@ -255,6 +263,7 @@ class Run:
             self.players.append(player)
             while time.monotonic() < start_s + (index + 1) * pause_s:
                 self.loop.turn(0.002)
+        self.loop.spin(MEDIA_LIMIT_S, lambda: self.ready + sum(self.loop.errors.values()) >= count)
 
     def _stall(self):
         for player in self.stalled:
@@ -272,9 +281,8 @@ class Run:
         self.loop.spin(ALIGN_LIMIT_S, lambda: self.published.read()[0] % GOP_FRAMES == GOP_FRAMES // 2)
 
     def figures(self):
-        self._connect()
+        self.connect()
         everyone = len(self.players)
-        self.loop.spin(MEDIA_LIMIT_S, lambda: self.ready + sum(self.loop.errors.values()) >= everyone)
         self._stall()
         self.loop.spin(self.options.settle)
         self._align()
@@ -295,14 +303,14 @@ class Run:
             **core_figures(before, after),
             "rss_start_mb": before.rss_mb,
             "rss_mb": after.rss_mb,
-            **self._window_figures(published, drained),
+            **self.window_figures(published, drained),
             "load_cpu": round(load_percent, 1),
             "errors": self.loop.errors,
             **({"stalled": len(self.stalled), "stalled_closed": self._closed_stalled()} if self.stalled else {}),
             **({"slow": len(self.slow), "slow_closed": self.trickle.closed} if self.slow else {}),
         }
 
-    def _window_figures(self, published, drained):
+    def window_figures(self, published, drained):
         sampled = self.sampled
         latencies_ns = sorted(value for player in sampled for value in player.latencies_ns)
         first_keys_ns = sorted(p.first_key_ns - p.play_ns for p in sampled if p.first_key_ns)

@@ -200,9 +200,11 @@ class Publisher(rtmp.Client):
 class Run:
     """A set of publishers from the first connect to the last figure."""
 
+    LOOP = rtmp.Loop
+
     def __init__(self, options):
         self.options = options
-        self.loop = rtmp.Loop()
+        self.loop = self.LOOP()
         self.load = Load(options.kbps, Published(options.stat, create=options.publishers) if options.stat else None)
         self.publishers = []
         self.stopping = False
@@ -212,7 +214,7 @@ class Run:
     def _on_signal(self, *_):
         self.stopping = True
 
-    def _spin(self, seconds, done=lambda: False):
+    def spin(self, seconds, done=lambda: False):
         end_s = time.monotonic() + seconds
         while not self.stopping and not done():
             left_s = end_s - time.monotonic()
@@ -220,30 +222,37 @@ class Run:
                 return
             self.loop.turn(min(left_s, self.load.publish_due()))
 
-    def _live(self):
+    def live(self):
         return sum(publisher.live and publisher.alive for publisher in self.publishers)
+
+    def connect(self, over_s):
+        """Connect all publishers within *over_s*, wait until they are live or have failed, and print their number.
+
+        Connecting takes time on purpose: keyframes of different publishers must not coincide.
+        """
+        options = self.options
+        count = options.publishers
+        pause_s = over_s / count if count > 1 else 0
+        for index in range(count):
+            name = f"{options.name}_{index}" if count > 1 else options.name
+            self.publishers.append(Publisher(self.loop, options.port, options.app, name, self.load, index))
+            self.spin(pause_s)
+        settled = len(self.publishers)
+        self.spin(15, lambda: sum(p.live or not p.alive for p in self.publishers) == settled)
+        print(json.dumps({"live": self.live()}), flush=True)
 
     def figures(self):
         """Connect, publish for the window, and return the figures."""
         options, load = self.options, self.load
-        count = options.publishers
-        # Spread the connects, so that keyframes of different publishers do not coincide.
-        pause_s = 1 / max(count, 200) if count > 1 else 0
-        for index in range(count):
-            name = f"{options.name}_{index}" if count > 1 else options.name
-            self.publishers.append(Publisher(self.loop, options.port, options.app, name, load, index))
-            self._spin(pause_s)
-        settled = len(self.publishers)
-        self._spin(15, lambda: sum(p.live or not p.alive for p in self.publishers) == settled)
-        print(json.dumps({"live": self._live()}), flush=True)
-        self._spin(options.settle)
+        self.connect(options.publishers / max(options.publishers, 200))
+        self.spin(options.settle)
         load.lag_max_ns = load.pending_max_bytes = 0
         messages, sent_bytes = load.video + load.audio, load.sent_bytes
         before, self_before_s = ServerSample.take(options.pid), _own_cpu_s()
-        self._spin(options.seconds, lambda: not self._live())
+        self.spin(options.seconds, lambda: not self.live())
         after = ServerSample.take(options.pid)
         window_s = after.time_s - before.time_s
-        figures = {"live": self._live()}
+        figures = {"live": self.live()}
         if options.pid:
             figures |= {**core_figures(before, after), "rss_start_mb": before.rss_mb, "rss_mb": after.rss_mb}
         figures |= {

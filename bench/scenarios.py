@@ -10,7 +10,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import publisher, servers
+from bench import paired, publisher, servers
 from bench.servers import BenchError, Load, Server
 
 LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever happens to its parent
@@ -110,6 +110,8 @@ def _warnings(row):
         yield "not all was delivered: CPU and latency are those of a server that is too slow, or that drops"
     if row.get("ready", 0) < row.get("players", 0) and "ready" in row:
         yield "some players never got media"
+    if row.get("live", 0) < row.get("publishers", 0):
+        yield "some publishers were disconnected"
     if row.get("unstamped"):
         yield "messages without a stamp: the server changes payloads"
     if row.get("skipped"):
@@ -219,19 +221,15 @@ def ingest(bench):
 
 
 def many(bench, *, unpaced=False):
-    """Many streams of a few players each: what receiving and delivering cost together."""
-    scenario = "many-unpaced" if unpaced else "many"
-    options = bench.options
-    for streams, players in options.streams:
-
-        def measure(server, work, streams=streams, players=players):
-            kbps = options.kbps or 1000
-            figures, published = _play(server, work, kbps, streams * players, options.seconds, streams=streams)
-            return {**figures, "lag_max_ms": published["lag_max_ms"], "skipped": published["skipped"]}
-
-        rows = [bench.measure(scenario, kind, measure, streams=streams) for kind in bench.kinds(unpaced=unpaced)]
-        if len(rows) == 2:
-            bench.ratio(f"{scenario}  streams={streams}x{players}", *rows)
+    """Streams of a few players each, or of none: paired turns of all servers, which run at the same time."""
+    scenario, ini, suffix = ("many-unpaced", servers.UNPACED_INI, "-unpaced") if unpaced else ("many", "", "")
+    kinds = servers.many_kinds(bench.options, ini, suffix) + ([bench.peer] if bench.peer else [])
+    for streams, players in bench.options.streams:
+        try:
+            paired.run(bench, scenario, kinds, streams, players)
+        except BenchError as error:
+            bench.failed = True
+            print(f"{scenario}  streams={streams}x{players}  failed: {error}", flush=True)
 
 
 def many_unpaced(bench):

@@ -109,6 +109,20 @@ def _busy_ticks(core):
     return 0
 
 
+def cpu_ns(pid):
+    """Return the CPU time of a process, without its children, in ns.
+
+    /proc/PID/stat counts in ticks of 10 ms, which is too coarse for a turn of a second. This is the process's own clock, as
+    clock_getcpuclockid(3) names it.
+    """
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def core_busy_s():
+    """Return the CPU time of everything on the server's core."""
+    return _busy_ticks(SERVER_CORE) / os.sysconf("SC_CLK_TCK")
+
+
 def raise_file_limit():
     """Raise the limit of open files, here and for every child: thousands of sockets need it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -141,6 +155,15 @@ class Kind:
 
 def rtmpd(command=RTMPD_COMMAND, *, unpaced=False):
     return rtmpd_with("rtmpd-unpaced", UNPACED_INI, command) if unpaced else rtmpd_with("rtmpd", "", command)
+
+
+def many_kinds(options, ini, suffix=""):
+    """Return the servers of one paired run: rtmpd, then those that the options add to it."""
+    commands = {"rtmpd": options.server_command}
+    if options.pure:
+        commands["rtmpd-pure"] = ("env", "RTMPD_PURE=1", *options.server_command)
+    commands |= dict(options.also)
+    return [rtmpd_with(f"{name}{suffix}", ini, command) for name, command in commands.items()]
 
 
 def rtmpd_with(name, ini, command=RTMPD_COMMAND):
@@ -238,11 +261,12 @@ class Server:
 class Load:
     """A load generator: a module of this package as a child process on the load's core."""
 
-    def __init__(self, module, *arguments):
+    def __init__(self, module, *arguments, commanded=False):
+        """Start the module; if *commanded*, tell() sends it commands."""
         self._module = module
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"bench.{module}", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if commanded else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             cwd=ROOT,
             text=True,
@@ -252,6 +276,14 @@ class Load:
     @property
     def pid(self):
         return self.process.pid
+
+    def tell(self, command, **values):
+        """Send a command to a module that reads commands from its standard input."""
+        try:
+            self.process.stdin.write(json.dumps({"command": command, **values}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise BenchError(f"bench.{self._module} ended with {self.process.wait()} before its figures") from None
 
     def line(self):
         """The next JSON line; every generator bounds its own time, so this ends."""
