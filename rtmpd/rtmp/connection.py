@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_INCOMPLETE_LIMIT = "request_limit_bytes"
 _COMMAND_WINDOW_S = 10.0
+_IN_FLIGHT_S = 2.0
+"""How long after its last publish a client may still send large messages: they may have been on their way."""
 WITH_CONNECTION = "connection closed"
 """The reason of a publish or play that ends with its connection."""
 
@@ -353,12 +356,12 @@ class Connection:
             self.enter(ConnectionPhase.PLAY)
             self._limit_incomplete()
         else:
-            # What is still on its way from a publisher that stops is read.
+            # What is still on its way from a publisher that stops is read; `sweep` ends that.
             self.enter(ConnectionPhase.COMMAND)
 
     def _limit_incomplete(self) -> None:
         """Allow small messages only: this client does not publish."""
-        self.endpoint.reader.limit_buffered(self.options.limits.request_limit_bytes, "request_limit_bytes")
+        self.endpoint.reader.limit_buffered(self.options.limits.request_limit_bytes, _INCOMPLETE_LIMIT)
 
     def close(self, reason: CloseReason) -> None:
         """Close the connection; its greenlet ends when it notices that. The first reason counts. Does not wait."""
@@ -530,6 +533,8 @@ class Connection:
             activity.excuse(now_s)
         if phase in _NOT_SWEPT:
             return
+        if activity.served and self.endpoint.reader.buffered_limit.name != _INCOMPLETE_LIMIT:
+            self._end_large_messages(now_s)
         quiet_s = now_s - activity.bytes_at
         idle_limit_s = options.idle_timeout_s if activity.served else options.connect_timeout_s
         if self.sources and now_s - activity.messages_at > options.read_timeout_s:
@@ -549,6 +554,15 @@ class Connection:
                 self.send_now()
                 # The socket of a client that is gone accepts pings, too. One that waits behind media comes later, with these.
                 activity.seen_taken = self._bytes_taken
+
+    def _end_large_messages(self, now_s: float) -> None:
+        """Allow small messages only, once the last publish is over for a while."""
+        reader, limit = self.endpoint.reader, self.options.limits.request_limit_bytes
+        if self.phase is ConnectionPhase.COMMAND and now_s - self._activity.busy_at > _IN_FLIGHT_S:
+            self._limit_incomplete()
+            if reader.buffered_bytes > limit:
+                error = LimitExceeded(_INCOMPLETE_LIMIT, limit, reader.buffered_bytes)
+                self.close(CloseReason(CloseKind.LIMIT, f"limit exceeded in phase {self.phase.value}", detail=str(error)))
 
     def _count_interruptions(self) -> None:
         """Count the messages that the chunk reader has dropped because the client began another one inside of them."""

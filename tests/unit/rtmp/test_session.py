@@ -546,6 +546,43 @@ def test_a_publisher_may_send_large_frames_right_behind_its_publish_command(worl
     assert not problems()
 
 
+def begin_large_message(client, size=300_000):
+    """Send half of a video message."""
+    client.endpoint.send_message(CSID_VIDEO, MessageType.VIDEO, 1, 0, keyframe("", size))
+    client.sock.sendall(client.endpoint.take_outgoing()[: size // 2])
+    wait_until(lambda: client.connection.endpoint.reader.buffered_bytes > size // 3)
+
+
+def test_a_client_that_has_stopped_publishing_begins_no_large_message(world, problems):
+    client = world.client().publish()
+    client.send("deleteStream", 1)
+    client.read_until(b"NetStream.Unpublish.Success")
+    client.connection.sweep(time.monotonic() + 1)
+    begin_large_message(client)
+    assert not world.kinds
+    # What was on its way has arrived by now.
+    client.connection.sweep(time.monotonic() + 3)
+    world.end(client)
+    assert world.kinds == [CloseKind.LIMIT]
+    assert problems()[0][1].startswith("command: request_limit_bytes is 65536")
+
+
+def test_a_client_that_publishes_again_may_send_large_frames_again(world, problems):
+    client = world.client().publish()
+    client.send("deleteStream", 1)
+    client.read_until(b"NetStream.Unpublish.Success")
+    client.connection.sweep(time.monotonic() + 3)
+    client.received = b""
+    client.send("createStream")
+    client.send("publish", "cam", message_stream_id=1)
+    client.read_until(b"NetStream.Publish.Start")
+    client.connection.sweep(time.monotonic() + 3)
+    begin_large_message(client)
+    client.connection.sweep(time.monotonic() + 3)
+    assert client.connection.phase is ConnectionPhase.PUBLISH
+    assert not problems()
+
+
 def test_a_publisher_sends_no_large_commands(world, problems):
     client = world.client().publish()
     client.endpoint.send_command("anything", 1, "x" * 70_000)
