@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
@@ -15,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 import gevent
 from gevent.event import AsyncResult
 from gevent.lock import BoundedSemaphore
-from gevent.socket import create_connection
+from gevent.socket import AF_INET, AF_INET6, SOCK_STREAM, getaddrinfo, socket
 
-from rtmpd.errors import Refused, RemoteProtocolError, RtmpdError, TransportClosed
+from rtmpd.errors import DeadlineExceeded, Refused, RemoteProtocolError, RtmpdError, TransportClosed
 from rtmpd.net.tls import client_context
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import Transport, deadline, format_address
@@ -40,9 +41,10 @@ from rtmpd.protocol.message import (
 from rtmpd.protocol.naming import split_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from rtmpd.net.resolver import Address
     from rtmpd.protocol.chunk import RawMessage
 
 __all__ = ["Client", "RtmpUrl"]
@@ -127,10 +129,13 @@ class Client:
         window_ack_size: The number of bytes after which the server must acknowledge.
         connect_properties: Members of the connect command's object that are added or replaced.
         vet: Called with the address of the server before anything is sent. Its exceptions leave `connect`.
+        resolve: Called with host, port and ``timeout_s``; returns the socket addresses to try in turn, or raises OSError.
+            None: the system's resolver, in a thread of gevent's pool.
         tls: For rtmps://: a context, or a file with the certificates (PEM) of the trusted authorities. True: the system's
             authorities. False: no verification, so that the connection can be intercepted.
 
     Attributes:
+        address: The socket address of the server; None before the first connection.
         endpoint: The state of the protocol, such as ``bytes_received`` and ``bytes_acknowledged``.
         message_stream_id: The message stream of the publish or play; 0 before.
         connect_result: The command object and the info object of the server's answer to connect.
@@ -146,11 +151,13 @@ class Client:
         chunk_size: int = 60_000,
         window_ack_size: int = DEFAULT_WINDOW_BYTES,
         connect_properties: dict[str, Any] | None = None,
-        vet: Callable[[tuple[Any, ...]], None] | None = None,
+        vet: Callable[[Address], None] | None = None,
+        resolve: Callable[[str, int, float], Sequence[Address]] | None = None,
         tls: ssl.SSLContext | str | bool = True,
     ) -> None:
         self.url = RtmpUrl.parse(url) if isinstance(url, str) else url
         self.timeout_s = timeout_s
+        self.address: Address | None = None
         self.endpoint = Endpoint(message_limit_bytes=0xFFFFFF)
         self.message_stream_id = 0
         self.connect_result: tuple[Any, Any] = (None, None)
@@ -161,6 +168,7 @@ class Client:
         self._properties = connect_properties or {}
         self._plays = False
         self._vet = vet
+        self._resolve = resolve or _system_addresses
         self._tls = tls
         self._transport: Transport | None = None
         self._transaction_id = 0
@@ -185,7 +193,7 @@ class Client:
 
         Raises:
             TransportClosed: The server can't be reached, or has closed the connection.
-            DeadlineExceeded: All of it took longer than ``timeout_s``.
+            DeadlineExceeded: All of it, with looking up the name, took longer than ``timeout_s``.
             TlsError: The server's certificate can't be verified, or TLS failed otherwise.
             OSError: The file of ``tls`` can't be used.
             RemoteProtocolError: The server does not speak RTMP.
@@ -193,14 +201,23 @@ class Client:
         """
         login = Login(self.url.user, self.url.password) if self.url.user else None
         query = ""
-        with deadline(self.timeout_s, "connecting"):
+        ends_at_s = time.monotonic() + self.timeout_s
+        with deadline(self.timeout_s, f"looking up {self.url.host}"):
+            try:
+                addresses = self._resolve(self.url.host, self.url.port, self.timeout_s)
+            except OSError as error:
+                raise self._unreachable(error) from None
+        left_s = max(0.0, ends_at_s - time.monotonic())
+        with gevent.Timeout(left_s, DeadlineExceeded("connecting", self.timeout_s)):
             while True:
                 try:
-                    self._connect(query)
+                    self._connect(addresses, ends_at_s, query)
                 except Refused as refused:
                     query = login.answer(refused.description, os.urandom(4)) if login is not None else ""
-                    if not query:
+                    if not query or self.address is None:
                         raise
+                    # The answer is to a challenge of this very server.
+                    addresses = (self.address,)
                     self._disconnect()
                 else:
                     return
@@ -212,14 +229,41 @@ class Client:
         self._transaction_id = 0
         self._inbox = []
 
-    def _connect(self, query: str) -> None:
+    def _unreachable(self, error: OSError) -> TransportClosed:
+        where = format_address((self.url.host, self.url.port))
+        return TransportClosed(f"can't connect to {where}: {error.strerror or error}")
+
+    def _open(self, addresses: Sequence[Address], ends_at_s: float) -> socket:
+        """Return a connection to the first address that answers. Each attempt has its share of the time, the last all of it."""
+        failure = OSError("the name has no address")
+        for left, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
+            sock = socket(AF_INET6 if ":" in address[0] else AF_INET, SOCK_STREAM)
+            connected = False
+            try:
+                # One share more than attempts: the handshake takes time, too.
+                sock.settimeout(max(0.001, (ends_at_s - time.monotonic()) / (left + 2)) if left else None)
+                sock.connect(address)
+                sock.settimeout(None)
+                connected = True
+            except TimeoutError:
+                failure = TimeoutError(f"{address[0]} does not answer")
+            except OSError as error:
+                failure = error
+            finally:
+                if not connected:
+                    sock.close()
+            if connected:
+                self.address = address
+                return sock
+        raise failure
+
+    def _connect(self, addresses: Sequence[Address], ends_at_s: float, query: str) -> None:
         """Connect once, with the query of a login appended to the application."""
         try:
-            sock = create_connection((self.url.host, self.url.port))
+            sock = self._open(addresses, ends_at_s)
             address = sock.getpeername()
         except OSError as error:
-            where = format_address((self.url.host, self.url.port))
-            raise TransportClosed(f"can't connect to {where}: {error.strerror or error}") from None
+            raise self._unreachable(error) from None
         secure = self.url.scheme == "rtmps"
         self._transport = (TlsTransport if secure else Transport)(sock, format_address(address))
         if self._vet is not None:
@@ -500,6 +544,13 @@ class Client:
             self._drain.join()
             self._drain = None
         transport.dispose()
+
+
+def _system_addresses(host: str, port: int, _limit_s: float) -> list[Address]:
+    try:
+        return [found[4] for found in getaddrinfo(host, port, type=SOCK_STREAM)]
+    except UnicodeError:
+        raise OSError("not a valid host name") from None
 
 
 def _text(info: Any, name: str) -> str:

@@ -29,10 +29,13 @@ from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeoutError
 
 import rtmpd
+from rtmpd.net.resolver import Resolver, numeric
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rtmpd.net.resolver import Address
 
 BROKE_OFF = "broke off"
 """The `Response.defect` of a body whose connection ended too early."""
@@ -46,6 +49,8 @@ _CONNECT_LIMIT_S = 10.0
 _IDLE_LIMIT_S = 15.0
 """A connection that was unused for longer is replaced: a firewall may have forgotten it, and would answer nothing."""
 
+_QUEUED = "while waiting for a free thread"
+_LOOK_UP = "while looking up the host name"
 _RESPONSE = "while waiting for the response"
 _KEPT_CONNECTIONS = 16
 _KEPT_SERVERS = 32
@@ -92,12 +97,16 @@ class HttpClient:
     Redirects are not followed. Certificates are verified. Nothing is taken from the environment: no proxy, password or
     certificate. Cookies are not kept.
 
+    A host name is looked up by *resolver*, outside of these threads, when a new connection is needed.
+
     Args:
         threads: The largest number of requests at the same time.
+        resolver: Looks up host names.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, resolver: Resolver | None = None) -> None:
         self._threads = Threads(threads)
+        self._resolver = resolver or Resolver()
         self._adapter = _Adapter(_KEPT_SERVERS, _KEPT_CONNECTIONS, max_retries=0)
 
     def resize(self, threads: int) -> None:
@@ -133,10 +142,30 @@ class HttpClient:
         exchange = _Exchange(self._adapter, url, body, headers, timeout_s, body_limit_bytes, ca, time.monotonic() + timeout_s)
         try:
             with gevent.Timeout(timeout_s, False):  # type: ignore[arg-type]
-                return self._threads.call(exchange.run)
+                return self._run(exchange)
         finally:
             exchange.abort()
         return exchange.late_response()
+
+    def _run(self, exchange: _Exchange) -> Response:
+        """Make an exchange; look up the host name, with no thread of the exchanges, if a connection has to be made."""
+        try:
+            return self._threads.call(exchange.run)
+        except _UnresolvedError as error:
+            host, port = error.host, error.port
+        exchange.stage = _LOOK_UP
+        try:
+            exchange.addresses = self._resolver.resolve(host, port, exchange.timeout_s)
+        except TimeoutError:
+            raise HttpError(f"timed out after {exchange.timeout_s:g} s {_LOOK_UP}", timed_out=True) from None
+        except OSError as error:
+            raise HttpError(_reason([error])) from None
+        exchange.stage = _QUEUED
+        try:
+            return self._threads.call(exchange.run)
+        finally:
+            if exchange.connected is not None:
+                self._resolver.worked(host, port, exchange.connected)
 
 
 @dataclass(eq=False, slots=True)
@@ -145,6 +174,9 @@ class _Exchange:
 
     Attributes:
         stage: How far the exchange is, as a text to follow "timed out".
+        addresses: The addresses of the host; empty: they have not been looked up.
+        connected: The address that a new connection was made to.
+        cpu_s: The CPU time so far, seconds.
         fresh: Whether no kept connection may be used.
         reused: Whether the present connection was kept from an earlier exchange.
         answered: Whether something of the response has come.
@@ -160,7 +192,10 @@ class _Exchange:
     body_limit: int
     ca: str | bool
     deadline_s: float
-    stage: str = "while waiting for a free thread"
+    stage: str = _QUEUED
+    addresses: Sequence[Address] = ()
+    connected: Address | None = None
+    cpu_s: float = 0.0
     fresh: bool = False
     reused: bool = False
     answered: bool = False
@@ -197,21 +232,23 @@ class _Exchange:
 
         Raises:
             HttpError: There is no response.
+            _UnresolvedError: The host name has to be looked up; run the exchange again then.
         """
         began_s = time.thread_time()
         _thread.exchange = self
         try:
             response = self._send()
         except HttpError as error:
-            error.cpu_s = time.thread_time() - began_s
+            error.cpu_s = self.cpu_s + time.thread_time() - began_s
             raise
         finally:
+            self.cpu_s += time.thread_time() - began_s
             _thread.exchange = None
             with self.lock:
                 if self.twin is not None:
                     self.twin.close()
                     self.twin = None
-        return replace(response, cpu_s=time.thread_time() - began_s)
+        return replace(response, cpu_s=self.cpu_s)
 
     def _send(self) -> Response:
         try:
@@ -260,12 +297,13 @@ class _Exchange:
 
     def connect(self, host: str, port: int, after: str) -> socket.socket:
         """Return a new connection that `abort` can end; *after* is the stage that follows. Raises OSError."""
-        self.stage = "while looking up the host name"
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = self.addresses or numeric(host, port)
+        if not addresses:
+            raise _UnresolvedError(host, port)
         self.stage = "while connecting"
         failure = OSError(errno.EADDRNOTAVAIL, "no address")
-        for family, kind, protocol, _, address in addresses:
-            sock = socket.socket(family, kind, protocol)
+        for address in addresses:
+            sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
             try:
                 self.watch(sock)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -277,6 +315,7 @@ class _Exchange:
                 failure = error
             else:
                 self.stage = after
+                self.connected = address
                 return sock
         raise failure
 
@@ -303,6 +342,15 @@ def _prepared(url: str) -> requests.PreparedRequest:
 
 _thread = threading.local()
 """Its attribute `exchange` is the `_Exchange` that a thread is running."""
+
+
+class _UnresolvedError(Exception):
+    """The addresses of a host are needed. No OSError, so that urllib3 and requests let it pass."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host)
+        self.host = host
+        self.port = port
 
 
 class _HeadError(HTTPException):

@@ -267,6 +267,49 @@ def test_a_closed_port_is_an_error_that_names_it():
         Client(f"rtmp://127.0.0.1:{port}/live/x").connect()
 
 
+@pytest.fixture
+def deaf(opened):
+    """An address that does not answer: the queue of its listener is full."""
+    listener = opened.enter_context(socket.socket())
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    for _ in range(4):
+        sock = opened.enter_context(socket.socket())
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+    return listener.getsockname()
+
+
+def test_the_addresses_of_a_name_are_tried_in_turn_within_the_timeout(shared, opened, deaf, name):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = listener.getsockname()
+    asked = []
+
+    def resolve(*about):
+        asked.append(about)
+        return [("::1", closed[1], 0, 0), closed, deaf, ("127.0.0.1", shared.port)]
+
+    client = opened.enter_context(Client(f"rtmp://far.example/live/{name}", timeout_s=3, resolve=resolve))
+    client.publish()
+    assert asked == [("far.example", 1935, 3)]
+    assert client.address == ("127.0.0.1", shared.port)
+
+
+def test_a_name_without_an_address_that_answers_is_an_error(opened, deaf):
+    def unknown(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for found, error, text in (
+        (unknown, TransportClosed, r"can't connect to far\.example:1935: Name or service not known"),
+        (lambda *_: [], TransportClosed, r"can't connect to far\.example:1935: the name has no address"),
+        (lambda *_: [deaf, deaf], DeadlineExceeded, r"connecting took longer than 0\.3 s"),
+        (lambda *_: gevent.sleep(60), DeadlineExceeded, r"looking up far\.example took longer than 0\.3 s"),
+    ):
+        client = opened.enter_context(Client("rtmp://far.example/live/x", timeout_s=0.3, resolve=found))
+        with pytest.raises(error, match=text):
+            client.connect()
+
+
 @pytest.mark.parametrize(
     "act", [silent, lambda fake, sock: (shake(sock), silent(fake, sock))], ids=["at all", "after the handshake"]
 )

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 
 import gevent
@@ -555,6 +556,101 @@ def test_a_name_that_no_resolver_knows_is_tried_again(relaying, beside):
     player = beside(running)
     running.wait_for_line(r"WARNING .* does not come up: (can't connect to|connecting took)", 30)
     player.check()
+
+
+class NameServer:
+    """A name server for IPv4 that knows ``there.example`` until it falls silent, and answers nothing else."""
+
+    def __init__(self) -> None:
+        self.silent = False
+        self.asked: list[bytes] = []
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # A port of the resolver's own choice is not possible: resolv.conf names addresses only.
+        self.sock.bind(("127.85.3.9", 53))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            query, peer = self.sock.recvfrom(512)
+            if not query:
+                return
+            self.asked.append(query)
+            if b"\x05there\x07example\0" not in query or self.silent:
+                continue
+            ipv4 = b"\x07example\0\0\x01\0\x01" in query
+            question = query[12 : query.index(b"\x07example\0") + 13]
+            answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\0\0\x04\x7f\0\0\x01" if ipv4 else b""
+            head = query[:2] + b"\x85\x80\0\x01" + (b"\0\x01" if ipv4 else b"\0\0") + bytes(4)
+            self.sock.sendto(head + question + answer, peer)
+
+    def close(self) -> None:
+        self.sock.sendto(b"", self.sock.getsockname())
+        self._thread.join(5)
+        self.sock.close()
+
+    def names(self) -> set[bytes]:
+        """The first labels of all names that were asked for."""
+        return {query[13:].partition(b"\x07example")[0] for query in self.asked}
+
+
+@pytest.fixture
+def name_server(opened):
+    made = NameServer()
+    opened.callback(made.close)
+    return made
+
+
+@pytest.fixture
+def with_names(server, tmp_path):
+    """Return a function that starts a relaying server which asks the name server of the test."""
+
+    def start(*urls: str, options: str = "") -> Server:
+        (tmp_path / "resolv.conf").write_text("nameserver 127.85.3.9\noptions timeout:30 attempts:5\n")
+        (tmp_path / "nsswitch.conf").write_text("hosts: dns\n")
+        script = 'for each in resolv.conf nsswitch.conf; do mount --bind "$0/$each" "/etc/$each" || exit 1; done; exec "$@"'
+        ini = f"[relay]\nrelay_to = {', '.join(urls)}\n{QUICK}{options}\n"
+        return server(ini, prefix=("unshare", "-m", "sh", "-c", script, str(tmp_path)))
+
+    return start
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+
+@needs_root
+def test_names_that_hang_delay_no_relay_to_another_name_and_no_stop(with_names, name_server, target, publisher):
+    there = target()
+    hanging = [f"rtmp://hang{number}.example/far/{{name}}" for number in range(12)]
+    running = with_names(*hanging, f"rtmp://there.example:{there.port}/far/{{name}}", options="relay_connect_timeout_s = 2\n")
+    first = publisher(running, "first")
+    wait_until(lambda: len(name_server.names()) == 13, "all names are looked up")
+    begun = time.monotonic()
+    begin(publisher(running, "cam"))
+    there.publishing("cam")
+    # The look-ups of the others hang for minutes.
+    assert time.monotonic() - begun < 5
+    running.wait_for_line(
+        r"WARNING live/cam: relay to rtmp://hang1\.example\S+ does not come up: looking up hang1\.example took "
+    )
+    # One look-up of a name for all its relays and attempts.
+    asked = [query[12:] for query in name_server.asked if b"\x05hang1" in query]
+    assert len(asked) == len(set(asked)) == 2, asked
+    first.unpublish()
+
+
+@needs_root
+def test_a_name_that_can_not_be_looked_up_any_longer_keeps_its_address(with_names, name_server, target, publisher):
+    there = target()
+    running = with_names(f"rtmp://there.example:{there.port}/far/{{name}}", options="relay_connect_timeout_s = 2\n")
+    sender = publisher(running, "cam")
+    begin(sender)
+    there.publishing()
+    name_server.silent = True
+    there.peers[0].sock.shutdown(socket.SHUT_RDWR)
+    text = r"INFO +there\.example can't be looked up: no answer within 1 s; its last addresses are used meanwhile: 127\.0\.0\.1"
+    running.wait_for_line(text)
+    there.publishing(number=1)
 
 
 def test_relays_above_the_limit_are_not_started(relaying, target, publisher):

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from rtmpd.authorization import Action
 from rtmpd.config.access_rules import is_name
 from rtmpd.http.client import HttpClient, HttpError
+from rtmpd.net.resolver import Resolver
 from rtmpd.services.auth.rules import Denied
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.stream_key import StreamKey
@@ -45,7 +46,7 @@ class Callback:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._client = HttpClient(THREADS)
+        self._client = HttpClient(THREADS, Resolver(hub.count))
         self._failures = LogThrottle()
         self.active = 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rtmpd.config.hook_targets import EVENT_NAMES, ScriptHook, WebhookHook
 from rtmpd.events import EventType
 from rtmpd.http.client import HttpClient
+from rtmpd.net.resolver import Resolver
 from rtmpd.services.hooks.deliveries import Script, Stdio, Webhook
 from rtmpd.services.hooks.dispatcher import Dispatcher
 from rtmpd.services.hooks.event import HookEvent
@@ -47,7 +48,7 @@ class Hooks:
         self._stdio: Stdio | None = None
         # Separate threads: a disk that does not answer must not delay requests.
         self._threads = Threads(1)
-        self._client = HttpClient(1)
+        self._client = HttpClient(1, Resolver(hub.count))
         # Makes the ids of events unique across runs of the server.
         self._run = os.urandom(4).hex()
         self._number = 0

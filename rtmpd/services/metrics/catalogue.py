@@ -80,6 +80,7 @@ FAILURES: Final = {
     "internal_errors": "a bug; the log has a traceback",
     "interrupted_messages": "a client began a message before the end of another one on the same chunk stream",
     "limits_exceeded": "a client exceeded a limit",
+    "lookup_failures": "a host name could not be looked up in time",
     "memory_refusals": "a publish was refused because memory_limit_bytes was reached",
     "players_refused": "players_per_stream_limit was reached",
     "protocol_errors": "a client violated the protocol",

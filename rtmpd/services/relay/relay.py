@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rtmpd.live.output import Output
     from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
+    from rtmpd.net.resolver import Resolver
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,10 @@ class RelayOwner(Protocol):
     @property
     def options(self) -> RelayOptions:
         """The options in force."""
+
+    @property
+    def resolver(self) -> Resolver:
+        """Looks up the names of destinations."""
 
 
 class Relay:
@@ -242,6 +247,7 @@ class Relay:
                 # As a server it takes any codec, and declares that as a client.
                 connect_properties={via.MEMBER: via.format_via((*self._via, hub.id)), **server_answer()},
                 vet=self._vet,
+                resolve=self._owner.resolver.resolve,
                 tls=hub.tls.client.context if url.startswith("rtmps:") else True,
             )
             client.publish(drain=False)
@@ -279,6 +285,8 @@ class Relay:
     def _come_up(self, client: Client) -> None:
         """Let the fan-out write to the connection from now on."""
         hub, stream, now_s = self._owner.hub, self._stream, time.monotonic()
+        if client.address is not None:
+            self._owner.resolver.worked(client.url.host, client.url.port, client.address)
         client.transport.limit_unsent(self._owner.options.unsent_limit_bytes)
         client.transport.interactive = False
         self._framing = RelayFraming(hub.chunk_size, client.message_stream_id)

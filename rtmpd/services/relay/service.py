@@ -11,6 +11,7 @@ from gevent.pool import Group
 
 from rtmpd.config.relay_url import labels
 from rtmpd.events import EventType
+from rtmpd.net.resolver import Resolver
 from rtmpd.services.relay.relay import Relay, RelayOptions
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.log_throttle import LogThrottle
@@ -36,11 +37,13 @@ class Relays:
     Attributes:
         hub: The hub.
         options: The options in force.
+        resolver: Looks up the names of destinations.
     """
 
     def __init__(self, hub: Hub, options: RelayOptions) -> None:
         self.hub = hub
         self.options = options
+        self.resolver = Resolver(hub.count)
         self._relays: dict[Stream, dict[RelayUrl, Relay]] = {}
         self._endings: dict[tuple[str, RelayUrl], Relay] = {}
         self._greenlets = Group()

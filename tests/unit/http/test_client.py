@@ -14,6 +14,7 @@ import pytest
 
 from rtmpd.http import client as module
 from rtmpd.http.client import BROKE_OFF, HEAD_LIMIT_BYTES, HttpClient, HttpError
+from rtmpd.net.resolver import Resolver
 from tests.ports import free_port
 from tests.unit.http.servers import QUERY, SECRETS, RawServer, WebServer, drip, reply
 
@@ -227,12 +228,36 @@ def test_the_deadline_holds_while_waiting_for_a_thread(serve):
     assert first.get(timeout=5).timed_out
 
 
-def test_the_deadline_holds_while_looking_up_a_name(monkeypatch):
+def test_the_deadline_holds_while_looking_up_a_name():
     over = threading.Event()
-    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: over.wait(5) and [])
+    client = HttpClient(1, Resolver(look_up=lambda *_: over.wait(5) and []))
     began = time.monotonic()
-    check_late(failure("http://host.invalid/", timeout_s=0.4), began, "while looking up the host name")
+    check_late(failure("http://host.invalid/", client, timeout_s=0.4), began, "while looking up the host name")
     over.set()
+
+
+def test_a_name_that_hangs_delays_no_request_to_another_and_its_last_address_is_used(serve):
+    over = threading.Event()
+    hangs = set()
+
+    def look_up(host, port):
+        if host in hangs:
+            over.wait(20)
+        return [("127.0.0.1", port)]
+
+    server = serve(lambda connection: receive(connection) and connection.sendall(OK))
+    port = server.server.server_address[1]
+    url = f"http://hang.invalid:{port}/"
+    client = HttpClient(1, Resolver(look_up=look_up))
+    assert post(url, client).status == 200
+    hangs |= {"hang.invalid", "never.invalid"}
+    waiting = [gevent.spawn(failure, "http://never.invalid/", client, timeout_s=5) for _ in range(20)]
+    gevent.sleep(0)
+    assert post(f"http://good.invalid:{port}/", client).status == 200
+    assert not any(each.ready() for each in waiting)
+    assert post(url, client, timeout_s=2).status == 200
+    over.set()
+    gevent.joinall(waiting)
 
 
 @pytest.fixture
@@ -270,9 +295,8 @@ def test_a_kill_ends_a_connection_attempt(deaf):
 def test_an_address_that_does_not_answer_is_not_the_last(serve, deaf, monkeypatch):
     server = serve(kind=WebServer)
     monkeypatch.setattr(module, "_CONNECT_LIMIT_S", 0.2)
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (deaf, server.server.server_port)]
-    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: found)
-    assert post("http://two.invalid/").status == 200
+    client = HttpClient(1, Resolver(look_up=lambda *_: [("127.0.0.1", port) for port in (deaf, server.server.server_port)]))
+    assert post("http://two.invalid/", client).status == 200
 
 
 def test_an_attempt_that_is_cut_says_after_what_time(deaf, monkeypatch):

@@ -57,7 +57,7 @@ class FakeServer:
         self.ended = 0
         self.go, self.asked = Event(), Event()
         self.go.set()
-        monkeypatch.setattr(callback, "HttpClient", lambda threads: self)
+        monkeypatch.setattr(callback, "HttpClient", lambda *_: self)
 
     def post(self, url, body, headers, *, timeout_s, body_limit_bytes, ca):
         assert url == "http://ann:s3cret@localhost:1/x?key=s3cret"
