@@ -40,6 +40,7 @@ def parser():
     known.add_argument("--turns", type=int, default=15, help="many: turns of each server (15)")
     known.add_argument("--turn-seconds", type=float, default=1, help="many: length of a turn (1)")
     known.add_argument("--pure", action="store_true", help="many: measure rtmpd with RTMPD_PURE=1, too")
+    known.add_argument("--floor", action="store_true", help="many: also plain send(2), where there is one stream")
     known.add_argument(
         "--also",
         type=_named_command,

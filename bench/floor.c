@@ -2,7 +2,8 @@
  * and does nothing else, while a child on another core throws them away. No server that copies bytes to sockets one by
  * one can use less CPU than this; what it uses more is its own doing.
  *
- * usage: floor SOCKETS SECONDS TICK_MS INTER_BYTES KEY_BYTES AUDIO_BYTES FPS GOP_FRAMES
+ * usage: floor SOCKETS SECONDS TICK_MS INTER_BYTES KEY_BYTES AUDIO_BYTES FPS GOP_FRAMES FIRST_FRAME
+ * FIRST_FRAME is the place in the GOP where the stream starts.
  * TICK_MS 0 sends each media message when it is due; otherwise all that came due in a tick goes out in one send.
  * Prints one JSON line.
  */
@@ -85,15 +86,16 @@ static void drain(const struct sockaddr_in *address, int sockets)
 
 int main(int argc, char **argv)
 {
-    if (argc != 9) {
-        fprintf(stderr, "usage: floor SOCKETS SECONDS TICK_MS INTER_BYTES KEY_BYTES AUDIO_BYTES FPS GOP_FRAMES\n");
+    if (argc != 10) {
+        fprintf(stderr, "usage: floor SOCKETS SECONDS TICK_MS INTER_BYTES KEY_BYTES AUDIO_BYTES FPS GOP_FRAMES"
+                        " FIRST_FRAME\n");
         return 2;
     }
     int sockets = atoi(argv[1]);
     double seconds = atof(argv[2]), tick_s = atof(argv[3]) / 1000;
     size_t inter_bytes = atol(argv[4]), key_bytes = atol(argv[5]), audio_bytes = atol(argv[6]);
     double frame_period_s = 1 / atof(argv[7]);
-    long gop_frames = atol(argv[8]);
+    long gop_frames = atol(argv[8]), first_frame = atol(argv[9]);
 
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
@@ -135,7 +137,7 @@ int main(int argc, char **argv)
             if (tick_s <= 0)
                 due_s = next_s;
             if (video_s <= audio_s)
-                size += frames++ % gop_frames ? inter_bytes : key_bytes;
+                size += (first_frame + frames++) % gop_frames ? inter_bytes : key_bytes;
             else {
                 size += audio_bytes;
                 sounds++;

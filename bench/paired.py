@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import servers
+from bench import publisher, servers
+from bench.floor import Floor
 from bench.servers import BenchError, Load, Server
 
 LEAD_S = 0.2  # load before the window of a turn: the caches are warm again, and what waits at its start also waits at its end
@@ -40,9 +41,8 @@ class Contender:
             raise self._error(f"{live} of {streams} publishers are live")
         if players:
             self._players = stack.enter_context(Load("turns", "players", *arguments, commanded=True))
-            ready = self._players.line()["ready"]
-            if ready < players * streams:
-                raise self._error(f"{ready} of {players * streams} players have media")
+            if not self._players.line()["ready"]:
+                raise self._error("no player has media")
         self._acknowledged_s = time.monotonic()
         self._publishers.tell("pause")
         self._publishers.line()
@@ -103,20 +103,52 @@ class Contender:
         }
 
 
+class FloorContender:
+    """Plain send(2) to the players of one stream, as one more contender: no server can cost less."""
+
+    name = "send(2)"
+
+    def __init__(self, work, players, kbps):
+        self._program, self._players = Floor(work, kbps), players
+        # The place of the servers' streams in their GOP at the start of the window of the next turn.
+        self._frame = publisher.GOP_FRAMES / 2 + (WARM_S + 2 * LEAD_S) * publisher.FRAMES_PER_S
+        self.turns = []
+
+    def warm_up(self):
+        """Do nothing: there are no caches and no pages that a first turn would fill."""
+
+    def turn(self, seconds):
+        figures = self._program.figures(self._players, seconds, first_frame=int(self._frame))
+        self._frame += (seconds + LEAD_S) * publisher.FRAMES_PER_S
+        figures["us_per_message"] = figures["us_per_send"] * self._players
+        self.turns.append(figures)
+
+    def figures(self):
+        """Return the figures of all turns."""
+        names = ("us_per_message", "us_per_send", "cpu", "load_cpu")
+        median = {name: round(statistics.median(turn[name] for turn in self.turns), 2) for name in names}
+        return {"turns": len(self.turns), **median, "incomplete": sum(turn["incomplete"] for turn in self.turns)}
+
+
 def run(bench, scenario, kinds, streams, players):
     """Measure *kinds* with streams x players each, and emit a row for each server and for each pair of them.
+
+    With --floor, the players of one stream are compared with plain send(2), too.
 
     Raises:
         BenchError: A server or its load does not run.
     """
     options = bench.options
+    kbps = options.kbps or 1000
     about = {"streams": f"{streams}x{players}"}
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtmpd-bench-")))
-        contenders = [
-            Contender(stack, kind, work / str(number), streams, players, options.kbps or 1000)
-            for number, kind in enumerate(kinds)
-        ]
+        contenders = [Contender(stack, kind, work / str(number), streams, players, kbps) for number, kind in enumerate(kinds)]
+        if options.floor and streams == 1 and players:
+            try:
+                contenders.append(FloorContender(work, players, kbps))
+            except BenchError as error:
+                print(f"floor  skipped: {error}", flush=True)
         for contender in contenders:
             contender.warm_up()
         for _ in range(options.turns):

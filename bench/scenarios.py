@@ -2,15 +2,14 @@
 
 import contextlib
 import json
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import paired, publisher, servers
+from bench.floor import Floor
 from bench.servers import BenchError, Load, Server
 
 LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever happens to its parent
@@ -29,7 +28,6 @@ HOOKS_INI = "[limits]\ncommand_limit = 1000000\n"
 TLS_PLAYERS, HANDSHAKE_PLAYERS, HANDSHAKES_PER_S = 500, 200, 50
 TLS_INI = "[tls]\ntls_listen = 127.0.0.1:{port}\ntls_cert = {{work}}/tls.pem\n"
 FLOOR_TICKS_MS = (0, 30, 100)
-CHUNK_HEADER_BYTES = 12
 LOAD_WARN_PERCENT, OTHER_WARN_PERCENT, DELIVERED_WARN = 90, 5, 0.99
 
 
@@ -173,29 +171,22 @@ def fanout_unpaced(bench):
 
 def floor(bench):
     """The same bytes by plain send(2), from a C program without a server."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        print("floor  skipped: it needs a C compiler")
-        return
     options = bench.options
-    small = publisher.inter_frame_bytes(options.kbps or 1000)
-    sizes = [small, small * publisher.KEY_FRAME_TIMES, publisher.AUDIO_BYTES]
-    media = [size + CHUNK_HEADER_BYTES for size in sizes] + [publisher.FRAMES_PER_S, publisher.GOP_FRAMES]
     with tempfile.TemporaryDirectory(prefix="rtmpd-bench-") as work:
-        program = Path(work, "floor")
-        subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("floor.c")], check=True)
+        try:
+            program = Floor(work, options.kbps or 1000)
+        except BenchError as error:
+            print(f"floor  skipped: {error}")
+            return
         for players in options.players:
             for tick_ms in FLOOR_TICKS_MS:
-                command = [program, players, options.seconds, tick_ms, *media]
                 try:
-                    done = subprocess.run(
-                        list(map(str, command)), capture_output=True, check=True, timeout=options.seconds + 90
-                    )
-                except subprocess.SubprocessError as error:
+                    figures = program.figures(players, options.seconds, tick_ms)
+                except BenchError as error:
                     bench.failed = True
                     print(f"floor  players={players}  failed: {error}", flush=True)
                     continue
-                bench.emit("floor", server="send(2)", players=players, tick_ms=tick_ms, **json.loads(done.stdout))
+                bench.emit("floor", server="send(2)", players=players, tick_ms=tick_ms, **figures)
             unpaced = bench.find(scenario="fanout-unpaced", server="rtmpd-unpaced", players=players)
             bench.ratio(f"floor  players={players}", unpaced, bench.find(scenario="floor", players=players, tick_ms=0))
 

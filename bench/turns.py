@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -32,15 +31,15 @@ class FineLoop(rtmp.Loop):
 
 
 class Commands:
-    """The commands on standard input, as a handler of the loop."""
+    """The commands on standard input, or another descriptor, as a handler of the loop."""
 
-    def __init__(self, loop):
-        self._loop = loop
+    def __init__(self, loop, descriptor=0):
+        self._loop, self._descriptor = loop, descriptor
         self._data, self._waiting = b"", []
         loop.watch(self, select.EPOLLIN)
 
     def fileno(self):
-        return sys.stdin.fileno()
+        return self._descriptor
 
     def on_events(self, _events):
         data = os.read(self.fileno(), 65536)
