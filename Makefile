@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint bench clean
+SANITIZED := build/sanitized
+
+FAST_TESTS := tests/unit/util/test_speed.py tests/property/test_fast.py tests/unit/live tests/property/test_fanout.py
+
+.PHONY: run test lint bench sanitize clean
 
 run: $(VENV)/.run
 	$(BIN)/rtmpd $(ARGS)
@@ -22,23 +26,32 @@ lint: $(VENV)/.lint
 bench: $(VENV)/.run
 	$(BIN)/python -m bench $(ARGS)
 
+# The tests of the extension, which is compiled with AddressSanitizer and UndefinedBehaviorSanitizer, at most 10 minutes.
+sanitize: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'Cython >= 3.1' setuptools
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R rtmpd tests setup.cfg setup.py pyproject.toml README.rst LICENSE $(SANITIZED)
+	cd $(SANITIZED) && rm -f rtmpd/_fast.*.so && export LDFLAGS="-fsanitize=address,undefined" && \
+		CFLAGS="-g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all $$LDFLAGS" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace --force
+	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 RTMPD_REQUIRE_FAST=1 timeout 600 $(CURDIR)/$(BIN)/python -m pytest $(or $(ARGS),$(FAST_TESTS))
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.run: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.run: setup.cfg setup.py pyproject.toml rtmpd/_fast.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.test: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.test: setup.cfg setup.py pyproject.toml rtmpd/_fast.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .[test]
 	touch $@ $(VENV)/.run
 
-$(VENV)/.lint: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.lint: setup.cfg setup.py pyproject.toml rtmpd/_fast.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .[test,lint]
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build rtmpd/_fast.c rtmpd/_fast.*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 include install.mk

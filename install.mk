@@ -26,7 +26,7 @@ install:
 		echo "a service can't use the Python of a home directory: make install PYTHON=/usr/bin/python3" >&2; exit 1;; esac
 	@set -e; umask 022; new="$$(realpath -m "$(DESTDIR)$(APPDIR)").new"; source=$$(mktemp -d); trap 'rm -rf "$$source" "$$new"' EXIT; \
 	cp -R rtmpd setup.cfg setup.py pyproject.toml README.rst LICENSE "$$source"; \
-	find "$$source" -name __pycache__ -prune -exec rm -r {} +; \
+	find "$$source" \( -name __pycache__ -o -name _fast.c -o -name "_fast.*.so" \) -prune -exec rm -r {} +; \
 	rm -rf "$$new"; mkdir -p "$$(dirname "$$new")"; \
 	$(PYTHON) -m venv --prompt rtmpd "$$new"; \
 	"$$new/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$$source"; \

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from rtmpd import __version__
 from rtmpd.errors import ConfigError
+from rtmpd.util import speed
 
 # Modules that --version and --help do not need are imported where they are used, since gevent and the configuration are slow.
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sign-for", metavar="SECONDS", type=_seconds, default=_SIGN_S, help="validity of the signature; default: one day"
     )
-    parser.add_argument("--version", action="version", version=f"rtmpd {__version__}")
+    parser.add_argument("--version", action="version", version=f"rtmpd {__version__} ({speed.IN_USE})")
     for flag in FLAGS:
         if flag.argument:
             action = "append" if flag.repeated else "store"

@@ -38,6 +38,7 @@ from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
 from rtmpd.services.recorder.service import Recorder
 from rtmpd.services.relay.service import Relays
+from rtmpd.util import speed
 from rtmpd.util.files import being_read
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.text import count_of, printable
@@ -309,7 +310,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
 
 
 def _run(config: Config, load: Callable[[], Config], logs: Logs) -> int:
-    log.info("rtmpd %s", rtmpd.__version__)
+    log.info("rtmpd %s (%s)", rtmpd.__version__, speed.IN_USE)
     # The watchdog sends SIGABRT to a server that hangs: this prints where.
     faulthandler.enable()
     notifier = Notifier()

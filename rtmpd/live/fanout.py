@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from rtmpd.live.backpressure import Backpressure
 from rtmpd.live.courier import SLICE_S, Courier
-from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport
+from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport, send_each
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.text import connection_error
@@ -189,14 +189,13 @@ class Group:
         begun = clock()
         spent = 0.0
         self.compact(every=True)
-        members = self.members
-        count = len(members)
+        count = len(self.members)
         data, start, page, offset = self._begin_pass(stream_log, count)
         size = len(data)
         short = 0
         block = _BLOCK if size < _BIG_BYTES else max(1, _BLOCK // 8)
         for index in range(0, count, block):
-            short += self._send(members[index : min(index + block, count)], data, start, page, offset, fall_behind, fail)
+            short += self._send(index, min(index + block, count), data, start, page, offset, fall_behind, fail)
             self._served = index + block
             now = clock()
             if now - begun > SLICE_S and self._served < count:
@@ -217,9 +216,9 @@ class Group:
             The number of bytes that sockets accepted.
         """
         self.compact(every=True)
-        members = list(self.members)
-        data, start, page, offset = self._begin_pass(stream_log, len(members))
-        return len(data) * len(members) - self._send(members, data, start, page, offset, fall_behind, fail)
+        count = len(self.members)
+        data, start, page, offset = self._begin_pass(stream_log, count)
+        return len(data) * count - self._send(0, count, data, start, page, offset, fall_behind, fail)
 
     def _begin_pass(self, stream_log: Log, count: int) -> tuple[memoryview | bytes, int, Page, int]:
         """Begin a pass to the first *count* members; return the bytes for them, their position, and their cursor."""
@@ -235,7 +234,8 @@ class Group:
 
     def _send(
         self,
-        members: list[Subscriber],
+        index: int,
+        stop: int,
         data: memoryview | bytes,
         start: int,
         page: Page,
@@ -243,29 +243,27 @@ class Group:
         fall_behind: Callable[[Subscriber, Page, int], None],
         fail: Callable[[Subscriber, str], None],
     ) -> int:
-        """Send to some members; return the number of bytes that their sockets did not accept."""
+        """Send to the members from *index* to *stop*; return the number of bytes that their sockets did not accept."""
+        members = self.members
         size = len(data)
         short = 0
-        for subscriber in members:
-            # In two steps: CPython reads a slot faster than it looks up a method.
-            send = subscriber.send
-            try:
-                sent = send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
+        while True:
+            index, sent = send_each(members, index, stop, data)
+            if index == stop:
+                return short
+            subscriber = members[index]
+            index += 1
+            if isinstance(sent, OSError):
                 if subscriber.state is State.GROUP:
-                    fail(subscriber, connection_error("send", error))
+                    fail(subscriber, connection_error("send", sent))
                 short += size
                 continue
-            if sent != size:
-                short += size - sent
-                if subscriber.state is State.GROUP:
-                    subscriber.sent += start + sent
-                    subscriber.state = State.LAGGING
-                    self._left += 1
-                    fall_behind(subscriber, *_step(page, offset + sent))
-        return short
+            short += size - sent
+            if subscriber.state is State.GROUP:
+                subscriber.sent += start + sent
+                subscriber.state = State.LAGGING
+                self._left += 1
+                fall_behind(subscriber, *_step(page, offset + sent))
 
 
 def _step(page: Page, offset: int) -> tuple[Page, int]:

@@ -92,7 +92,7 @@ def test_modules_that_a_page_names_exist(page):
         if (ROOT / "systemd" / dotted).exists():
             continue  # a unit
         path = ROOT / dotted.replace(".", "/")
-        assert path.is_dir() or path.with_suffix(".py").exists() or path.with_suffix(".configspec").exists(), dotted
+        assert path.is_dir() or any(path.with_suffix(suffix).exists() for suffix in (".py", ".pyx", ".configspec")), dotted
 
 
 def test_the_readme_and_the_changes_name_this_version():

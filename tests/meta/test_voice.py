@@ -18,6 +18,7 @@ PATTERNS = (
     "man/*.?",
     "tests/golden/**/README*",
     "rtmpd/config/*.configspec",
+    "rtmpd/*.pyx",
     "etc/*.ini",
 )
 TEXTS = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))

@@ -11,6 +11,7 @@ import rtmpd
 from rtmpd import cli
 from rtmpd.config.loader import load_text
 from rtmpd.config.spec import sections
+from rtmpd.util import speed
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as raised:
         cli.main(["--version"])
     assert raised.value.code == 0
-    assert capsys.readouterr().out == f"rtmpd {rtmpd.__version__}\n"
+    assert capsys.readouterr().out == f"rtmpd {rtmpd.__version__} ({speed.IN_USE})\n"
 
 
 def test_version_and_help_import_no_event_loop_and_no_configuration():

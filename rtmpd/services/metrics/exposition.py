@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 import rtmpd
 from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES, RELAYS, STREAMS
 from rtmpd.services.metrics.figures import Overview, relay_series, stream_series
+from rtmpd.util import speed
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     from rtmpd.services.metrics.catalogue import Column
     from rtmpd.services.metrics.figures import Pace, Series
 
-_BUILD = {"version": rtmpd.__version__, "python": platform.python_version(), "gevent": gevent.__version__}
+_BUILD = {
+    "version": rtmpd.__version__,
+    "code": speed.IN_USE,
+    "python": platform.python_version(),
+    "gevent": gevent.__version__,
+}
 _BLOCK = 50
 """The number of samples that are rendered at a time."""
 _LAG_INTERVAL_S = 0.1
@@ -69,7 +75,7 @@ class HubCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield each family. The event loop may run in between."""
-        yield InfoMetricFamily("rtmpd_build", "Versions of rtmpd, Python and gevent.", value=_BUILD)
+        yield InfoMetricFamily("rtmpd_build", "Versions of rtmpd, Python and gevent; compiled or pure.", value=_BUILD)
         now = self.overview()
         yield GaugeMetricFamily("rtmp_uptime_seconds", "Time since the server started.", now.uptime_s)
         yield GaugeMetricFamily("rtmp_connections_active", "Open RTMP connections.", now.connections)

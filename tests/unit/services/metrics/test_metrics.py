@@ -17,6 +17,7 @@ from rtmpd.hub import Hub, RelayFigures
 from rtmpd.services.metrics.exposition import LoopLag
 from rtmpd.services.metrics.figures import OTHER, label
 from rtmpd.services.metrics.service import Metrics
+from rtmpd.util import speed
 from tests.unit.live.fakes import (
     FakeTransport,
     audio_frame,
@@ -179,7 +180,8 @@ def test_gauges_and_counters_of_other_parts_are_exported(stage):
 def test_the_process_and_its_versions_are_exported(stage):
     scene = stage()
     (labels,) = scene.samples()["rtmpd_build_info"]
-    assert {name for name, _ in labels} == {"version", "python", "gevent"}
+    assert {name for name, _ in labels} == {"version", "code", "python", "gevent"}
+    assert dict(labels)["code"] == speed.IN_USE
     assert scene.value("process_resident_memory_bytes") > 1e6
     assert scene.value("process_open_fds") > 3
     assert scene.value("process_cpu_seconds_total") > 0
@@ -486,7 +488,7 @@ def test_debug_vars_has_go_rtmps_names_as_integers(stage):
     found = scene.vars()
     assert all(type(found[name]) is int for name in GO_RTMP)
     assert found["rtmp_messages_video"] == found["rtmp_publishers_active"] == found["rtmp_subscribers_total"] == 1
-    assert found["rtmp_server_info"].keys() == {"version", "python", "gevent"}
+    assert found["rtmp_server_info"].keys() == {"version", "code", "python", "gevent"}
     assert found["streams"]["live/a"]["bytes_in"] == found["rtmp_bytes_ingested"] == publish.stream.received.bytes
     assert found["relays"] == []
 
