@@ -26,6 +26,7 @@ from rtmpd.live.selection import Conflict, SourceSelection
 from rtmpd.live.stream import Stream, StreamPlayer
 from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.net.load_balancer import is_from, read_proxy_header
+from rtmpd.net.readers import readers
 from rtmpd.net.tls import Tls
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
@@ -182,6 +183,7 @@ class Hub:
 
     def start(self) -> None:
         """Start the sweep."""
+        readers().reload(self.config.server.lazy_read_ms / 1000)
         self._greenlet = gevent.spawn(self._run)
         self.memory.start()
 
@@ -196,6 +198,7 @@ class Hub:
         self.connection_limits.limits = config.limits
         self.memory.reload(config.limits.memory_limit_bytes)
         self._courier.reload(config.live.pacing_share, config.live.pacing_limit_ms)
+        readers().reload(config.server.lazy_read_ms / 1000)
         options = self._connection_options()
         for connection in self.connections:
             connection.options = options

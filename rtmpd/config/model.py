@@ -118,6 +118,7 @@ class ServerConfig:
     handshake_timeout_s: float
     connect_timeout_s: float
     idle_timeout_s: float
+    lazy_read_ms: float
     read_timeout_s: float
     write_timeout_s: float
     ping_interval_s: float

@@ -156,6 +156,8 @@ class Source:
         info: Its identity.
         log: For lines about the source.
         on_stop: Ends what feeds it: called by `stop` with the reason. It must not wait.
+        on_wanted: Called with True when a first reader of the stream comes, and with False when the stream has no readers: its
+            messages may then come late.
 
     Attributes:
         info: Likewise.
@@ -174,11 +176,13 @@ class Source:
         "_join_track",
         "_makes_metadata",
         "_on_stop",
+        "_on_wanted",
         "_rates_from_s",
         "_stream",
         "_swept_bytes",
         "_timeline",
         "_video_others",
+        "_wanted",
         "active_at",
         "audio_messages",
         "bytes_in",
@@ -198,6 +202,7 @@ class Source:
         info: SourceInfo,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
         on_stop: Callable[[CloseReason], None],
+        on_wanted: Callable[[bool], None] = lambda wanted: None,
     ) -> None:
         self.info = info
         self.log = log
@@ -211,6 +216,8 @@ class Source:
         self.video_messages = 0
         self.data_messages = 0
         self._on_stop = on_stop
+        self._on_wanted = on_wanted
+        self._wanted = True
         self._stream: SourceStream | None = None
         self._timeline = Timeline()
         self._join_track: int | None = None
@@ -249,6 +256,12 @@ class Source:
     def stop(self, reason: CloseReason) -> None:
         """End the source: its publish ends, and its connection is closed as the reason requires. Must not wait."""
         self._on_stop(reason)
+
+    def set_wanted(self, wanted: bool) -> None:
+        """Take note of whether the stream has readers."""
+        if wanted is not self._wanted:
+            self._wanted = wanted
+            self._on_wanted(wanted)
 
     @property
     def video_frames(self) -> int:

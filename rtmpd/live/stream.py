@@ -314,9 +314,18 @@ class Stream:
             wanted: What is to be rewritten for it, whatever the content. What the content does not require is left out.
             framing: The format; None: that of the published output.
         """
+        self._want_source()
         output = self._find(self.content.narrow(wanted), framing or self.published.log.framing, keeps_join_point=True)
         output.keep_join_point(self.published.log)
         return output
+
+    def _want_source(self) -> None:
+        if self.source is not None:
+            self.source.set_wanted(True)
+
+    @property
+    def _has_readers(self) -> bool:
+        return len(self._outputs) > 1 or self.published.used
 
     def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
         for output in self._outputs:
@@ -335,6 +344,7 @@ class Stream:
 
     def read(self, reader: LogReader, framing: Framing = FLV) -> Log:
         """Let *reader* read the stream in batches, from the end of the returned log on."""
+        self._want_source()
         found = self._find(AS_PUBLISHED, framing, keeps_join_point=False).log
         found.add_reader(reader)
         return found
@@ -385,6 +395,7 @@ class Stream:
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
         """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
         if self.source is not None:
+            self.source.set_wanted(self._has_readers)
             self.check_source(now_s)
         elif self.ended_at is not None and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()

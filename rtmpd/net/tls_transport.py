@@ -293,15 +293,43 @@ class TlsTransport(Transport):
             first = False
             self._read_more()
 
-    def _decrypt(self) -> bytes:
-        """Decrypt what has been read from the socket, and return at most `RECEIVE_BYTES`; empty without a whole record."""
+    @property
+    def _has_read_ahead(self) -> bool:
+        return self._tls is not None and bool(self._ready or self._incoming.pending or self._ended or self._tls.pending())
+
+    def _receive_ready(self) -> bytes:
+        if self._tls is None:
+            return super()._receive_ready()
+        if not self._has_read_ahead:
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return b""
+            except OSError as error:
+                raise TransportClosed(self.close_reason or connection_error("read", error)) from None
+            self._take(data, end=not data)
+            if self.interactive:
+                self._acknowledge()
+        if self._full:
+            self._read_again()
+        # All of it: no event would come for what is left. It is hardly more than what the socket gives at once.
+        data = self._decrypt(KEPT_LIMIT_BYTES + RECEIVE_BYTES)
+        if not data and self._ended:
+            raise TransportClosed(self.close_reason or self._ended)
+        if self._ended:
+            # It may have ended by a message of TLS, for which the socket has no event.
+            get_hub().loop.run_callback(self.readable)
+        return data
+
+    def _decrypt(self, limit_bytes: int = RECEIVE_BYTES) -> bytes:
+        """Decrypt what has been read from the socket, and return at most *limit_bytes*; empty without a whole record."""
         tls, ready = self._tls, self._ready
         assert tls is not None
         if ready:
             self._ready = b""
             return ready
         parts = []
-        left = RECEIVE_BYTES
+        left = limit_bytes
         try:
             # Each read returns at most one record.
             while left and not self._ended:

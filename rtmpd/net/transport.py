@@ -6,17 +6,22 @@ One greenlet owns a transport: it reads from it, and disposes of it at the end. 
 
 from __future__ import annotations
 
+import math
 import socket as stdlib_socket
 import struct
+import sys
 import termios
+import time
 from fcntl import ioctl
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gevent
 from gevent import get_hub
+from gevent.hub import Waiter
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.net.readers import Pace, readers
 from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.text import connection_error
@@ -26,9 +31,15 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
+    from rtmpd.net.readers import Readers
     from rtmpd.phases import CloseReason
 
+_Found = TypeVar("_Found")
+
 RECEIVE_BYTES = 32 << 10
+
+_FAST_S = 10.0
+"""After a full read a socket is read eagerly for so long: a full receive buffer would slow its peer down."""
 
 _READ, _WRITE = 1, 2
 
@@ -82,9 +93,14 @@ class Transport:
     """
 
     __slots__ = (
+        "_consume",
+        "_full_at_s",
         "_more",
         "_read_watcher",
+        "_readers",
         "_sock",
+        "_unread",
+        "_waiter",
         "_write_watcher",
         "bytes_sent",
         "close_reason",
@@ -111,6 +127,11 @@ class Transport:
         self._read_watcher = loop.io(sock.fileno(), _READ)
         self._write_watcher = loop.io(sock.fileno(), _WRITE)
         self._more = False
+        self._readers: Readers | None = None
+        self._consume: Callable[[bytes], object] | None = None
+        self._waiter: Waiter[Any] | None = None
+        self._full_at_s = -math.inf
+        self._unread = False  # the socket has had an event that nothing waited for
         if sock.family != stdlib_socket.AF_UNIX:
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
@@ -185,6 +206,93 @@ class Transport:
                 self._acknowledge()
             return data
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket; -1 after `dispose`."""
+        return self.sock.fileno()
+
+    def recv_while(self, consume: Callable[[bytes], _Found | None]) -> _Found:
+        """Hand what comes from the peer to *consume* until that returns something; wait for it and return it.
+
+        Args:
+            consume: Called with bytes in the event loop: it must not wait. What it raises is raised here. Nothing is read while
+                nothing waits here.
+
+        Raises:
+            TransportClosed: As `recv`.
+        """
+        waiter = self._waiter = Waiter()
+        self._consume = consume
+        try:
+            if self._readers is None:
+                self._readers = readers()
+                self._readers.add(self)
+            elif self._unread:
+                self._readers.ask_again(self)
+            self._unread = False
+            if self._has_read_ahead:
+                get_hub().loop.run_callback(self.readable)
+            return waiter.get()  # type: ignore[no-any-return]
+        finally:
+            self._waiter = self._consume = None
+
+    @property
+    def _has_read_ahead(self) -> bool:
+        """Whether there are bytes of the peer that are not in the socket any longer."""
+        return False
+
+    def readable(self, *, ending: bool = False) -> None:
+        """Read once, and hand the bytes to what waits for them. Called in the event loop.
+
+        Args:
+            ending: The peer has closed its side: behind the data is an end, for which there is no event of its own.
+        """
+        consume, waiter = self._consume, self._waiter
+        if consume is None or waiter is None:
+            self._unread = True
+            return
+        try:
+            data = self._receive_ready()
+            if not data:
+                return
+            if ending and self._readers is not None:
+                self._readers.ask_again(self)
+            found = consume(data)
+        except Exception:  # noqa: BLE001 - raised in the greenlet of the connection
+            self._consume = None
+            waiter.throw(*sys.exc_info())
+            return
+        if found is not None:
+            self._consume = None
+            waiter.switch(found)
+
+    def _receive_ready(self) -> bytes:
+        """Return what the socket has, at most `RECEIVE_BYTES`; empty: nothing now. Raises as `recv`."""
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise TransportClosed(self.close_reason or connection_error("read", error)) from None
+        if not data:
+            raise TransportClosed(self.close_reason or "closed by the peer")
+        if len(data) == RECEIVE_BYTES:
+            self._read_again()
+        if self.interactive:
+            self._acknowledge()
+        return data
+
+    def _read_again(self) -> None:
+        """Let the socket have an event in the next round: the last read was full, and has probably not emptied it."""
+        self._full_at_s = time.monotonic()
+        if self._readers is not None:
+            self._readers.set_pace(self, Pace.EAGER)
+            self._readers.ask_again(self)
+
+    def set_pace(self, pace: Pace) -> None:
+        """Read eagerly or lazily from now on, in `recv_while`; after a full read not lazily for a while."""
+        if self._readers is not None and (pace is Pace.EAGER or time.monotonic() - self._full_at_s >= _FAST_S):
+            self._readers.set_pace(self, pace)
+
     def _acknowledge(self) -> None:
         # The option is not permanent: the kernel returns to delayed acknowledgements by itself.
         try:
@@ -253,6 +361,8 @@ class Transport:
 
     def dispose(self) -> None:
         """Release the file descriptor. Called by the owner, after every other greenlet has dropped the transport."""
+        if self._readers is not None:
+            self._readers.remove(self)
         self._read_watcher.stop()
         self._write_watcher.stop()
         self._read_watcher.close()

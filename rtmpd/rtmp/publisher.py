@@ -10,6 +10,7 @@ import gevent
 
 from rtmpd.events import EventType
 from rtmpd.live.source import Source, SourceInfo, SourceKind
+from rtmpd.net.readers import Pace
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
 from rtmpd.rtmp.connection import WITH_CONNECTION, Role
@@ -42,7 +43,12 @@ class Publisher(Role):
             if method is not None:
                 method(reason)
 
-        self.source = Source(info, connection.log, stop)
+        transport = connection.transport
+
+        def set_wanted(wanted: bool) -> None:
+            transport.set_pace(Pace.EAGER if wanted else Pace.LAZY)
+
+        self.source = Source(info, connection.log, stop, set_wanted)
         self._connection = connection
         self._message_stream = message_stream
         self._stream: Stream | None = None
@@ -73,6 +79,7 @@ class Publisher(Role):
         self._stream = None
         self._message_stream.role = None
         connection.sources.pop(self._message_stream.id, None)
+        source.set_wanted(True)
         duration_s = time.monotonic() - source.started_at
         # The number of the first track means nothing to an operator: "video 0" would read as none.
         codecs = ", ".join(f"{track.removesuffix(' 0')} {codec}" for track, codec in source.headers.codecs.items())

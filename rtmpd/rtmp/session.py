@@ -71,8 +71,9 @@ _LATE = {ConnectionPhase.TLS_HANDSHAKE: CloseKind.TLS, ConnectionPhase.HANDSHAKE
 class Session:
     """Runs one connection.
 
-    What a read asks for is done in slices of time: after the first slice the connection waits for a turn, and for a while it
-    does so before each read. So a client that asks for much work delays itself and others like it, and nothing else.
+    Audio and video are handed to the stream in the event loop, as they come; the connection's greenlet does all else, which
+    may wait. What a read asks for is done in slices of time: after the first slice the connection waits for a turn, and for a
+    while it does so before each read. So a client that asks for much work delays itself and others like it, and nothing else.
 
     Args:
         connection: The connection.
@@ -83,6 +84,7 @@ class Session:
         self._admitted = False
         self._slice_ends_at = 0.0
         self._busy_until = 0.0
+        self._unfed = b""
 
     def run(self, first: bytes = b"") -> CloseReason:
         """Serve the connection until it ends; return why it does. The caller calls `Connection.closed`. Raises nothing.
@@ -94,7 +96,12 @@ class Session:
         try:
             self._handshake(self._secure(first))
             while True:
-                self._take(connection.transport.recv())
+                messages = connection.transport.recv_while(self._take_media)
+                data, self._unfed = self._unfed, b""
+                if data:
+                    self._take(data)
+                else:
+                    self._serve(messages)
         except gevent.GreenletExit:
             # The time limit of a stop is over.
             return CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
@@ -160,19 +167,59 @@ class Session:
 
     # Messages ----------------------------------------------------------------------------------------------------------
 
-    def _take(self, data: bytes) -> None:
-        """Do what the messages ask that *data* completes. The hot path of ingest."""
+    def _feed(self, data: bytes) -> list[RawMessage]:
+        """Return the messages that *data* completes, of a limited number of chunks."""
+        messages = self._connection.endpoint.receive(data, _CHUNKS)
+        self._connection.messages += len(messages)
+        return messages
+
+    def _take_media(self, data: bytes) -> list[RawMessage] | None:
+        """Hand audio and video of *data* to their sources, in the event loop. The hot path of ingest. Must not wait.
+
+        Returns:
+            None: all is done. Otherwise the greenlet continues with these messages, of which the first is none of media, and
+            with what the chunk reader has not read.
+        """
         connection = self._connection
-        endpoint = connection.endpoint
-        reader = endpoint.reader
-        sources = connection.sources
+        now_s = time.monotonic()
+        if not self._admitted or now_s < self._busy_until:
+            self._unfed = data
+            return []
+        self._slice_ends_at = now_s + SLICE_S
+        endpoint, sources = connection.endpoint, connection.sources
+        while True:
+            messages = endpoint.receive(data, _CHUNKS)
+            connection.messages += len(messages)
+            for message in messages:
+                type_id, message_stream_id, timestamp, payload = message
+                if type_id != _VIDEO and type_id != _AUDIO:
+                    return messages[messages.index(message) :]
+                source = sources.get(message_stream_id) or self._only_source()
+                if source is None:
+                    continue
+                if type_id == _VIDEO:
+                    source.video(timestamp, payload)
+                else:
+                    source.audio(timestamp, payload)
+            if not endpoint.reader.unread and not endpoint.outgoing:
+                return None
+            if endpoint.outgoing or time.monotonic() >= self._slice_ends_at:
+                return []
+            data = b""
+
+    def _take(self, data: bytes) -> None:
+        """Do what the messages ask that *data* completes."""
         now_s = time.monotonic()
         self._slice_ends_at = now_s + SLICE_S
         if now_s < self._busy_until:
             self._wait_for_turn()
+        self._serve(self._feed(data))
+
+    def _serve(self, messages: list[RawMessage]) -> None:
+        """Do what messages ask, and those behind them that the chunk reader has not read."""
+        connection = self._connection
+        endpoint, sources = connection.endpoint, connection.sources
         while True:
-            messages = endpoint.receive(data, _CHUNKS)
-            connection.messages += len(messages)
             for message in messages:
                 type_id, message_stream_id, timestamp, payload = message
                 if type_id == _VIDEO:
@@ -189,10 +236,10 @@ class Session:
                 connection.flush()
             if not self._admitted:
                 self._check_requests()
-            if not reader.unread:
+            if not endpoint.reader.unread:
                 return
-            data = b""
             self._pace()
+            messages = self._feed(b"")
 
     def _check_requests(self) -> None:
         """Limit what a client sends before it publishes or plays."""

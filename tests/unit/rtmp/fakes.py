@@ -15,6 +15,7 @@ from tests.unit.live.fakes import FakeTransport
 if TYPE_CHECKING:
     from rtmpd.live.source import Source
     from rtmpd.live.stream import Stream, StreamPlayer
+    from rtmpd.net.readers import Pace
 
 PEER = "192.0.2.1:50000"
 
@@ -24,6 +25,7 @@ class ConnectionTransport(FakeTransport):
 
     Attributes:
         unsent_limit_bytes: The last limit that was set.
+        paces: Those that were set, in order.
     """
 
     scheme = "rtmp"
@@ -35,6 +37,7 @@ class ConnectionTransport(FakeTransport):
         super().__init__(capacity)
         self.peer = peer
         self.unsent_limit_bytes = 0
+        self.paces: list[Pace] = []
 
     @property
     def address(self) -> str:
@@ -49,6 +52,9 @@ class ConnectionTransport(FakeTransport):
 
     def recv(self) -> bytes:
         raise TransportClosed(self.close_reason or "closed by the peer")
+
+    def set_pace(self, pace: Pace) -> None:
+        self.paces.append(pace)
 
     def send_all(self, data: bytes, limit_s: float) -> None:
         assert self.try_send(data) == len(data)

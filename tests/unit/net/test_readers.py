@@ -1,0 +1,265 @@
+"""Reading in the event loop: what consumes it, what wakes the greenlet, ends and errors, lazy reads."""
+
+from __future__ import annotations
+
+import functools
+
+import gevent
+import pytest
+from gevent import socket
+
+from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.net.readers import Pace, readers
+from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
+from rtmpd.phases import CloseKind, CloseReason
+
+LIMIT_S = 10
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def pair(request, make_transport):
+    return make_transport(Transport, tcp=request.param == "tcp")
+
+
+@pytest.fixture
+def lazily():
+    """Set the interval of lazy reads."""
+    yield readers().reload
+    readers().reload(0)
+
+
+class Consumer:
+    """Takes what comes; a line that ends with ``!`` is for the greenlet."""
+
+    def __init__(self):
+        self.taken = bytearray()
+        self.calls = 0
+        self.in_loop = True
+
+    def __call__(self, data):
+        self.in_loop = self.in_loop and gevent.getcurrent() is gevent.get_hub()
+        self.calls += 1
+        self.taken += data
+        return bytes(self.taken) if data.endswith(b"!") else None
+
+
+def wait_until(condition):
+    with gevent.Timeout(LIMIT_S):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def test_what_comes_is_consumed_in_the_event_loop_until_the_consumer_has_something_for_the_greenlet(pair):
+    transport, peer = pair
+    consumer = Consumer()
+    waiting = gevent.spawn(transport.recv_while, consumer)
+    for piece in (b"a", b"bc", b"d"):
+        peer.sendall(piece)
+        wait_until(lambda piece=piece: consumer.taken.endswith(piece))
+        assert not waiting.ready()
+    peer.sendall(b"e!")
+    assert waiting.get(timeout=LIMIT_S) == b"abcde!"
+    assert consumer.in_loop
+
+
+def test_data_from_before_is_consumed_and_nothing_is_read_between_two_calls(pair):
+    transport, peer = pair
+    peer.sendall(b"one!")
+    assert transport.recv_while(Consumer()) == b"one!"
+    peer.sendall(b"two")
+    consumer = Consumer()
+    gevent.sleep(0.01)
+    peer.sendall(b"three!")
+    assert transport.recv_while(consumer) == b"twothree!"
+    # The blocking way may be used in between.
+    peer.sendall(b"four")
+    assert transport.recv() == b"four"
+    peer.sendall(b"five!")
+    assert transport.recv_while(Consumer()) == b"five!"
+
+
+def test_much_data_is_read_in_several_rounds(pair):
+    transport, peer = pair
+    sent = bytes(4 * RECEIVE_BYTES) + b"!"
+    sending = gevent.spawn(peer.sendall, sent)
+    consumer = Consumer()
+    assert transport.recv_while(consumer) == sent
+    assert consumer.calls >= 5
+    sending.get(timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("data", [b"", b"rest"])
+def test_an_end_behind_data_is_noticed(pair, data):
+    transport, peer = pair
+    peer.sendall(data)
+    peer.shutdown(socket.SHUT_WR)
+    consumer = Consumer()
+    with gevent.Timeout(LIMIT_S), pytest.raises(TransportClosed, match="closed by the peer"):
+        transport.recv_while(consumer)
+    assert consumer.taken == data
+
+
+def test_a_reset_is_noticed_and_so_is_a_close_by_the_server(make_transport):
+    transport, peer = make_transport(Transport, tcp=True)
+    waiting = gevent.spawn(transport.recv_while, Consumer())
+    gevent.sleep(0)
+    transport.close(CloseReason(CloseKind.EXPELLED, "kicked"))
+    with pytest.raises(TransportClosed, match="kicked"):
+        waiting.get(timeout=LIMIT_S)
+    other, peer = make_transport(Transport, tcp=True)
+    waiting = gevent.spawn(other.recv_while, Consumer())
+    gevent.sleep(0)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    with pytest.raises(TransportClosed, match="reset"):
+        waiting.get(timeout=LIMIT_S)
+
+
+def test_what_the_consumer_raises_is_raised_in_the_greenlet(pair):
+    transport, peer = pair
+
+    def consume(data):
+        raise ValueError(data)
+
+    peer.sendall(b"bad")
+    with gevent.Timeout(LIMIT_S), pytest.raises(ValueError, match="bad"):
+        transport.recv_while(consume)
+    peer.sendall(b"good!")
+    assert transport.recv_while(Consumer()) == b"good!"
+
+
+def test_a_deadline_ends_the_wait_and_data_that_comes_later_is_kept(pair):
+    transport, peer = pair
+    with pytest.raises(DeadlineExceeded), deadline(0.01, "the test"):
+        transport.recv_while(Consumer())
+    peer.sendall(b"late!")
+    gevent.sleep(0.01)
+    assert transport.recv_while(Consumer()) == b"late!"
+
+
+def test_a_transport_that_is_disposed_of_by_what_came_for_another_one_is_not_read(make_transport):
+    pairs = [make_transport(Transport) for _ in range(2)]
+    consumed = []
+
+    def consume(number, data):
+        consumed.append(data)
+        other = pairs[1 - number][0]
+        if other.fileno() >= 0:
+            other.dispose()
+        return True
+
+    waiting = [gevent.spawn(one.recv_while, functools.partial(consume, number)) for number, (one, _) in enumerate(pairs)]
+    gevent.sleep(0)
+    for _, peer in pairs:
+        peer.sendall(b"x")
+    gevent.joinall(waiting, timeout=0.5, count=1)
+    gevent.sleep(0.01)
+    assert consumed == [b"x"]
+    gevent.killall(waiting)
+
+
+def test_a_socket_that_is_always_full_does_not_hold_the_event_loop(make_transport):
+    floods = [make_transport(Transport) for _ in range(20)]
+    quiet, quiet_peer = make_transport(Transport)
+    consumers = [Consumer() for _ in floods]
+    greenlets = [gevent.spawn(one.recv_while, each) for (one, _), each in zip(floods, consumers, strict=True)]
+    quiet_consumer = Consumer()
+    greenlets.append(gevent.spawn(quiet.recv_while, quiet_consumer))
+
+    def flood(peer):
+        while True:
+            peer.sendall(bytes(1 << 16))
+
+    senders = [gevent.spawn(flood, peer) for _, peer in floods]
+    for number in range(10):
+        quiet_peer.sendall(b"%d" % number)
+        wait_until(lambda number=number: quiet_consumer.taken.endswith(b"%d" % number))
+    assert all(each.calls for each in consumers)
+    gevent.killall([*senders, *greenlets])
+
+
+# Lazy reads -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_socket_is_read_at_intervals_and_eagerly_at_once_when_it_is_wanted(pair, lazily):
+    transport, peer = pair
+    lazily(0.02)
+    consumer = Consumer()
+    waiting = gevent.spawn(transport.recv_while, consumer)
+    gevent.sleep(0)
+    transport.set_pace(Pace.LAZY)
+    for _ in range(20):
+        peer.sendall(b"x")
+        gevent.sleep(0.002)
+    wait_until(lambda: len(consumer.taken) == 20)
+    assert consumer.calls < 10
+    lazily(3600)
+    gevent.sleep(0.05)
+    peer.sendall(b"y")
+    gevent.sleep(0.05)
+    before = bytes(consumer.taken)
+    transport.set_pace(Pace.EAGER)
+    wait_until(lambda: consumer.taken.endswith(b"y"))
+    assert len(before) in (20, 21)
+    peer.sendall(b"!")
+    assert waiting.get(timeout=LIMIT_S).endswith(b"y!")
+
+
+def test_without_an_interval_no_socket_is_lazy_and_a_reload_to_0_makes_all_eager(pair, lazily):
+    transport, peer = pair
+    consumer = Consumer()
+    waiting = gevent.spawn(transport.recv_while, consumer)
+    gevent.sleep(0)
+    lazily(3600)
+    transport.set_pace(Pace.LAZY)
+    peer.sendall(b"x")
+    gevent.sleep(0.01)
+    assert not consumer.taken
+    lazily(0)
+    wait_until(lambda: consumer.taken == b"x")
+    transport.set_pace(Pace.LAZY)
+    peer.sendall(b"!")
+    assert waiting.get(timeout=LIMIT_S) == b"x!"
+
+
+def test_a_lazy_socket_with_much_to_read_becomes_eager_and_stays_so_for_a_while(pair, lazily):
+    transport, peer = pair
+    lazily(0.02)
+    consumer = Consumer()
+    waiting = gevent.spawn(transport.recv_while, consumer)
+    gevent.sleep(0)
+    transport.set_pace(Pace.LAZY)
+    sending = gevent.spawn(peer.sendall, bytes(3 * RECEIVE_BYTES))
+    wait_until(lambda: len(consumer.taken) == 3 * RECEIVE_BYTES)
+    sending.get(timeout=LIMIT_S)
+    lazily(3600)
+    transport.set_pace(Pace.LAZY)
+    peer.sendall(b"!")
+    assert waiting.get(timeout=LIMIT_S).endswith(b"!")
+
+
+@pytest.mark.parametrize("data", [b"", b"rest"])
+def test_a_lazy_socket_that_ends_is_noticed(pair, lazily, data):
+    transport, peer = pair
+    lazily(0.005)
+    consumer = Consumer()
+    waiting = gevent.spawn(transport.recv_while, consumer)
+    gevent.sleep(0)
+    transport.set_pace(Pace.LAZY)
+    peer.sendall(data)
+    peer.close()
+    with pytest.raises(TransportClosed):
+        waiting.get(timeout=LIMIT_S)
+    assert consumer.taken == data
+
+
+def test_a_lazy_socket_may_be_disposed_of(pair, lazily):
+    transport, peer = pair
+    lazily(0.005)
+    waiting = gevent.spawn(transport.recv_while, Consumer())
+    gevent.sleep(0)
+    transport.set_pace(Pace.LAZY)
+    waiting.kill()
+    transport.dispose()
+    peer.close()
+    gevent.sleep(0.02)
