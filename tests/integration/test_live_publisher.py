@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 
 import pytest
 
@@ -11,6 +12,8 @@ from rtmpd.client import Client
 from rtmpd.errors import Refused, TransportClosed
 from rtmpd.protocol.message import MessageType, UserControlType, parse_user_control
 from tests.integration.beside import wait_until, warning_about
+from tests.integration.test_limits import reload
+from tests.integration.test_metrics import metrics_port, scrape
 from tests.integration.wire import (
     AUDIO,
     DATA,
@@ -235,3 +238,43 @@ def test_stream_begin_comes_on_message_stream_0_for_both_roles(shared, raw, name
     for one in (encoder, wire):
         begins = [m for m in one.seen if m.type_id == 4 and parse_user_control(m).event == 0]
         assert [(parse_user_control(m).value, m.message_stream_id) for m in begins] == [(1, 0)]
+
+
+def test_a_publisher_without_players_is_read_at_intervals_and_its_first_player_ends_that(server, raw, tmp_path):
+    """With the longest interval the reads can be told from those of a publisher that is read as it sends."""
+    running = server("[server]\nlazy_read_ms = 1000\n[metrics]\nmetrics_listen = 127.0.0.1:0\n")
+    port = metrics_port(running)
+
+    def ingested():
+        return scrape(port)["rtmp_bytes_ingested_total",]
+
+    encoder = raw(running).publish("a")
+    send_headers(encoder)
+    encoder.send(VIDEO, 0, key(0))
+    number, waits = 0, []
+    deadline = time.monotonic() + 30
+    while len(waits) < 3 and time.monotonic() < deadline:
+        number += 1
+        before, begun = ingested(), time.monotonic()
+        encoder.send(VIDEO, 40 * number, inter(number, 500))
+        wait_until(lambda before=before: ingested() > before, "the message")
+        if time.monotonic() - begun > 0.3:
+            waits.append(time.monotonic() - begun)
+    assert len(waits) == 3
+    # A first player, in the middle of an interval, gets all of it at once, and what comes later.
+    encoder.send(VIDEO, 40 * number + 40, inter(number + 1))
+    watcher = raw(running).play("a")
+    begun = time.monotonic()
+    assert played(watcher, inter(number + 1))
+    for later in range(number + 2, number + 12):
+        encoder.send(VIDEO, 40 * later, inter(later))
+        assert played(watcher, inter(later))
+    assert time.monotonic() - begun < 3
+    # A reload switches it off.
+    watcher.close()
+    reload(running, tmp_path, "[server]\nlazy_read_ms = 0\n[metrics]\nmetrics_listen = 127.0.0.1:0\n", "lazy_read_ms = 0")
+    for later in range(100, 110):
+        before, begun = ingested(), time.monotonic()
+        encoder.send(VIDEO, 40 * later, inter(later))
+        wait_until(lambda before=before: ingested() > before, "the message")
+    encoder.close()

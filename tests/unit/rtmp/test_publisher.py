@@ -1,14 +1,15 @@
-"""A publisher that exceeds its bitrate limit."""
+"""A publisher that exceeds its bitrate limit, and one whose stream has no reader."""
 
 from __future__ import annotations
 
 import gevent
 import pytest
 
+from rtmpd.net.readers import Pace
 from rtmpd.phases import CloseKind, ConnectionPhase
 from rtmpd.rtmp import publisher as module
 from rtmpd.rtmp.publisher import Publisher
-from tests.unit.live.fakes import app_options, keyframe, new_stream, parse, settle
+from tests.unit.live.fakes import FakeTransport, app_options, keyframe, new_stream, new_subscriber, parse, settle
 from tests.unit.rtmp.fakes import FakePolicy, new_connection
 
 LIMIT = {"publish_bitrate_limit": 8000, "publish_bitrate_grace_s": 3.0}
@@ -148,3 +149,43 @@ def test_the_next_publisher_starts_with_a_new_grace(scene):
     assert scene.publishes
     scene.run(1, 2000)
     assert not scene.publishes
+
+
+# Lazy reads -------------------------------------------------------------------------------------------------------------
+
+
+class BatchReader:
+    wake_at = 1 << 62
+
+    def wake(self):
+        pass
+
+    def fail(self):
+        pass
+
+
+def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
+    scene = Scene()
+    paces, stream = scene.transport.paces, scene.stream
+    stream.sweep(1, 30)
+    stream.sweep(2, 30)
+    assert paces == [Pace.LAZY]
+    # The first player makes it eager at once.
+    transport = FakeTransport()
+    subscriber = new_subscriber(transport)
+    stream.output().fanout.join(subscriber)
+    assert paces == [Pace.LAZY, Pace.EAGER]
+    stream.sweep(3, 30)
+    stream.output().fanout.leave(subscriber)
+    assert len(paces) == 2
+    stream.sweep(4, 30)
+    assert paces[2:] == [Pace.LAZY]
+    # So does what reads in batches, such as a recording.
+    reader = BatchReader()
+    stream.read(reader)
+    stream.sweep(5, 30)
+    assert paces[3:] == [Pace.EAGER]
+    stream.stop_reading(reader)
+    stream.sweep(6, 30)
+    scene.publisher.stop("a test")
+    assert paces[4:] == [Pace.LAZY, Pace.EAGER]
