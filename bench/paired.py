@@ -63,13 +63,28 @@ class Contender:
         self._players_do("begin")
 
     def turn(self, seconds):
-        """Load this server for one turn, while the others rest."""
+        """Load this server for one turn, while the others rest.
+
+        Raises:
+            BenchError: The server has ended, or has closed all publishers.
+        """
         load_pids = [self._players.pid] if self._players else []
-        self._publishers.tell("turn", lead_s=LEAD_S, seconds=seconds, tail_s=TAIL_S, load_pids=load_pids)
-        self.turns.append(self._publishers.line())
+        try:
+            self._publishers.tell("turn", lead_s=LEAD_S, seconds=seconds, tail_s=TAIL_S, load_pids=load_pids)
+            self.turns.append(self._publishers.line())
+        except BenchError as error:
+            raise self._error(str(error)) from error
+        if (status := self._server.process.poll()) is not None:
+            raise self._error(f"the server has ended with {status}")
+        if not self.turns[-1]["messages"]:
+            raise self._error(f"nothing was published: {self._publishers_end()['errors']}")
         if time.monotonic() - self._acknowledged_s > ACKNOWLEDGE_S:
             self._acknowledged_s = time.monotonic()
             self._players_do("acknowledge")
+
+    def _publishers_end(self):
+        self._publishers.tell("end")
+        return self._publishers.figures(TURN_LIMIT_S)
 
     def figures(self):
         """Return the figures of all turns, and end the load."""
@@ -80,8 +95,7 @@ class Contender:
             self._players.tell("end")
             played = self._players.figures(TURN_LIMIT_S)
             played = {name: value for name, value in played.items() if not name.startswith("first_key")}  # pauses are in them
-        self._publishers.tell("end")
-        published = self._publishers.figures(TURN_LIMIT_S)
+        published = self._publishers_end()
         errors = dict(played.pop("errors", {}))
         errors |= {f"publisher: {reason}": count for reason, count in published["errors"].items()}
         return {
