@@ -7,13 +7,15 @@ the next write tries again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +26,10 @@ _FILE_BYTES = 65536
 _PIPE_BYTES = 4096
 """The most that a pipe takes in one piece while other processes write to it (PIPE_BUF)."""
 _LOOK_S = 5.0
+_OPEN_LIMIT_S = 5.0
+
+Opened = TypeVar("Opened")
+_being_opened: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +172,7 @@ class FileSink(StreamSink):
 
     def reopen(self) -> None:
         """Open the file that has the name now. Raises OSError, and then continues with the old one."""
-        descriptor = _open(self._path)
+        descriptor = _in_time(self._path, lambda: _open(self._path), os.close)
         old, self._descriptor = self._descriptor, descriptor
         with contextlib.suppress(OSError):
             os.close(old)
@@ -204,6 +210,44 @@ def _open(path: str) -> int:
     descriptor = os.open(path, flags, _FILE_MODE)
     os.set_blocking(descriptor, True)
     return descriptor
+
+
+def _in_time(path: str, action: Callable[[], Opened], close: Callable[[Opened], None]) -> Opened:
+    """Open a file in a thread of its own, since a network file system that does not answer makes that wait.
+
+    Blocks for 5 s at most. A file that is opened later is closed again; until then there is no other attempt.
+
+    Raises:
+        OSError: It can't be opened, or not in time.
+    """
+    if path in _being_opened:
+        raise TimeoutError(errno.ETIMEDOUT, "an earlier attempt to open it has not ended: its disk does not answer", path)
+    opened: list[Opened] = []
+    errors: list[OSError] = []
+    late = False
+    lock, ended = threading.Lock(), threading.Event()
+
+    def run() -> None:
+        try:
+            opened.append(action())
+        except OSError as error:
+            errors.append(error)
+        with lock:
+            _being_opened.discard(path)
+            ended.set()
+            if late and opened:
+                close(opened[0])
+
+    _being_opened.add(path)
+    threading.Thread(target=run, name="open", daemon=True).start()
+    ended.wait(_OPEN_LIMIT_S)
+    with lock:
+        if not ended.is_set():
+            late = True
+            raise TimeoutError(errno.ETIMEDOUT, f"not opened within {_OPEN_LIMIT_S:g} s: its disk does not answer", path)
+    if errors:
+        raise errors[0]
+    return opened[0]
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -246,14 +290,14 @@ class JournalSink(Sink):
 
 
 def open_sink(target: Target) -> Sink:
-    """Open a target.
+    """Open a target. Blocks for 5 s at most.
 
     Raises:
         OSError: The target can't be opened.
     """
     match target.kind:
         case "file":
-            return FileSink(target.path)
+            return _in_time(target.path, lambda: FileSink(target.path), FileSink.close)
         case "journal":
             return JournalSink()
         case "stderr":

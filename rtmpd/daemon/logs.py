@@ -23,6 +23,7 @@ from rtmpd.daemon.log_formats import access_json, access_text, journal_datagram,
 from rtmpd.daemon.log_sinks import StreamSink, Target, is_journal, open_sink, stderr_descriptor
 from rtmpd.errors import RtmpdError
 from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -332,7 +333,8 @@ class Logs:
         sinks = []
         for each in (target, access):
             try:
-                sinks.append(open_sink(each))
+                # In a thread: signals are handled meanwhile.
+                sinks.append(Threads(1).call(open_sink, each))
             except OSError as error:
                 raise RtmpdError(f"can't log to {each}: {error.strerror}") from None
         if not self._started:

@@ -135,6 +135,7 @@ class Daemon:
             drop_privileges(self.config.server)
             # As the user that will read the files again at a reload.
             self._apply(capacity, self._read(self._load_tls, self.config.tls))
+            self._auth.files = self._read_credentials(self.config)
             for service in self.services:
                 service.start()
         except RtmpdError:

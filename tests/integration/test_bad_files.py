@@ -173,6 +173,26 @@ def test_pipes_and_devices_in_the_place_of_a_file_fail_a_reload_at_once_and_the_
     assert "configuration reloaded: " in reload(running)
 
 
+@pytest.mark.parametrize("text", PLACES.values(), ids=PLACES)
+def test_a_start_with_a_pipe_in_the_place_of_a_file_fails_at_once_with_the_reason(tmp_path, text):
+    pipe, ini = tmp_path / "pipe", tmp_path / "rtmpd.ini"
+    os.mkfifo(pipe)
+    ini.write_text(text.format(pipe))
+    command = [sys.executable, "-m", "rtmpd", "-c", str(ini), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, timeout=20, cwd=ROOT, text=True)
+    assert done.returncode == 1
+    assert "it is a pipe, socket or device, and only regular files are read" in done.stderr
+
+
+def test_a_start_without_its_auth_file_fails_with_the_reason(tmp_path):
+    ini = tmp_path / "rtmpd.ini"
+    ini.write_text(f"[auth]\nauth_mode = file\nauth_file = {tmp_path}/none\n")
+    command = [sys.executable, "-m", "rtmpd", "-c", str(ini), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, timeout=20, cwd=ROOT, text=True)
+    assert done.returncode == 1
+    assert re.search(r"ERROR +auth_file .*/none: can't be read: No such file or directory$", done.stderr, re.MULTILINE)
+
+
 def test_a_file_that_does_not_answer_delays_no_stream_no_later_reload_and_no_stop(running):
     # A pipe whose writer does not write: to read waits, as with a network file system that does not answer.
     running.ini.unlink()

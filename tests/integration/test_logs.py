@@ -264,6 +264,69 @@ def test_a_reload_moves_the_log_and_changes_its_format_and_keeps_the_old_file_on
     assert all(json.loads(line) for line in running.text().splitlines())
 
 
+@pytest.fixture
+def frozen(tmp_path):
+    """A mount whose disk does not answer while it is frozen; returns a function that freezes or thaws it."""
+    image, mount = tmp_path / "image", tmp_path / "mount"
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+
+    def run(*command) -> bool:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+
+    if not (run("mkfs.ext4", "-q", image) and run("mount", "-o", "loop", image, mount)):
+        pytest.skip("no loop device can be mounted")
+
+    def freeze(*, frozen: bool) -> None:
+        assert run("fsfreeze", "-f" if frozen else "-u", mount)
+
+    yield mount, freeze
+    run("fsfreeze", "-u", mount)
+    run("umount", "-l", mount)
+
+
+@pytest.mark.parametrize("option", ["log_file", "access_log_file"])
+def test_a_start_with_a_log_on_a_disk_that_does_not_answer_fails_with_the_reason(tmp_path, frozen, option):
+    mount, freeze = frozen
+    freeze(frozen=True)
+    running = Process(tmp_path, f"[log]\n{option} = {mount}/new\n", tmp_path / "stderr")
+    try:
+        running.wait_for(rf"ERROR +can't log to {mount}/new: not opened within 5 s: its disk does not answer$")
+    finally:
+        # The kernel ends no process whose thread waits for such a disk.
+        freeze(frozen=False)
+        assert running.process.wait(15) == 1
+
+
+def test_logs_on_a_disk_that_does_not_answer_stop_neither_streams_nor_the_old_logs(process, frozen):
+    mount, freeze = frozen
+    running = process()
+    ini = running.ini.read_text()
+    bystander = Bystander(running)
+    moved = f"[log]\naccess_log_file = {mount}/access\nlog_file = {mount}/new"
+    freeze(frozen=True)
+    try:
+        running.reload(re.sub(r"\[log\]\nlog_file = .*", moved, ini))
+        for _ in range(3):
+            bystander.check()
+        running.wait_for(
+            rf"can't open {mount}/new: not opened within 5 s: its disk does not answer; the log is still written to"
+        )
+        running.wait_for(rf"ERROR +can't open {mount}/access: not opened within 5 s: ")
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for(rf"can't open {mount}/new: an earlier attempt to open it has not ended: its disk does not answer; ")
+        bystander.check()
+    finally:
+        freeze(frozen=False)
+    wait_until((mount / "new").exists, "the thread has ended")
+    running.process.send_signal(signal.SIGHUP)
+    running.log = mount / "new"
+    running.wait_for("configuration reloaded")
+    bystander.check()
+    bystander.close()
+
+
 # The access log ---------------------------------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ class Auth:
         options: The options in force.
 
     Attributes:
-        files: What was read of each ``auth_file``, by path. Set before each reload.
+        files: What was read of each ``auth_file``, by path. Set before the start and each reload.
     """
 
     def __init__(self, hub: Hub, options: AuthOptions) -> None:
@@ -112,12 +112,7 @@ class Auth:
         return AuthOptions({DEFAULT_APPLICATION: config.auth} | applications, application_of)
 
     def start(self) -> None:
-        """Read the files and become the hub's authorizer.
-
-        Raises:
-            RtmpdError: An ``auth_file`` can't be used.
-        """
-        self.files = read_files(self._options.files)
+        """Become the hub's authorizer, with the `files` that have been read."""
         self._make_rules()
         self._hub.authorizer = self
         self._hub.gauges["auth_callbacks_active"] = lambda: self._callback.active

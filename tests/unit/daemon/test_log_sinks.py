@@ -5,10 +5,12 @@ import os
 import socket
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from rtmpd.daemon import log_sinks
 from rtmpd.daemon.log_sinks import FileSink, JournalSink, Sink, StreamSink, Target, is_journal, open_sink
 
 LIMIT_S = 10
@@ -156,6 +158,51 @@ def test_a_target_that_can_not_be_opened_is_an_error_without_waiting(tmp_path, m
     with pytest.raises(OSError, match=r".") as raised:
         open_sink(Target("file", str(tmp_path / "log")))
     assert raised.value.errno == error
+
+
+@pytest.fixture
+def dead_disk(monkeypatch):
+    """A function `_open` that waits until the event that this returns is set."""
+    answers = threading.Event()
+    original = log_sinks._open
+
+    def wait_and_open(path):
+        answers.wait(20)
+        return original(path)
+
+    monkeypatch.setattr(log_sinks, "_open", wait_and_open)
+    monkeypatch.setattr(log_sinks, "_OPEN_LIMIT_S", 0.05)
+    yield answers
+    answers.set()
+
+
+def test_a_disk_that_does_not_answer_is_an_error_in_time_and_is_not_asked_again_meanwhile(tmp_path, dead_disk):
+    target = Target("file", str(tmp_path / "log"))
+    before, threads = open_descriptors(), threading.active_count()
+    with pytest.raises(TimeoutError, match=r"not opened within 0\.05 s: its disk does not answer"):
+        open_sink(target)
+    for _ in range(20):
+        with pytest.raises(TimeoutError, match="an earlier attempt to open it has not ended"):
+            open_sink(target)
+    assert threading.active_count() == threads + 1
+    # Another disk may be well, and this one may be so later. What was opened too late is closed again.
+    dead_disk.set()
+    until = time.monotonic() + 10
+    while log_sinks._being_opened or threading.active_count() > threads:
+        assert time.monotonic() < until
+    assert open_descriptors() == before
+    open_sink(target).close()
+
+
+def test_a_file_that_can_not_be_reopened_in_time_is_kept(file, dead_disk, tmp_path):
+    dead_disk.set()
+    sink = FileSink(str(tmp_path / "log"))
+    dead_disk.clear()
+    with pytest.raises(TimeoutError, match="not opened within"):
+        sink.reopen()
+    assert sink.write([b"one\n"]) == 0
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+    sink.close()
 
 
 def test_a_pipe_with_a_reader_is_as_good_as_a_file(tmp_path):
