@@ -33,6 +33,7 @@ from tests.integration.wire import (
     metadata,
     played,
     send,
+    send_headers,
 )
 
 QUICK = "relay_retry_s = 0.1\nrelay_retry_limit_s = 0.3\n"
@@ -142,6 +143,26 @@ def test_a_late_relay_starts_at_the_newest_keyframe(relaying, target, publisher,
     there.wait(peer.over.is_set, "the end")
     assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
     running.wait_for_line(r"live/cam: relay to \S+ ended: reload;")
+
+
+def test_a_relay_gets_headers_at_once_before_the_first_frame(relaying, target, publisher, tmp_path):
+    early, late = target(), target()
+    running = relaying(early.url())
+    sender = publisher(running, "cam")
+    running.wait_for_line("is up")
+    send_headers(sender)
+    first = early.publishing()
+    early.wait(lambda: first.media == HEADERS, "the headers")
+    # And one that comes up between the headers and the first frame.
+    (tmp_path / "rtmpd.ini").write_text(f"[relay]\nrelay_to = {early.url()}, {late.url()}\n")
+    running.process.send_signal(signal.SIGHUP)
+    second = late.publishing()
+    late.wait(lambda: second.media == HEADERS, "the headers")
+    # They are not sent again.
+    send(sender, gop(0))
+    for there, peer in ((early, first), (late, second)):
+        there.wait(lambda peer=peer: ends_with(peer, gop(0)[-1]), "the last frame")
+        assert peer.media == HEADERS + gop(0)
 
 
 HEVC_HEADER = b"\x90hvc1" + bytes.fromhex("01016000000090000000000078f000fcfdf8f800000f00")
@@ -487,13 +508,15 @@ def test_a_destination_whose_tcp_makes_no_progress_is_disconnected_though_its_so
 
 def test_a_destination_that_is_stopped_is_disconnected_and_gets_the_stream_again(relaying, server, raw, opened):
     there = server()
-    running = relaying(there.url("{name}"), options="relay_ack_timeout_s = 1\nrelay_connect_timeout_s = 1")
+    # An attempt that begins while the destination is stopped goes on when it continues.
+    running = relaying(there.url("{name}"), options="relay_ack_timeout_s = 1\nrelay_connect_timeout_s = 20")
     sender = raw(running).publish("cam")
     sender.send(VIDEO, 0, key(0))
     running.wait_for_line(r"live/cam: relay to \S+ is up")
     os.kill(there.pid, signal.SIGSTOP)
     opened.callback(os.kill, there.pid, signal.SIGCONT)
-    send_until(running, sender, r"is down: (TCP made no progress|the destination has acknowledged nothing) for 1 s, ", 20_000)
+    # Large frames: the kernel accepts some megabytes for a stopped program before TCP makes no progress.
+    send_until(running, sender, r"is down: (TCP made no progress|the destination has acknowledged nothing) for 1 s, ", 400_000)
     os.kill(there.pid, signal.SIGCONT)
     send_until(running, sender, r"is up again", 300)
 
