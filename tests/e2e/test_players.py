@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 import time
 
-from tests.e2e.media import AT_ONCE, assert_same, until, wait_for_plays
+import gevent
+import pytest
+
+from rtmpd.client import Client
+from rtmpd.protocol import amf0
+from rtmpd.protocol.amf_values import UNDEFINED, XmlDocument
+from rtmpd.protocol.message import MessageType
+from tests.e2e.media import AT_ONCE, PATIENCE_S, assert_same, until, wait_for_plays
 
 LONG = "h264_aac_long_gop"
 LAST_KEYFRAME_MS = 1000
@@ -92,3 +99,36 @@ def test_a_player_without_a_publisher_is_refused_if_wait_for_publisher_is_off(se
     player = programs.play(running.url())
     assert player.wait() != 0
     assert "live/test is not being published" in player.errors
+
+
+# Bodies of FLV tags: the AVC sequence header of H.264 at 64x48, and one keyframe.
+SEQUENCE_HEADER = bytes.fromhex("17000000000142c00affe100176742c00aa61111ec0440000003004000000c83c489846001000668c8420f2c80")
+KEYFRAME = bytes.fromhex("17010000000000001c65888205788c5000118c8e00024831c000451afbefaebaebaebaebc0")
+GOOD = amf0.encode("onMetaData", {"width": 64.0, "height": 48.0})
+
+BAD = {
+    "an undefined member": amf0.encode("onMetaData", {"bad": UNDEFINED, "width": 64.0}),
+    "an XML member": amf0.encode("onMetaData", {"bad": XmlDocument("<x/>"), "width": 64.0}),
+    "no end marker": GOOD[:-3],
+    "bytes behind it": GOOD + b"\xff\0\x0b\x0c",
+    "no AMF": GOOD[:13] + b"\xffno AMF",
+}
+
+
+@pytest.mark.parametrize("sent", BAD.values(), ids=BAD)
+def test_row_77_metadata_of_any_kind_does_not_make_ffmpeg_refuse_the_stream(server, programs, sent):
+    url = server(AT_ONCE).url()
+    with Client(url) as publisher:
+        publisher.publish()
+        publisher.send(MessageType.DATA_AMF0, 0, amf0.encode("@setDataFrame") + sent)
+        publisher.send_video(0, SEQUENCE_HEADER)
+        publisher.send_video(0, KEYFRAME)
+        player = programs.play(url, "-analyzeduration", 500_000, seconds=1)
+        deadline, timestamp_ms = time.monotonic() + PATIENCE_S, 0
+        while player.running and time.monotonic() < deadline:
+            timestamp_ms += 40
+            publisher.send_video(timestamp_ms, KEYFRAME)
+            gevent.sleep(0.04)
+    player.succeed()
+    assert len(player.pictures()) > 20
+    assert set(player.packets()) == {"video 0"}
