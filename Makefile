@@ -7,7 +7,7 @@ SANITIZED := build/sanitized
 
 FAST_TESTS := tests/unit/util/test_speed.py tests/property/test_fast.py tests/unit/live tests/property/test_fanout.py
 
-.PHONY: run test lint bench sanitize clean
+.PHONY: run test lint bench torture sanitize clean
 
 run: $(VENV)/.run
 	$(BIN)/rtmpd $(ARGS)
@@ -34,6 +34,10 @@ sanitize: $(VENV)/.test
 		CFLAGS="-g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all $$LDFLAGS" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace --force
 	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 RTMPD_REQUIRE_FAST=1 timeout 600 $(CURDIR)/$(BIN)/python -m pytest $(or $(ARGS),$(FAST_TESTS))
+
+# Attacks beside a watched stream, at most five minutes: a table of what viewers and the server suffer.
+torture: $(VENV)/.run
+	$(BIN)/python -m bench torture $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from bench import scenarios, servers
+from bench import attacks, scenarios, servers
 
 
 def _counts(text):
@@ -24,6 +24,14 @@ def _named_command(text):
     if not name or not equals or not words:
         raise argparse.ArgumentTypeError(f"not NAME=COMMAND: {text}")
     return name, words
+
+
+def _names(text):
+    names = text.split(",")
+    unknown = [name for name in names if name not in attacks.ATTACKS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such attack: {', '.join(unknown)}")
+    return names
 
 
 def parser():
@@ -60,6 +68,11 @@ def parser():
         metavar="COMMAND",
         help="how to start rtmpd in the foreground; {port} becomes the port; some scenarios add -c FILE",
     )
+    known.add_argument(
+        "--attacks", type=_names, help=f"torture: some of {', '.join(attacks.ATTACKS)} (all of them)", metavar="NAMES"
+    )
+    known.add_argument("--strict", action="store_true", help="torture: every bound that is broken is a failure")
+    known.add_argument("--causes", action="store_true", help="torture: sample what the server does in long turns")
     known.add_argument("--json", type=Path, metavar="FILE", help="append every row to this JSON list")
     return known
 
@@ -67,7 +80,7 @@ def parser():
 def main():
     options = parser().parse_args()
     if "all" in options.scenarios:
-        options.scenarios = list(scenarios.SCENARIOS)
+        options.scenarios = [name for name in scenarios.SCENARIOS if name != "torture"]
     return scenarios.run(options)
 
 

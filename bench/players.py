@@ -1,6 +1,7 @@
 """Play one stream or several many times: a few players parse every message, the others only count bytes.
 
-Runs as a process of its own: ``python -m bench.players --port N --players N``. It prints one JSON line at the end.
+Runs as a process of its own: ``python -m bench.players --port N --players N``. It prints one JSON line at the start
+of the window, and one at the end.
 Python cannot parse for thousands of players on one core, so only --sample players, spread evenly among all, read
 messages, stamps and numbers. The others have the kernel discard what arrived and count it.
 """
@@ -248,7 +249,7 @@ class Run:
         # Sample different places among the players of a stream, since a server serves them in order.
         step = max(1, watching // max(1, sample))
         sampled_at = {hampered + index * watching // sample + index % step for index in range(sample)}
-        pause_s = max(2, count / 250) / count
+        pause_s = max(options.ramp, count / 250) / count
         start_s = time.monotonic()
         for index in range(count):
             stream = index * options.streams // count
@@ -290,6 +291,7 @@ class Run:
             player.begin()
         drained = dict(self.drains.received)
         load_s = self._load_cpu_s()
+        print(json.dumps({"window_s": self.options.seconds}), flush=True)
         before = ServerSample.take(self.options.pid)
         self.loop.spin(self.options.seconds)
         published = sum(player.published() for player in self.sampled)
@@ -376,6 +378,7 @@ def main():
     parser.add_argument("--streams", type=int, default=1, help="streams that the players are spread over: NAME_0, NAME_1 ...")
     parser.add_argument("--slow", type=int, default=0, help="players among them that read less than comes")
     parser.add_argument("--slow-kbps", type=float, default=600, help="what these read")
+    parser.add_argument("--ramp", type=float, default=2, help="seconds to connect in, at least")
     parser.add_argument("--settle", type=float, default=2, help="seconds between the last player and the window")
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
     parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")

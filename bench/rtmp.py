@@ -197,9 +197,11 @@ class Client:
     def _connect(self):
         if self.SENT_CHUNK_BYTES != wire.DEFAULT_CHUNK_BYTES:
             self.send(wire.control(wire.SET_CHUNK_SIZE, self.SENT_CHUNK_BYTES))
-        url = f"rtmp{'s' if self.TLS else ''}://127.0.0.1:{self.port}/{self.app}"
-        about = {"app": self.app, "flashVer": self.FLASH_VERSION, "tcUrl": url}
+        about = {"app": self.app, "flashVer": self.FLASH_VERSION, "tcUrl": self.url()}
         self.command("connect", about, answer=lambda _: self.on_connected())
+
+    def url(self):
+        return f"rtmp{'s' if self.TLS else ''}://127.0.0.1:{self.port}/{self.app}"
 
     def _on_message(self, kind, payload):
         if kind in {wire.AUDIO, wire.VIDEO}:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import paired, publisher, servers
 from bench.floor import Floor
 from bench.servers import BenchError, Load, Server
+from bench.torture import torture
 
 LIVE_LIMIT_S = 600  # a publisher without an end is stopped after this, whatever happens to its parent
 RAMP_PLAYERS_PER_S = 250
@@ -438,6 +439,7 @@ SCENARIOS = {
     "stall": stall,
     "record": record,
     "tls": tls_players,
+    "torture": torture,
 }
 
 

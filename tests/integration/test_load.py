@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import select
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rtmpd.protocol import message
+from bench import attacks
 from rtmpd.protocol.command import encode_command
-from rtmpd.protocol.message import UserControlType
 from tests.conftest import Server
 from tests.integration.wire import VIDEO, Wire, inter, key
 
@@ -92,32 +90,11 @@ def watched(server):
     made.close()
 
 
-def flood(attackers: list[Wire], data: bytes, over: threading.Event) -> None:
-    """Send *data* again and again on all connections, and discard what comes."""
-    open_ones = {wire.sock: memoryview(data) for wire in attackers}
-    for sock in open_ones:
-        sock.setblocking(False)
-    while open_ones and not over.is_set():
-        readable, writable, _ = select.select(open_ones, open_ones, [], 0.1)
-        for sock in {*readable, *writable}:
-            try:
-                if sock in readable and not sock.recv(1 << 16):
-                    del open_ones[sock]
-                elif sock in writable:
-                    sent = sock.send(open_ones[sock][: 1 << 16])
-                    open_ones[sock] = open_ones[sock][sent:] or memoryview(data)
-            except BlockingIOError:
-                continue
-            except OSError:
-                del open_ones[sock]
-        over.wait(0.001)
-
-
 @contextmanager
 def attack(attackers: list[Wire], data: bytes) -> Iterator[None]:
     """Flood from a thread. One thread: this interpreter must have time for the viewer."""
     over = threading.Event()
-    thread = threading.Thread(target=flood, args=(attackers, data, over), daemon=True)
+    thread = threading.Thread(target=attacks.flood, args=([wire.sock for wire in attackers], data, over), daemon=True)
     thread.start()
     try:
         yield
@@ -126,12 +103,7 @@ def attack(attackers: list[Wire], data: bytes) -> Iterator[None]:
         thread.join()
 
 
-PINGS = message.user_control(UserControlType.PING_REQUEST, 1) * 20_000
-EMPTY = bytes((7, *bytes(6), 30, *bytes(4))) + b"\xc7" * 300_000
-"""A message of an unknown type without payload, and type 3 headers that repeat it."""
-
-
-@pytest.mark.parametrize("data", [PINGS, EMPTY], ids=["pings", "messages of one byte"])
+@pytest.mark.parametrize("data", [attacks.PINGS, attacks.EMPTY_MESSAGES], ids=["pings", "messages of one byte"])
 def test_floods_of_tiny_messages_do_not_delay_others(server, opened, watched, data):
     attackers = [opened.enter_context(Wire(server)).publish(f"flood{next(_names)}") for _ in range(ATTACKERS)]
     with attack(attackers, data):
@@ -142,8 +114,7 @@ def test_an_aggregate_of_very_many_messages_does_not_delay_others(server, opened
     attackers = [opened.enter_context(Wire(server)).publish(f"aggregate{next(_names)}") for _ in range(4)]
     for wire in attackers:
         wire.set_chunk_size(1 << 24)
-    tags = (b"\x1f" + bytes(10) + bytes(4)) * 250_000
-    with attack(attackers, attackers[0].frame(22, 0, tags)):
+    with attack(attackers, attacks.aggregate()):
         watched.check()
 
 
@@ -157,12 +128,8 @@ def connected(server, opened, app, tc_url):
 def test_pipelined_commands_do_not_delay_others(server, opened, watched, names):
     attackers = [connected(server, opened, "live", "rtmp://host/live") for _ in range(ATTACKERS)]
     for number, wire in enumerate(attackers):
-        data = b"".join(
-            wire.frame(20, 0, encode_command(name, 0, None, f"{name}{number}_{turn}"), 3)
-            for turn in range(480 // len(names))
-            for name in names
-        )
-        wire.write(data)
+        wire.set_chunk_size(1 << 16)
+        wire.write(attacks.commands(names, 480, f"{names[0]}{number}"))
     watched.check()
 
 
@@ -177,7 +144,6 @@ def test_long_urls_and_names_do_not_delay_others(server, opened, watched):
 
 def test_clients_with_half_a_message_cost_little_memory(server, opened):
     before = server.rss_mb()
-    half = ((1 << 23) - 256).to_bytes(3, "big")
     for number in range(40):
         wire = opened.enter_context(Wire(server))
         if number % 2:
@@ -187,5 +153,5 @@ def test_clients_with_half_a_message_cost_little_memory(server, opened):
         wire.set_chunk_size(1 << 23)
         wire.sock.settimeout(0.2)
         with suppress(OSError):
-            wire.write(b"\x03" + bytes(3) + half[:2] + b"\0\x14" + bytes(4) + bytes(4 << 20))
+            wire.write(attacks.HALF_MESSAGE)
     assert server.rss_mb() < before + 40
