@@ -24,8 +24,8 @@ NEVER: Final = 1 << 62
 """A position that no log reaches."""
 
 # A page should last about this long: an idle stream then takes little memory, and a fast one turns few pages.
-_FAST_MS = 200
-_SLOW_MS = 800
+_FAST_MS = 100
+_SLOW_MS = 400
 _OTHER = int(Kind.OTHER)
 
 

@@ -126,10 +126,10 @@ class Readers:
 
     def _round(self) -> None:
         """Read the sockets that are ready. Those that are left at the end of the slice have their turn in the next round."""
-        self._read(self._eager)
+        self._read(self._eager, _BLOCK)
 
-    def _read(self, epoll: select.epoll) -> bool:
-        """Read sockets for a slice of time; return whether some may be left."""
+    def _read(self, epoll: select.epoll, most: int) -> bool:
+        """Read sockets for a slice of time, or until fewer than *most* are ready; return whether some may be left."""
         sockets = self._sockets
         ends_at_s = time.monotonic() + _SLICE_S
         while True:
@@ -142,13 +142,14 @@ class Readers:
                         sock.readable()
                     else:
                         sock.readable(ending=True)
-            if len(events) < _BLOCK:
+            if len(events) < most:
                 return False
             if time.monotonic() >= ends_at_s:
                 return True
 
     def _lazy_round(self) -> None:
-        left = self._read(self._lazy)
+        # Sockets that have more than one read takes are ready again, and are read until they are empty.
+        left = self._read(self._lazy, 1)
         if self._lazy_sockets:
             self._start_timer(_MOMENT_S if left else self.lazy_read_s)
 

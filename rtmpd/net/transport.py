@@ -6,12 +6,10 @@ One greenlet owns a transport: it reads from it, and disposes of it at the end. 
 
 from __future__ import annotations
 
-import math
 import socket as stdlib_socket
 import struct
 import sys
 import termios
-import time
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,7 +19,7 @@ from gevent.hub import Waiter
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
-from rtmpd.net.readers import Pace, readers
+from rtmpd.net.readers import readers
 from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.text import connection_error
@@ -31,15 +29,16 @@ if TYPE_CHECKING:
 
     from gevent.socket import socket
 
-    from rtmpd.net.readers import Readers
+    from rtmpd.net.readers import Pace, Readers
     from rtmpd.phases import CloseReason
 
 _Found = TypeVar("_Found")
 
 RECEIVE_BYTES = 32 << 10
 
-_FAST_S = 10.0
-"""After a full read a socket is read eagerly for so long: a full receive buffer would slow its peer down."""
+_BUFFER = memoryview(bytearray(RECEIVE_BYTES))
+"""What `Transport.readable` reads into, for all sockets: allocations of 32 KiB for each read would leave holes in the heap."""
+
 
 _READ, _WRITE = 1, 2
 
@@ -94,7 +93,6 @@ class Transport:
 
     __slots__ = (
         "_consume",
-        "_full_at_s",
         "_more",
         "_read_watcher",
         "_readers",
@@ -130,7 +128,6 @@ class Transport:
         self._readers: Readers | None = None
         self._consume: Callable[[bytes], object] | None = None
         self._waiter: Waiter[Any] | None = None
-        self._full_at_s = -math.inf
         self._unread = False  # the socket has had an event that nothing waited for
         if sock.family != stdlib_socket.AF_UNIX:
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
@@ -268,29 +265,27 @@ class Transport:
     def _receive_ready(self) -> bytes:
         """Return what the socket has, at most `RECEIVE_BYTES`; empty: nothing now. Raises as `recv`."""
         try:
-            data = self._sock.recv(RECEIVE_BYTES)
+            size = self._sock.recv_into(_BUFFER)
         except BlockingIOError:
             return b""
         except OSError as error:
             raise TransportClosed(self.close_reason or connection_error("read", error)) from None
-        if not data:
+        if not size:
             raise TransportClosed(self.close_reason or "closed by the peer")
-        if len(data) == RECEIVE_BYTES:
+        if size == RECEIVE_BYTES:
             self._read_again()
         if self.interactive:
             self._acknowledge()
-        return data
+        return bytes(_BUFFER[:size])
 
     def _read_again(self) -> None:
         """Let the socket have an event in the next round: the last read was full, and has probably not emptied it."""
-        self._full_at_s = time.monotonic()
         if self._readers is not None:
-            self._readers.set_pace(self, Pace.EAGER)
             self._readers.ask_again(self)
 
     def set_pace(self, pace: Pace) -> None:
-        """Read eagerly or lazily from now on, in `recv_while`; after a full read not lazily for a while."""
-        if self._readers is not None and (pace is Pace.EAGER or time.monotonic() - self._full_at_s >= _FAST_S):
+        """Read eagerly or lazily from now on, in `recv_while`."""
+        if self._readers is not None:
             self._readers.set_pace(self, pace)
 
     def _acknowledge(self) -> None:

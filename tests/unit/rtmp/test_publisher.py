@@ -164,28 +164,42 @@ class BatchReader:
         pass
 
 
+def sweep(scene, now_s, size=1000):
+    """Send a message, and sweep."""
+    scene.publisher.source.video(now_s * 1000, keyframe("", size))
+    scene.stream.sweep(now_s, 30)
+
+
 def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
     scene = Scene()
+    scene.stream.reload(app_options())
     paces, stream = scene.transport.paces, scene.stream
-    stream.sweep(1, 30)
-    stream.sweep(2, 30)
+    for now_s in range(1, 5):
+        sweep(scene, now_s)
     assert paces == [Pace.LAZY]
     # The first player makes it eager at once.
-    transport = FakeTransport()
-    subscriber = new_subscriber(transport)
+    subscriber = new_subscriber(FakeTransport())
     stream.output().fanout.join(subscriber)
     assert paces == [Pace.LAZY, Pace.EAGER]
-    stream.sweep(3, 30)
+    sweep(scene, 5)
     stream.output().fanout.leave(subscriber)
     assert len(paces) == 2
-    stream.sweep(4, 30)
+    sweep(scene, 6)
     assert paces[2:] == [Pace.LAZY]
     # So does what reads in batches, such as a recording.
     reader = BatchReader()
     stream.read(reader)
-    stream.sweep(5, 30)
+    sweep(scene, 7)
     assert paces[3:] == [Pace.EAGER]
     stream.stop_reading(reader)
-    stream.sweep(6, 30)
+    sweep(scene, 8)
     scene.publisher.stop("a test")
     assert paces[4:] == [Pace.LAZY, Pace.EAGER]
+
+
+def test_a_publisher_that_would_fill_its_window_meanwhile_is_not_read_lazily():
+    scene = Scene()
+    scene.stream.reload(app_options())
+    for now_s in range(1, 5):
+        sweep(scene, now_s, 700_000)
+    assert scene.transport.paces == []
