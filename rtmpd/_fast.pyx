@@ -6,11 +6,20 @@ are the same, and tests hold them equal. What is not ordinary is handed to Pytho
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.object cimport PyObject
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EALREADY, EINPROGRESS, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
 
 import os
+import sys
 from _socket import socket as _socket_type
+
+from rtmpd.errors import LimitExceeded, RemoteProtocolError
 
 cdef extern from "sys/socket.h" nogil:
     int MSG_DONTWAIT, MSG_NOSIGNAL
@@ -22,11 +31,12 @@ cdef extern from "Python.h":
         CFunction ml_meth
     ctypedef struct MethodDescriptor "PyMethodDescrObject":
         MethodDef *d_method
+    object PyType_GenericAlloc(PyTypeObject *, Py_ssize_t)
     bint PyCFunction_CheckExact(object)
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 1
+INTERFACE = 2
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -97,3 +107,452 @@ def send_each(list members not None, Py_ssize_t start, Py_ssize_t stop, object d
     finally:
         PyBuffer_Release(&view)
     return stop, size
+
+
+# Chunks ------------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    _ABORT = 2
+    _EXTENDED = 0xFFFFFF
+    _NEAR_STREAMS = 16  # chunk streams that are found without a dict; those of encoders are
+    _FIRST_PAYLOAD = 512
+
+cdef Py_ssize_t _MAX_CHUNK_SIZE = 0x7FFFFFFF
+
+# Types of rtmpd.protocol.chunk, which imports this module: known when the first reader is made.
+cdef object _RawMessage = None
+cdef object _BufferedLimit, _ChunkStreamState, _ReaderState
+
+
+cdef int _import_chunk() except -1:
+    global _RawMessage, _BufferedLimit, _ChunkStreamState, _ReaderState
+    from rtmpd.protocol import chunk
+
+    _BufferedLimit, _ChunkStreamState, _ReaderState = chunk.BufferedLimit, chunk.ChunkStreamState, chunk.ReaderState
+    _RawMessage = chunk.RawMessage
+    return 0
+
+
+cdef inline uint32_t _word(const uint8_t *data) noexcept:
+    return <uint32_t>data[0] << 24 | <uint32_t>data[1] << 16 | <uint32_t>data[2] << 8 | data[3]
+
+
+cdef inline uint32_t _three(const uint8_t *data) noexcept:
+    return <uint32_t>data[0] << 16 | <uint32_t>data[1] << 8 | data[2]
+
+
+cdef inline uint32_t _little_word(const uint8_t *data) noexcept:
+    return <uint32_t>data[3] << 24 | <uint32_t>data[2] << 16 | <uint32_t>data[1] << 8 | data[0]
+
+
+cdef struct _Input:
+    const uint8_t *data
+    Py_ssize_t position
+    Py_ssize_t end
+
+
+cdef struct _Found:
+    # A message. Its payload is a part of the input, or in memory that is to be freed.
+    uint32_t timestamp
+    uint32_t message_stream_id
+    uint8_t type_id
+    const uint8_t *payload
+    Py_ssize_t length
+    uint8_t *memory
+
+
+cdef enum _Step:
+    _NOTHING  # a chunk that completes no message
+    _MESSAGE
+    _HEADER_MISSING  # the input ends inside the header at its position
+    _PAYLOAD_MISSING  # the input has ended inside the payload
+
+
+cdef class _ChunkStream:
+    """The state of one chunk stream: the last header, and the message being assembled."""
+
+    cdef uint32_t csid, timestamp, delta, length, message_stream_id, field
+    cdef uint8_t type_id
+    cdef bint extended
+    cdef bint begun  # a message has begun, and is incomplete; else there is no payload
+    cdef uint8_t *payload
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __dealloc__(self):
+        free(self.payload)
+
+    cdef int add(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Add to the payload. Memory grows with what has arrived, whatever the length says."""
+        cdef Py_ssize_t needed = self.size + size, capacity
+        cdef void *larger
+        self.begun = True
+        if needed > self.capacity:
+            capacity = max(needed, min(needed + needed // 2 + _FIRST_PAYLOAD, <Py_ssize_t>self.length))
+            larger = realloc(self.payload, capacity)
+            if larger == NULL:
+                raise MemoryError
+            self.payload = <uint8_t *>larger
+            self.capacity = capacity
+        if size:
+            memcpy(self.payload + self.size, data, size)
+            self.size += size
+        return 0
+
+    cdef void drop(self) noexcept:
+        """Drop the payload."""
+        free(self.payload)
+        self.payload = NULL
+        self.begun = False
+        self.size = self.capacity = 0
+
+
+cdef class ChunkReader:
+    """Assembles messages from chunks. As `rtmpd.protocol.chunk.ChunkReader`."""
+
+    cdef public Py_ssize_t chunk_size, message_limit_bytes, chunk_stream_limit, dropped_messages
+    cdef public bint unread
+    cdef readonly object buffered_limit
+    cdef Py_ssize_t _buffered_limit_bytes
+    cdef dict _streams
+    cdef PyObject *_near[_NEAR_STREAMS]
+    cdef bytes _tail
+    cdef _ChunkStream _current
+    cdef Py_ssize_t _chunk_left
+    cdef Py_ssize_t _buffered
+
+    def __cinit__(self, *args, **kwargs):
+        # Memory is zeroed before this.
+        self._streams = {}
+        self._tail = b""
+
+    def __init__(self, Py_ssize_t message_limit_bytes=8 << 20, Py_ssize_t chunk_stream_limit=256):
+        if _RawMessage is None:
+            _import_chunk()
+        self.chunk_size = 128
+        self.message_limit_bytes = message_limit_bytes
+        self.chunk_stream_limit = chunk_stream_limit
+        self.dropped_messages = 0
+        self.unread = False
+        self.limit_buffered()
+
+    @classmethod
+    def from_state(cls, state, message_limit_bytes=8 << 20, chunk_stream_limit=256):
+        """Return a reader that continues where another one was."""
+        cdef ChunkReader reader
+        cdef _ChunkStream stream
+        state.check()
+        reader = cls(message_limit_bytes, chunk_stream_limit)
+        for csid, timestamp, delta, length, type_id, message_stream_id, extended, payload in state.streams:
+            stream = reader._add(csid)
+            stream.timestamp, stream.delta, stream.length = timestamp, delta, length
+            stream.type_id, stream.message_stream_id = type_id, message_stream_id
+            stream.extended, stream.field = extended is not None, extended or 0
+            if payload is not None:
+                stream.add(<bytes>payload, len(payload))
+                reader._buffered += stream.size
+        reader.chunk_size, reader.dropped_messages = state.chunk_size, state.dropped_messages
+        reader._tail, reader.unread, reader._chunk_left = state.tail, state.unread, state.chunk_left
+        reader._current = reader._streams[state.current] if state.current is not None else None
+        return reader
+
+    def export_state(self):
+        """Return the state, for `from_state`."""
+        cdef _ChunkStream stream
+        cdef list streams = []
+        for csid in sorted(self._streams):
+            stream = self._streams[csid]
+            streams.append(
+                _ChunkStreamState(
+                    csid,
+                    stream.timestamp,
+                    stream.delta,
+                    stream.length,
+                    stream.type_id,
+                    stream.message_stream_id,
+                    stream.field if stream.extended else None,
+                    PyBytes_FromStringAndSize(<char *>stream.payload, stream.size) if stream.begun else None,
+                )
+            )
+        current = self._current.csid if self._chunk_left else None
+        tail, left = self._tail, self._chunk_left
+        return _ReaderState(self.chunk_size, tuple(streams), current, left, tail, self.unread, self.dropped_messages)
+
+    @property
+    def buffered_bytes(self):
+        """The bytes held of incomplete messages."""
+        return self._buffered + len(self._tail)
+
+    def limit_buffered(self, limit_bytes=0, name="bytes of incomplete messages"):
+        """Limit the bytes of incomplete messages, whatever length they have announced."""
+        self._buffered_limit_bytes = limit_bytes or self.message_limit_bytes + (1 << 20)
+        self.buffered_limit = _BufferedLimit(name, self._buffered_limit_bytes)
+
+    def abort(self, csid):
+        """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
+        cdef _ChunkStream stream = self._streams.get(csid)
+        if stream is not None and stream.begun:
+            self._buffered -= stream.size
+            stream.drop()
+
+    def feed(self, data, chunk_limit=sys.maxsize):
+        """Process bytes from the peer; return the messages that they complete, in order."""
+        cdef list messages = []
+        cdef Py_buffer view
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self._feed(<const uint8_t *>view.buf, view.len, chunk_limit, messages)
+        finally:
+            PyBuffer_Release(&view)
+        return messages
+
+    cdef int _feed(self, const uint8_t *data, Py_ssize_t end, Py_ssize_t chunk_limit, list messages) except -1:
+        cdef _Input given
+        cdef _Found found
+        cdef _ChunkStream stream
+        cdef Py_ssize_t left
+        cdef int step
+        given.data, given.position, given.end = data, 0, end
+        if self._chunk_left:
+            # The last call ended inside this chunk.
+            stream = self._current
+            if not stream.begun:
+                raise AssertionError
+            left = min(end, self._chunk_left)
+            stream.add(data, left)
+            given.position = left
+            self._chunk_left -= left
+            self._buffered += left
+            if self._chunk_left:
+                self._check_buffered()
+                return 0
+            if stream.size == stream.length and self._finish(stream, &found) == _MESSAGE:
+                messages.append(_take(&found))
+        self.unread = False
+        while given.position < end:
+            if chunk_limit <= 0:
+                self.unread = True
+                break
+            chunk_limit -= 1
+            step = self._chunk(&given, &found)
+            if step == _MESSAGE:
+                messages.append(_take(&found))
+            elif step != _NOTHING:
+                break
+        # Complete chunks and incomplete payloads have been taken; what is left is a header, or unread.
+        if given.position < end:
+            self._tail = PyBytes_FromStringAndSize(<char *>data + given.position, end - given.position)
+        self._check_buffered()
+        return 0
+
+    cdef int _chunk(self, _Input *given, _Found *found) except -1:
+        """Process one chunk; return a `_Step`. The position stays at its header if that has not arrived as a whole."""
+        cdef const uint8_t *data = given.data
+        cdef Py_ssize_t start = given.position, position = start + 1, end = given.end, left, size
+        cdef const uint8_t *header
+        cdef int fmt = data[start] >> 6
+        cdef uint32_t csid = data[start] & 63, field
+        cdef _ChunkStream stream
+        if csid < 2:
+            position += 1 + csid
+            if position > end:
+                return _HEADER_MISSING
+            csid = 64 + (data[start + 1] if csid == 0 else data[start + 1] + (<uint32_t>data[start + 2] << 8))
+        stream = self._find(csid)
+        if stream is None:
+            stream = self._open(csid, fmt)
+
+        if fmt == 3:
+            if stream.extended:
+                size = _repeated_field(data + position, end - position, stream)
+                if size < 0:
+                    return _HEADER_MISSING
+                position += size
+            if not stream.begun:
+                stream.timestamp += stream.delta
+        elif not stream.begun:
+            header = data + position
+            position += 11 - 4 * fmt
+            if position > end:
+                return _HEADER_MISSING
+            field = _three(header)
+            if field == _EXTENDED:
+                position += 4
+                if position > end:
+                    return _HEADER_MISSING
+                field = stream.field = _word(data + position - 4)
+                stream.extended = True
+            else:
+                stream.extended = False
+            stream.delta = field
+            if fmt == 0:
+                stream.timestamp = field
+                stream.message_stream_id = _little_word(header + 7)
+            else:
+                stream.timestamp += field
+            if fmt != 2:
+                stream.length = _three(header + 3)
+                stream.type_id = header[6]
+            if stream.length > self.message_limit_bytes:
+                raise LimitExceeded("message_limit_bytes", self.message_limit_bytes, stream.length)
+        else:
+            size = self._header_inside(data + position, end - position, fmt, stream)
+            if size < 0:
+                return _HEADER_MISSING
+            if size == 0:
+                # The begun message was dropped: the header begins another one.
+                return _NOTHING
+            position += size
+
+        # The payload of the chunk.
+        left = stream.length - stream.size
+        if left > self.chunk_size:
+            left = self.chunk_size
+        elif not stream.begun and left <= end - position:
+            # The usual case: the whole message in one chunk.
+            given.position = position + left
+            found.payload, found.length, found.memory = data + position, left, NULL
+            return self._found(stream, found)
+        size = min(left, end - position)
+        stream.add(data + position, size)
+        self._buffered += size
+        given.position = position + size
+        if size < left:
+            self._current = stream
+            self._chunk_left = left - size
+            return _PAYLOAD_MISSING
+        return self._finish(stream, found) if stream.size == stream.length else _NOTHING
+
+    cdef inline _ChunkStream _find(self, uint32_t csid):
+        if csid < _NEAR_STREAMS:
+            return <_ChunkStream>self._near[csid] if self._near[csid] != NULL else None
+        return self._streams.get(csid)
+
+    cdef _ChunkStream _add(self, uint32_t csid):
+        cdef _ChunkStream stream = _ChunkStream.__new__(_ChunkStream)
+        stream.csid = csid
+        self._streams[csid] = stream
+        if csid < _NEAR_STREAMS:
+            self._near[csid] = <PyObject *>stream
+        return stream
+
+    cdef _ChunkStream _open(self, uint32_t csid, int fmt):
+        # librtmp answers a ping with a type 1 header as the first one of its csid; the message stream id is then 0.
+        if fmt > 1:
+            raise RemoteProtocolError(f"csid {csid}: expected a type 0 header as the first one, found type {fmt}")
+        if len(self._streams) >= self.chunk_stream_limit:
+            raise LimitExceeded("chunk_stream_limit", self.chunk_stream_limit, len(self._streams) + 1)
+        return self._add(csid)
+
+    cdef int _check_buffered(self) except -1:
+        if self._buffered > self._buffered_limit_bytes:
+            name, limit_bytes = self.buffered_limit
+            raise LimitExceeded(name, limit_bytes, self._buffered)
+        return 0
+
+    cdef Py_ssize_t _header_inside(self, const uint8_t *header, Py_ssize_t available, int fmt, _ChunkStream stream):
+        """Process a header of type 0, 1 or 2 inside a message; return its size, 0 if the message was dropped, or -1."""
+        cdef Py_ssize_t size = 11 - 4 * fmt
+        cdef uint32_t field
+        if size > available:
+            return -1
+        field = _three(header)
+        if (
+            (fmt != 2 and (_three(header + 3) != stream.length or header[6] != stream.type_id))
+            or (fmt == 0 and _little_word(header + 7) != stream.message_stream_id)
+        ):
+            self._buffered -= stream.size
+            stream.drop()
+            self.dropped_messages += 1
+            return 0
+        if field == _EXTENDED:
+            if size + 4 > available:
+                return -1
+            stream.field = _word(header + size)
+            size += 4
+        stream.extended = field == _EXTENDED
+        return size
+
+    cdef int _finish(self, _ChunkStream stream, _Found *found) except -1:
+        """End the assembly of a message; return a `_Step`."""
+        found.payload, found.length, found.memory = stream.payload, stream.size, stream.payload
+        self._buffered -= stream.size
+        stream.payload = NULL
+        stream.drop()
+        return self._found(stream, found)
+
+    cdef int _found(self, _ChunkStream stream, _Found *found) except -1:
+        """Complete the description of a message, or apply it if it is for the chunk layer; return a `_Step`."""
+        if stream.type_id <= _ABORT:
+            self._chunk_control(stream.type_id, _take_payload(found))
+            return _NOTHING
+        found.type_id, found.timestamp, found.message_stream_id = stream.type_id, stream.timestamp, stream.message_stream_id
+        return _MESSAGE
+
+    cdef int _chunk_control(self, int type_id, bytes payload) except -1:
+        cdef uint32_t value
+        if type_id == 0:
+            raise RemoteProtocolError("found message type 0, which does not exist: the chunk stream is out of step")
+        if len(payload) < 4:
+            raise RemoteProtocolError(f"control message of type {type_id}: expected 4 bytes, found {len(payload)}")
+        value = _word(payload)
+        if type_id == _ABORT:
+            self.abort(value)
+        elif 1 <= value <= _MAX_CHUNK_SIZE:
+            self.chunk_size = value
+        else:
+            raise RemoteProtocolError(f"Set Chunk Size: expected 1 to {_MAX_CHUNK_SIZE} bytes, found {value}")
+        return 0
+
+
+cdef Py_ssize_t _repeated_field(const uint8_t *data, Py_ssize_t available, _ChunkStream stream) noexcept:
+    """Detect whether a type 3 chunk repeats the extended timestamp: return the bytes to skip, or -1 if that is open."""
+    cdef uint32_t[2] candidates = [stream.field & 0x7FFFFFFF, stream.timestamp & 0x7FFFFFFF]
+    cdef uint32_t seen
+    cdef int candidate, unseen
+    if available >= 4:
+        seen = _word(data) & 0x7FFFFFFF
+        return 4 if seen == candidates[0] or seen == candidates[1] else 0
+    # Fewer than four bytes decide only if they can't be the start of either value.
+    if available == 0:
+        return -1
+    seen = (data[0] & 0x7F) << 16
+    if available > 1:
+        seen |= <uint32_t>data[1] << 8
+    if available > 2:
+        seen |= data[2]
+    unseen = 8 * (3 - <int>available)
+    for candidate in range(2):
+        if candidates[candidate] >> 8 >> unseen == seen >> unseen:
+            return -1
+    return 0
+
+
+cdef bytes _take_payload(_Found *found):
+    """Return the payload of a message, and free its memory."""
+    try:
+        return PyBytes_FromStringAndSize(<char *>found.payload, found.length)
+    finally:
+        free(found.memory)
+        found.memory = NULL
+
+
+cdef object _take(_Found *found):
+    """Return a message as a `RawMessage`, and free its memory."""
+    cdef object payload = _take_payload(found)
+    cdef object timestamp = found.timestamp, message_stream_id = found.message_stream_id, type_id = found.type_id
+    cdef object message
+    # As tuple.__new__ makes an object of a subclass.
+    message = PyType_GenericAlloc(<PyTypeObject *>_RawMessage, 4)
+    Py_INCREF(type_id)
+    PyTuple_SET_ITEM(message, 0, type_id)
+    Py_INCREF(message_stream_id)
+    PyTuple_SET_ITEM(message, 1, message_stream_id)
+    Py_INCREF(timestamp)
+    PyTuple_SET_ITEM(message, 2, timestamp)
+    Py_INCREF(payload)
+    PyTuple_SET_ITEM(message, 3, payload)
+    return message

@@ -13,6 +13,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from rtmpd.errors import LimitExceeded, RemoteProtocolError
+from rtmpd.util.speed import accelerated
 
 DEFAULT_CHUNK_SIZE = 128
 """The initial chunk size of both directions, bytes."""
@@ -46,9 +47,73 @@ class RawMessage(NamedTuple):
     payload: bytes
 
 
-class _BufferedLimit(NamedTuple):
+class BufferedLimit(NamedTuple):
+    """The limit of the bytes of incomplete messages, with its name for messages."""
+
     name: str
     bytes: int
+
+
+class ChunkStreamState(NamedTuple):
+    """The state of one chunk stream: the last header, and the message being assembled.
+
+    Attributes:
+        csid: The chunk stream id.
+        timestamp, length, type_id, message_stream_id: Of the last message that has begun.
+        delta: What a message that begins with a type 3 chunk adds to the timestamp.
+        extended: The last header's extended timestamp as sent, which type 3 chunks may repeat; None: it had none.
+        payload: What has arrived of an incomplete message; None: none has begun.
+    """
+
+    csid: int
+    timestamp: int
+    delta: int
+    length: int
+    type_id: int
+    message_stream_id: int
+    extended: int | None
+    payload: bytes | None
+
+
+class ReaderState(NamedTuple):
+    """The state of a `ChunkReader` between two calls, without its limits. Plain values: another process can continue with it.
+
+    Attributes:
+        chunk_size: The peer's chunk size.
+        streams: The chunk streams, ascending.
+        current: The chunk stream of an incomplete chunk; None: all are complete.
+        chunk_left: The missing bytes of that chunk.
+        tail: Bytes that have not been processed: an incomplete header, or everything if `unread`.
+        unread, dropped_messages: As of the reader.
+    """
+
+    chunk_size: int
+    streams: tuple[ChunkStreamState, ...]
+    current: int | None
+    chunk_left: int
+    tail: bytes
+    unread: bool
+    dropped_messages: int
+
+    def check(self) -> None:
+        """Check that a reader can be in this state.
+
+        Raises:
+            ValueError: It can't.
+        """
+        by_csid = {stream.csid: stream for stream in self.streams}
+        good = 1 <= self.chunk_size <= MAX_CHUNK_SIZE and len(by_csid) == len(self.streams) and self.dropped_messages >= 0
+        for csid, timestamp, delta, length, type_id, message_stream_id, extended, payload in self.streams:
+            words = (timestamp, delta, message_stream_id, extended or 0)
+            good = good and 2 <= csid <= MAX_CSID and min(words) >= 0 and max(words) <= 0xFFFFFFFF
+            good = good and 0 <= length <= MAX_MESSAGE_SIZE and 0 <= type_id <= 0xFF
+            good = good and len(payload or b"") <= max(length - 1, 0)
+        current = by_csid.get(self.current) if self.current is not None else None
+        if current is not None:
+            good = good and current.payload is not None and not self.unread and not self.tail
+            good = good and 1 <= self.chunk_left <= current.length - len(current.payload or b"")
+        if not good or (current is None and (self.current is not None or self.chunk_left)):
+            raise ValueError("no reader of chunks can be in this state")
 
 
 class _ChunkStream:
@@ -67,6 +132,7 @@ class _ChunkStream:
         self.payload: bytearray | None = None
 
 
+@accelerated
 class ChunkReader:
     """Assembles messages from chunks.
 
@@ -106,8 +172,60 @@ class ChunkReader:
         self._chunk_left = 0  # the missing bytes of that chunk
         self._buffered = 0
         self.unread = False
-        self.buffered_limit = _BufferedLimit("", 0)
+        self.buffered_limit = BufferedLimit("", 0)
         self.limit_buffered()
+
+    @classmethod
+    def from_state(cls, state: ReaderState, message_limit_bytes: int = 8 << 20, chunk_stream_limit: int = 256) -> ChunkReader:
+        """Return a reader that continues where another one was, in this process or in another one.
+
+        Args:
+            state: Of the other reader.
+            message_limit_bytes, chunk_stream_limit: As for a new reader. They hold for messages and chunk streams from now on.
+
+        Raises:
+            ValueError: No reader can be in this state.
+        """
+        state.check()
+        reader = cls(message_limit_bytes, chunk_stream_limit)
+        for csid, timestamp, delta, length, type_id, message_stream_id, extended, payload in state.streams:
+            stream = reader._streams[csid] = _ChunkStream()
+            stream.timestamp, stream.delta, stream.length = timestamp, delta, length
+            stream.type_id, stream.message_stream_id = type_id, message_stream_id
+            stream.extended, stream.field = extended is not None, extended or 0
+            if payload is not None:
+                stream.payload = bytearray(payload)
+                reader._buffered += len(payload)
+        reader.chunk_size, reader.dropped_messages = state.chunk_size, state.dropped_messages
+        reader._tail, reader.unread, reader._chunk_left = state.tail, state.unread, state.chunk_left
+        reader._current = reader._streams[state.current] if state.current is not None else None
+        return reader
+
+    def export_state(self) -> ReaderState:
+        """Return the state, for `from_state`. Not after an exception."""
+        streams = [
+            ChunkStreamState(
+                csid,
+                stream.timestamp,
+                stream.delta,
+                stream.length,
+                stream.type_id,
+                stream.message_stream_id,
+                stream.field if stream.extended else None,
+                bytes(stream.payload) if stream.payload is not None else None,
+            )
+            for csid, stream in sorted(self._streams.items())
+        ]
+        current = next((csid for csid, stream in self._streams.items() if stream is self._current), None)
+        return ReaderState(
+            self.chunk_size,
+            tuple(streams),
+            current if self._chunk_left else None,
+            self._chunk_left,
+            self._tail,
+            self.unread,
+            self.dropped_messages,
+        )
 
     @property
     def buffered_bytes(self) -> int:
@@ -121,7 +239,7 @@ class ChunkReader:
             limit_bytes: The limit; 0: as much as one longest message and some small ones, since messages may be interleaved.
             name: The name of the limit.
         """
-        self.buffered_limit = _BufferedLimit(name, limit_bytes or self.message_limit_bytes + (1 << 20))
+        self.buffered_limit = BufferedLimit(name, limit_bytes or self.message_limit_bytes + (1 << 20))
 
     def abort(self, csid: int) -> None:
         """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
@@ -130,11 +248,11 @@ class ChunkReader:
             self._buffered -= len(stream.payload)
             stream.payload = None
 
-    def feed(self, data: bytes, chunk_limit: int = sys.maxsize) -> list[RawMessage]:
+    def feed(self, data: bytes | bytearray | memoryview, chunk_limit: int = sys.maxsize) -> list[RawMessage]:
         """Process bytes from the peer; return the messages that they complete, in order.
 
         Args:
-            data: The bytes; none, to continue with those that the last call left `unread`.
+            data: The bytes, which are not kept; none, to continue with those that the last call left `unread`.
             chunk_limit: How many chunks are processed at most: a chunk may be a single byte, and cause much work.
 
         Raises:
@@ -144,6 +262,8 @@ class ChunkReader:
         if self._tail:
             data = self._tail + data
             self._tail = b""
+        elif type(data) is not bytes:
+            data = bytes(data)
         messages: list[RawMessage] = []
         new_tuple = _new_tuple
         position = 0

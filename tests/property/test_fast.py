@@ -1,10 +1,13 @@
 """The extension does exactly what the pure Python form does: results, exceptions, their texts, and what has been sent.
 
-Each input is given to both forms. Without the extension there is nothing to compare.
+Each input is given to both forms. Without the extension there is nothing to compare. RTMPD_FUZZ_BYTES in the environment is
+how many bytes of random publishers the chunk readers are fed.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import ssl
 from contextlib import ExitStack, suppress
@@ -16,7 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtmpd.errors import RemoteProtocolError
+from rtmpd.protocol.chunk import ChunkStreamState, RawMessage, ReaderState
 from rtmpd.util import speed
+from tests.property.test_chunk import generators, message_lists, noise, pieces_of, write_interleaved
 from tests.unit.live.fakes import FakeTransport
 
 if TYPE_CHECKING:
@@ -158,3 +164,251 @@ def test_the_descriptor_is_that_of_the_socket_at_the_time_of_the_send():
             index, sent = _fast.send_each([each], 0, 1, b"x")
             assert (index, sent.errno) == (0, 9)
             assert drain(beyond) == b""
+
+
+# Chunks --------------------------------------------------------------------------------------------------------------------
+
+FUZZ_BYTES = int(os.environ.get("RTMPD_FUZZ_BYTES", "3000000"))
+LIMITS = {"message_limit_bytes": 100_000, "chunk_stream_limit": 7}
+EDGE_TIMES = [0, 1, 0xFFFFFE, 0xFFFFFF, 0x1000000, 0x7FFFFFFF, 0x80000000, 0xFF000000, 0xFFFFFFFE, 0xFFFFFFFF]
+SOME_CSIDS = [2, 3, 4, 6, 15, 16, 63, 64, 319, 320, 65599]
+SOME_CHUNK_SIZES = [1, 2, 5, 64, 127, 128, 129, 4096, 65_536]
+SOME_LENGTHS = [0, 1, 3, 4, 5, 127, 128, 129, 1600, 9000]
+
+
+class WildPublisher:
+    """Writes chunks as an encoder does, or as only a bad one does: any header where it may or must not be, at random.
+
+    Most messages are whole and in order, so that a reader goes on for long.
+    """
+
+    def __init__(self, generator: random.Random) -> None:
+        self.random = generator
+        self.chunk_size = 128
+        self.csids = generator.sample(SOME_CSIDS, generator.randint(1, 6))
+        self.wildness = generator.choice([0, 0.002, 0.02, 0.2])
+        self.time = generator.choice(EDGE_TIMES)
+        self.lengths: dict[int, int] = {}
+        self.left: dict[int, int] = {}
+        self.fields: dict[int, int] = {}  # extended timestamps
+
+    def basic(self, fmt: int, csid: int) -> bytes:
+        if csid < 64:
+            return bytes((fmt << 6 | csid,))
+        if csid < 320 and self.random.random() < 0.7:
+            return bytes((fmt << 6, csid - 64))
+        return bytes((fmt << 6 | 1,)) + (csid - 64).to_bytes(2, "little")
+
+    def chunk(self) -> bytes:
+        """Write one chunk."""
+        wild = self.random.random() < self.wildness
+        if wild and self.random.random() < 0.3:
+            return self.control(2, self.random.choice([*self.csids, 7]))
+        if self.random.random() < 0.01:
+            size = self.random.choice(SOME_CHUNK_SIZES)
+            data = self.control(1, size)
+            self.chunk_size = size
+            return data
+        csid = self.random.choice(self.csids)
+        inside = self.left.get(csid, 0) > 0
+        if wild:
+            fmt = self.random.randrange(4)
+        elif inside:
+            fmt = 3
+        else:
+            fmt = self.random.randrange(4) if csid in self.lengths else 0
+        data = self.basic(fmt, csid)
+        if fmt < 3:
+            data += self.header(fmt, csid, inside and self.random.random() < 0.7)
+        elif csid in self.fields and self.random.random() < 0.8:
+            data += (self.fields[csid] ^ self.random.choice([0, 0, 0x80000000])).to_bytes(4, "big")
+        if fmt == 3 and not inside:
+            self.left[csid] = self.lengths.get(csid, 0)
+        piece = self.random.randbytes(min(self.left.get(csid, 0), self.chunk_size))
+        self.left[csid] = self.left.get(csid, 0) - len(piece)
+        return data + piece
+
+    def header(self, fmt: int, csid: int, same: bool) -> bytes:
+        self.time = (self.time + self.random.choice([0, 23, 40, 40, 40, -1, 0xFFFFFF, 0x80000000])) & 0xFFFFFFFF
+        time = self.time if fmt == 0 else self.random.choice([0, 23, 40, *EDGE_TIMES])
+        extended = time >= 0xFFFFFF or self.random.random() < 0.05
+        data = b"\xff\xff\xff" if extended else time.to_bytes(3, "big")
+        if fmt < 2:
+            if not same:
+                self.lengths[csid] = self.random.choice(SOME_LENGTHS)
+            data += self.lengths.get(csid, 0).to_bytes(3, "big") + bytes((9 if same else self.random.choice([3, 8, 9, 9, 18]),))
+        if fmt == 0:
+            data += (1).to_bytes(4, "little")
+        self.fields.pop(csid, None)
+        if extended:
+            data += time.to_bytes(4, "big")
+            self.fields[csid] = time
+        if not same:
+            self.left[csid] = self.lengths.get(csid, 0)
+        return data
+
+    def control(self, type_id: int, value: int) -> bytes:
+        payload = value.to_bytes(4, "big")
+        data = b"\x02\0\0\0\0\0\4" + bytes((type_id,)) + b"\0\0\0\0" + payload[: self.chunk_size]
+        for start in range(self.chunk_size, 4, self.chunk_size):
+            data += b"\xc2" + payload[start : start + self.chunk_size]
+        self.lengths[2], self.left[2] = 4, 0
+        self.fields.pop(2, None)
+        return data
+
+    def write(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            data += self.chunk()
+        if self.wildness and self.random.random() < 0.5:
+            for _ in range(self.random.randint(1, 3)):
+                data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+        return bytes(data)
+
+
+class Pair:
+    """A reader of each form, which are fed alike and compared after each step."""
+
+    def __init__(self, **limits: int) -> None:
+        self.limits = limits
+        self.readers = [form(**limits) for form in (PURE["ChunkReader"], _fast.ChunkReader)]
+
+    def each(self, step: Callable[[object], object]) -> object:
+        outcomes = []
+        for reader in self.readers:
+            try:
+                outcomes.append(step(reader))
+            except RemoteProtocolError as error:
+                outcomes.append((type(error), str(error), vars(error)))
+        assert outcomes[0] == outcomes[1]
+        return outcomes[0]
+
+    def feed(self, piece: bytes | bytearray | memoryview, *chunk_limit: int) -> bool:
+        """Feed a piece, and whatever stays unread; return whether the readers are still good."""
+        while True:
+            found = self.each(lambda reader, piece=piece: reader.feed(piece, *chunk_limit))
+            if isinstance(found, tuple):
+                return False
+            assert all(type(message) is RawMessage and type(message.payload) is bytes for message in found)
+            self.each(lambda reader: (reader.buffered_bytes, reader.unread, reader.chunk_size, reader.dropped_messages))
+            piece = b""
+            if not self.readers[0].unread:
+                return True
+
+    def compare_states(self) -> ReaderState:
+        state = self.each(lambda reader: reader.export_state())
+        assert type(state) is ReaderState
+        assert all(type(stream) is ChunkStreamState for stream in state.streams)
+        return state
+
+    def exchange(self) -> None:
+        """Let each form continue where the other was."""
+        states = [reader.export_state() for reader in self.readers]
+        self.readers = [
+            PURE["ChunkReader"].from_state(states[1], **self.limits),
+            _fast.ChunkReader.from_state(states[0], **self.limits),
+        ]
+
+
+def compare(data: bytes, generator: random.Random, *, usual: int = 4000) -> int:
+    """Feed both forms in random pieces, each as some type of buffer; return how many bytes that were, up to an error."""
+    pair = Pair(**LIMITS)
+    if generator.random() < 0.3:
+        pair.each(lambda reader: reader.limit_buffered(5000, "some bytes"))
+    position = 0
+    while position < len(data):
+        size = generator.choice([1, 2, 3, 11, 200, usual, usual])
+        size = generator.randint(1, size)
+        piece = generator.choice([bytes, bytearray, memoryview])(data[position : position + size])
+        position += size
+        if not pair.feed(piece, *([generator.choice([1, 2, 40])] if generator.random() < 0.3 else [])):
+            return position
+        if generator.random() < 0.1:
+            pair.compare_states()
+        if generator.random() < 0.02:
+            pair.exchange()
+    pair.compare_states()
+    return len(data)
+
+
+def test_random_publishers_are_read_alike():
+    fed = seed = 0
+    while fed < FUZZ_BYTES:
+        generator = random.Random(seed)
+        data = WildPublisher(generator).write(generator.choice([300, 3000, 60_000]))
+        try:
+            fed += compare(data, generator)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+        seed += 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(message_lists(), generators)
+def test_chunks_of_other_writers_are_read_alike(sent, generator):
+    compare(write_interleaved(sent, generator)[0], generator, usual=100)
+
+
+@settings(deadline=None, max_examples=300)
+@given(noise, generators)
+def test_any_bytes_are_read_alike(data, generator):
+    pair = Pair(**LIMITS)
+    for piece in pieces_of(data, generator):
+        if not pair.feed(piece):
+            return
+        pair.compare_states()
+
+
+@pytest.mark.parametrize("form", [PURE["ChunkReader"], _fast.ChunkReader])
+def test_a_reader_is_independent_of_the_one_whose_state_it_has(form):
+    first = form()
+    assert first.feed(b"\x03\0\0\1\0\0\5\x09\1\0\0\0ab\x04\0"[:14]) == []
+    second = form.from_state(first.export_state())
+    assert second.buffered_bytes == 2
+    assert first.feed(b"cde") == [RawMessage(9, 1, 1, b"abcde")]
+    assert second.feed(b"xyz\x04\0") == [RawMessage(9, 1, 1, b"abxyz")]
+    assert second.export_state().tail == b"\x04\0"
+    assert form.from_state(second.export_state()).export_state() == second.export_state()
+
+
+STREAM = ChunkStreamState(4, 0, 0, 10, 9, 1, None, b"abc")
+STATE = ReaderState(128, (STREAM,), 4, 7, b"", False, 0)
+
+
+@pytest.mark.parametrize("form", [PURE["ChunkReader"], _fast.ChunkReader])
+@pytest.mark.parametrize(
+    "state",
+    [
+        STATE._replace(chunk_size=0),
+        STATE._replace(chunk_size=1 << 31),
+        STATE._replace(chunk_left=8),
+        STATE._replace(chunk_left=0),
+        STATE._replace(chunk_left=-1),
+        STATE._replace(current=None),
+        STATE._replace(current=5),
+        STATE._replace(tail=b"x"),
+        STATE._replace(unread=True),
+        STATE._replace(dropped_messages=-1),
+        STATE._replace(streams=()),
+        STATE._replace(streams=(STREAM, STREAM)),
+        *(
+            STATE._replace(streams=(STREAM._replace(**{name: value}),))
+            for name, value in {
+                "csid": 1,
+                "timestamp": 1 << 32,
+                "delta": -1,
+                "length": 1 << 24,
+                "type_id": 256,
+                "message_stream_id": -1,
+                "extended": 1 << 32,
+                "payload": None,
+            }.items()
+        ),
+        STATE._replace(streams=(STREAM._replace(payload=bytes(10)),)),
+    ],
+)
+def test_a_state_that_no_reader_can_have_is_refused(form, state):
+    form.from_state(STATE)
+    with pytest.raises(ValueError, match="no reader of chunks can be in this state"):
+        form.from_state(state)
