@@ -6,8 +6,11 @@ The hub holds the authorizer, which the authentication service replaces by its o
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rtmpd.live.grant import Grant
+from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,6 +82,9 @@ class Request:
         user: The user that has logged in on the connection; empty without a login.
         app: The application of the connect command, where the user logged in. The key may belong to another one.
         client: What else is known of the client.
+        arguments: The other arguments of the command, as the client sent them: ``type`` of a publish; ``start``, ``duration``
+            and ``reset`` of a play.
+        running_s: How long the publish or play has been running, seconds, if this is a re-check; None: it has not begun.
         waiting: Must be called before the authorizer waits for an answer. Its exceptions must not be caught.
     """
 
@@ -90,7 +96,13 @@ class Request:
     user: str = ""
     app: str = ""
     client: ClientFacts = field(default_factory=ClientFacts, compare=False)
+    arguments: Mapping[str, object] = field(default_factory=dict, compare=False)
+    running_s: float | None = None
     waiting: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+
+    def again(self, running_s: float) -> Self:
+        """Return the request of a re-check."""
+        return replace(self, running_s=running_s, waiting=_nothing)
 
 
 class Authorizer(Protocol):
@@ -109,13 +121,22 @@ class Authorizer(Protocol):
     def shown_app(self, app: str) -> str:
         """Return what may be shown of the application of a connect, which may end in a secret name. Must not wait."""
 
-    def authorize(self, request: Request) -> str:
-        """Authorize a publish or play, and return the key of the stream.
+    def authorize(self, request: Request) -> Grant:
+        """Authorize a publish or play, and return what is granted.
 
         May wait, with a deadline, after it has called ``request.waiting``.
 
         Raises:
             Refused: The client may not publish or play.
+        """
+
+    def renew(self, request: Request, grant: Grant) -> Grant:
+        """Authorize a running publish or play again, whose grant expires; return the grant that holds from now on.
+
+        May wait for long: failures are retried. The key stays.
+
+        Raises:
+            Refused: The client may not continue.
         """
 
 
@@ -134,6 +155,10 @@ class AllowAll:
         """Show all of it."""
         return app
 
-    def authorize(self, request: Request) -> str:
+    def authorize(self, request: Request) -> Grant:
         """Allow every publish and play, with the key that the client sent."""
-        return request.key
+        return Grant(StreamKey(request.key))
+
+    def renew(self, request: Request, grant: Grant) -> Grant:
+        """Renew every grant."""
+        return grant

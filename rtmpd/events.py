@@ -59,7 +59,7 @@ class EventType(enum.StrEnum):
     SUBSCRIBER_COUNT = "subscriber_count"
     """The number of players of a stream has changed: count."""
     AUTH_FAILED = "auth_failed"
-    """A client was refused by authorization: remote_addr, action, reason."""
+    """A client was refused by authorization, at a request or a re-check: remote_addr, action, reason."""
     RECORD_DONE = "record_done"
     """A recording, or a segment of it, is complete: path, duration_s, bytes, segment, reason."""
     RELAY_UP = "relay_up"

@@ -383,7 +383,7 @@ class Hub:
             if stream is None:
                 self._check_waiting_limit()
                 stream = self._open(key, options)
-        most = options.limits.players_per_stream_limit
+        most = stream.limits.players_per_stream_limit
         if most and len(stream.players) >= most:
             self.counters["players_refused"] += 1
             reason = f"players_per_stream_limit is {most}"

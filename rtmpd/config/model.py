@@ -219,7 +219,10 @@ class AuthConfig:
     auth_tokens: tuple[NamedSecret, ...]
     auth_file: str
     auth_callback: Secret
+    auth_callback_format: str
     auth_callback_timeout_s: float
+    auth_recheck_s: float
+    auth_recheck_grace_s: float
     auth_publish_keys: tuple[NamedSecret, ...]
     auth_users: tuple[NamedSecret, ...]
     auth_sign_secrets: tuple[Secret, ...]

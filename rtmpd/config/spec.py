@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from configobj import ConfigObj
+from configobj.validate import ValidateError
 
 from rtmpd.config.checks import converter, describer
 
@@ -91,6 +92,18 @@ def sections() -> tuple[Section, ...]:
     # configobj assigns the comment before the first header to the file.
     spec.comments[spec.sections[0]] = spec.initial_comment
     return tuple(_section(spec, name) for name in spec.sections)
+
+
+def option_value(section: str, name: str, text: str) -> object:
+    """Convert a text as the value of an option.
+
+    Raises:
+        ValueError: The option does not accept it; the message says what it accepts, and shows the text.
+    """
+    try:
+        return converter().check(configspec()[section][name], text)
+    except ValidateError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read() -> Any:

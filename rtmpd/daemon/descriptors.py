@@ -40,15 +40,17 @@ def needs(config: Config, connections: int) -> dict[str, int]:
     """Return how many open files a configuration needs, by purpose, with this number of connections."""
     limits, hooks = config.limits, config.hooks
     everywhere = [config.defaults, *config.applications.values()]
+    # The answer of a callback may demand relays and recordings.
+    callbacks = any(each.auth.auth_callback for each in everywhere)
     recorded = min(connections, limits.stream_limit or connections)
     destinations = len(hooks.hook_scripts) + len(hooks.hook_webhooks)
     listeners = len(config.server.listen) + len(config.tls.tls_listen) + len(config.metrics.metrics_listen)
     found = {
         "connections": connections,
-        "relays": limits.relay_limit if any(each.relay.relay_to for each in everywhere) else 0,
-        "recordings": recorded if config.record.record_all or config.record.record_streams else 0,
+        "relays": limits.relay_limit if callbacks or any(each.relay.relay_to for each in everywhere) else 0,
+        "recordings": recorded if callbacks or config.record.record_all or config.record.record_streams else 0,
         "hooks": _PER_CALL * max(hooks.hook_concurrency, destinations) if destinations else 0,
-        "authentication callbacks": _PER_CALL * AUTH_THREADS if any(each.auth.auth_callback for each in everywhere) else 0,
+        "authentication callbacks": _PER_CALL * AUTH_THREADS if callbacks else 0,
         "clients of metrics": HTTP_CONNECTIONS * len(config.metrics.metrics_listen),
         "addresses": listeners,
         "spare": _SPARE,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
+from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
 from rtmpd.live.stats import Stats
 from rtmpd.media.metadata import made_metadata, sound_metadata
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import LimitsConfig
     from rtmpd.live.framing import Headers
+    from rtmpd.live.grant import Grant
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.video_codecs import VideoConfig
 
@@ -158,9 +160,10 @@ class Source:
         on_stop: Ends what feeds it: called by `stop` with the reason. It must not wait.
         on_wanted: Called with True when a first reader of the stream comes, and with False when the stream has no readers: its
             messages may then come late.
+        grant: What it was granted besides the options.
 
     Attributes:
-        info: Likewise.
+        info, grant: Likewise.
         number: Counts the server's publishes; given by the hub.
         started_at: When it was attached to its stream (monotonic, seconds).
         active_at: When a sweep last saw new messages (monotonic, seconds).
@@ -188,6 +191,7 @@ class Source:
         "bytes_in",
         "content",
         "data_messages",
+        "grant",
         "headers",
         "info",
         "log",
@@ -203,8 +207,10 @@ class Source:
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
         on_stop: Callable[[CloseReason], None],
         on_wanted: Callable[[bool], None] = lambda wanted: None,
+        grant: Grant = NOTHING_GRANTED,
     ) -> None:
         self.info = info
+        self.grant = grant
         self.log = log
         self.number = 0
         self.started_at = self.active_at = time.monotonic()

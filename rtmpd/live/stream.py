@@ -14,6 +14,7 @@ from rtmpd.live.courier import Courier
 from rtmpd.live.fanout import DeliveryCounters
 from rtmpd.live.flv_framing import FLV
 from rtmpd.live.framing import NO_HEADERS, Notice, NoticeKind
+from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.live.output import Output
 from rtmpd.live.source import Received
 from rtmpd.live.stats import Stats
@@ -25,7 +26,7 @@ from rtmpd.util.stream_key import StreamKey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.config.model import ApplicationConfig
+    from rtmpd.config.model import ApplicationConfig, LimitsConfig
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.log import Log, LogReader
     from rtmpd.live.source import Source
@@ -118,6 +119,7 @@ class Stream:
         self._jumps = 0
         self._headers: Headers = NO_HEADERS
         self._revisions = 0  # since the last sweep
+        self._grant = NOTHING_GRANTED
         self.published = Output(key, options, framing, counters=self.counters, courier=self._courier)
         self._outputs: list[Output] = []
         self._set_outputs([self.published])
@@ -153,6 +155,7 @@ class Stream:
             self._forget_join_points()
         self.ended_at = None
         self.source = source
+        self._grant = source.grant
         for output in self._outputs:
             output.fanout.timeline = self.timeline
         self.set_headers(source.headers.current)
@@ -192,6 +195,7 @@ class Stream:
     def end(self) -> None:
         """Detach the active source, and notify players that the stream has ended. They may wait for the next source."""
         self._detach_source()
+        self._grant = NOTHING_GRANTED
         if not self.announced:
             return
         self._machine.to(StreamPhase.IDLE)
@@ -412,8 +416,13 @@ class Stream:
 
     def check_source(self, now_s: float) -> None:
         """Update the active source's activity and rates, and enforce its limits."""
-        if self.source is not None and self.source.sweep(now_s, self.options.limits, self.key):
+        if self.source is not None and self.source.sweep(now_s, self.limits, self.key):
             self._count("publish_bitrate_exceeded")
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """The limits in force: until the stream ends, what its last publish was granted instead of the application's."""
+        return self._grant.limited(self.options.limits)
 
     def lag_ms(self) -> int:
         """Return how far the last of all subscribers is behind the newest frame."""

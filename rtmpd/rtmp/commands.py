@@ -17,6 +17,7 @@ from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
 from rtmpd.protocol.naming import NameProblem, is_printable, resolve, split_query, without_secrets
 from rtmpd.protocol.via import MEMBER, parse_via
+from rtmpd.rtmp.admission import Admission
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
 from rtmpd.util.text import printable
@@ -132,8 +133,8 @@ def _log_in(connection: Connection, found: StreamName, properties: dict[str, Any
         raise
 
 
-def _authorize(connection: Connection, action: Action, found: StreamName) -> str:
-    """Ask the authorizer whether a client may publish or play; return the key of its stream. May wait.
+def _authorize(connection: Connection, action: Action, found: StreamName, arguments: dict[str, Any]) -> Admission:
+    """Ask the authorizer whether a client may publish or play; return its admission. May wait.
 
     Raises:
         Refused: It may not. TransportClosed: It may, but has left meanwhile, or was closed.
@@ -161,19 +162,20 @@ def _authorize(connection: Connection, action: Action, found: StreamName) -> str
             page_url=client.page_url,
             swf_url=client.swf_url,
         ),
-        wait,
+        arguments,
+        waiting=wait,
     )
     try:
-        key = connection.hub.authorizer.authorize(request)
+        grant = connection.hub.authorizer.authorize(request)
     except Refused as refused:
         connection.emit(EventType.AUTH_FAILED, action=str(action), reason=refused.reason)
         raise
     waited = connection.phase is not before
     connection.enter(before)
-    connection.last_request.stream_key = key
+    connection.last_request.stream_key = grant.key
     if waited:
         connection.transport.ensure_open()
-    return key
+    return Admission(request, grant)
 
 
 def _create_stream(connection: Connection, command: Command) -> None:
@@ -263,8 +265,9 @@ def _publish(connection: Connection, command: Command) -> None:
     # Media is never answered, so that no acknowledgement need be sent at once from here on.
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
-    publisher = Publisher(connection, message_stream, name)
-    stream = connection.hub.publish(_authorize(connection, Action.PUBLISH, found), publisher.source)
+    admission = _authorize(connection, Action.PUBLISH, found, {"type": command.argument(1)})
+    publisher = Publisher(connection, message_stream, name, admission)
+    stream = connection.hub.publish(admission.grant.key, publisher.source)
     publisher.start(stream)
     connection.last_request.served = True
     _send_publish_start(connection, message_stream, stream.key)
@@ -294,7 +297,9 @@ def _play(connection: Connection, command: Command) -> None:
         return
     # start -2 (live or recorded), -1 (live) or any other: there are only live streams. Clients mean reset unless they say no.
     reset = command.argument(3, True)
-    _start_playing(connection, message_stream, name if isinstance(name, str) else "", reset=reset is not False and reset != 0)
+    reset = reset is not False and reset != 0
+    times = {"start": command.argument(1), "duration": command.argument(2)}
+    _start_playing(connection, message_stream, name if isinstance(name, str) else "", times, reset=reset)
 
 
 def _play2(connection: Connection, command: Command) -> None:
@@ -302,16 +307,19 @@ def _play2(connection: Connection, command: Command) -> None:
     name = options.get("streamName") if isinstance(options, dict) else options
     if not isinstance(name, str):
         raise Refused(status.PLAY_FAILED, "play2 names no stream.")
-    _start_playing(connection, connection.message_stream(command.message_stream_id), name, reset=False)
+    _start_playing(connection, connection.message_stream(command.message_stream_id), name, {}, reset=False)
 
 
-def _start_playing(connection: Connection, message_stream: MessageStream, name: str, *, reset: bool) -> None:
+def _start_playing(
+    connection: Connection, message_stream: MessageStream, name: str, times: dict[str, Any], *, reset: bool
+) -> None:
     _stop_publishing(connection, message_stream, "play")
     _stop_playing(connection, message_stream, "play of another name", silent=True)
     connection.last_request.begin(Action.PLAY)
     found = _resolve(connection, Action.PLAY, name, status.PLAY_STREAM_NOT_FOUND)
-    player = Player(connection, message_stream, name)
-    key = _authorize(connection, Action.PLAY, found)
+    admission = _authorize(connection, Action.PLAY, found, {**times, "reset": reset})
+    player = Player(connection, message_stream, name, admission)
+    key = admission.grant.key
     stream = connection.hub.play(key, player)
     problem = player.unsupported(stream)
     if problem:

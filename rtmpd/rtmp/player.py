@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import gevent
+
 from rtmpd.events import EventType
 from rtmpd.live.framing import Notice, NoticeKind
 from rtmpd.live.output import transfer
 from rtmpd.live.rtmp_framing import RtmpSubscriberFraming
 from rtmpd.live.subscriber import State, Subscriber
 from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.protocol import status
+from rtmpd.rtmp.admission import LINGER_S
 from rtmpd.rtmp.connection import PlayerRole
 from rtmpd.rtmp.fitness import unsupported, wanted
 from rtmpd.rtmp.outlet import SharedOutlet
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from rtmpd.live.stream import Decisions, Stream
     from rtmpd.live.subscriber import Slow, SubscriberTransport
     from rtmpd.media.rewrite import Rewrite
+    from rtmpd.rtmp.admission import Admission
     from rtmpd.rtmp.connection import Connection, MessageStream
 
 _LAST_MESSAGE_BYTES = 1 << 30
@@ -37,8 +42,11 @@ class Player(PlayerRole):
         number: Counts the server's plays; given by the hub.
     """
 
-    def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
+    def __init__(
+        self, connection: Connection, message_stream: MessageStream, name: str, admission: Admission | None = None
+    ) -> None:
         self.connection = connection
+        self._admission = admission
         self.name = name
         self.stream: Stream | None = None
         self.subscriber: Subscriber | None = None
@@ -90,6 +98,20 @@ class Player(PlayerRole):
         connection.emit(EventType.PLAY_START, stream, id=self.number)
         self._output = stream.output(self._wanted(stream))
         self._output.fanout.join(self.subscriber)
+        if self._admission is not None:
+            self._admission.begin(connection, stream.key, self._expel)
+
+    def _expel(self, reason: CloseReason) -> None:
+        """End the play, tell the client why, and close the connection. Must not wait."""
+        connection = self.connection
+        # Otherwise the socket of a slow player does not accept the last message.
+        connection.transport.limit_unsent(_LAST_MESSAGE_BYTES)
+        rest = connection.leave(self._message_stream, reason)
+        connection.send_status(self._message_stream.id, status.info(status.PLAY_FAILED, reason.client_text))
+        connection.endpoint.outgoing[:0] = rest
+        if not connection.transport.sending:
+            connection.send_now()
+        gevent.spawn_later(LINGER_S, connection.close, reason)
 
     def revise(self, decisions: Decisions) -> None:
         """Decide again which output the player reads: the content or the options have changed. Must not wait.
@@ -196,6 +218,8 @@ class Player(PlayerRole):
             return b""
         self.stream = self.subscriber = self._output = None
         self._message_stream.role = None
+        if self._admission is not None:
+            self._admission.end()
         connection = self.connection
         rest = output.fanout.leave(subscriber)
         sent = output.fanout.sent_bytes(subscriber)

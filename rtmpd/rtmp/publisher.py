@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.events import EventType
+from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.live.source import Source, SourceInfo, SourceKind
 from rtmpd.net.readers import Pace
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
+from rtmpd.rtmp.admission import LINGER_S
 from rtmpd.rtmp.connection import WITH_CONNECTION, Role
 
 if TYPE_CHECKING:
     from rtmpd.live.stream import Stream
+    from rtmpd.rtmp.admission import Admission
     from rtmpd.rtmp.connection import Connection, MessageStream
-
-_LINGER_S = 1.5
 
 
 class Publisher(Role):
@@ -29,7 +30,9 @@ class Publisher(Role):
         source: What it is to the stream and the hub.
     """
 
-    def __init__(self, connection: Connection, message_stream: MessageStream, name: str) -> None:
+    def __init__(
+        self, connection: Connection, message_stream: MessageStream, name: str, admission: Admission | None = None
+    ) -> None:
         client = connection.client
         self.name = name
         info = SourceInfo(
@@ -48,7 +51,9 @@ class Publisher(Role):
         def set_wanted(wanted: bool) -> None:
             transport.set_pace(Pace.EAGER if wanted else Pace.LAZY)
 
-        self.source = Source(info, connection.log, stop, set_wanted)
+        grant = admission.grant if admission is not None else NOTHING_GRANTED
+        self.source = Source(info, connection.log, stop, set_wanted, grant)
+        self._admission = admission
         self._connection = connection
         self._message_stream = message_stream
         self._stream: Stream | None = None
@@ -69,7 +74,12 @@ class Publisher(Role):
         connection.settle()
         connection.log.stream = stream.key
         connection.log.info("publishes %s", stream.key)
+        terms = str(self.source.grant)
+        if terms:
+            connection.log.info("%s: this publish is granted: %s", stream.key, terms)
         connection.emit(EventType.PUBLISH_START, stream, id=self.source.number)
+        if self._admission is not None:
+            self._admission.begin(connection, stream.key, self._stop_source)
 
     def stop(self, reason: str) -> bytes:
         """End the publish; harmless if it has ended. Nothing remains to be sent."""
@@ -78,6 +88,8 @@ class Publisher(Role):
             return b""
         self._stream = None
         self._message_stream.role = None
+        if self._admission is not None:
+            self._admission.end()
         connection.sources.pop(self._message_stream.id, None)
         source.set_wanted(True)
         duration_s = time.monotonic() - source.started_at
@@ -118,7 +130,7 @@ class Publisher(Role):
             connection.send_status(self._message_stream.id, status.info(status.PUBLISH_REJECTED, reason.client_text))
             if not connection.transport.sending:
                 connection.send_now()
-            gevent.spawn_later(_LINGER_S, connection.close, reason)
+            gevent.spawn_later(LINGER_S, connection.close, reason)
             return
         self.stop(reason)
         connection.settle()

@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,11 +44,13 @@ class Web:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                form = self.headers["Content-Type"] == "application/x-www-form-urlencoded"
+                question = dict(parse_qsl(body.decode(), keep_blank_values=True)) if form else json.loads(body)
                 web.questions.append(question)
                 web.headers = dict(self.headers)
                 web.paths.append(self.path)
-                answer = web.answers.get(question["stream_name"], web.answers[""])
+                answer = web.answers.get(question["name" if form else "stream_name"], web.answers[""])
                 with contextlib.suppress(OSError):
                     if isinstance(answer, int):
                         reply(answer)(self, web)
@@ -94,6 +97,23 @@ def reply(status: int, body: bytes = b"", **headers: str):
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
+    return act
+
+
+def granting(status: int = 200, **members: object):
+    """Allow the request, with a JSON object."""
+    return reply(status, json.dumps(members).encode())
+
+
+def first(answer, then):
+    """Answer the request of a client, and re-checks in another way."""
+
+    def act(handler: BaseHTTPRequestHandler, web: Web) -> None:
+        question = web.questions[-1]
+        again = question.get("recheck") or question.get("call", "").startswith("update_")
+        chosen = then if again else answer
+        (reply(chosen) if isinstance(chosen, int) else chosen)(handler, web)
 
     return act
 

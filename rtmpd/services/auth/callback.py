@@ -1,25 +1,26 @@
-"""The callback: a web server that decides about a publish or play, asked by a POST with JSON."""
+"""The callback: a web server that decides about a publish or play, asked by a POST."""
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rtmpd.authorization import Action
-from rtmpd.config.access_rules import is_name
 from rtmpd.http.client import HttpClient, HttpError
 from rtmpd.net.resolver import Resolver
+from rtmpd.services.auth.formats import FORMATS, CallbackError
 from rtmpd.services.auth.rules import Denied
 from rtmpd.util.log_throttle import LogThrottle
-from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
     from rtmpd.authorization import Request
     from rtmpd.config.model import AuthConfig
     from rtmpd.config.secret import Secret
+    from rtmpd.http.client import Response
     from rtmpd.hub import Hub
+    from rtmpd.live.grant import Grant
+    from rtmpd.util.stream_key import StreamKey
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,11 @@ _ACTIVE_LIMIT = 256
 BODY_LIMIT_BYTES = 8 << 10
 
 
-class CallbackError(Exception):
-    """The callback gave no answer that can be used; the message says why, without the URL."""
+class CallbackFailed(Denied):
+    """A client is refused because the callback has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("the authentication service failed", guess=False)
 
 
 class Callback:
@@ -50,57 +54,47 @@ class Callback:
         self._failures = LogThrottle()
         self.active = 0
 
-    def ask(self, options: AuthConfig, request: Request, key: str) -> StreamKey:
-        """Ask whether a client may publish or play the stream *key*; return the stream that it gets.
+    def ask(self, options: AuthConfig, request: Request, key: StreamKey) -> Grant:
+        """Ask whether a client may publish or play the stream *key*; return what it is granted.
 
         Waits for ``auth_callback_timeout_s`` at most, and calls ``request.waiting`` before.
 
         Raises:
-            Denied: The callback denies the request, or has failed.
+            CallbackFailed: The callback has failed; that is counted and logged.
+            Denied: The callback denies the request.
         """
         request.waiting()
-        app, name = StreamKey(key).app, StreamKey(key).name
-        token = request.parameters.get("token", "")
-        client = request.client
-        question: dict[str, object] = {
-            "action": str(request.action),
-            "app": app,
-            "stream_name": name,
-            "stream_key": key,
-            "token": token,
-            "remote_addr": request.peer,
-            "connection_id": client.connection_id,
-            "protocol": client.protocol,
-            "agent": client.agent,
-            "tc_url": client.tc_url,
-            "page_url": client.page_url,
-            "swf_url": client.swf_url,
-            "parameters": dict(request.parameters),
-        }
+        spoken = FORMATS[options.auth_callback_format]
         try:
-            body = self._post(options, question)
-            given = name_in(body, request.action) if body is not None else ""
+            response = self._post(options, spoken.question(request, key), spoken.content_type)
+            grant = spoken.grant(response, request, key)
         except CallbackError as error:
-            self._hub.count("auth_callback_errors")
-            failures = self._hub.counters["auth_callback_errors"]
-            text = "auth_callback %s failed, clients are refused: %s; %d failures so far"
-            self._failures.log(log, logging.ERROR, text, _shown(options.auth_callback), error, failures)
-            raise Denied("the authentication service failed", guess=False) from None
-        if body is None:
+            self.failed(options, str(error), recheck=request.running_s is not None)
+            raise CallbackFailed from None
+        if grant is None:
             # A play without a token has guessed nothing.
-            raise Denied("the callback said no", guess=bool(token) or request.action is Action.PUBLISH)
-        return StreamKey(f"{app}/{given}" if given else key)
+            guess = bool(request.parameters.get("token")) or request.action is Action.PUBLISH
+            raise Denied("the callback said no", guess=guess)
+        return grant
 
-    def _post(self, options: AuthConfig, question: dict[str, object]) -> bytes | None:
-        """Return the body of a response that allows; None: the callback denies."""
+    def failed(self, options: AuthConfig, problem: str, *, recheck: bool) -> None:
+        """Count and log a failure of the callback."""
+        self._hub.count("auth_callback_errors")
+        failures = self._hub.counters["auth_callback_errors"]
+        text = "auth_callback %s failed, clients are refused: %s; %d failures so far"
+        if recheck:
+            text = "auth_callback %s failed at a re-check, repeated for auth_recheck_grace_s: %s; %d failures so far"
+        self._failures.log(log, logging.ERROR, text, _shown(options.auth_callback), problem, failures)
+
+    def _post(self, options: AuthConfig, question: bytes, content_type: str) -> Response:
         if self.active >= _ACTIVE_LIMIT:
             raise CallbackError(f"{self.active} requests are waiting")
         self.active += 1
         try:
             response = self._client.post(
                 options.auth_callback.reveal(),
-                json.dumps(question).encode(),
-                {"Content-Type": "application/json"},
+                question,
+                {"Content-Type": content_type},
                 timeout_s=options.auth_callback_timeout_s,
                 body_limit_bytes=BODY_LIMIT_BYTES,
                 ca=self._hub.tls.client.ca,
@@ -111,39 +105,7 @@ class Callback:
             self.active -= 1
         if response.status >= 500:
             raise CallbackError(f"the server answered {response.status}")
-        if not 200 <= response.status < 300:
-            return None
-        if response.defect:
-            raise CallbackError(f"the response {response.defect}")
-        return response.body
-
-
-def name_in(body: bytes, action: Action) -> str:
-    """Return the name that a response gives a stream; empty: it gives none.
-
-    ``{"stream": NAME}`` is for publishes and plays, go-rtmp's ``{"name": NAME}`` for publishes only.
-
-    A body that is no JSON object gives none: go-rtmp does the same.
-
-    Raises:
-        CallbackError: The object is broken, or its name can't be the name of a stream. To ignore it would be to publish under
-            the name that the client gave, which may be a secret.
-    """
-    text = body.strip()
-    if not text.startswith(b"{"):
-        return ""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise CallbackError("the response is broken JSON") from None
-    name = found.get("stream")
-    if name is None and action is Action.PUBLISH:
-        name = found.get("name")
-    if name is None:
-        return ""
-    if not isinstance(name, str) or not is_name(name) or not all(name.split("/")):
-        raise CallbackError("the name in the response can't be the name of a stream")
-    return name
+        return response
 
 
 def _shown(url: Secret) -> str:

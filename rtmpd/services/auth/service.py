@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 import gevent
+from gevent.lock import Semaphore
 
 from rtmpd.authorization import Action
 from rtmpd.config.access_rules import is_user_name, parse_address, within
 from rtmpd.config.model import DEFAULT_APPLICATION
 from rtmpd.config.secret import MASK
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
+from rtmpd.live.grant import Grant
 from rtmpd.protocol import adobe_auth, status
 from rtmpd.services.auth.bans import Bans
-from rtmpd.services.auth.callback import Callback
+from rtmpd.services.auth.callback import THREADS, Callback, CallbackFailed
 from rtmpd.services.auth.credentials import Credentials, CredentialsError, read_credentials
 from rtmpd.services.auth.rules import Denied, Rules
+from rtmpd.util.backoff import Backoff
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.text import count_of
 
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TICK_S = 5.0
+_RECHECKS = THREADS // 2
+_RETRY_S, _RETRY_LIMIT_S = 1.0, 15.0
+"""Waits between repeated questions about a running publish or play."""
 _CODES = {Action.PUBLISH: status.PUBLISH_DENIED, Action.PLAY: status.PLAY_FAILED}
 
 
@@ -94,6 +101,7 @@ class Auth:
         self._bans = Bans()
         self._challenges = adobe_auth.Challenges(os.urandom(32))
         self._callback = Callback(hub)
+        self._rechecks = Semaphore(_RECHECKS)
         self._greenlet: gevent.Greenlet[[], None] | None = None
         # An unknown user takes as long as a wrong password.
         self._no_password = os.urandom(16).hex()
@@ -208,8 +216,8 @@ class Auth:
         shown = max(name if app.startswith(f"{name}/") else "", self._rules[name].public_part(app), key=len)
         return app if shown == app else f"{shown}/{MASK}".lstrip("/")
 
-    def authorize(self, request: Request) -> StreamKey:
-        """Return the stream that a client gets. Waits for a callback, if there is one.
+    def authorize(self, request: Request) -> Grant:
+        """Return what a client is granted. Waits for a callback, if there is one.
 
         Raises:
             Refused: The client may not publish or play it.
@@ -217,20 +225,63 @@ class Auth:
         rules = self._rules_of(StreamKey(request.key).app)
         if rules is None:
             # There is no such application: the hub refuses it.
-            return StreamKey(request.key)
+            return Grant(StreamKey(request.key))
         try:
             if self._bans and self._bans.bars(request.address, time.monotonic()):
                 # Banned after the connection was accepted: the callback must not be asked again.
                 raise Denied("this address is banned", guess=False)
-            exists = request.key in self._hub.streams
-            decision = rules.decide(self._without_foreign_user(request, rules), time.time(), exists=exists)
-            key = self._callback.ask(rules.options, request, decision.key) if decision.ask else decision.key
+            grant, proved = self._decide(request, rules)
         except Denied as denied:
             self._fail(rules, request.address, denied)
             raise Refused(_CODES[request.action], f"Not authorized: {denied.reason}.", denied.reason) from None
-        if decision.ask or decision.proof:
+        if proved:
             self._hub.count("auth_successes")
-        return key
+        return grant
+
+    def _decide(self, request: Request, rules: Rules) -> tuple[Grant, bool]:
+        """Return what a client is granted, and whether it had to prove anything. May wait; raises `Denied`."""
+        exists = request.running_s is not None or request.key in self._hub.streams
+        decision = rules.decide(self._without_foreign_user(request, rules), time.time(), exists=exists)
+        if not decision.ask:
+            return Grant(decision.key), bool(decision.proof)
+        grant = self._callback.ask(rules.options, request, decision.key)
+        return replace(grant, expires_s=grant.expires_s or rules.options.auth_recheck_s), True
+
+    def renew(self, request: Request, grant: Grant) -> Grant:
+        """Decide about a running publish or play again, by the rules in force now; only the time of the answer counts.
+
+        While the callback fails, the question is repeated, for ``auth_recheck_grace_s`` at most.
+
+        Raises:
+            Refused: The client may not continue.
+        """
+        self._hub.count("auth_rechecks")
+        began_s, backoff = time.monotonic(), Backoff(random.random)
+        while True:
+            rules = self._rules_of(StreamKey(request.key).app)
+            if rules is None:
+                return grant
+            grace_s = rules.options.auth_recheck_grace_s
+            try:
+                found = self._decide_in_turn(request, rules, max(grace_s, rules.options.auth_callback_timeout_s))
+            except Denied as denied:
+                left_s = began_s + grace_s - time.monotonic()
+                if not isinstance(denied, CallbackFailed) or left_s <= 0:
+                    self._hub.count("auth_revocations")
+                    raise Refused(_CODES[request.action], f"No longer authorized: {denied.reason}.", denied.reason) from None
+                gevent.sleep(min(left_s, backoff.next_s(_RETRY_S, _RETRY_LIMIT_S)))
+            else:
+                return replace(grant, expires_s=found.expires_s or grant.expires_s)
+
+    def _decide_in_turn(self, request: Request, rules: Rules, limit_s: float) -> Grant:
+        """Decide when fewer than `_RECHECKS` other re-checks ask the callback: clients that come have the other threads."""
+        if not self._rechecks.acquire(timeout=limit_s):
+            self._callback.failed(rules.options, f"no turn for a re-check within {limit_s:g} s", recheck=True)
+            raise CallbackFailed
+        try:
+            return self._decide(request, rules)[0]
+        finally:
+            self._rechecks.release()
 
     def _without_foreign_user(self, request: Request, rules: Rules) -> Request:
         """Return a request without its user, if the user of that name has another password in the stream's application."""

@@ -28,6 +28,8 @@ COUNTERS: Final = {
     "plays": Total("rtmp_subscribers", "Plays started."),
     "auth_successes": Total("rtmp_auth_successes", "Publishes and plays that authentication allowed."),
     "auth_failures": Total("rtmp_auth_failures", "Connects, publishes and plays that authentication denied."),
+    "auth_rechecks": Total("rtmpd_auth_rechecks", "Re-checks of running publishes and plays."),
+    "auth_revocations": Total("rtmpd_auth_revocations", "Running publishes and plays that a re-check has ended."),
     "auth_bans": Total("rtmpd_auth_bans", "Addresses banned after repeated authentication failures."),
     "auth_banned_connections": Total("rtmpd_auth_banned_connections", "Connections closed because their address was banned."),
     "audio_messages": Total("rtmp_messages_audio", "Audio messages received from publishers."),

@@ -64,6 +64,7 @@ class Recorder:
         self._upkeep_thread = Threads(1)
         self._throttle = Throttle()
         self._round_due = Flag()
+        self._repairs = False
         self._last_errors: list[str] = []
 
     @staticmethod
@@ -76,7 +77,7 @@ class Recorder:
         self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
         self._hub.gauges["recordings_active"] = lambda: len(self._recordings)
         if self.options.record_all or self.options.record_streams:
-            self._upkeep.spawn(self._repair)
+            self._begin_repair()
         self._upkeep.spawn(self._retain)
 
     def reload(self, options: RecordConfig) -> None:
@@ -111,6 +112,9 @@ class Recorder:
     # Recordings --------------------------------------------------------------------------------------------------------
 
     def _wants(self, stream: Stream) -> bool:
+        granted = stream.source.grant.record if stream.source is not None else None
+        if granted is not None:
+            return granted
         options = self.options
         return options.record_all or any(fnmatchcase(stream.key, pattern) for pattern in options.record_streams)
 
@@ -123,7 +127,14 @@ class Recorder:
         elif stream in self._recordings:
             self._recordings.pop(stream).end(str(event.data.get("reason", "")))
 
+    def _begin_repair(self) -> None:
+        """Repair what an earlier run left, once: at the start, or with the first recording after it."""
+        if not self._repairs:
+            self._repairs = True
+            self._upkeep.spawn(self._repair)
+
     def _begin(self, stream: Stream, connection_id: str) -> None:
+        self._begin_repair()
         recording = self._recordings[stream] = Recording(self, stream, connection_id)
         self._greenlets.start(recording.greenlet)  # type: ignore[arg-type]
 

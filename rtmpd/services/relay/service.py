@@ -11,6 +11,7 @@ from gevent.pool import Group
 
 from rtmpd.config.relay_url import labels
 from rtmpd.events import EventType
+from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.net.resolver import Resolver
 from rtmpd.services.relay.relay import Relay, RelayOptions
 from rtmpd.util.event_loop import give_way
@@ -93,7 +94,8 @@ class Relays:
 
     def _adjust(self, stream: Stream, reason: str) -> None:
         """Start the relays that a stream lacks, and end those that it should not have."""
-        wanted = stream.options.relay.relay_to
+        grant = stream.source.grant if stream.source is not None else NOTHING_GRANTED
+        wanted = grant.destinations(stream.options.relay, stream.key)
         relays = self._relays.get(stream, {})
         for url in [url for url in relays if url not in wanted]:
             self._end(stream, relays.pop(url), reason)

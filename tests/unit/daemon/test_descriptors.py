@@ -60,6 +60,9 @@ def test_hooks_callbacks_metrics_and_addresses_count():
     )
     assert found == {
         "connections": 100,
+        # Its answers may demand these.
+        "relays": 1000,
+        "recordings": 100,
         "hooks": 80,
         "authentication callbacks": 32,
         "clients of metrics": 192,

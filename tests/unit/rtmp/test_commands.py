@@ -7,12 +7,14 @@ import pytest
 from rtmpd.authorization import Action, AllowAll, Connect, Request
 from rtmpd.errors import LoginRequired, Refused, TransportClosed
 from rtmpd.events import EventType
+from rtmpd.live.grant import Grant
 from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
 from rtmpd.protocol.command import Command
 from rtmpd.protocol.naming import resolve
 from rtmpd.rtmp import connection
 from rtmpd.rtmp.commands import COMMANDS
 from rtmpd.rtmp.connection import LastRequest
+from rtmpd.util.stream_key import StreamKey
 from tests.unit.live.fakes import new_stream, parse, settle
 from tests.unit.rtmp.fakes import ConnectionTransport, FakePolicy, new_connection
 
@@ -42,7 +44,7 @@ class RecordingAuthorizer(AllowAll):
         if self.waits:
             request.waiting()
             self.while_waiting()
-        return self._answer("live/given")
+        return self._answer(Grant(StreamKey("live/given")))
 
     def _answer(self, value):
         if self.refusal is not None:
@@ -227,7 +229,7 @@ def test_a_connect_has_the_queries_of_app_and_tc_url(client):
 
 def test_without_an_authentication_service_everything_is_allowed():
     authorizer = AllowAll()
-    assert authorizer.authorize(Request(Action.PLAY, "h:1", "h", "live/cam", {})) == "live/cam"
+    assert authorizer.authorize(Request(Action.PLAY, "h:1", "h", "live/cam", {})).key == "live/cam"
     assert authorizer.login(Connect("h", "live", "", {}, encoder=True)) == ""
     assert not authorizer.bars("h")
 

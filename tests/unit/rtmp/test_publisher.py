@@ -57,7 +57,7 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch):
-    monkeypatch.setattr(module, "_LINGER_S", 0.01)
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
     made = Scene()
     yield made
     made.stream.end()

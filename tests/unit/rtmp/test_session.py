@@ -22,6 +22,7 @@ from rtmpd.config.loader import load_text
 from rtmpd.errors import LocalProtocolError, LoginRequired, Refused
 from rtmpd.events import EventType
 from rtmpd.hub import Hub
+from rtmpd.live.grant import Grant
 from rtmpd.net.tls import ServerTls
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import RECEIVE_BYTES, Transport
@@ -32,6 +33,7 @@ from rtmpd.protocol.enhanced import parse_capabilities
 from rtmpd.protocol.handshake import ClientHandshake
 from rtmpd.protocol.message import CSID_VIDEO, MessageType
 from rtmpd.rtmp import commands, connection, publisher, session
+from rtmpd.util.stream_key import StreamKey
 from tests.unit.live.fakes import keyframe, new_source
 from tests.unit.net.tls_peer import Peer
 
@@ -193,8 +195,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "rtmpd")
-    for module in (session, publisher):
-        monkeypatch.setattr(module, "_LINGER_S", 0.01)
+    monkeypatch.setattr(session, "_LINGER_S", 0.01)
+    monkeypatch.setattr(publisher, "LINGER_S", 0.01)
     made = World()
     yield made
     made.close()
@@ -818,7 +820,7 @@ class Waiting(AllowAll):
         self.answer.wait()
         if self.refused:
             raise Refused("NetStream.Publish.Denied", "no")
-        return request.key
+        return Grant(StreamKey(request.key))
 
 
 @pytest.fixture
@@ -926,8 +928,20 @@ def test_a_tls_connection_begins_with_the_tls_handshake(world, entered, authorit
     assert world.hub.counters["tls_handshakes"] == 1
 
 
-def test_after_a_connection_has_ended_it_and_its_stream_are_freed_without_the_garbage_collector(world):
+class _Granting(AllowAll):
+    """Grants for a time."""
+
+    def __init__(self, expires_s):
+        self.expires_s = expires_s
+
+    def authorize(self, request):
+        return Grant(StreamKey(request.key), expires_s=self.expires_s)
+
+
+@pytest.mark.parametrize("expires_s", [0, 100])
+def test_after_a_connection_has_ended_it_and_its_stream_are_freed_without_the_garbage_collector(world, expires_s):
     """The collector runs seldom: connections and the pages of streams that wait for it add up to gigabytes."""
+    world.hub.authorizer = _Granting(expires_s)
     publishing, playing = world.client().publish(), world.client().play()
     publishing.video(keyframe())
     wait_until(lambda: publishing.connection.messages)

@@ -11,8 +11,10 @@ from rtmpd.config.loader import load_text
 from rtmpd.errors import LoginRequired, Refused, RtmpdError
 from rtmpd.http.client import HttpError, Response
 from rtmpd.hub import Hub
-from rtmpd.services.auth import callback
+from rtmpd.live.grant import Grant
+from rtmpd.services.auth import callback, service
 from rtmpd.services.auth.service import Auth, read_files
+from rtmpd.util.stream_key import StreamKey
 
 CALLBACK = "[auth]\nauth_mode = callback\nauth_callback = http://ann:s3cret@localhost:1/x?key=s3cret\nauth_ban_exempt = ''\n"
 
@@ -89,7 +91,7 @@ def denied(auth, *args, **parameters):
 
 def test_nothing_is_asked_by_default(make):
     hub, auth = make("")
-    assert auth.authorize(request()) == "live/cam"
+    assert auth.authorize(request()).key == "live/cam"
     assert auth.login(Connect("192.0.2.1", "live", "authmod=adobe&user=x", {}, encoder=True)) == ""
     assert not auth.bars("192.0.2.1")
     assert not hub.counters
@@ -97,9 +99,9 @@ def test_nothing_is_asked_by_default(make):
 
 def test_a_callback_allows_and_denies(make, server):
     hub, auth = make(CALLBACK)
-    assert auth.authorize(request()) == "live/cam"
+    assert auth.authorize(request()).key == "live/cam"
     server.response = Response(200, body=b'{"name": "shown"}')
-    assert auth.authorize(request(Action.PUBLISH)) == "live/shown"
+    assert auth.authorize(request(Action.PUBLISH)).key == "live/shown"
     server.response = Response(403)
     assert denied(auth) == ("NetStream.Play.Failed", "the callback said no")
     assert denied(auth, Action.PUBLISH) == ("NetStream.Publish.Denied", "the callback said no")
@@ -121,7 +123,7 @@ def test_the_number_of_waiting_requests_is_bounded(make, server, monkeypatch):
     server.go.set()
     gevent.joinall(waiting, timeout=5, raise_error=True)
     assert hub.gauges["auth_callbacks_active"]() == 0
-    assert auth.authorize(request()) == "live/cam"
+    assert auth.authorize(request()).key == "live/cam"
 
 
 def test_a_callback_has_a_deadline(make, server):
@@ -206,7 +208,7 @@ def test_a_login_takes_two_refusals(make):
 
 def test_an_unknown_application_is_left_to_the_hub(make, server):
     _hub, auth = make(CALLBACK + "[applications]\n[[live/sub]]\n")
-    assert auth.authorize(request(Action.PLAY, "other/cam")) == "other/cam"
+    assert auth.authorize(request(Action.PLAY, "other/cam")).key == "other/cam"
     assert not server.questions
     # The beginning of a path may be all that a client says when it connects.
     assert auth.login(Connect("192.0.2.1", "live", "", {}, encoder=True)) == ""
@@ -220,8 +222,8 @@ def test_a_new_application_goes_by_the_file_that_was_read(make, tmp_path):
     path.write_text("half a fi")
     hub.reload(load_text(ini + "[[new]]\n"))
     auth.reload(Auth.select(hub.config))
-    assert auth.authorize(request(Action.PLAY, "new/cam", token="y")) == "new/cam"
-    assert auth.authorize(request(Action.PLAY, token="x")) == "live/cam"
+    assert auth.authorize(request(Action.PLAY, "new/cam", token="y")).key == "new/cam"
+    assert auth.authorize(request(Action.PLAY, token="x")).key == "live/cam"
 
 
 def test_files_that_were_read_are_in_force_after_a_reload(make, tmp_path):
@@ -232,7 +234,7 @@ def test_files_that_were_read_are_in_force_after_a_reload(make, tmp_path):
     auth.files = read_files([str(path)])
     auth.reload(auth._options)
     assert denied(auth, token="x")[1] == "wrong token"
-    assert auth.authorize(request(token="z")) == "live/cam"
+    assert auth.authorize(request(token="z")).key == "live/cam"
     path.write_text("{")
     with pytest.raises(RtmpdError, match=rf"auth_file {path}: line 1 column 2: "):
         read_files([str(path), "/none"])
@@ -264,3 +266,85 @@ def test_the_name_of_a_live_stream_as_application_is_shown(make):
     hub.streams["live/cam"] = object()
     assert auth.shown_app("live/cam") == "live/cam"
     del hub.streams["live/cam"]
+
+
+# Re-checks --------------------------------------------------------------------------------------------------------------
+
+RECHECK = f"{CALLBACK}auth_recheck_grace_s = 0\n"
+
+
+def renewed(auth, grant, action=Action.PUBLISH, key="live/cam", **parameters):
+    return auth.renew(request(action, key, **parameters).again(10.0), grant)
+
+
+def test_a_grant_that_expires_is_renewed_by_the_callback(make, server):
+    hub, auth = make(RECHECK)
+    server.response = Response(200, body=b'{"stream": "shown", "record": true, "expires_s": 60}')
+    grant = auth.authorize(request(Action.PUBLISH))
+    assert grant == Grant(StreamKey("live/shown"), record=True, expires_s=60.0)
+    server.response = Response(204)
+    assert renewed(auth, grant) == grant
+    server.response = Response(200, body=b'{"stream": "x", "record": false, "expires_s": 5}')
+    assert renewed(auth, grant) == Grant(StreamKey("live/shown"), record=True, expires_s=5.0)
+    assert [question.get("recheck", False) for question in server.questions] == [False, True, True]
+    assert dict(hub.counters) == {"auth_successes": 1, "auth_rechecks": 2}
+
+
+def test_a_re_check_that_is_denied_bans_nobody(make, server):
+    hub, auth = make(f"{RECHECK}auth_ban_failures = 1\n")
+    server.response = Response(403)
+    with pytest.raises(Refused) as raised:
+        renewed(auth, Grant(StreamKey("live/cam"), expires_s=1.0), token="x")
+    assert raised.value.description == "No longer authorized: the callback said no."
+    assert not auth.bars("192.0.2.1")
+    assert dict(hub.counters) == {"auth_rechecks": 1, "auth_revocations": 1}
+
+
+def test_a_re_check_is_a_whole_authorization_by_the_options_in_force(make, server):
+    hub, auth = make(RECHECK)
+    grant = Grant(StreamKey("live/cam"), expires_s=7.0)
+
+    def reload(ini):
+        hub.config = load_text(ini)
+        auth.reload(Auth.select(hub.config))
+
+    reload("")
+    assert renewed(auth, grant) == grant
+    reload("[applications]\n[[other]]")
+    assert renewed(auth, grant) == grant
+    assert server.questions == []
+    reload(f"{RECHECK}publish_deny = 192.0.2.0/24\n")
+    with pytest.raises(Refused, match="address not allowed"):
+        renewed(auth, grant)
+    reload(f"{RECHECK}auth_publish_keys = live/cam=other\n")
+    with pytest.raises(Refused, match="unknown publish key"):
+        renewed(auth, grant)
+
+
+def test_a_failing_callback_is_asked_again_until_the_grace_is_over(make, server, monkeypatch):
+    monkeypatch.setattr(service, "_RETRY_S", 0.01)
+    hub, auth = make(f"{CALLBACK}auth_recheck_grace_s = 1\n")
+    server.response = Response(500)
+    grant = Grant(StreamKey("live/cam"), expires_s=7.0)
+    waiting = gevent.spawn(renewed, auth, grant)
+    while len(server.questions) < 3:
+        gevent.sleep(0.005)
+    server.response = Response(200)
+    assert waiting.get() == grant
+    server.response = Response(500)
+    with pytest.raises(Refused, match="the authentication service failed"):
+        renewed(auth, grant)
+    assert hub.counters["auth_revocations"] == 1
+    assert hub.counters["auth_callback_errors"] == len(server.questions) - 1
+
+
+def test_re_checks_leave_half_of_the_threads_to_new_clients_and_wait_for_a_limited_time(make, server):
+    hub, auth = make(f"{RECHECK}auth_callback_timeout_s = 0.5\n")
+    server.go.clear()
+    grant = Grant(StreamKey("live/cam"), expires_s=7.0)
+    waiting = [gevent.spawn(renewed, auth, grant) for _ in range(20)]
+    gevent.sleep(0.01)
+    assert hub.gauges["auth_callbacks_active"]() == callback.THREADS // 2
+    gevent.joinall(waiting, timeout=10)
+    assert [type(each.exception) for each in waiting] == [Refused] * 20
+    assert hub.gauges["auth_callbacks_active"]() == 0
