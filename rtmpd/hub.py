@@ -34,7 +34,6 @@ from rtmpd.protocol.via import LOOP, is_loop
 from rtmpd.rtmp.connection import Connection, ConnectionOptions
 from rtmpd.rtmp.session import Session
 from rtmpd.util.event_loop import Slices
-from rtmpd.util.gate import Gate
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.turns import Turns
@@ -170,7 +169,6 @@ class Hub:
         self.listening: tuple[tuple[str, int], ...] = ()
         self.tls = Tls()
         self.turns = Turns()
-        self._ends = Gate()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
         self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
@@ -256,11 +254,7 @@ class Hub:
         try:
             reason = Session(connection).run(first)
         finally:
-            if connection.sources:
-                # At once: its publisher may be back already.
-                self._end(connection, address, reason)
-            else:
-                self._ends.run(lambda: self._end(connection, address, reason))
+            self._end(connection, address, reason)
 
     def _end(self, connection: Connection, address: str, reason: CloseReason) -> None:
         try:
@@ -530,11 +524,13 @@ class Hub:
         self.stopping = True
         self._redirect_clients(limit_s)
         reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
+        slices = Slices()
         for stream in list(self.streams.values()):
             if stream.source is not None:
                 # What it still sends after that is discarded.
                 stream.source.stop(reason)
             stream.end()
+            slices.check()
         deadline = time.monotonic() + _FLUSH_S
         for stream in list(self.streams.values()):
             stream.flush(max(0.0, deadline - time.monotonic()))
@@ -542,6 +538,7 @@ class Hub:
             self._drop_if_idle(stream)
         for connection in list(self.connections):
             connection.close(reason)
+            slices.check()
         self.memory.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

@@ -21,7 +21,7 @@ from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 from gevent.socket import wait
 
-from rtmpd.errors import TlsError, TransportClosed
+from rtmpd.errors import DeadlineExceeded, TlsError, TransportClosed
 from rtmpd.net.tls_errors import explain, not_tls
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 from rtmpd.phases import CloseKind, CloseReason
@@ -277,7 +277,7 @@ class TlsTransport(Transport):
         if self._more:
             give_way()
         else:
-            wait(self._read_watcher)
+            self._wait_readable()
         first = True
         while True:
             data = self._decrypt()
@@ -364,7 +364,7 @@ class TlsTransport(Transport):
             try:
                 data = self._sock.recv(RECEIVE_BYTES)
             except BlockingIOError:
-                wait(self._read_watcher)
+                self._wait_readable()
                 continue
             except OSError as error:
                 raise TransportClosed(self.close_reason or connection_error("read", error)) from None
@@ -556,7 +556,7 @@ class TlsTransport(Transport):
         if self._tls is None:
             super().linger(limit_s)
             return
-        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+        with contextlib.suppress(DeadlineExceeded), deadline(limit_s, "lingering"):
             try:
                 self._finish()
                 self._rest = self._close_notify()
@@ -568,7 +568,7 @@ class TlsTransport(Transport):
                             return
                         give_way()
                     except BlockingIOError:
-                        wait(self._read_watcher)
+                        self._wait_readable()
             except OSError:
                 # The peer has reset the connection.
                 return

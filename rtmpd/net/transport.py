@@ -10,10 +10,10 @@ import socket as stdlib_socket
 import struct
 import sys
 import termios
+from contextlib import suppress
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import gevent
 from gevent import get_hub
 from gevent.hub import Waiter
 from gevent.socket import wait
@@ -23,6 +23,7 @@ from rtmpd.net.readers import readers
 from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.text import connection_error
+from rtmpd.util.wakeups import Deadline, wakeups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ _BUFFER = memoryview(bytearray(RECEIVE_BYTES))
 """What `Transport.readable` reads into, for all sockets: allocations of 32 KiB for each read would leave holes in the heap."""
 
 
-_READ, _WRITE = 1, 2
+_WRITE = 2
 
 # The field tcpi_bytes_acked of Linux's struct tcp_info, and the answer to SIOCOUTQ, whose other name is TIOCOUTQ.
 _TCP_INFO = struct.Struct("=120xQ")
@@ -59,9 +60,9 @@ class Delivery(NamedTuple):
     outstanding: int
 
 
-def deadline(limit_s: float, phase: str) -> gevent.Timeout:
+def deadline(limit_s: float, phase: str) -> Deadline:
     """Return a context manager that raises `DeadlineExceeded` if its body takes longer than *limit_s*."""
-    return gevent.Timeout(limit_s, DeadlineExceeded(phase, limit_s))
+    return Deadline(limit_s, DeadlineExceeded(phase, limit_s))
 
 
 def format_address(address: tuple[object, ...] | str) -> str:
@@ -94,11 +95,11 @@ class Transport:
     __slots__ = (
         "_consume",
         "_more",
-        "_read_watcher",
         "_readers",
         "_sock",
         "_unread",
         "_waiter",
+        "_wakeups",
         "_write_watcher",
         "bytes_sent",
         "close_reason",
@@ -121,9 +122,8 @@ class Transport:
         # The interpreter's socket inside gevent's is non-blocking already, and sends a fifth faster.
         self._sock: stdlib_socket.socket = sock._sock  # type: ignore[attr-defined]
         self.try_send: Callable[[bytes | bytearray | memoryview], int] = self._sock.send
-        loop = get_hub().loop
-        self._read_watcher = loop.io(sock.fileno(), _READ)
-        self._write_watcher = loop.io(sock.fileno(), _WRITE)
+        self._wakeups = wakeups()
+        self._write_watcher = get_hub().loop.io(sock.fileno(), _WRITE)
         self._more = False
         self._readers: Readers | None = None
         self._consume: Callable[[bytes], object] | None = None
@@ -187,12 +187,12 @@ class Transport:
             give_way()
         else:
             # The last read emptied the socket: another one would only fail.
-            wait(self._read_watcher)
+            self._wait_readable()
         while True:
             try:
                 data = self._sock.recv(RECEIVE_BYTES)
             except BlockingIOError:
-                wait(self._read_watcher)
+                self._wait_readable()
                 continue
             except OSError as error:
                 raise TransportClosed(self.close_reason or connection_error("read", error)) from None
@@ -202,6 +202,9 @@ class Transport:
             if self.interactive:
                 self._acknowledge()
             return data
+
+    def _wait_readable(self) -> None:
+        self._wakeups.wait_readable(self._sock.fileno())
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 after `dispose`."""
@@ -340,12 +343,9 @@ class Transport:
         the connection, and the refusal would be lost.
         """
         self._shutdown(stdlib_socket.SHUT_WR)
-        with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+        with suppress(DeadlineExceeded, TransportClosed), deadline(limit_s, "lingering"):
             while True:
-                try:
-                    self.recv()
-                except TransportClosed:
-                    return
+                self.recv()
 
     def _shutdown(self, how: int) -> None:
         try:
@@ -358,8 +358,6 @@ class Transport:
         """Release the file descriptor. Called by the owner, after every other greenlet has dropped the transport."""
         if self._readers is not None:
             self._readers.remove(self)
-        self._read_watcher.stop()
         self._write_watcher.stop()
-        self._read_watcher.close()
         self._write_watcher.close()
         self.sock.close()
