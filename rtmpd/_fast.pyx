@@ -36,7 +36,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 2
+INTERFACE = 3
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -122,13 +122,15 @@ cdef Py_ssize_t _MAX_CHUNK_SIZE = 0x7FFFFFFF
 # Types of rtmpd.protocol.chunk, which imports this module: known when the first reader is made.
 cdef object _RawMessage = None
 cdef object _BufferedLimit, _ChunkStreamState, _ReaderState
+cdef Py_ssize_t _GROWTH_BYTES
 
 
 cdef int _import_chunk() except -1:
-    global _RawMessage, _BufferedLimit, _ChunkStreamState, _ReaderState
+    global _RawMessage, _BufferedLimit, _ChunkStreamState, _ReaderState, _GROWTH_BYTES
     from rtmpd.protocol import chunk
 
     _BufferedLimit, _ChunkStreamState, _ReaderState = chunk.BufferedLimit, chunk.ChunkStreamState, chunk.ReaderState
+    _GROWTH_BYTES = chunk.GROWTH_BYTES
     _RawMessage = chunk.RawMessage
     return 0
 
@@ -213,6 +215,10 @@ cdef class ChunkReader:
     cdef public Py_ssize_t chunk_size, message_limit_bytes, chunk_stream_limit, dropped_messages
     cdef public bint unread
     cdef readonly object buffered_limit
+    cdef public object on_growth
+    cdef readonly bint grown
+    cdef Py_ssize_t _growth_at
+    cdef Py_ssize_t _look_at  # the lower one of limit and growth
     cdef Py_ssize_t _buffered_limit_bytes
     cdef dict _streams
     cdef PyObject *_near[_NEAR_STREAMS]
@@ -234,6 +240,8 @@ cdef class ChunkReader:
         self.chunk_stream_limit = chunk_stream_limit
         self.dropped_messages = 0
         self.unread = False
+        self.grown = False
+        self._growth_at = _GROWTH_BYTES
         self.limit_buffered()
 
     @classmethod
@@ -287,6 +295,13 @@ cdef class ChunkReader:
         """Limit the bytes of incomplete messages, whatever length they have announced."""
         self._buffered_limit_bytes = limit_bytes or self.message_limit_bytes + (1 << 20)
         self.buffered_limit = _BufferedLimit(name, self._buffered_limit_bytes)
+        self._look_at = min(self._buffered_limit_bytes, self._growth_at)
+
+    def watch_growth(self):
+        """Call `on_growth` for bytes of incomplete messages that come from now on."""
+        self.grown = False
+        self._growth_at = self._buffered + _GROWTH_BYTES
+        self._look_at = min(self._buffered_limit_bytes, self._growth_at)
 
     def abort(self, csid):
         """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
@@ -448,9 +463,16 @@ cdef class ChunkReader:
         return self._add(csid)
 
     cdef int _check_buffered(self) except -1:
+        if self._buffered <= self._look_at:
+            return 0
         if self._buffered > self._buffered_limit_bytes:
             name, limit_bytes = self.buffered_limit
             raise LimitExceeded(name, limit_bytes, self._buffered)
+        if self._buffered > self._growth_at:
+            self.watch_growth()
+            self.grown = True
+            if self.on_growth is not None:
+                self.on_growth()
         return 0
 
     cdef Py_ssize_t _header_inside(self, const uint8_t *header, Py_ssize_t available, int fmt, _ChunkStream stream):

@@ -149,7 +149,7 @@ class Hub:
         tls: The TLS settings in force; set by the daemon.
         turns: Connections with much to do do it in turns.
         chunk_size: The outbound chunk size, bytes: that of the logs.
-        memory: Keeps the memory of streams below its limit.
+        memory: Keeps the memory of streams and connections below its limit.
         connection_limits: Limits the connections; the daemon sets its capacity.
     """
 
@@ -171,8 +171,9 @@ class Hub:
         self.turns = Turns()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
-        self.memory = MemoryGuard(self.streams, self.counters, config.limits.memory_limit_bytes)
-        self.gauges["wire_log_bytes"] = self.memory.total_bytes
+        self.memory = MemoryGuard(self.streams, self.connections, self.counters, config.limits.memory_limit_bytes)
+        self.gauges["wire_log_bytes"] = self.memory.page_bytes
+        self.gauges["connection_buffer_bytes"] = lambda: self.memory.connection_bytes
         self._refusals = LogThrottle()
         self.chunk_size = config.server.chunk_size_bytes
         self._framing = RtmpFraming(self.chunk_size)
@@ -474,6 +475,7 @@ class Hub:
         for connection in list(self.connections):
             connection.sweep(now_s)
             slices.check()
+        self.memory.sweep()
         for stream in self._due():
             # It may have ended while the sweep gave way.
             if self.streams.get(stream.key) is stream:

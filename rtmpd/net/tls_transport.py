@@ -129,6 +129,7 @@ class TlsTransport(Transport):
         "_ended",
         "_flush_watcher",
         "_full",
+        "_handshake_bytes",
         "_incoming",
         "_outgoing",
         "_ready",
@@ -151,6 +152,7 @@ class TlsTransport(Transport):
         self._ended = ""  # why nothing more can be read
         self._full = False  # the last read filled its buffer: the socket probably has more
         self._records = RecordCounter()
+        self._handshake_bytes = 0  # of the peer's messages in the handshake, which OpenSSL keeps until they are complete
         self._callback: Callable[[], None] | None = None
         # `send_all` waits on the other write watcher, and a watcher has only one user.
         self._flush_watcher = get_hub().loop.io(sock.fileno(), _WRITE)
@@ -209,6 +211,7 @@ class TlsTransport(Transport):
         assert tls is not None
         done, run = False, first_step
         while not done:
+            self._handshake_bytes += self._incoming.pending
             try:
                 run(tls.do_handshake)
                 done = True
@@ -230,6 +233,8 @@ class TlsTransport(Transport):
                 # Later a client may leave behind its last message, which may be an alert that says why.
                 run = step
                 self._read_more()
+
+        self._handshake_bytes = 0
 
     def _check_peer(self) -> None:
         """Raise `TransportClosed` if the peer has closed the connection: none half-closes it in a handshake."""
@@ -262,6 +267,12 @@ class TlsTransport(Transport):
         found = self._tls.getpeercert() if self._tls is not None else None
         subject = found.get("subject", ()) if found else ()
         return ", ".join(f"{name}={value!r}" for part in subject for name, value in part)  # type: ignore[str-unpack]
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that wait here, plain or encrypted."""
+        queued = self._incoming.pending + self._outgoing.pending + len(self._ready) + len(self._rest)
+        return self._unsent + queued + self._handshake_bytes
 
     # Reading -----------------------------------------------------------------------------------------------------------
 
@@ -478,6 +489,7 @@ class TlsTransport(Transport):
                     try:
                         sent = self._try_send(view)
                     except BlockingIOError:
+                        self._unsent = len(view)
                         wait(self._write_watcher)
                         continue
                     self.bytes_sent += sent
@@ -487,6 +499,7 @@ class TlsTransport(Transport):
             raise TransportClosed(self.close_reason or connection_error("send", error)) from None
         finally:
             self.sending = False
+            self._unsent = 0
 
     def _finish(self) -> None:
         """Wait until the socket has taken all kept bytes."""

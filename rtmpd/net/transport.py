@@ -98,6 +98,7 @@ class Transport:
         "_readers",
         "_sock",
         "_unread",
+        "_unsent",
         "_waiter",
         "_wakeups",
         "_write_watcher",
@@ -129,6 +130,7 @@ class Transport:
         self._consume: Callable[[bytes], object] | None = None
         self._waiter: Waiter[Any] | None = None
         self._unread = False  # the socket has had an event that nothing waited for
+        self._unsent = 0  # bytes that `send_all` still holds
         if sock.family != stdlib_socket.AF_UNIX:
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
@@ -137,6 +139,11 @@ class Transport:
     def address(self) -> str:
         """The peer's address without its port, IPv6 in brackets; empty for a Unix socket."""
         return self.peer.rpartition(":")[0]
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that wait here: for the peer to read, or for the owner."""
+        return self._unsent
 
     def limit_unsent(self, limit_bytes: int) -> None:
         """Let the kernel buffer at most about *limit_bytes* of unsent data (TCP_NOTSENT_LOWAT); 0 sets no limit.
@@ -313,6 +320,7 @@ class Transport:
                     try:
                         sent = self._sock.send(view)
                     except BlockingIOError:
+                        self._unsent = len(view)
                         wait(self._write_watcher)
                         continue
                     self.bytes_sent += sent
@@ -321,6 +329,7 @@ class Transport:
             raise TransportClosed(self.close_reason or connection_error("send", error)) from None
         finally:
             self.sending = False
+            self._unsent = 0
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the event loop whenever the socket takes data, until `unwatch_writable`."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import struct
 import sys
 from itertools import repeat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.errors import LimitExceeded, RemoteProtocolError
 from rtmpd.util.speed import accelerated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEFAULT_CHUNK_SIZE = 128
 """The initial chunk size of both directions, bytes."""
@@ -23,6 +26,9 @@ MAX_CSID = 65599
 MAX_MESSAGE_SIZE = 0xFFFFFF
 EXTENDED_TIMESTAMP = 0xFFFFFF
 """Timestamps from here on are in a field of 32 bits after the header."""
+
+GROWTH_BYTES = 1 << 20
+"""By how much the incomplete messages of a reader grow between two calls of its `on_growth`. Few keyframes are as large."""
 
 _ABORT = 2
 
@@ -144,6 +150,9 @@ class ChunkReader:
 
     Attributes:
         dropped_messages: The number of messages that another one has replaced before they were complete.
+        on_growth: Called when the bytes of incomplete messages have grown by `GROWTH_BYTES` since `watch_growth`, and after
+            each further step. In the middle of `feed`: it may take note of that, and nothing else. None: nothing is called.
+        grown: `on_growth` has been called since `watch_growth`.
         unread: The last `feed` stopped at its limit of chunks, and holds bytes that it has not looked at.
     """
 
@@ -151,13 +160,17 @@ class ChunkReader:
         "_buffered",
         "_chunk_left",
         "_current",
+        "_growth_at",
+        "_look_at",
         "_streams",
         "_tail",
         "buffered_limit",
         "chunk_size",
         "chunk_stream_limit",
         "dropped_messages",
+        "grown",
         "message_limit_bytes",
+        "on_growth",
         "unread",
     )
 
@@ -172,7 +185,11 @@ class ChunkReader:
         self._chunk_left = 0  # the missing bytes of that chunk
         self._buffered = 0
         self.unread = False
+        self.on_growth: Callable[[], object] | None = None
         self.buffered_limit = BufferedLimit("", 0)
+        self.grown = False
+        self._growth_at = GROWTH_BYTES
+        self._look_at = 0  # the lower one of limit and growth: only above it there is anything to check
         self.limit_buffered()
 
     @classmethod
@@ -240,6 +257,13 @@ class ChunkReader:
             name: The name of the limit.
         """
         self.buffered_limit = BufferedLimit(name, limit_bytes or self.message_limit_bytes + (1 << 20))
+        self._look_at = min(self.buffered_limit.bytes, self._growth_at)
+
+    def watch_growth(self) -> None:
+        """Call `on_growth` for bytes of incomplete messages that come from now on."""
+        self.grown = False
+        self._growth_at = self._buffered + GROWTH_BYTES
+        self._look_at = min(self.buffered_limit.bytes, self._growth_at)
 
     def abort(self, csid: int) -> None:
         """Drop the incomplete message on *csid*, if there is one (section 5.4.2)."""
@@ -280,7 +304,8 @@ class ChunkReader:
             stream.payload += piece
             self._buffered += position
             if self._chunk_left:
-                self._check_buffered()
+                if self._buffered > self._look_at:
+                    self._check_buffered()
                 return messages
             if len(stream.payload) == stream.length:
                 self._finish(stream, messages)
@@ -403,7 +428,7 @@ class ChunkReader:
             if position < end:
                 self._tail = data[position:]
                 self.unread = True
-        if self._buffered > self.buffered_limit.bytes:
+        if self._buffered > self._look_at:
             self._check_buffered()
         return messages
 
@@ -420,6 +445,11 @@ class ChunkReader:
         name, limit_bytes = self.buffered_limit
         if self._buffered > limit_bytes:
             raise LimitExceeded(name, limit_bytes, self._buffered)
+        if self._buffered > self._growth_at:
+            self.watch_growth()
+            self.grown = True
+            if self.on_growth is not None:
+                self.on_growth()
 
     def _header_inside(self, data: bytes, position: int, fmt: int, stream: _ChunkStream) -> int:
         """Process a header of type 0, 1 or 2 where only type 3 is allowed: inside a message, as some builds of OBS send it.

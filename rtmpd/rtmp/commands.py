@@ -80,6 +80,7 @@ def _connect(connection: Connection, command: Command) -> None:
     client.user = _log_in(connection, found, properties)
     client.options = options
     client.application = found
+    client.measure()
     connection.enter(ConnectionPhase.COMMAND)
     endpoint, server = connection.endpoint, connection.options.server
     # In this order: OBS, FFmpeg, GStreamer and librtmp all accept it.

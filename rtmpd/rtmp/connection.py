@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rtmpd.errors import LimitExceeded
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rtmpd.authorization import Authorizer
     from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
     from rtmpd.events import EventBus, EventType, Scalar
+    from rtmpd.live.memory import MemoryGuard
     from rtmpd.live.source import Source
     from rtmpd.live.stream import Stream, StreamPlayer
     from rtmpd.net.tls import Tls
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PLAYER_DISPENSABILITY = 4
+_IDLE_DISPENSABILITY = 16
 _INCOMPLETE_LIMIT = "request_limit_bytes"
 _COMMAND_WINDOW_S = 10.0
 _IN_FLIGHT_S = 2.0
@@ -78,6 +82,10 @@ class Policy(Protocol):
     @property
     def turns(self) -> Turns:
         """Connections with much to do wait here."""
+
+    @property
+    def memory(self) -> MemoryGuard:
+        """Counts what connections hold."""
 
     def admit(self, app: str) -> LiveConfig:
         """Return the options for a connection to an application, as far as its path tells; raises `Refused`."""
@@ -138,6 +146,7 @@ class ClientInfo:
         via: The ids of the servers that a relay's streams have come through; see `rtmpd.protocol.via`.
         user: The name that it has logged in with; empty: none.
         options: The options of its application, as far as the path tells; None before it is connected.
+        held_bytes: The memory of all that, about; set by `measure`.
     """
 
     app: str = ""
@@ -150,12 +159,18 @@ class ClientInfo:
     via: tuple[str, ...] = ()
     user: str = ""
     options: LiveConfig | None = None
+    held_bytes: int = 0
 
     def resolve(self, name: str, default_name: str) -> StreamName:
         """Resolve a stream name within the application, which is taken apart only once; as `rtmpd.protocol.naming.resolve`."""
         detached = "?" if self.app.endswith("?") or self.tc_url.strip("'\"").endswith("?") else ""
         found = resolve(self.application.key + detached, "", name, default_name)
         return found._replace(parameters=self.application.parameters | found.parameters)
+
+    def measure(self) -> None:
+        """Set `held_bytes`: app and tcUrl are kept as sent and resolved."""
+        urls = getsizeof(self.app) + getsizeof(self.tc_url)
+        self.held_bytes = 2 * urls + getsizeof(self.page_url) + getsizeof(self.swf_url) + getsizeof(self.agent)
 
     def as_event_data(self) -> dict[str, Scalar]:
         """Return user and agent, as far as they are known."""
@@ -214,6 +229,11 @@ class Role(ABC):
     def bytes_sent(self) -> int:
         """Bytes of media and replies that the socket has accepted; a publisher sends none."""
         return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the name, as sent and resolved."""
+        return 2 * getsizeof(self.name)
 
     @abstractmethod
     def stop(self, reason: str) -> bytes:
@@ -308,6 +328,7 @@ class Connection:
         self.number = number
         self.endpoint = Endpoint(options.limits.message_limit_bytes, options.limits.chunk_stream_limit)
         self._limit_incomplete()
+        self.endpoint.reader.on_growth = hub.memory.note_growth
         self.log = ConnectionLog(log, number, transport.peer)
         self.client = ClientInfo()
         self.message_streams: dict[int, MessageStream] = {}
@@ -413,6 +434,40 @@ class Connection:
     def _bytes_taken(self) -> int:
         """Bytes that the client's socket has accepted."""
         return self.bytes_out + sum([each.role.bytes_sent for each in self.message_streams.values() if each.role is not None])
+
+    # Memory ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port."""
+        return self.transport.peer
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has been closed: then its memory will be free in a moment."""
+        return bool(self.transport.close_reason)
+
+    @property
+    def dispensability(self) -> int:
+        """How much rather than a publisher with as much memory it is closed when memory is short."""
+        if self.sources:
+            return 1
+        return _PLAYER_DISPENSABILITY if self.phase is ConnectionPhase.PLAY else _IDLE_DISPENSABILITY
+
+    def held_bytes(self) -> int:
+        """Return the memory of its buffers: incomplete messages, unread replies, names, what the transport holds."""
+        endpoint = self.endpoint
+        reader = endpoint.reader
+        if reader.grown:
+            reader.watch_growth()
+        held = reader.buffered_bytes + len(endpoint.outgoing) + self.transport.held_bytes + self.client.held_bytes
+        if self.outlet is not None:
+            held += self.outlet.held_bytes
+        for each in self.message_streams.values():
+            role = each.role
+            if role is not None:
+                held += role.held_bytes
+        return held
 
     # Events ------------------------------------------------------------------------------------------------------------
 

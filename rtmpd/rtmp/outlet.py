@@ -56,6 +56,11 @@ class SharedOutlet:
         sent = self._transport.try_send(self._rest)
         del self._rest[:sent]
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that were accepted and are not sent yet."""
+        return len(self._rest)
+
     def owe(self, data: bytes) -> None:
         """Accept bytes that must be sent before anything else."""
         if data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from sys import getsizeof
 from typing import TYPE_CHECKING
 
 import gevent
@@ -67,6 +68,12 @@ class Player(PlayerRole):
         """Bytes of media and replies that the socket has accepted."""
         output, subscriber = self._output, self.subscriber
         return output.fanout.sent_bytes(subscriber) if output is not None and subscriber is not None else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the name, and of what is pending for the client."""
+        subscriber = self.subscriber
+        return 2 * getsizeof(self.name) + (len(subscriber.pending) if subscriber is not None else 0)
 
     @property
     def _active(self) -> tuple[Output, Subscriber]:

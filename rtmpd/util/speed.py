@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from types import ModuleType
 
-INTERFACE: Final = 2
+INTERFACE: Final = 3
 """What `rtmpd._fast` must have, as a number that changes with it: an extension of other sources is not used."""
 
 PURE: Final[dict[str, object]] = {}

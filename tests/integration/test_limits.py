@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from rtmpd.protocol import message
 from tests.conftest import ROOT
 from tests.integration.beside import Bystander, wait_until
 from tests.integration.test_backpressure import Flood, stuck
@@ -233,7 +234,7 @@ def test_streams_with_stuck_players_stay_below_the_limit_and_others_lose_nothing
         flood.check()
     assert scrape(port)["rtmpd_memory_sheds_total",] > 4
     line = running.wait_for_line(
-        r"WARNING memory_limit_bytes is 16777216, and streams held up to (\d+) bytes, most of all live/"
+        r"WARNING memory_limit_bytes is 16777216, and streams and connections held up to (\d+) bytes, most of all live/"
     )
     assert 16 << 20 < int(line[1]) < 18 << 20
     # Players that have skipped continue with whole messages, at a keyframe.
@@ -267,6 +268,94 @@ def test_above_the_memory_limit_further_publishes_are_refused(server, raw, tmp_p
     bystander.check()
     reload(running, tmp_path, ENDLESS, "memory_limit_bytes = 0")
     raw(running).publish("c")
+    bystander.close()
+
+
+def begin_message(wire, type_id, size=8 << 20):
+    """Send nearly all of a long message, as far as the server takes it."""
+    data = message.frame_message(6, type_id, wire.msid, 0, b"\x17\x01\0\0\0" + bytes(size - 5), wire.chunk_size)
+    with contextlib.suppress(ConnectionError):
+        for position in range(0, len(data) * 31 // 32, 1 << 16):
+            wire.write(data[position : position + (1 << 16)])
+
+
+MEMORY = "[limits]\nmemory_limit_bytes = 64M\n[metrics]\nmetrics_listen = 127.0.0.1:0\n"
+
+
+def test_long_messages_of_many_publishers_stay_below_the_memory_limit_and_others_lose_nothing(server, raw):
+    running = server(MEMORY, level="info")
+    bystander = Bystander(running)
+    port = metrics_port(running)
+    idle = raw(running)
+    idle.connect()
+    before_mb, most_mb = running.rss_mb(), 0.0
+    for number in range(20):
+        begin_message(raw(running).publish(f"s{number}"), VIDEO)
+        most_mb = max(most_mb, running.rss_mb())
+        bystander.check()
+    assert most_mb - before_mb < 64 * 1.25
+    line = running.wait_for_line(
+        r"WARNING memory_limit_bytes is 67108864, and buffers of connections took more than half of it: (\d+) connections, "
+        r"which held (\d+) bytes, were closed, first that of \S+; now streams and connections hold (\d+) bytes$"
+    )
+    assert 1 <= int(line[1]) <= 4
+    assert int(line[2]) > 7 << 20
+    assert int(line[3]) <= 64 << 20
+    running.wait_for_line(r"closed: memory_limit_bytes is exceeded, and it holds \d+ bytes; ")
+    # 160 MB were sent, and less than 64 are held.
+    figures = scrape(port)
+    assert 12 <= figures["rtmpd_failures_total", "memory_closes"] <= 16
+    assert 20e6 < figures["rtmpd_connection_buffer_bytes",] < 64 << 20
+    # Those who hold nothing are left alone.
+    idle.sync()
+    bystander.check()
+    bystander.close()
+
+
+def half_a_message_before_connect(wire):
+    wire.write(b"\x03" + bytes(HANDSHAKE_BYTES))
+    wire.write(bytes(HANDSHAKE_BYTES))
+    wire.msid = 0
+    begin_message(wire, 20)
+
+
+def half_a_message_of_a_waiting_player(wire):
+    wire.play("nothing")
+    begin_message(wire, 20)
+
+
+def long_names(wire):
+    wire.connect()
+    for _ in range(16):
+        wire.command("play", "\N{GRINNING FACE}" + "x" * 1_000_000, msid=wire.create_stream())
+
+
+def long_urls(wire):
+    wire.connect("a" * 1_000_000, tcUrl="rtmp://host/" + "/" * 1_000_000)
+
+
+def unread_pings(wire):
+    wire.play("nothing")
+    pings = message.user_control(6, 1, chunk_size=128) * 1000
+    for _ in range(400):
+        wire.write(pings)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [half_a_message_before_connect, half_a_message_of_a_waiting_player, long_names, long_urls, unread_pings],
+    ids=lambda attack: attack.__name__,
+)
+def test_clients_that_do_not_publish_hold_little_memory(server, raw, attack):
+    running = server(MEMORY)
+    bystander = Bystander(running)
+    before_mb = running.rss_mb()
+    for _ in range(20):
+        with contextlib.suppress(ConnectionError, AssertionError):
+            attack(raw(running, receive_buffer=4096))
+    assert running.rss_mb() - before_mb < 16
+    assert scrape(metrics_port(running))["rtmpd_connection_buffer_bytes",] < 8e6
+    bystander.check()
     bystander.close()
 
 

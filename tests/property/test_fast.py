@@ -331,6 +331,24 @@ def compare(data: bytes, generator: random.Random, *, usual: int = 4000) -> int:
     return len(data)
 
 
+def test_growth_is_reported_alike():
+    pair, reported = Pair(), ([], [])
+    for reader, found in zip(pair.readers, reported, strict=True):
+        reader.on_growth = lambda reader=reader, found=found: found.append(reader.buffered_bytes)
+        reader.chunk_size = 65536
+    header = b"\x06\0\0\1\x60\0\0\x09\1\0\0\0"
+    for number in range(60):
+        assert pair.feed((b"\xc6" if number else header) + bytes(65536))
+        pair.each(lambda reader: reader.grown)
+        if number == 40:
+            pair.each(lambda reader: reader.watch_growth())
+    assert reported[0] == reported[1]
+    assert len(reported[0]) == 3
+    # No limit is exceeded for it.
+    pair.each(lambda reader: reader.limit_buffered(60 * 65536, "some bytes"))
+    assert not pair.feed(b"\xc6x")
+
+
 def test_random_publishers_are_read_alike():
     fed = seed = 0
     while fed < FUZZ_BYTES:

@@ -74,9 +74,13 @@ class FakeConnection:
     def __init__(self):
         self.options = None
         self.swept = []
+        self.ending = False
 
     def sweep(self, now_s):
         self.swept.append(now_s)
+
+    def held_bytes(self):
+        return 1000
 
 
 class FakePlayer:

@@ -189,7 +189,7 @@ def test_above_the_memory_limit_new_publishers_are_refused(make_hub, monkeypatch
     monkeypatch.setattr(hub.memory, "total_bytes", lambda: (16 << 20) + 1)
     code, reason = refusal(publish, hub, "live/b")
     assert code == "NetStream.Failed"
-    assert reason == "memory_limit_bytes is 16777216, and the logs of streams take 16777217 bytes"
+    assert reason == "memory_limit_bytes is 16777216, and streams and connections hold 16777217 bytes"
     assert (list(hub.streams), hub.counters["memory_refusals"]) == (["live/a"], 1)
     play(hub, "live/a")
     hub.reload(load_text("[limits]\nmemory_limit_bytes = 17M\n"))

@@ -83,6 +83,7 @@ FAILURES: Final = {
     "interrupted_messages": "a client began a message before the end of another one on the same chunk stream",
     "limits_exceeded": "a client exceeded a limit",
     "lookup_failures": "a host name could not be looked up in time",
+    "memory_closes": "a connection was closed because memory_limit_bytes was reached",
     "memory_refusals": "a publish was refused because memory_limit_bytes was reached",
     "players_refused": "players_per_stream_limit was reached",
     "protocol_errors": "a client violated the protocol",
@@ -108,6 +109,9 @@ GAUGES: Final = {
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks in progress or waiting.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings in progress.", counter=False),
     "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory used by the logs of streams.", counter=False),
+    "connection_buffer_bytes": Total(
+        "rtmpd_connection_buffer_bytes", "Memory used by the buffers of connections.", counter=False
+    ),
     "hooks_waiting": Total("rtmpd_hooks_waiting", "Events waiting for delivery to hooks.", counter=False),
     "log_lines_dropped": Total("rtmpd_log_lines_dropped", "Log lines dropped: their target was too slow or failed."),
     "access_lines_dropped": Total("rtmpd_access_log_lines_dropped", "Access log lines dropped."),

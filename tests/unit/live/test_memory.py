@@ -11,6 +11,8 @@ from rtmpd.live import memory
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.pages import ALL_PAGES, MAX_PAGE_BYTES, Page, PageAccount
 from rtmpd.live.subscriber import State
+from rtmpd.phases import CloseKind
+from rtmpd.protocol.chunk import GROWTH_BYTES
 from rtmpd.util.log_throttle import LogThrottle
 from tests.unit.live.fakes import (
     FakeTransport,
@@ -52,12 +54,17 @@ def counters():
 
 
 @pytest.fixture
-def make_guard(streams, counters, before):
+def connections():
+    return set()
+
+
+@pytest.fixture
+def make_guard(streams, connections, counters, before):
     made = []
 
     def make(limit_bytes):
         """Make a guard whose limit is *limit_bytes* above what other tests have left; nine tenths of it are above that, too."""
-        made.append(MemoryGuard(streams, counters, before * 10 + limit_bytes))
+        made.append(MemoryGuard(streams, connections, counters, before * 10 + limit_bytes))
         return made[-1]
 
     yield make
@@ -189,10 +196,10 @@ def test_below_the_limit_nothing_is_freed(streams, make_guard, counters, caplog)
     assert stream.published.log.join_page is not None
 
 
-def test_without_a_limit_nothing_is_freed_or_refused(streams, counters):
+def test_without_a_limit_nothing_is_freed_or_refused(streams, connections, counters):
     stream = publish(streams, "live/a")
     Sender(stream).send(60)
-    guard = MemoryGuard(streams, counters, 0)
+    guard = MemoryGuard(streams, connections, counters, 0)
     guard.shed(0.0)
     assert (counters, guard.refusal(0.0)) == ({}, "")
     assert stream.published.log.join_page is not None
@@ -209,7 +216,7 @@ def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_gua
         sender.send(104)
     guard = make_guard(0)
     guard.limit_bytes = before + (large.held_bytes() + small.held_bytes()) * 9 // 10
-    assert guard.refusal(0.0).startswith(f"memory_limit_bytes is {guard.limit_bytes}, and the logs of streams take ")
+    assert guard.refusal(0.0).startswith(f"memory_limit_bytes is {guard.limit_bytes}, and streams and connections hold ")
     caplog.set_level(logging.WARNING, "rtmpd")
     guard.shed(0.0)
     assert (slow.skips, fast.skips, little.skips) == (1, 0, 0)
@@ -219,7 +226,7 @@ def test_slow_players_of_the_stream_that_holds_most_skip_first(streams, make_gua
     assert guard.total_bytes() <= guard.limit_bytes
     assert counters == {"memory_sheds": 1}
     (line,) = caplog.messages
-    assert line.startswith(f"memory_limit_bytes is {guard.limit_bytes}, and streams held up to ")
+    assert line.startswith(f"memory_limit_bytes is {guard.limit_bytes}, and streams and connections held up to ")
     assert (
         f" bytes, most of all {large.key}: slow players skipped media in 1 streams, and 0 streams freed what they kept for new "
         "players; now they hold "
@@ -303,6 +310,191 @@ def test_shedding_is_logged_at_most_every_ten_seconds(streams, make_guard, caplo
     said = [int(message.split(" skipped media in ")[1].split(" and ")[1].split(" ")[0]) for message in caplog.messages]
     assert said[0] == 1
     assert sum(said) <= counters["memory_sheds"] == 10
+
+
+# Connections ------------------------------------------------------------------------------------------------------------
+
+
+class FakeConnection:
+    def __init__(self, held, dispensability=1, peer="192.0.2.1:1"):
+        self.held, self.dispensability, self.peer = held, dispensability, peer
+        self.ending = False
+        self.reason = None
+
+    def held_bytes(self):
+        return self.held
+
+    def close(self, reason):
+        assert self.reason is None
+        self.reason, self.ending = reason, True
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """Replace the account of all pages, whatever other tests have left."""
+    account = PageAccount()
+    monkeypatch.setattr(memory, "ALL_PAGES", account)
+    return account
+
+
+@pytest.fixture
+def new_guard(pages, connections, counters):
+    made = []
+
+    def make(limit_bytes, *those):
+        connections.update(those)
+        made.append(MemoryGuard({}, connections, counters, limit_bytes))
+        return made[-1]
+
+    yield make
+    for guard in made:
+        guard.stop()
+
+
+def swept(guard):
+    """Do what a sweep of the hub, and the greenlet after it, do."""
+    guard.sweep()
+    guard.shed(0.0)
+
+
+def test_buffers_of_connections_count_like_pages(new_guard, pages, counters):
+    guard = new_guard(10 * MB, FakeConnection(4 * MB), FakeConnection(3 * MB))
+    guard.count_connections()
+    assert guard.connection_bytes == guard.total_bytes() == 7 * MB
+    assert guard.refusal(0.0) == ""
+    pages.add(4 * MB)
+    assert guard.refusal(0.0) == "memory_limit_bytes is 10485760, and streams and connections hold 11534336 bytes"
+    pages.remove(4 * MB)
+    assert guard.refusal(0.0) == ""
+    assert not counters
+
+
+def test_the_connections_that_hold_most_are_closed_first(new_guard, counters, caplog):
+    big = [FakeConnection(30 * MB) for _ in range(3)]
+    bigger = FakeConnection(31 * MB, peer="192.0.2.9:9")
+    small = [FakeConnection(1000) for _ in range(10)]
+    guard = new_guard(100 * MB, *big, bigger, *small)
+    swept(guard)
+    assert bigger.reason.kind is CloseKind.EXPELLED
+    assert bigger.reason == "memory_limit_bytes is exceeded, and it holds 32505856 bytes"
+    assert sum(each.ending for each in big) == 1
+    assert not any(each.ending for each in small)
+    assert guard.connection_bytes == 60 * MB + 10_000
+    assert counters == {"memory_closes": 2}
+    (line,) = caplog.messages
+    assert line == (
+        "memory_limit_bytes is 104857600, and buffers of connections took more than half of it: 2 connections, which held "
+        "63963136 bytes, were closed, first that of 192.0.2.9:9; now streams and connections hold 62924560 bytes"
+    )
+    # Those that are about to end are neither counted nor closed again.
+    guard.count_connections()
+    assert guard.connection_bytes == 60 * MB + 10_000
+
+
+def test_idle_connections_and_players_are_closed_rather_than_publishers(new_guard):
+    publisher, player, idle = FakeConnection(12 * MB), FakeConnection(9 * MB, 4), FakeConnection(8 * MB, 16)
+    swept(new_guard(20 * MB, publisher, player, idle))
+    assert [each.ending for each in (idle, player, publisher)] == [True, True, False]
+
+
+def test_connections_keep_half_of_the_limit_though_pages_take_the_other_half(new_guard, pages):
+    holders = [FakeConnection(3 * MB) for _ in range(5)]
+    guard = new_guard(20 * MB, *holders)
+    pages.add(15 * MB)
+    swept(guard)
+    assert sum(not each.ending for each in holders) == 3
+
+
+def test_the_log_has_one_line_for_connections_closed_within_ten_seconds(new_guard, connections, caplog):
+    guard = new_guard(10 * MB)
+    now_s = [0.0]
+    guard._closes_throttle = LogThrottle(clock=lambda: now_s[0])
+    for second in range(12):
+        now_s[0] = float(second)
+        connections.clear()
+        connections.add(FakeConnection(11 * MB))
+        swept(guard)
+    assert [int(line.split(" half of it: ")[1].split(" ")[0]) for line in caplog.messages] == [1, 10]
+
+
+def test_pages_are_freed_when_buffers_take_less_than_half(streams, make_guard, connections, counters, before):
+    stream = publish(streams, "live/a")
+    Sender(stream, 60_000).send(20)
+    guard = make_guard(0)
+    connection = FakeConnection(before + MB)
+    connections.add(connection)
+    guard.limit_bytes = 2 * connection.held
+    assert guard.total_bytes() <= guard.limit_bytes
+    guard.count_connections()
+    guard.shed(0.0)
+    assert not connection.ending
+    assert stream.published.log.join_page is None
+    assert counters == {"memory_sheds": 1}
+
+
+def test_growth_between_two_counts_wakes_the_guard(new_guard, connections):
+    guard = new_guard(10 * MB)
+    guard.start()
+    gevent.sleep(0)
+    holder = FakeConnection(11 * MB)
+    connections.add(holder)
+    for _ in range(11):
+        guard.note_growth()
+    wait_until(lambda: holder.ending)
+    assert guard.connection_bytes == 0
+
+
+def test_pages_wake_the_guard_the_sooner_the_more_connections_hold(new_guard, pages, connections):
+    holder = FakeConnection(7 * MB)
+    guard = new_guard(10 * MB, holder)
+    guard.start()
+    gevent.sleep(0)
+    guard.sweep()
+    wait_until(lambda: pages.alarm_bytes == 3 * MB)
+    pages.add(3 * MB)
+    gevent.sleep(0.001)
+    assert not holder.ending
+    pages.add(1)
+    wait_until(lambda: holder.ending)
+
+
+def test_a_count_corrects_what_was_noted(new_guard):
+    guard = new_guard(64 * MB, FakeConnection(10))
+    guard.note_growth()
+    assert guard.connection_bytes == GROWTH_BYTES
+    guard.count_connections()
+    assert guard.connection_bytes == 10
+
+
+def test_many_connections_are_counted_in_slices(new_guard, monkeypatch):
+    guard = new_guard(64 * MB, *(FakeConnection(10) for _ in range(1000)))
+    clock, gaps = [0.0], []
+
+    def thread_time():
+        clock[0] += 0.002
+        return clock[0]
+
+    monkeypatch.setattr(memory.time, "thread_time", thread_time)
+    monkeypatch.setattr(memory, "give_way", lambda: gaps.append(guard.note_growth()))
+    guard.count_connections()
+    assert len(gaps) == 7
+    # What grows meanwhile counts.
+    assert guard.connection_bytes == 10_000 + 7 * GROWTH_BYTES
+
+
+def test_many_connections_are_counted_more_seldom_unless_memory_is_short(new_guard):
+    guard = new_guard(0, *(FakeConnection(10) for _ in range(5000)))
+    counts = []
+    for _ in range(6):
+        guard.connection_bytes = 0
+        guard.sweep()
+        counts.append(guard.connection_bytes)
+    assert counts == [0, 0, 50_000] * 2
+    guard.limit_bytes = 50_000
+    for _ in range(3):
+        guard.connection_bytes = 30_000
+        guard.sweep()
+        assert guard.connection_bytes == 50_000
 
 
 # The greenlet -----------------------------------------------------------------------------------------------------------

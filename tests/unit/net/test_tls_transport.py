@@ -330,6 +330,19 @@ def test_send_all_waits_until_kept_bytes_are_sent(pair):
     assert transport.bytes_sent == len(data)
 
 
+def test_bytes_on_their_way_through_tls_are_held(pair):
+    transport, _ = pair()
+    assert transport.held_bytes == 0
+    fill(transport)
+    assert 0 < transport.held_bytes <= KEPT_LIMIT_BYTES
+    kept = transport.held_bytes
+    sending = gevent.spawn(transport.send_all, bytes(100_000), LIMIT_S)
+    gevent.sleep(0)
+    assert transport.held_bytes == kept + 100_000
+    sending.kill()
+    assert transport.held_bytes == kept
+
+
 def test_sending_has_a_deadline(pair):
     transport, _peer = pair(SMALL)
     begun = time.monotonic()

@@ -265,6 +265,20 @@ def test_everything_is_sent_however_slowly_it_is_read(tcp):
     assert (transport.bytes_sent, transport.sending) == (len(data), False)
 
 
+def test_bytes_that_wait_to_be_sent_are_held(tcp):
+    transport, peer = tcp()
+    sending = gevent.spawn(transport.send_all, bytes(20_000_000), LIMIT_S)
+    with gevent.Timeout(LIMIT_S):
+        while not transport.held_bytes:
+            gevent.sleep(0.001)
+    assert 1_000_000 < transport.held_bytes < 20_000_000
+    reading = gevent.spawn(read_all, peer)
+    sending.get()
+    assert transport.held_bytes == 0
+    transport.close(CloseReason(CloseKind.EXPELLED, "enough"))
+    reading.get(timeout=LIMIT_S)
+
+
 def test_send_all_has_a_deadline(tcp):
     transport, _ = tcp(send_buffer=4096)
     with pytest.raises(DeadlineExceeded, match=r"^sending took longer than 0\.05 s$"):

@@ -14,6 +14,7 @@ from rtmpd.errors import LimitExceeded, RemoteProtocolError
 from rtmpd.protocol.chunk import (
     DEFAULT_CHUNK_SIZE,
     EXTENDED_TIMESTAMP,
+    GROWTH_BYTES,
     MAX_CHUNK_SIZE,
     MAX_CSID,
     ChunkReader,
@@ -494,6 +495,38 @@ def test_buffered_bytes_are_those_of_the_incomplete_messages():
     assert reader.buffered_bytes == 306
     assert reader.feed(b"x")
     assert reader.buffered_bytes == 0
+
+
+def test_growth_of_incomplete_messages_is_reported_in_steps():
+    reader = ChunkReader()
+    reader.chunk_size = 65536
+    reported = []
+    reader.on_growth = lambda: reported.append(reader.buffered_bytes)
+    header = h("06 000001 600000 09 01000000")
+    pieces = [header + bytes(65536), *([b"\xc6" + bytes(65536)] * 49)]
+    for piece in pieces:
+        assert reader.feed(piece) == []
+    assert reported == [GROWTH_BYTES + 65536, 2 * (GROWTH_BYTES + 65536)]
+    assert reader.grown
+    # From here on, whatever was before.
+    reader.watch_growth()
+    assert not reader.grown
+    for _ in range(16):
+        reader.feed(b"\xc6" + bytes(65536))
+    assert not reader.grown
+    # Bytes inside of a chunk, too.
+    reader.feed(b"\xc6" + bytes(10))
+    assert reader.grown
+
+
+def test_growth_is_no_reason_to_exceed_the_limit():
+    reader = ChunkReader()
+    reader.limit_buffered(3 * GROWTH_BYTES, "the limit")
+    reader.chunk_size = 1 << 24
+    reader.feed(h("06 000001 600000 09 01000000") + bytes(3 * GROWTH_BYTES))
+    assert reader.grown
+    with pytest.raises(LimitExceeded, match="the limit is 3145728, the peer asked for 3145729"):
+        reader.feed(b"x")
 
 
 def test_abort_by_the_caller_gives_the_memory_back():

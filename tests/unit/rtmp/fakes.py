@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rtmpd.authorization import AllowAll
 from rtmpd.config.loader import load_text
 from rtmpd.errors import TransportClosed
 from rtmpd.events import EventBus
+from rtmpd.live.memory import MemoryGuard
 from rtmpd.net.tls import Tls
 from rtmpd.rtmp.connection import Connection, ConnectionOptions
 from tests.unit.live.fakes import FakeTransport
@@ -32,6 +34,7 @@ class ConnectionTransport(FakeTransport):
     bytes_sent = 0
     sending = False
     interactive = True
+    held_bytes = 0
 
     def __init__(self, capacity: int | None = None, peer: str = PEER) -> None:
         super().__init__(capacity)
@@ -74,6 +77,7 @@ class FakePolicy:
         self.authorizer = AllowAll()
         self.streams: dict[str, Stream] = {}
         self.counted: list[str] = []
+        self.memory = MemoryGuard(self.streams, (), Counter(), 0)
 
     def admit(self, app: str) -> object:
         return load_text("").live

@@ -28,6 +28,7 @@ from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import RECEIVE_BYTES, Transport
 from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase, Machine
 from rtmpd.protocol import message
+from rtmpd.protocol.chunk import GROWTH_BYTES
 from rtmpd.protocol.endpoint import Endpoint
 from rtmpd.protocol.enhanced import parse_capabilities
 from rtmpd.protocol.handshake import ClientHandshake
@@ -583,6 +584,66 @@ def test_a_client_that_publishes_again_may_send_large_frames_again(world, proble
     client.connection.sweep(time.monotonic() + 3)
     assert client.connection.phase is ConnectionPhase.PUBLISH
     assert not problems()
+
+
+def test_a_connection_holds_names_incomplete_messages_and_unread_replies(world):
+    live(world)
+    client = world.client().connect(tcUrl="rtmp://localhost/live?token=" + "x" * 1000)
+    names = client.connection.held_bytes()
+    assert 2000 < names < 4000
+    client.send("createStream")
+    client.send("play", "cam?" + "\N{GRINNING FACE}" * 500, message_stream_id=1)
+    client.read_until(b"NetStream.Play.Start")
+    wait_until(lambda: client.connection.phase is ConnectionPhase.PLAY)
+    # Python stores four bytes for each character of such a name.
+    assert 4000 < client.connection.held_bytes() - names < 6000
+    names = client.connection.held_bytes()
+    (player,) = client.connection.players()
+    player.subscriber.pending += bytes(100_000)
+    assert client.connection.held_bytes() == names + 100_000
+    del player.subscriber.pending[:]
+    client.connection.endpoint.outgoing += bytes(10_000)
+    assert client.connection.held_bytes() == names + 10_000
+    client.connection.endpoint.outgoing.clear()
+    publisher = world.client().publish("other")
+    held = publisher.connection.held_bytes()
+    begin_large_message(publisher)
+    wait_until(lambda: publisher.connection.held_bytes() - held == 150_000 - 12 - 150_000 // 129)
+    world.hub.memory.sweep()
+    assert world.hub.gauges["connection_buffer_bytes"]() == sum(each.held_bytes() for each in world.hub.connections)
+
+
+def test_large_growth_is_counted_at_once(world):
+    client = world.client().publish()
+    begin_large_message(client, 5_000_000)
+    wait_until(lambda: world.hub.memory.connection_bytes == 2 * GROWTH_BYTES)
+    assert client.connection.held_bytes() > 2_400_000
+
+
+def test_publishers_are_the_least_dispensable_and_idle_clients_the_most(world):
+    live(world)
+    idle, player, publisher = world.client().connect(), world.client().play(), world.client().publish("other")
+    wait_until(lambda: player.connection.phase is ConnectionPhase.PLAY)
+    order = sorted((idle, player, publisher), key=lambda each: each.connection.dispensability)
+    assert order == [publisher, player, idle]
+
+
+def test_a_connection_that_is_closed_for_its_memory_says_why(world, caplog):
+    caplog.set_level(logging.INFO, "rtmpd")
+    client = world.client().publish()
+    world.hub.reload(load_text("[limits]\nmemory_limit_bytes = 16M\n"))
+    world.hub.memory.note_growth()
+    for _ in range(16):
+        world.hub.memory.note_growth()
+    client.connection.endpoint.outgoing += bytes(17 << 20)
+    world.hub.memory.shed(0.0)
+    assert client.connection.ending
+    world.end(client)
+    assert world.kinds == [CloseKind.EXPELLED]
+    assert world.hub.counters["memory_closes"] == 1
+    assert "closed: memory_limit_bytes is exceeded, and it holds 178" in caplog.text
+    world.hub.memory.sweep()
+    assert world.hub.memory.connection_bytes == 0
 
 
 def test_a_publisher_sends_no_large_commands(world, problems):
