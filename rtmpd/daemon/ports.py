@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
-from rtmpd.net.listener import Listener, listening_places, resolved
+from rtmpd.net.listener import Listener, bind_problem, listening_places, resolved
+from rtmpd.net.resolver import Resolver, numeric
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.net.transport import Transport
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rtmpd.config.model import Config
 
 log = logging.getLogger(__name__)
+
+_LOOK_UP_LIMIT_S = 5.0
 
 OptionPath = tuple[str, ...]
 """A section and an option."""
@@ -57,15 +60,21 @@ class Ports:
         serve: Called with each connection, in its greenlet.
         inherited: Sockets for RTMP that systemd handed over.
         tls_inherited: Sockets for RTMPS that systemd handed over.
+        resolver: Looks up host names, so that one that hangs stops neither streams nor signals.
 
     Attributes:
         listeners: The listeners that accept connections.
     """
 
     def __init__(
-        self, serve: Callable[[Transport], None], inherited: Sequence[socket] = (), tls_inherited: Sequence[socket] = ()
+        self,
+        serve: Callable[[Transport], None],
+        inherited: Sequence[socket] = (),
+        tls_inherited: Sequence[socket] = (),
+        resolver: Resolver | None = None,
     ) -> None:
         self._serve = serve
+        self._resolver = resolver or Resolver()
         self._inherited = inherited
         self._tls_inherited = tls_inherited
         self.listeners: list[Listener] = []
@@ -81,6 +90,24 @@ class Ports:
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Host and port of each address that is listened on."""
         return tuple(each for listener in self.listeners for each in listener.addresses)
+
+    def _numeric(self, addresses: Sequence[ListenAddress]) -> list[ListenAddress]:
+        """Return addresses with names looked up; waits for 5 s for each at most. Raises RtmpdError if one can't be."""
+        found = []
+        for address in addresses:
+            try:
+                name = address.host if address.host and not numeric(address.host, address.port) else ""
+                if not name:
+                    found.append(address)
+                    continue
+                first = self._resolver.resolve(name, address.port, _LOOK_UP_LIMIT_S)[0]
+            except (OSError, UnicodeError) as error:
+                problem = bind_problem(error) if isinstance(error, OSError) else "it is not a valid host name"
+                raise RtmpdError(f"can't listen on {address}: {problem}") from None
+            self._resolver.worked(name, address.port, first)
+            scope = f"%{first[3]}" if len(first) > 3 and first[3] else ""
+            found.append(ListenAddress(f"{first[0]}{scope}", address.port))
+        return found
 
     def _wanted(
         self, rtmp: Sequence[ListenAddress], rtmps: Sequence[ListenAddress]
@@ -103,7 +130,7 @@ class Ports:
             RtmpdError: An address can't be bound. All are closed then.
         """
         try:
-            for place, kind in self._wanted(rtmp, rtmps):
+            for place, kind in self._wanted(self._numeric(rtmp), self._numeric(rtmps)):
                 self.listeners.append(Listener(place, self._serve, kind))
         except RtmpdError:
             self.close()
@@ -125,7 +152,7 @@ class Ports:
         Raises:
             RtmpdError: An address can't be bound. The old ones are kept then.
         """
-        wanted = self._wanted(rtmp, rtmps)
+        wanted = self._wanted(self._numeric(rtmp), self._numeric(rtmps))
         kept, dropped = [], []
         for listener in self.listeners:
             if (listener.place, listener.kind) in wanted:

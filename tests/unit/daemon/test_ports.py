@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import threading
+
 import gevent
 import pytest
 from gevent import socket
 
 from rtmpd.config.model import ListenAddress
+from rtmpd.daemon import ports as module
 from rtmpd.daemon.ports import Ports, overlap_problems
 from rtmpd.errors import RtmpdError
 from rtmpd.net.listener import Listener
+from rtmpd.net.resolver import Resolver
 from tests.ports import free_port
 
 LIMIT_S = 10
@@ -38,6 +42,33 @@ def test_addresses_come_and_go(ports):
     assert sorted(ports.addresses) == sorted([("127.0.0.1", second), ("127.0.0.1", third)])
     ports.change([ListenAddress("127.0.0.1", first)])
     assert [answers(port) for port in (first, second, third)] == [True, False, False]
+
+
+def test_a_name_that_hangs_stops_no_event_loop_and_keeps_its_address(monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_UP_LIMIT_S", 0.2)
+    hangs, over = set(), threading.Event()
+
+    def look_up(host, port):
+        if host in hangs:
+            over.wait(LIMIT_S)
+        return [("127.0.0.1", port)]
+
+    made = Ports(lambda transport: transport.send_all(b"x", LIMIT_S), resolver=Resolver(look_up=look_up))
+    known, port, other = "known.example", free_port(), free_port()
+    made.open([ListenAddress(known, port)])
+    made.start()
+    hangs |= {known, "new.example"}
+    changing = gevent.spawn(made.change, [ListenAddress(known, port), ListenAddress("127.0.0.1", other)])
+    assert answers(port)
+    changing.get(timeout=LIMIT_S)
+    assert answers(port)
+    assert answers(other)
+    with pytest.raises(RtmpdError, match=r"can't listen on new\.example:\d+: the name could not be looked up within 0\.2 s"):
+        made.change([ListenAddress("new.example", port)])
+    assert answers(other)
+    over.set()
+    made.close()
+    made.kill()
 
 
 def test_equal_addresses_change_nothing(ports):
