@@ -63,7 +63,7 @@ class Turns:
         self._holds = holds
         self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self.began_ns = self._waited_ns = 0
-        self._long_ns = BOUND_NS // 10
+        self._long_ns = BOUND_NS // 100
         # Before everything else that is due after epoll, and behind everything that is due before it.
         self._after, self._before = loop.check(ref=False, priority=2), loop.prepare(ref=False, priority=-2)
         self._after.start(self._begin)
