@@ -215,10 +215,31 @@ class Group:
         Returns:
             The number of bytes that sockets accepted.
         """
-        self.compact(every=True)
-        count = len(self.members)
-        data, start, page, offset = self._begin_pass(stream_log, count)
-        return len(data) * count - self._send(0, count, data, start, page, offset, fall_behind, fail)
+        if self._left:
+            self.compact(every=True)
+        members, tail = self.members, stream_log.tail
+        page, offset, count = self.page, self.offset, len(members)
+        if page is tail:
+            # The usual case.
+            end = tail.end
+            data: memoryview | bytes = tail.view[offset:end]
+            size = end - offset
+            self.passing = True
+            self._begun = page, offset
+            self._served, self._visited, self._range = 0, count, size
+            self.offset = end
+        else:
+            data, _, page, offset = self._begin_pass(stream_log, count)
+            size = len(data)
+        index, sent = send_each(members, 0, count, data)
+        short = 0
+        if index < count:
+            start = page.base + offset
+            short = self._fell_short(members[index], sent, size, start, page, offset, fall_behind, fail)
+            short += self._send(index + 1, count, data, start, page, offset, fall_behind, fail)
+        self.passing = False
+        self._begun = None
+        return size * count - short
 
     def _begin_pass(self, stream_log: Log, count: int) -> tuple[memoryview | bytes, int, Page, int]:
         """Begin a pass to the first *count* members; return the bytes for them, their position, and their cursor."""
@@ -251,19 +272,31 @@ class Group:
             index, sent = send_each(members, index, stop, data)
             if index == stop:
                 return short
-            subscriber = members[index]
+            short += self._fell_short(members[index], sent, size, start, page, offset, fall_behind, fail)
             index += 1
-            if isinstance(sent, OSError):
-                if subscriber.state is State.GROUP:
-                    fail(subscriber, connection_error("send", sent))
-                short += size
-                continue
-            short += size - sent
+
+    def _fell_short(
+        self,
+        subscriber: Subscriber,
+        sent: int | OSError,
+        size: int,
+        start: int,
+        page: Page,
+        offset: int,
+        fall_behind: Callable[[Subscriber, Page, int], None],
+        fail: Callable[[Subscriber, str], None],
+    ) -> int:
+        """Handle a member whose socket did not accept all; return the number of bytes that it did not accept."""
+        if isinstance(sent, OSError):
             if subscriber.state is State.GROUP:
-                subscriber.sent += start + sent
-                subscriber.state = State.LAGGING
-                self._left += 1
-                fall_behind(subscriber, *_step(page, offset + sent))
+                fail(subscriber, connection_error("send", sent))
+            return size
+        if subscriber.state is State.GROUP:
+            subscriber.sent += start + sent
+            subscriber.state = State.LAGGING
+            self._left += 1
+            fall_behind(subscriber, *_step(page, offset + sent))
+        return size - sent
 
 
 def _step(page: Page, offset: int) -> tuple[Page, int]:
@@ -738,22 +771,18 @@ class Fanout:
         """
         self._noted = False
         group, stream_log = self._group, self.log
-        page = group.page
+        page, tail = group.page, stream_log.tail
         if page is None:
             return
-        tail = stream_log.tail
-        far = tail.base - page.base > _GATHER_BYTES
-        crowded = len(group.members) > SMALL
-        if far or crowded or group.passing or self._waiting or self._lagging or not self.options.gop_cache:
+        far = page is not tail and tail.base - page.base > _GATHER_BYTES
+        if self._waiting or self._lagging or group.passing or far or len(group.members) > SMALL or not self.options.gop_cache:
             self.wake()
             return
-        if self.backpressure.due:
-            self.backpressure.check(self, 0.0)
         if page is tail and group.offset == tail.end:
             return
         try:
+            # No member lags, so that there is nothing to check.
             self.counters.bytes_sent += group.deliver_at_once(stream_log, self._fall_behind, self._fail_send)
-            group.end_pass()
             if group.has_left:
                 self._compact()
             if self._after_pass:
