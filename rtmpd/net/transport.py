@@ -15,15 +15,16 @@ from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gevent import get_hub
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.hub import Waiter
 from gevent.socket import wait
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
 from rtmpd.net.readers import readers
 from rtmpd.phases import NOT_CLOSED
+from rtmpd.util.deadline import Deadline
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.text import connection_error
-from rtmpd.util.wakeups import Deadline, wakeups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,6 @@ class Transport:
         "_unread",
         "_unsent",
         "_waiter",
-        "_wakeups",
         "_write_watcher",
         "bytes_sent",
         "close_reason",
@@ -123,13 +123,12 @@ class Transport:
         # The interpreter's socket inside gevent's is non-blocking already, and sends a fifth faster.
         self._sock: stdlib_socket.socket = sock._sock  # type: ignore[attr-defined]
         self.try_send: Callable[[bytes | bytearray | memoryview], int] = self._sock.send
-        self._wakeups = wakeups()
         self._write_watcher = get_hub().loop.io(sock.fileno(), _WRITE)
         self._more = False
         self._readers: Readers | None = None
         self._consume: Callable[[bytes], object] | None = None
         self._waiter: Waiter[Any] | None = None
-        self._unread = False  # the socket has had an event that nothing waited for
+        self._unread = False  # the socket has had an event for which it was not read to its end
         self._unsent = 0  # bytes that `send_all` still holds
         if sock.family != stdlib_socket.AF_UNIX:
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
@@ -211,7 +210,28 @@ class Transport:
             return data
 
     def _wait_readable(self) -> None:
-        self._wakeups.wait_readable(self._sock.fileno())
+        """Wait until the socket has data, or the connection has ended. Rarely returns too early."""
+        self._wait(None)
+
+    def _wait(self, consume: Callable[[bytes], object] | None) -> Any:
+        """Wait until *consume* returns something, and return it; None: until the socket is readable."""
+        if self._waiter is not None:
+            raise ConcurrentObjectUseError("another greenlet reads from this connection already")
+        waiter = self._waiter = Waiter()
+        self._consume = consume
+        try:
+            if self._readers is None:
+                self._readers = readers()
+                self._readers.add(self)
+            elif self._unread:
+                self._readers.ask_again(self)
+            self._unread = False
+            if consume is not None and self._has_read_ahead:
+                get_hub().loop.run_callback(self.readable)
+            return waiter.get()
+        finally:
+            if self._waiter is waiter:
+                self._waiter = self._consume = None
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 after `dispose`."""
@@ -227,20 +247,7 @@ class Transport:
         Raises:
             TransportClosed: As `recv`.
         """
-        waiter = self._waiter = Waiter()
-        self._consume = consume
-        try:
-            if self._readers is None:
-                self._readers = readers()
-                self._readers.add(self)
-            elif self._unread:
-                self._readers.ask_again(self)
-            self._unread = False
-            if self._has_read_ahead:
-                get_hub().loop.run_callback(self.readable)
-            return waiter.get()  # type: ignore[no-any-return]
-        finally:
-            self._waiter = self._consume = None
+        return self._wait(consume)  # type: ignore[no-any-return]
 
     @property
     def _has_read_ahead(self) -> bool:
@@ -255,7 +262,11 @@ class Transport:
         """
         consume, waiter = self._consume, self._waiter
         if consume is None or waiter is None:
-            self._unread = True
+            # Nothing waits for it, or what waits for it reads itself.
+            self._unread = ending or waiter is None
+            if waiter is not None:
+                self._waiter = None
+                waiter.switch(None)
             return
         try:
             data = self._receive_ready()
@@ -265,11 +276,11 @@ class Transport:
                 self._readers.ask_again(self)
             found = consume(data)
         except Exception:  # noqa: BLE001 - raised in the greenlet of the connection
-            self._consume = None
+            self._consume = self._waiter = None
             waiter.throw(*sys.exc_info())
             return
         if found is not None:
-            self._consume = None
+            self._consume = self._waiter = None
             waiter.switch(found)
 
     def _receive_ready(self) -> bytes:

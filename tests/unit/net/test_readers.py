@@ -7,11 +7,14 @@ import functools
 import gevent
 import pytest
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.net import readers as module
 from rtmpd.net.readers import Pace, readers
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 from rtmpd.phases import CloseKind, CloseReason
+from tests.unit.util.test_deadline import WORK_S, Bystander, Clock
 
 LIMIT_S = 10
 
@@ -176,6 +179,53 @@ def test_a_socket_that_is_always_full_does_not_hold_the_event_loop(make_transpor
         wait_until(lambda number=number: quiet_consumer.taken.endswith(b"%d" % number))
     assert all(each.calls for each in consumers)
     gevent.killall([*senders, *greenlets])
+
+
+def test_sockets_that_end_together_leave_turns_to_the_event_loop(make_transport, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    pairs = [make_transport(Transport) for _ in range(100)]
+    ended = []
+
+    def read(number):
+        transport = pairs[number][0]
+        try:
+            transport.recv_while(Consumer()) if number % 2 else transport.recv()
+        except TransportClosed:
+            clock.work()
+            ended.append(number)
+
+    greenlets = [gevent.spawn(read, number) for number in range(len(pairs))]
+    gevent.sleep(0)
+    for _, peer in pairs:
+        peer.close()
+    bystander = Bystander(clock)
+    gevent.joinall(greenlets, LIMIT_S, raise_error=True)
+    bystander.greenlet.kill()
+    assert sorted(ended) == list(range(len(pairs)))
+    assert bystander.longest_s <= module._SLICE_S + module._BLOCK * WORK_S
+
+
+def test_a_descriptor_that_is_used_again_is_read_as_new(make_transport):
+    first, peer = make_transport(Transport)
+    peer.sendall(b"a")
+    assert first.recv() == b"a"
+    number = first.fileno()
+    first.dispose()
+    second, peer = make_transport(Transport)
+    assert number in (second.fileno(), peer.fileno())
+    peer.sendall(b"b!")
+    assert second.recv_while(Consumer()) == b"b!"
+
+
+@pytest.mark.parametrize("second", ["recv", "recv_while"])
+def test_two_greenlets_can_not_read_one_connection(pair, second):
+    transport, _ = pair
+    first = gevent.spawn(transport.recv_while, Consumer())
+    gevent.sleep(0)
+    with pytest.raises(ConcurrentObjectUseError):
+        transport.recv() if second == "recv" else transport.recv_while(Consumer())
+    first.kill()
 
 
 # Lazy reads -------------------------------------------------------------------------------------------------------------
