@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
+_LONGEST_STEP = 3
 _WAITING_SWEPT = 1000  # streams that players only wait for, in one sweep
 _FLUSH_S = 1.0
 _REDIRECT_STEP_S = 0.02
@@ -157,7 +158,7 @@ class Hub:
         self.config = config
         self.streams: dict[str, Stream] = {}
         self._announced: dict[str, Stream] = {}  # those with a source, or within the grace after it
-        self._turn = 0
+        self._turn = self._sweeps = 0
         self.connections: set[Connection] = set()
         self.bus = EventBus()
         self.counters: Counter[str] = Counter()
@@ -472,9 +473,12 @@ class Hub:
     def _sweep(self, now_s: float) -> None:
         write_timeout_s = self.config.server.write_timeout_s
         slices = Slices()
+        step = self._connection_step()
+        self._sweeps += 1
         for connection in list(self.connections):
-            connection.sweep(now_s)
-            slices.check()
+            if (connection.number + self._sweeps) % step == 0:
+                connection.sweep(now_s)
+                slices.check()
         self.memory.sweep()
         for stream in self._due():
             # It may have ended while the sweep gave way.
@@ -482,6 +486,18 @@ class Hub:
                 stream.sweep(now_s, write_timeout_s)
                 self._drop_if_idle(stream)
             slices.check()
+
+    def _connection_step(self) -> int:
+        """Return in how many sweeps each connection is swept once: their timeouts may be exceeded by a fifth, at most 2 s."""
+        server = self.config.server
+        shortest_s = min(
+            server.connect_timeout_s,
+            server.idle_timeout_s,
+            server.read_timeout_s,
+            server.ping_interval_s or server.read_timeout_s,
+            server.ping_timeout_s,
+        )
+        return min(_LONGEST_STEP, max(1, int(shortest_s / 5)))
 
     def _due(self) -> list[Stream]:
         """Return the streams to sweep now: of many that players only wait for, some. Nothing urgent happens there."""

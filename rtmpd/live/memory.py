@@ -44,7 +44,8 @@ _FAR_SHARE = 0.02
 
 _ERROR_REST_S = 0.05
 _SLICE_S = 0.003
-_COUNTED = 2500  # connections whose buffers are counted in each sweep: 4 µs each
+_SELDOM = 4  # sweeps from one count of the buffers of connections to the next: it takes 4 µs for each
+_COUNTED = 2500  # connections for which one sweep more goes by
 _BLOCK = 64  # connections between two looks at the clock
 _PRESSED_S = 10.0
 """How long new publishes are refused after join points had to be forgotten: another stream would only make things worse."""
@@ -92,7 +93,7 @@ class MemoryGuard:
         self.limit_bytes = limit_bytes
         self.connection_bytes = 0
         self._grown_bytes = 0  # of buffers, since the server started
-        self._sweeps = 0
+        self._sweeps_left = 0
         self._wake_bytes = 0  # growth above this wakes the greenlet
         self._streams = streams
         self._connections = connections
@@ -152,10 +153,11 @@ class MemoryGuard:
         self._wake_above(self._wake_bytes)
 
     def sweep(self) -> None:
-        """Count the buffers of connections; those of many more seldom, unless half of the limit is in use. Once per second."""
-        self._sweeps += 1
+        """Count the buffers of connections: seldom, unless half of the limit is in use. Once per second."""
         short = self.limit_bytes and self.total_bytes() > self.limit_bytes // 2
-        if short or self._sweeps % (1 + len(self._connections) // _COUNTED) == 0:
+        self._sweeps_left -= 1
+        if short or self._sweeps_left <= 0:
+            self._sweeps_left = _SELDOM + len(self._connections) // _COUNTED
             self.count_connections()
 
     def count_connections(self) -> list[tuple[int, Holder]]:

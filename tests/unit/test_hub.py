@@ -71,6 +71,8 @@ class FakePublisher:
 class FakeConnection:
     """A connection that the hub did not open, as far as the hub uses it."""
 
+    number = 3
+
     def __init__(self):
         self.options = None
         self.swept = []
@@ -499,8 +501,21 @@ def test_connections_and_streams_are_swept(make_hub, clock, quick_sweeps):
     publisher.source.video(0, keyframe())
     hub.start()
     clock.now_s += 3
-    wait_until(lambda: publisher.source.active_at == clock.now_s)
+    wait_until(lambda: publisher.source.active_at == clock.now_s and connection.swept)
     assert set(connection.swept) == {clock.now_s}
+    hub.connections.clear()
+
+
+@pytest.mark.parametrize(("timeouts", "share"), [("", 3), ("read_timeout_s = 6", 1), ("connect_timeout_s = 12", 2)])
+def test_connections_with_long_timeouts_are_swept_in_turns(make_hub, timeouts, share):
+    hub = make_hub(f"[server]\n{timeouts}\n")
+    connections = [FakeConnection() for _ in range(6)]
+    for number, connection in enumerate(connections):
+        connection.number = number
+    hub.connections.update(connections)
+    for now_s in range(6):
+        hub._sweep(float(now_s))
+    assert [len(connection.swept) for connection in connections] == [6 // share] * 6
     hub.connections.clear()
 
 

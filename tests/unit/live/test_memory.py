@@ -487,11 +487,11 @@ def test_many_connections_are_counted_in_slices(new_guard, monkeypatch):
 def test_many_connections_are_counted_more_seldom_unless_memory_is_short(new_guard):
     guard = new_guard(0, *(FakeConnection(10) for _ in range(5000)))
     counts = []
-    for _ in range(6):
+    for _ in range(12):
         guard.connection_bytes = 0
         guard.sweep()
         counts.append(guard.connection_bytes)
-    assert counts == [0, 0, 50_000] * 2
+    assert counts == [50_000, 0, 0, 0, 0, 0] * 2
     guard.limit_bytes = 50_000
     for _ in range(3):
         guard.connection_bytes = 30_000

@@ -609,7 +609,7 @@ def test_a_connection_holds_names_incomplete_messages_and_unread_replies(world):
     held = publisher.connection.held_bytes()
     begin_large_message(publisher)
     wait_until(lambda: publisher.connection.held_bytes() - held == 150_000 - 12 - 150_000 // 129)
-    world.hub.memory.sweep()
+    world.hub.memory.count_connections()
     assert world.hub.gauges["connection_buffer_bytes"]() == sum(each.held_bytes() for each in world.hub.connections)
 
 
@@ -642,7 +642,7 @@ def test_a_connection_that_is_closed_for_its_memory_says_why(world, caplog):
     assert world.kinds == [CloseKind.EXPELLED]
     assert world.hub.counters["memory_closes"] == 1
     assert "closed: memory_limit_bytes is exceeded, and it holds 178" in caplog.text
-    world.hub.memory.sweep()
+    world.hub.memory.count_connections()
     assert world.hub.memory.connection_bytes == 0
 
 
