@@ -354,8 +354,8 @@ def new_guard(pages, connections, counters):
 
 
 def swept(guard):
-    """Do what a sweep of the hub, and the greenlet after it, do."""
-    guard.sweep()
+    """Do what a sweep of the hub that counts, and the greenlet after it, do."""
+    guard.count_connections()
     guard.shed(0.0)
 
 
