@@ -1,4 +1,13 @@
+from collections.abc import Callable
+
+from rtmpd.live.log import LogState as LogState
+from rtmpd.live.pages import PageState as PageState
+from rtmpd.live.source import SourceState as SourceState
 from rtmpd.live.subscriber import send_each as send_each
+from rtmpd.media.timestamps import TimelineState as TimelineState
+from rtmpd.media.timestamps import TrackState as TrackState
 from rtmpd.protocol.chunk import ChunkReader as ChunkReader
 
 INTERFACE: int
+
+def hand_over(name: str, method: Callable[..., object]) -> None: ...

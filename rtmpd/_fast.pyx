@@ -5,13 +5,16 @@ Each name here has a pure Python form of the same name elsewhere, which is the r
 are the same, and tests hold them equal. What is not ordinary is handed to Python.
 """
 
+cimport cython
+from cpython cimport array
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EALREADY, EINPROGRESS, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -36,7 +39,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 3
+INTERFACE = 4
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -578,3 +581,250 @@ cdef object _take(_Found *found):
     Py_INCREF(payload)
     PyTuple_SET_ITEM(message, 3, payload)
     return message
+
+
+# Appending ---------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    _AUDIO = 8
+    _VIDEO = 9
+    _DATA = 18
+    _FRAME = 0  # Kind.FRAME
+    _MAX_MESSAGE_SIZE = 0xFFFFFF
+    _STEP_LIMIT_MS = 2000
+    _SHORT_HEADER = 12
+
+cdef int64_t _HALF = 0x80000000
+cdef int64_t _WORD = 0xFFFFFFFF
+
+# The methods that have the rules, for everything that is not ordinary.
+cdef object _pure_append, _pure_stamp, _pure_video, _pure_audio
+
+# Of rtmpd.media.timestamps, which imports this module: known when the first source is made. A subclass may have other rules.
+cdef object _Timeline = None
+
+
+def hand_over(str name, method):
+    """Take the pure form of a method of a base, by ``class.method``."""
+    global _pure_append, _pure_stamp, _pure_video, _pure_audio
+    if name == "LogState.append":
+        _pure_append = method
+    elif name == "TimelineState.stamp":
+        _pure_stamp = method
+    elif name == "SourceState.video":
+        _pure_video = method
+    elif name == "SourceState.audio":
+        _pure_audio = method
+    else:
+        raise ValueError(name)
+
+
+cdef class PageState:
+    """What an append changes of a page. As `rtmpd.live.pages.PageState`."""
+
+    cdef public bytearray buffer
+    cdef public array.array starts
+    cdef public bytearray kinds
+    cdef public Py_ssize_t size, end
+
+
+cdef class TrackState:
+    """What an ordinary step changes of a track. As `rtmpd.media.timestamps.TrackState`."""
+
+    cdef public int64_t last_in, raw, shown
+
+
+cdef class TimelineState:
+    """What an ordinary step changes of a timeline. As `rtmpd.media.timestamps.TimelineState`."""
+
+    cdef public TrackState audio, video
+    cdef public int64_t newest
+
+    @cython.binding(False)
+    def stamp(self, TrackState track not None, timestamp):
+        cdef int64_t stamped = self._stamp(track, timestamp)
+        return stamped if stamped >= 0 else _pure_stamp(self, track, timestamp)
+
+    cdef inline int64_t _stamp(self, TrackState track, int64_t timestamp) noexcept:
+        """Map a timestamp that is near the last one; -1: it is not."""
+        cdef int64_t step
+        if track.last_in < 0:
+            return -1
+        step = ((timestamp - track.last_in + _HALF) & _WORD) - _HALF
+        if step < -_STEP_LIMIT_MS or step > _STEP_LIMIT_MS:
+            return -1
+        track.last_in = timestamp
+        track.raw += step
+        if track.raw > track.shown:
+            track.shown = track.raw
+            if track.raw > self.newest:
+                self.newest = track.raw
+        return track.shown & _WORD
+
+
+cdef class LogState:
+    """What an append of an ordinary message changes of a log. As `rtmpd.live.log.LogState`."""
+
+    cdef public PageState tail
+    cdef public object on_growth
+    cdef public int64_t position, newest_timestamp, _alarm_at
+    cdef public Py_ssize_t _chunk_size
+    cdef public bint _finds_disposable
+
+    @cython.binding(False)
+    def append(self, type_id, timestamp, payload, kind, join_point=False):
+        if join_point or not PyBytes_CheckExact(payload) or not self._append(
+            type_id, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), kind
+        ):
+            _pure_append(self, type_id, timestamp, payload, kind, join_point)
+
+    cdef bint _append(
+        self, int type_id, int64_t timestamp, const uint8_t *payload, Py_ssize_t length, int kind
+    ) except -1:
+        """Append a message that begins no group of pictures and needs no new page; return whether it was one."""
+        cdef PageState page = self.tail
+        cdef Py_ssize_t start, end, chunk_size = self._chunk_size
+        cdef int csid = 4 if type_id == _AUDIO else 6 if type_id == _VIDEO else 8
+        if (
+            chunk_size <= 0
+            or page is None
+            or length > _MAX_MESSAGE_SIZE
+            or timestamp < 0
+            or timestamp > _WORD
+            or (type_id != _VIDEO and type_id != _AUDIO and type_id != _DATA)
+            or (type_id == _VIDEO and self._finds_disposable)
+        ):
+            return False
+        start = page.end
+        end = start + _SHORT_HEADER + length
+        if timestamp >= _EXTENDED:
+            end += 4
+        if length > chunk_size:
+            end += (length - 1) // chunk_size * (5 if timestamp >= _EXTENDED else 1)
+        if start < 0 or end > page.size or end > PyByteArray_GET_SIZE(page.buffer):
+            return False
+        _frame(<uint8_t *>PyByteArray_AS_STRING(page.buffer) + start, csid, type_id, timestamp, payload, length, chunk_size)
+        if type_id != _DATA:
+            self.newest_timestamp = timestamp
+        _add_start(page.starts, start)
+        PyByteArray_Resize(page.kinds, PyByteArray_GET_SIZE(page.kinds) + 1)
+        (<uint8_t *>PyByteArray_AS_STRING(page.kinds))[PyByteArray_GET_SIZE(page.kinds) - 1] = kind
+        page.end = end
+        self.position += end - start
+        if self.on_growth is not None:
+            self.on_growth()
+        if self.position >= self._alarm_at:
+            self._alarm()
+        return True
+
+
+cdef int _add_start(array.array starts, Py_ssize_t start) except -1:
+    cdef Py_ssize_t count = len(starts)
+    if starts.ob_descr.itemsize != sizeof(unsigned int):
+        raise TypeError("expected an array of unsigned int")
+    array.resize_smart(starts, count + 1)
+    starts.data.as_uints[count] = <unsigned int>start
+    return 0
+
+
+cdef inline uint8_t *_put_word(uint8_t *to, uint32_t word) noexcept:
+    to[0], to[1], to[2], to[3] = word >> 24, word >> 16 & 0xFF, word >> 8 & 0xFF, word & 0xFF
+    return to + 4
+
+
+cdef void _frame(
+    uint8_t *to, int csid, int type_id, uint32_t timestamp, const uint8_t *payload, Py_ssize_t length, Py_ssize_t chunk_size
+) noexcept:
+    """Write a message of message stream 1 as chunks, as `rtmpd.protocol.chunk.frame_into` does."""
+    cdef bint extended = timestamp >= _EXTENDED
+    cdef Py_ssize_t size
+    to = _put_word(to, <uint32_t>csid << 24 | (_EXTENDED if extended else timestamp))
+    to = _put_word(to, <uint32_t>length << 8 | type_id)
+    to = _put_word(to, 0x01000000)
+    if extended:
+        to = _put_word(to, timestamp)
+    while True:
+        size = min(length, chunk_size)
+        memcpy(to, payload, size)
+        to += size
+        payload += size
+        length -= size
+        if length == 0:
+            return
+        to[0] = 0xC0 | csid
+        to += 1
+        if extended:
+            to = _put_word(to, timestamp)
+
+
+cdef CFunction _LOG_APPEND = (<MethodDescriptor *><PyObject *>LogState.__dict__["append"]).d_method.ml_meth
+
+
+cdef class SourceState:
+    """What an ordinary frame changes of a source, and what it needs. As `rtmpd.live.source.SourceState`."""
+
+    cdef public object _stream, _timeline, stats
+    cdef public int64_t bytes_in, audio_messages, video_messages
+    cdef public bint _has_video
+
+    def __cinit__(self, *args, **kwargs):
+        global _Timeline
+        if _Timeline is None:
+            from rtmpd.media.timestamps import Timeline as _Timeline
+
+    @cython.binding(False)
+    def video(self, timestamp, payload):
+        cdef const uint8_t *data
+        if self._stream is None:
+            return
+        if PyBytes_CheckExact(payload) and PyBytes_GET_SIZE(payload) >= 2 and type(self._timeline) is _Timeline:
+            data = <const uint8_t *>PyBytes_AS_STRING(payload)
+            # A frame of AVC with a legacy header: it begins no group of pictures, is no command and no sequence header.
+            if data[0] & 15 == 7 and data[0] < 0x80 and data[0] >> 4 != 1 and data[0] >> 4 != 5 and data[1] == 1:
+                self.video_messages += 1
+                self.bytes_in += PyBytes_GET_SIZE(payload)
+                self._has_video = True
+                self._append(_VIDEO, (<TimelineState>self._timeline).video, timestamp, payload)
+                return
+        _pure_video(self, timestamp, payload)
+
+    @cython.binding(False)
+    def audio(self, timestamp, payload):
+        cdef const uint8_t *data
+        if self._stream is None:
+            return
+        if (
+            self._has_video
+            and PyBytes_CheckExact(payload)
+            and PyBytes_GET_SIZE(payload) >= 2
+            and type(self._timeline) is _Timeline
+        ):
+            data = <const uint8_t *>PyBytes_AS_STRING(payload)
+            # A frame of AAC, whose configuration is known.
+            if data[0] >> 4 == 10 and data[1] != 0 and not self.stats.asks_audio:
+                self.audio_messages += 1
+                self.bytes_in += PyBytes_GET_SIZE(payload)
+                self._append(_AUDIO, (<TimelineState>self._timeline).audio, timestamp, payload)
+                return
+        _pure_audio(self, timestamp, payload)
+
+    cdef int _append(self, int type_id, TrackState track, timestamp, bytes payload) except -1:
+        """Put a frame on the timeline, and append it."""
+        cdef object stream = self._stream, append
+        cdef LogState log
+        cdef int64_t stamped = (<TimelineState>self._timeline)._stamp(track, timestamp) if track is not None else -1
+        if stamped < 0:
+            stamped = self._timeline.stamp(track, timestamp)
+        try:
+            append = stream.append
+            if PyCFunction_CheckExact(append) and PyCFunction_GET_FUNCTION(append) == _LOG_APPEND:
+                # The only output's log.
+                log = <LogState>PyCFunction_GET_SELF(append)
+                if log._append(
+                    type_id, stamped, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), _FRAME
+                ):
+                    return 0
+            append(type_id, stamped, payload, _FRAME)
+        except Exception as error:
+            stream.append_failed(error)
+        return 0

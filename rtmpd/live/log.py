@@ -13,6 +13,7 @@ from rtmpd.live.framing import DATA, NO_HEADERS, VIDEO, Headers, Message
 from rtmpd.live.pages import ALL_PAGES, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Page, PageAccount
 from rtmpd.media.disposable import is_disposable, read_formats
 from rtmpd.media.tags import Kind
+from rtmpd.util.speed import accelerated, completes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,29 @@ class LogReader(Protocol):
         """The log ends, because of an error of the server. Must not wait."""
 
 
-class Log:
+@accelerated
+class LogState:
+    """What an append of an ordinary message changes of a log.
+
+    Attributes:
+        tail: The last page; the log ends at ``tail.end``.
+        position: The number of bytes appended so far: the end of the log as an absolute position.
+        newest_timestamp: The timestamp of the last audio or video message; -1 before the first and after the end.
+        on_growth: Called after each append: the fan-out's wake-up, while it has subscribers. It must not wait.
+    """
+
+    __slots__ = ("_alarm_at", "_chunk_size", "_finds_disposable", "newest_timestamp", "on_growth", "position", "tail")
+
+    tail: Page
+    position: int
+    newest_timestamp: int
+    on_growth: Callable[[], None] | None
+    _alarm_at: int
+    _chunk_size: int
+    _finds_disposable: bool
+
+
+class Log(LogState):
     """The messages of a stream in one framing.
 
     Args:
@@ -54,21 +77,15 @@ class Log:
         account: Counts the log's pages; None: one of its own.
 
     Attributes:
-        tail: The last page; the log ends at ``tail.end``.
-        position: The number of bytes appended so far: the end of the log as an absolute position.
         account: Counts the log's pages.
         join_page, join_offset, join_position: Where a new reader starts; join_page is None if there is no such place.
         join_timestamp: The timestamp of the message there.
-        newest_timestamp: The timestamp of the last audio or video message; -1 before the first and after the end.
         joins: The number of join points so far.
-        on_growth: Called after each append: the fan-out's wake-up, while it has subscribers. It must not wait.
         headers, join_headers: What a decoder needs before the frames at the log's end, and at the join point.
     """
 
     __slots__ = (
-        "_alarm_at",
         "_cache_limit_bytes",
-        "_finds_disposable",
         "_formats",
         "_formats_of",
         "_page_bytes",
@@ -84,15 +101,13 @@ class Log:
         "join_position",
         "join_timestamp",
         "joins",
-        "newest_timestamp",
-        "on_growth",
-        "position",
-        "tail",
     )
 
     def __init__(self, framing: Framing, cache_limit_bytes: int, account: PageAccount | None = None) -> None:
         self.framing = framing
         self._write = framing.write
+        # The extension writes plain chunks itself.
+        self._chunk_size = getattr(framing, "plain_chunk_size", 0)
         self._cache_limit_bytes = cache_limit_bytes
         self.position = 0
         self.account = account or PageAccount(ALL_PAGES)
@@ -108,7 +123,7 @@ class Log:
         self.newest_timestamp = -1
         self.headers = NO_HEADERS
         self.join_headers = NO_HEADERS
-        self.on_growth: Callable[[], None] | None = None
+        self.on_growth = None
         self._readers: list[LogReader] = []
         self._alarm_at = NEVER
         self._finds_disposable = False
@@ -117,6 +132,7 @@ class Log:
 
     # Appending ---------------------------------------------------------------------------------------------------------
 
+    @completes(LogState)
     def append(self, type_id: int, timestamp: int, payload: bytes, kind: int, join_point: bool = False) -> None:
         """Frame a message and append it. The hot path: once for each message of a stream, however many readers there are.
 

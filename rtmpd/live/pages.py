@@ -7,8 +7,11 @@ their messages start and what these are, and are counted as long as they live. P
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
+
+from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,22 +59,40 @@ ALL_PAGES = PageAccount()
 """The pages of all logs of the process, including those that outlive their logs."""
 
 
-class Page:
+@accelerated
+class PageState:
+    """What an append changes of a page.
+
+    Attributes:
+        buffer: The page's memory. Its size never changes.
+        size: Its size.
+        end: The number of bytes in use. Only grows, and only on the last page.
+        starts: The offsets of the messages, ascending.
+        kinds: The kind of each message (`rtmpd.media.tags.Kind`).
+    """
+
+    __slots__ = ("buffer", "end", "kinds", "size", "starts")
+
+    buffer: bytearray
+    size: int
+    end: int
+    starts: array[int]
+    kinds: bytearray
+
+
+class Page(PageState):
     """A piece of a log.
 
     Attributes:
         view: The page's memory, for slices without a copy.
         base: The log position of the page's first byte.
-        end: The number of bytes in use. Only grows, and only on the last page.
         next: The following page, or None.
         account: Counts the page.
         number: The number of messages in the log before the page's first one.
-        starts: The offsets of the messages, ascending.
-        kinds: The kind of each message (`rtmpd.media.tags.Kind`).
         disposable: The offsets of disposable frames, if the log looks for them.
     """
 
-    __slots__ = ("account", "base", "buffer", "disposable", "end", "kinds", "next", "number", "size", "starts", "view")
+    __slots__ = ("account", "base", "disposable", "next", "number", "view")
 
     def __init__(self, size: int, base: int, number: int = 0, account: PageAccount = ALL_PAGES) -> None:
         # If there is no memory for the page, nothing has been counted.
@@ -84,7 +105,7 @@ class Page:
         self.end = 0
         self.next: Page | None = None
         self.number = number
-        self.starts: list[int] = []
+        self.starts = array("I")
         self.kinds = bytearray()
         self.disposable: list[int] = []
         account.add(size)

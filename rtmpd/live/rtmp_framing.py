@@ -76,6 +76,11 @@ class RtmpFraming:
     def __init__(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
 
+    @property
+    def plain_chunk_size(self) -> int:
+        """The chunk size, if the extension may write chunks instead of `write`; 0 if a subclass writes in another way."""
+        return self.chunk_size if type(self).write is RtmpFraming.write else 0
+
     def size(self, timestamp: int, length: int) -> int:
         """Return the number of bytes that a message takes as chunks."""
         return framed_size(length, timestamp, self.chunk_size)

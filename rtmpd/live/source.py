@@ -21,6 +21,7 @@ from rtmpd.media.tags import Kind, audio_kind, video_info, video_kind
 from rtmpd.media.timestamps import Timeline
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import amf0
+from rtmpd.util.speed import accelerated, completes
 
 if TYPE_CHECKING:
     import logging
@@ -151,7 +152,27 @@ class BitrateWatch:
         return True
 
 
-class Source:
+@accelerated
+class SourceState:
+    """What an ordinary frame changes of a source, and what it needs.
+
+    Attributes:
+        stats: Codecs, keyframes and rates.
+        bytes_in, audio_messages, video_messages: Totals; see `Received`.
+    """
+
+    __slots__ = ("_has_video", "_stream", "_timeline", "audio_messages", "bytes_in", "stats", "video_messages")
+
+    stats: Stats
+    bytes_in: int
+    audio_messages: int
+    video_messages: int
+    _has_video: bool
+    _stream: SourceStream | None
+    _timeline: Timeline
+
+
+class Source(SourceState):
     """One source of one stream.
 
     Args:
@@ -169,26 +190,20 @@ class Source:
         active_at: When a sweep last saw new messages (monotonic, seconds).
         headers: Its metadata and sequence headers.
         content: What of its messages not every player can take.
-        stats: Codecs, keyframes and rates.
-        bytes_in, audio_messages, video_messages, data_messages: Totals; see `Received`.
+        data_messages: A total; see `Received`.
     """
 
     __slots__ = (
         "_bitrate_watch",
-        "_has_video",
         "_join_track",
         "_makes_metadata",
         "_on_stop",
         "_on_wanted",
         "_rates_from_s",
-        "_stream",
         "_swept_bytes",
-        "_timeline",
         "_video_others",
         "_wanted",
         "active_at",
-        "audio_messages",
-        "bytes_in",
         "content",
         "data_messages",
         "grant",
@@ -197,8 +212,6 @@ class Source:
         "log",
         "number",
         "started_at",
-        "stats",
-        "video_messages",
     )
 
     def __init__(
@@ -224,7 +237,7 @@ class Source:
         self._on_stop = on_stop
         self._on_wanted = on_wanted
         self._wanted = True
-        self._stream: SourceStream | None = None
+        self._stream = None
         self._timeline = Timeline()
         self._join_track: int | None = None
         self._has_video = False
@@ -281,6 +294,7 @@ class Source:
 
     # Messages ----------------------------------------------------------------------------------------------------------
 
+    @completes(SourceState)
     def video(self, timestamp: int, payload: bytes) -> None:
         """Take a video message. The hot path: once per message, never per player."""
         stream = self._stream
@@ -335,6 +349,7 @@ class Source:
             self._join_track = track
         return track == self._join_track
 
+    @completes(SourceState)
     def audio(self, timestamp: int, payload: bytes) -> None:
         """Take an audio message. An empty one (silence, as Wowza sends it) is discarded."""
         stream = self._stream

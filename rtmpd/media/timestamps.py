@@ -7,6 +7,8 @@ newest time of the stream, and the timestamps of a track never decrease.
 
 from __future__ import annotations
 
+from rtmpd.util.speed import accelerated, completes
+
 _STEP_LIMIT_MS = 2_000
 """A step of at most this, in either direction, is continuous. A step back is jitter: the output stays at its last value."""
 
@@ -24,10 +26,21 @@ _WRAP = 0x1_0000_0000
 _HALF = 0x8000_0000
 
 
-class Track:
+@accelerated
+class TrackState:
+    """What an ordinary step changes of a track: the publisher's last timestamp, and the last one on the timeline."""
+
+    __slots__ = ("last_in", "raw", "shown")
+
+    last_in: int
+    raw: int
+    shown: int
+
+
+class Track(TrackState):
     """The state of one track (audio or video) of a `Timeline`."""
 
-    __slots__ = ("last_in", "left_at", "left_moved", "left_offset", "moved", "offset", "raw", "shown")
+    __slots__ = ("left_at", "left_moved", "left_offset", "moved", "offset")
 
     def __init__(self) -> None:
         self.raw = 0  # the last timestamp on the timeline, unwrapped
@@ -44,7 +57,18 @@ class Track:
         self.left_at = 0  # raw at the last placement
 
 
-class Timeline:
+@accelerated
+class TimelineState:
+    """What an ordinary step changes of a timeline: the newest output."""
+
+    __slots__ = ("audio", "newest", "video")
+
+    audio: Track
+    video: Track
+    newest: int
+
+
+class Timeline(TimelineState):
     """Maps the timestamps of a stream's successive publishers to one continuous clock.
 
     An offset, once learned, is kept as long as timestamps fit it, however long a track was silent. When a track jumps, the
@@ -58,7 +82,7 @@ class Timeline:
         jumps: The number of jumps so far.
     """
 
-    __slots__ = ("_anchor", "_moved", "audio", "jumps", "newest", "offset", "video")
+    __slots__ = ("_anchor", "_moved", "jumps", "offset")
 
     def __init__(self) -> None:
         self.audio = Track()
@@ -83,6 +107,7 @@ class Timeline:
             self.newest += max(1, elapsed_ms)
             self._anchor = True
 
+    @completes(TimelineState)
     def stamp(self, track: Track, timestamp: int) -> int:
         """Map the timestamp of a frame of *track* (``audio`` or ``video`` of this timeline)."""
         if track.last_in < 0:

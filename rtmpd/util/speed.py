@@ -10,15 +10,17 @@ import os
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
-INTERFACE: Final = 3
+INTERFACE: Final = 4
 """What `rtmpd._fast` must have, as a number that changes with it: an extension of other sources is not used."""
 
 PURE: Final[dict[str, object]] = {}
 """The pure Python forms by name, for tests that compare both."""
 
 _Form = TypeVar("_Form")
+_Method = TypeVar("_Method")
 
 
 def _load() -> ModuleType | None:
@@ -42,3 +44,21 @@ def accelerated(pure: _Form) -> _Form:
     name: str = pure.__name__  # type: ignore[attr-defined]
     PURE[name] = pure
     return pure if _FAST is None else getattr(_FAST, name)
+
+
+def completes(base: type) -> Callable[[_Method], _Method]:
+    """Replace a method by that of a compiled *base*, which handles ordinary cases itself. A decorator.
+
+    The compiled method calls this one in all other cases. A pure *base* has no such method, and this one stays.
+    """
+
+    def decorate(pure: _Method) -> _Method:
+        method: str = pure.__name__  # type: ignore[attr-defined]
+        name = f"{base.__name__}.{method}"
+        PURE[name] = pure
+        if _FAST is None:
+            return pure
+        _FAST.hand_over(name, pure)
+        return getattr(base, method)  # type: ignore[no-any-return]
+
+    return decorate

@@ -1,7 +1,7 @@
 """The extension does exactly what the pure Python form does: results, exceptions, their texts, and what has been sent.
 
-Each input is given to both forms. Without the extension there is nothing to compare. RTMPD_FUZZ_BYTES in the environment is
-how many bytes of random publishers the chunk readers are fed.
+Each input is given to both forms. Without the extension there is nothing to compare. In the environment, RTMPD_FUZZ_BYTES is
+how many bytes of random publishers the chunk readers are fed, and RTMPD_FUZZ_STREAMS how many streams are compared.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import os
 import random
 import socket
 import ssl
+import subprocess
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gevent.socket
@@ -20,10 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.errors import RemoteProtocolError
+from rtmpd.media.rewrite import Content
 from rtmpd.protocol.chunk import ChunkStreamState, RawMessage, ReaderState
 from rtmpd.util import speed
+from tests.property import publish_trace
 from tests.property.test_chunk import generators, message_lists, noise, pieces_of, write_interleaved
-from tests.unit.live.fakes import FakeTransport
+from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, FakeTransport, close_stream, keyframe, new_source, new_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -430,3 +435,55 @@ def test_a_state_that_no_reader_can_have_is_refused(form, state):
     form.from_state(STATE)
     with pytest.raises(ValueError, match="no reader of chunks can be in this state"):
         form.from_state(state)
+
+
+# From the wire to the players ----------------------------------------------------------------------------------------------
+
+FUZZ_STREAMS = int(os.environ.get("RTMPD_FUZZ_STREAMS", "150"))
+
+
+def in_pure_python(*arguments: int) -> list[str]:
+    """What the trace prints in a process that has the pure form."""
+    command = [sys.executable, "-m", "tests.property.publish_trace", *map(str, arguments)]
+    environment = os.environ | {"RTMPD_PURE": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
+@pytest.mark.timeout(120 + FUZZ_STREAMS)
+def test_streams_are_alike_from_the_wire_to_the_players():
+    """Log bytes, starts and kinds of messages, join point, timeline, counters, wake-ups, and what each player was sent."""
+    for seed, expected in enumerate(in_pure_python(0, FUZZ_STREAMS)):
+        if publish_trace.digest(seed) != expected:
+            steps = zip(publish_trace.steps(seed), in_pure_python(seed), strict=True)
+            for number, (compiled, pure) in enumerate(steps):
+                assert repr(compiled) == pure, f"seed {seed}, step {number}"
+            pytest.fail(f"seed {seed} is different each time")
+
+
+@pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_the_ordinary_frames_are_those_of_the_pure_form(name):
+    """Every first two bytes: the pure form appends what the compiled one takes for an ordinary frame, as a frame."""
+    stream, source = new_stream(), new_source()
+    stream.begin(source)
+    source.audio(0, AAC_HEADER)
+    source.video(0, AVC_HEADER)
+    source.video(0, keyframe())
+    deliver, appended = stream.deliver, []
+    stream.append = lambda *message: appended.append(message)
+    stream.deliver = lambda *message: appended.append(message)
+    for first in range(256):
+        for second in range(256):
+            found = []
+            for take in (getattr(source, name), lambda *message: PURE[f"SourceState.{name}"](source, *message)):
+                source.content = Content()
+                source.stats.asks_audio = False
+                appended.clear()
+                take(0, bytes((first, second)) + b"\0\0\0\0")
+                found.append(list(appended))
+            assert found[0] == found[1], (first, second)
+    stream.deliver = deliver
+    close_stream(stream)

@@ -71,7 +71,7 @@ def test_a_message_that_does_not_fit_starts_the_next_page():
     append(log, 40, bytes(89))
     assert page.next is log.tail
     assert page.end == MIN_PAGE_BYTES - 88
-    assert (log.tail.base, log.tail.starts, log.tail.end) == (page.end, [0], 101)
+    assert (log.tail.base, list(log.tail.starts), log.tail.end) == (page.end, [0], 101)
     assert page.next.next is None
 
 
@@ -83,7 +83,7 @@ def test_a_message_larger_than_a_page_gets_one_of_its_own():
     append(log, 40, payload)
     large = log.tail
     append(log, 80, b"\x27\x01small")
-    assert large.starts == [0]
+    assert list(large.starts) == [0]
     assert large.end == large.size == len(payload) + 12 + len(payload) // 60000
     assert log.tail is large.next
     wire = b"".join(bytes(page.view[: page.end]) for page in pages_from(first))
@@ -157,7 +157,7 @@ def test_a_notice_that_does_not_fit_starts_the_next_page():
     notice = bytes(120)
     log.append_notice(notice)
     assert page.next is log.tail
-    assert (log.tail.base, log.tail.starts, bytes(log.tail.view[: log.tail.end])) == (page.end, [0], notice)
+    assert (log.tail.base, list(log.tail.starts), bytes(log.tail.view[: log.tail.end])) == (page.end, [0], notice)
     assert log.position == page.end + 120
 
 

@@ -15,6 +15,7 @@ from rtmpd.live.rtmp_framing import RtmpFraming, RtmpSubscriberFraming
 from rtmpd.live.stream import Stream
 from rtmpd.live.subscriber import State, Subscriber
 from rtmpd.media.rewrite import Rewrite
+from rtmpd.media.timestamps import Timeline
 from rtmpd.phases import CloseKind, StreamPhase
 from tests.unit.live.fakes import (
     AAC_HEADER,
@@ -347,13 +348,14 @@ def test_an_error_in_the_headers_of_a_player_that_has_waited_long_enough_does_no
 
 
 @pytest.mark.parametrize("take", ["video", "audio"])
-def test_an_error_of_a_source_is_no_failure_of_the_output(scene, caplog, monkeypatch, take):
-    def fail(self, track, timestamp):
-        raise ValueError("the timeline")
+def test_an_error_of_a_source_is_no_failure_of_the_output(scene, caplog, take):
+    class BrokenTimeline(Timeline):
+        def stamp(self, track, timestamp):
+            raise ValueError("the timeline")
 
     _, player = scene.join()
     scene.source.audio(0, AAC_HEADER)
-    monkeypatch.setattr("rtmpd.media.timestamps.Timeline.stamp", fail)
+    scene.source.attach(scene.stream, BrokenTimeline(), lambda found: None)
     with pytest.raises(ValueError, match="the timeline"):
         getattr(scene.source, take)(40, frame("b") if take == "video" else audio_frame("b"))
     assert (scene.stream.counters.errors, player.close_reason) == (0, "")
