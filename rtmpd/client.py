@@ -205,6 +205,8 @@ class Client:
         with deadline(self.timeout_s, f"looking up {self.url.host}"):
             try:
                 addresses = self._resolve(self.url.host, self.url.port, self.timeout_s)
+            except TimeoutError:
+                raise DeadlineExceeded(f"looking up {self.url.host}", self.timeout_s) from None
             except OSError as error:
                 raise self._unreachable(error) from None
         left_s = max(0.0, ends_at_s - time.monotonic())

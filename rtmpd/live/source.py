@@ -158,6 +158,7 @@ class SourceState:
 
     Attributes:
         stats: Codecs, keyframes and rates.
+        wanted: The stream has readers; see `set_wanted`.
         bytes_in, audio_messages, video_messages: Totals; see `Received`.
     """
 
@@ -191,6 +192,7 @@ class Source(SourceState):
         headers: Its metadata and sequence headers.
         content: What of its messages not every player can take.
         data_messages: A total; see `Received`.
+        wanted: The stream has readers; see `set_wanted`.
     """
 
     __slots__ = (
@@ -202,7 +204,6 @@ class Source(SourceState):
         "_rates_from_s",
         "_swept_bytes",
         "_video_others",
-        "_wanted",
         "active_at",
         "content",
         "data_messages",
@@ -212,6 +213,7 @@ class Source(SourceState):
         "log",
         "number",
         "started_at",
+        "wanted",
     )
 
     def __init__(
@@ -236,7 +238,7 @@ class Source(SourceState):
         self.data_messages = 0
         self._on_stop = on_stop
         self._on_wanted = on_wanted
-        self._wanted = True
+        self.wanted = True
         self._stream = None
         self._timeline = Timeline()
         self._join_track: int | None = None
@@ -278,8 +280,8 @@ class Source(SourceState):
 
     def set_wanted(self, wanted: bool) -> None:
         """Take note of whether the stream has readers."""
-        if wanted is not self._wanted:
-            self._wanted = wanted
+        if wanted is not self.wanted:
+            self.wanted = wanted
             self._on_wanted(wanted)
 
     @property

@@ -6,8 +6,9 @@ function of its connection in the event loop, and the greenlet sleeps until that
 A socket is read once for each event, so that none holds the event loop, and a slice of time ends the round: with a watcher of
 gevent for each socket, the greenlets of thousands of clients that leave together would all unwind in one turn of the loop.
 
-Sockets of publishers whose streams have no readers are read lazily: together, some times a second. Most of the cost of such a
-publisher is to wake up for it.
+Publishers have an epoll of their own: however many other clients ask for something, or leave together, media waits for one
+slice at most. Publishers whose streams have no readers are read lazily: together, some times a second. Most of the cost of
+such a publisher is to wake up for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import enum
 import select
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _READ = 1
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP
-_BLOCK = 8  # sockets between two looks at the clock
-_SLICE_S = 0.0015
 _MOMENT_S = 1e-6
 
 
@@ -45,8 +44,24 @@ class Readable(Protocol):
 class Pace(enum.Enum):
     """When a socket is read."""
 
-    EAGER = "as soon as it has data"
+    REQUESTS = "as soon as it has data and those before it have had their turn"
+    EAGER = "as soon as it has data: a publisher"
     LAZY = "with the others, some times a second"
+
+
+class _Round(NamedTuple):
+    """How the ready sockets of an epoll are read.
+
+    Attributes:
+        block: Sockets between two looks at the clock. A request may take a millisecond.
+        slice_s: The time for one round.
+    """
+
+    block: int
+    slice_s: float
+
+
+_ROUNDS = {Pace.REQUESTS: _Round(1, 0.001), Pace.EAGER: _Round(8, 0.0015), Pace.LAZY: _Round(8, 0.0015)}
 
 
 class Readers:
@@ -58,84 +73,87 @@ class Readers:
 
     def __init__(self) -> None:
         self.lazy_read_s = 0.0
-        self._eager = select.epoll()
-        self._lazy = select.epoll()
+        self._epolls = {pace: select.epoll() for pace in Pace}
         self._sockets: dict[int, Readable] = {}
-        self._lazy_sockets: set[int] = set()
-        self._watcher = get_hub().loop.io(self._eager.fileno(), _READ)
+        self._paces: dict[int, Pace] = {}
+        self._lazy = 0
+        self._watchers = [(pace, get_hub().loop.io(self._epolls[pace].fileno(), _READ)) for pace in (Pace.EAGER, Pace.REQUESTS)]
         self._timer: Any = None
 
     def add(self, sock: Readable) -> None:
-        """Read a socket eagerly, until `remove`. What it has by now is an event, too."""
-        number = sock.fileno()
+        """Read a socket, with `Pace.REQUESTS`, until `remove`. What it has by now is an event, too."""
         if not self._sockets:
-            self._watcher.start(self._round)
+            for pace, watcher in self._watchers:
+                watcher.start(self._read, pace)
+        number = sock.fileno()
         self._sockets[number] = sock
-        self._eager.register(number, _EVENTS | select.EPOLLET)
+        self._register(number, Pace.REQUESTS)
+
+    def _register(self, number: int, pace: Pace) -> None:
+        self._paces[number] = pace
+        if pace is Pace.LAZY:
+            self._epolls[pace].register(number, _EVENTS)
+            self._lazy += 1
+            if self._timer is None:
+                self._start_timer(self.lazy_read_s)
+        else:
+            self._epolls[pace].register(number, _EVENTS | select.EPOLLET)
+
+    def _unregister(self, number: int) -> None:
+        pace = self._paces.pop(number)
+        self._epolls[pace].unregister(number)
+        if pace is Pace.LAZY:
+            self._lazy -= 1
+            if not self._lazy:
+                self._stop_timer()
 
     def remove(self, sock: Readable) -> None:
         """Read a socket no longer. Before it is closed."""
         number = sock.fileno()
         if self._sockets.pop(number, None) is None:
             return
-        if number in self._lazy_sockets:
-            self._end_lazy(number)
-        else:
-            self._eager.unregister(number)
+        self._unregister(number)
         if not self._sockets:
             # A watcher that is started keeps the event loop alive.
-            self._watcher.stop()
+            for _, watcher in self._watchers:
+                watcher.stop()
 
     def ask_again(self, sock: Readable) -> None:
         """Let a socket that was not read to its end have an event in the next round."""
         number = sock.fileno()
-        if number not in self._lazy_sockets:
-            self._eager.modify(number, _EVENTS | select.EPOLLET)
+        pace = self._paces[number]
+        if pace is not Pace.LAZY:
+            self._epolls[pace].modify(number, _EVENTS | select.EPOLLET)
 
     def set_pace(self, sock: Readable, pace: Pace) -> None:
-        """Read a socket eagerly or lazily from now on. Eagerly, what it has by now is read at once."""
+        """Read a socket in another way from now on. Unless that is lazily, what it has by now is read at once."""
         number = sock.fileno()
-        if self._sockets.get(number) is not sock or (pace is Pace.LAZY) == (number in self._lazy_sockets):
-            return
-        if pace is Pace.LAZY:
-            if not self.lazy_read_s:
-                return
-            self._eager.unregister(number)
-            self._lazy.register(number, _EVENTS)
-            self._lazy_sockets.add(number)
-            if self._timer is None:
-                self._start_timer(self.lazy_read_s)
-        else:
-            self._end_lazy(number)
-            self._eager.register(number, _EVENTS | select.EPOLLET)
-
-    def _end_lazy(self, number: int) -> None:
-        self._lazy_sockets.discard(number)
-        self._lazy.unregister(number)
-        if not self._lazy_sockets:
-            self._stop_timer()
+        if pace is Pace.LAZY and not self.lazy_read_s:
+            pace = Pace.EAGER
+        if self._sockets.get(number) is sock and self._paces[number] is not pace:
+            self._unregister(number)
+            self._register(number, pace)
 
     def reload(self, lazy_read_s: float) -> None:
-        """Set the interval of lazy reads; with 0 all sockets are read eagerly."""
+        """Set the interval of lazy reads; with 0 all publishers are read eagerly."""
         self.lazy_read_s = lazy_read_s
-        if lazy_read_s and self._lazy_sockets:
+        if lazy_read_s and self._lazy:
             self._start_timer(lazy_read_s)
         elif not lazy_read_s:
-            for number in list(self._lazy_sockets):
+            for number in [number for number, pace in self._paces.items() if pace is Pace.LAZY]:
                 self.set_pace(self._sockets[number], Pace.EAGER)
 
     # Events ------------------------------------------------------------------------------------------------------------
 
-    def _round(self) -> None:
-        """Read the sockets that are ready. Those that are left at the end of the slice have their turn in the next round."""
-        self._read(self._eager, _BLOCK)
-
-    def _read(self, epoll: select.epoll, most: int) -> bool:
-        """Read sockets for a slice of time, or until fewer than *most* are ready; return whether some may be left."""
-        sockets = self._sockets
-        ends_at_s = time.monotonic() + _SLICE_S
+    def _read(self, pace: Pace) -> bool:
+        """Read the sockets that are ready, for a slice of time; return whether some may be left: they are first next time."""
+        sockets, poll = self._sockets, self._epolls[pace].poll
+        block, slice_s = _ROUNDS[pace]
+        ends_at_s = time.monotonic() + slice_s
+        # Lazy sockets that have more than one read takes are ready again, and are read until they are empty.
+        most = 1 if pace is Pace.LAZY else block
         while True:
-            events = epoll.poll(0, _BLOCK)
+            events = poll(0, block)
             for number, found in events:
                 # It may have been closed since, by what came for another one.
                 sock = sockets.get(number)
@@ -150,9 +168,8 @@ class Readers:
                 return True
 
     def _lazy_round(self) -> None:
-        # Sockets that have more than one read takes are ready again, and are read until they are empty.
-        left = self._read(self._lazy, 1)
-        if self._lazy_sockets:
+        left = self._read(Pace.LAZY)
+        if self._lazy:
             self._start_timer(_MOMENT_S if left else self.lazy_read_s)
 
     def _start_timer(self, after_s: float) -> None:

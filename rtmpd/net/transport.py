@@ -305,7 +305,7 @@ class Transport:
             self._readers.ask_again(self)
 
     def set_pace(self, pace: Pace) -> None:
-        """Read eagerly or lazily from now on, in `recv_while`."""
+        """Read in another way from now on, in `recv_while`."""
         if self._readers is not None:
             self._readers.set_pace(self, pace)
 

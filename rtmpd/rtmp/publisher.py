@@ -18,9 +18,18 @@ from rtmpd.rtmp.admission import LINGER_S
 from rtmpd.rtmp.connection import WITH_CONNECTION, Role
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rtmpd.live.stream import Stream
     from rtmpd.rtmp.admission import Admission
     from rtmpd.rtmp.connection import Connection, MessageStream
+
+
+def _pace(sources: Mapping[int, Source]) -> Pace:
+    """Return when to read a connection that feeds these sources."""
+    if not sources:
+        return Pace.REQUESTS
+    return Pace.EAGER if any(source.wanted for source in sources.values()) else Pace.LAZY
 
 
 class Publisher(Role):
@@ -46,13 +55,13 @@ class Publisher(Role):
             if method is not None:
                 method(reason)
 
-        transport = connection.transport
+        transport, sources = connection.transport, connection.sources
 
-        def set_wanted(wanted: bool) -> None:
-            transport.set_pace(Pace.EAGER if wanted else Pace.LAZY)
+        def set_pace(wanted: bool) -> None:
+            transport.set_pace(_pace(sources))
 
         grant = admission.grant if admission is not None else NOTHING_GRANTED
-        self.source = Source(info, connection.log, stop, set_wanted, grant)
+        self.source = Source(info, connection.log, stop, set_pace, grant)
         self._admission = admission
         self._connection = connection
         self._message_stream = message_stream
@@ -71,6 +80,7 @@ class Publisher(Role):
         self._skips_before, self._dropped_before = counters.skips, counters.dropped
         self._message_stream.role = self
         connection.sources[self._message_stream.id] = self.source
+        connection.transport.set_pace(_pace(connection.sources))
         connection.settle()
         connection.log.stream = stream.key
         connection.log.info("publishes %s", stream.key)
@@ -91,7 +101,7 @@ class Publisher(Role):
         if self._admission is not None:
             self._admission.end()
         connection.sources.pop(self._message_stream.id, None)
-        source.set_wanted(True)
+        connection.transport.set_pace(_pace(connection.sources))
         duration_s = time.monotonic() - source.started_at
         # The number of the first track means nothing to an operator: "video 0" would read as none.
         codecs = ", ".join(f"{track.removesuffix(' 0')} {codec}" for track, codec in source.headers.codecs.items())

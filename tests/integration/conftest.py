@@ -37,8 +37,8 @@ def bystander(shared):
 
 @pytest.fixture
 def name(request):
-    """A stream name of the test's own."""
-    return re.sub(r"\W+", "_", request.node.name)
+    """A stream name of the test's own, and of its try: the server may keep a stream for a while."""
+    return re.sub(r"\W+", "_", f"{request.node.name}_{getattr(request.node, 'execution_count', 1)}")
 
 
 @pytest.fixture

@@ -203,7 +203,33 @@ def test_sockets_that_end_together_leave_turns_to_the_event_loop(make_transport,
     gevent.joinall(greenlets, LIMIT_S, raise_error=True)
     bystander.greenlet.kill()
     assert sorted(ended) == list(range(len(pairs)))
-    assert bystander.longest_s <= module._SLICE_S + module._BLOCK * WORK_S
+    assert bystander.longest_s <= 0.001 + WORK_S
+
+
+def test_clients_that_leave_together_do_not_delay_a_publisher(make_transport, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    pairs = [make_transport(Transport) for _ in range(50)]
+    publisher, encoder = make_transport(Transport)
+    ended, ended_before = [], []
+
+    def read(transport):
+        with pytest.raises(TransportClosed):
+            transport.recv_while(Consumer())
+        clock.work()
+        ended.append(transport)
+
+    greenlets = [gevent.spawn(read, transport) for transport, _ in pairs]
+    media = gevent.spawn(publisher.recv_while, lambda data: ended_before.append(len(ended)))
+    gevent.sleep(0)
+    publisher.set_pace(Pace.EAGER)
+    for _, peer in pairs:
+        peer.close()
+    encoder.sendall(b"frame")
+    gevent.joinall(greenlets, LIMIT_S, raise_error=True)
+    assert len(ended) == len(pairs)
+    assert ended_before[0] <= 4
+    media.kill()
 
 
 def test_a_descriptor_that_is_used_again_is_read_as_new(make_transport):

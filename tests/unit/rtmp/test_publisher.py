@@ -173,7 +173,9 @@ def sweep(scene, now_s, size=1000):
 def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
     scene = Scene()
     scene.stream.reload(app_options())
-    paces, stream = scene.transport.paces, scene.stream
+    stream = scene.stream
+    assert scene.transport.paces == [Pace.EAGER]
+    paces = scene.transport.paces = []
     for now_s in range(1, 5):
         sweep(scene, now_s)
     assert paces == [Pace.LAZY]
@@ -194,7 +196,7 @@ def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
     stream.stop_reading(reader)
     sweep(scene, 8)
     scene.publisher.stop("a test")
-    assert paces[4:] == [Pace.LAZY, Pace.EAGER]
+    assert paces[4:] == [Pace.LAZY, Pace.REQUESTS]
 
 
 def test_a_publisher_that_would_fill_its_window_meanwhile_is_not_read_lazily():
@@ -202,4 +204,22 @@ def test_a_publisher_that_would_fill_its_window_meanwhile_is_not_read_lazily():
     scene.stream.reload(app_options())
     for now_s in range(1, 5):
         sweep(scene, now_s, 700_000)
-    assert scene.transport.paces == []
+    assert scene.transport.paces == [Pace.EAGER]
+
+
+def test_a_connection_with_two_publishes_is_read_lazily_only_while_neither_stream_has_a_reader():
+    scene = Scene()
+    other = scene.connection.hub.streams["live/b"] = new_stream("live/b", app_options())
+    second = Publisher(scene.connection, scene.connection.create_message_stream(), "b")
+    other.begin(second.source)
+    second.start(other)
+    scene.publisher.source.set_wanted(False)
+    assert scene.transport.paces[-1] is Pace.EAGER
+    second.source.set_wanted(False)
+    assert scene.transport.paces[-1] is Pace.LAZY
+    second.source.set_wanted(True)
+    assert scene.transport.paces[-1] is Pace.EAGER
+    second.stop("a test")
+    assert scene.transport.paces[-1] is Pace.LAZY
+    scene.publisher.stop("a test")
+    assert scene.transport.paces[-1] is Pace.REQUESTS

@@ -4,7 +4,7 @@ import json
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtmpd.authorization import Action, ClientFacts, Request
@@ -171,6 +171,7 @@ json_values = st.recursive(
 MEMBERS = ("stream", "name", "relay_to", "record", "expires_s", "limits")
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(MEMBERS), json_values), st.sampled_from([Action.PUBLISH, Action.PLAY]))
 def test_any_members_grant_something_valid_or_deny(members, action):
     found = parsed(json.dumps(members).encode(), action)
