@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SANITIZED := build/sanitized
 
 FAST_TESTS := tests/unit/util/test_speed.py tests/property/test_fast.py tests/unit/live tests/property/test_fanout.py \
-	tests/unit/protocol/test_chunk.py tests/property/test_chunk.py tests/unit/protocol/test_golden_wire.py
+	tests/unit/protocol/test_chunk.py tests/property/test_chunk.py tests/unit/media/test_timestamps.py tests/property/test_log.py
 
 .PHONY: run test lint bench torture sanitize clean
 

@@ -39,7 +39,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 4
+INTERFACE = 5
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -119,6 +119,7 @@ cdef enum:
     _EXTENDED = 0xFFFFFF
     _NEAR_STREAMS = 16  # chunk streams that are found without a dict; those of encoders are
     _FIRST_PAYLOAD = 512
+    _FRAMES = 64  # FRAMES_LIMIT
 
 cdef Py_ssize_t _MAX_CHUNK_SIZE = 0x7FFFFFFF
 
@@ -164,6 +165,12 @@ cdef struct _Found:
     const uint8_t *payload
     Py_ssize_t length
     uint8_t *memory
+
+
+cdef struct _Batch:
+    # The message that the beginning of the input completes, and one for each chunk behind it.
+    _Found[65] found
+    int count
 
 
 cdef enum _Step:
@@ -322,12 +329,51 @@ cdef class ChunkReader:
             self._tail = b""
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            self._feed(<const uint8_t *>view.buf, view.len, chunk_limit, messages)
+            self._feed(<const uint8_t *>view.buf, view.len, chunk_limit, messages, NULL)
         finally:
             PyBuffer_Release(&view)
         return messages
 
-    cdef int _feed(self, const uint8_t *data, Py_ssize_t end, Py_ssize_t chunk_limit, list messages) except -1:
+    def feed_frames(self, data, Py_ssize_t chunk_limit, dict sources not None):
+        """Process bytes from the peer; hand ordinary frames that come first to their sources."""
+        cdef Py_buffer view
+        cdef _Batch batch
+        cdef _Found *found
+        cdef list messages = []
+        cdef int handed = 0, index
+        cdef object source
+        if chunk_limit > _FRAMES:
+            raise ValueError(f"expected at most {_FRAMES} chunks, found {chunk_limit}")
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        batch.count = 0
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            # First all of it is read: if there is an error in it, nothing is handed over.
+            self._feed(<const uint8_t *>view.buf, view.len, chunk_limit, None, &batch)
+            while handed < batch.count:
+                found = &batch.found[handed]
+                if found.type_id != _VIDEO and found.type_id != _AUDIO:
+                    break
+                source = sources.get(found.message_stream_id)
+                if type(source) is not _Source and not _is_source(source):
+                    break
+                if not (<SourceState>source)._take(found.type_id, found.timestamp, found.payload, found.length, None):
+                    break
+                handed += 1
+            for index in range(handed, batch.count):
+                messages.append(_take(&batch.found[index]))
+        finally:
+            for index in range(batch.count):
+                free(batch.found[index].memory)
+            PyBuffer_Release(&view)
+        return handed, messages
+
+    cdef int _feed(
+        self, const uint8_t *data, Py_ssize_t end, Py_ssize_t chunk_limit, list messages, _Batch *batch
+    ) except -1:
+        """Read chunks. Messages are added to the list, or to the batch if there is one, whose owner frees their memory."""
         cdef _Input given
         cdef _Found found
         cdef _ChunkStream stream
@@ -348,7 +394,11 @@ cdef class ChunkReader:
                 self._check_buffered()
                 return 0
             if stream.size == stream.length and self._finish(stream, &found) == _MESSAGE:
-                messages.append(_take(&found))
+                if batch != NULL:
+                    batch.found[batch.count] = found
+                    batch.count += 1
+                else:
+                    messages.append(_take(&found))
         self.unread = False
         while given.position < end:
             if chunk_limit <= 0:
@@ -357,7 +407,11 @@ cdef class ChunkReader:
             chunk_limit -= 1
             step = self._chunk(&given, &found)
             if step == _MESSAGE:
-                messages.append(_take(&found))
+                if batch != NULL:
+                    batch.found[batch.count] = found
+                    batch.count += 1
+                else:
+                    messages.append(_take(&found))
             elif step != _NOTHING:
                 break
         # Complete chunks and incomplete payloads have been taken; what is left is a header, or unread.
@@ -774,57 +828,68 @@ cdef class SourceState:
 
     @cython.binding(False)
     def video(self, timestamp, payload):
-        cdef const uint8_t *data
-        if self._stream is None:
-            return
-        if PyBytes_CheckExact(payload) and PyBytes_GET_SIZE(payload) >= 2 and type(self._timeline) is _Timeline:
-            data = <const uint8_t *>PyBytes_AS_STRING(payload)
-            # A frame of AVC with a legacy header: it begins no group of pictures, is no command and no sequence header.
-            if data[0] & 15 == 7 and data[0] < 0x80 and data[0] >> 4 != 1 and data[0] >> 4 != 5 and data[1] == 1:
-                self.video_messages += 1
-                self.bytes_in += PyBytes_GET_SIZE(payload)
-                self._has_video = True
-                self._append(_VIDEO, (<TimelineState>self._timeline).video, timestamp, payload)
-                return
-        _pure_video(self, timestamp, payload)
+        if self._stream is not None and not (
+            PyBytes_CheckExact(payload)
+            and self._take(_VIDEO, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), payload)
+        ):
+            _pure_video(self, timestamp, payload)
 
     @cython.binding(False)
     def audio(self, timestamp, payload):
-        cdef const uint8_t *data
-        if self._stream is None:
-            return
-        if (
-            self._has_video
-            and PyBytes_CheckExact(payload)
-            and PyBytes_GET_SIZE(payload) >= 2
-            and type(self._timeline) is _Timeline
+        if self._stream is not None and not (
+            PyBytes_CheckExact(payload)
+            and self._take(_AUDIO, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), payload)
         ):
-            data = <const uint8_t *>PyBytes_AS_STRING(payload)
-            # A frame of AAC, whose configuration is known.
-            if data[0] >> 4 == 10 and data[1] != 0 and not self.stats.asks_audio:
-                self.audio_messages += 1
-                self.bytes_in += PyBytes_GET_SIZE(payload)
-                self._append(_AUDIO, (<TimelineState>self._timeline).audio, timestamp, payload)
-                return
-        _pure_audio(self, timestamp, payload)
+            _pure_audio(self, timestamp, payload)
 
-    cdef int _append(self, int type_id, TrackState track, timestamp, bytes payload) except -1:
-        """Put a frame on the timeline, and append it."""
+    cdef bint _take(self, int type_id, int64_t timestamp, const uint8_t *data, Py_ssize_t length, bytes payload) except -1:
+        """Take an ordinary frame; return whether it was one. The payload is made from the data if it is not given."""
         cdef object stream = self._stream, append
-        cdef LogState log
-        cdef int64_t stamped = (<TimelineState>self._timeline)._stamp(track, timestamp) if track is not None else -1
+        cdef TimelineState timeline
+        cdef TrackState track
+        cdef int64_t stamped
+        if stream is None or length < 2 or type(self._timeline) is not _Timeline:
+            return False
+        timeline = <TimelineState>self._timeline
+        if type_id == _VIDEO:
+            # A frame of AVC with a legacy header: it begins no group of pictures, is no command and no sequence header.
+            if data[0] & 15 != 7 or data[0] >= 0x80 or data[0] >> 4 == 1 or data[0] >> 4 == 5 or data[1] != 1:
+                return False
+            self.video_messages += 1
+            self._has_video = True
+            track = timeline.video
+        else:
+            # A frame of AAC, whose configuration is known.
+            if data[0] >> 4 != 10 or data[1] == 0 or not self._has_video or self.stats.asks_audio:
+                return False
+            self.audio_messages += 1
+            track = timeline.audio
+        self.bytes_in += length
+        stamped = timeline._stamp(track, timestamp) if track is not None else -1
         if stamped < 0:
-            stamped = self._timeline.stamp(track, timestamp)
+            stamped = timeline.stamp(track, timestamp)
         try:
             append = stream.append
-            if PyCFunction_CheckExact(append) and PyCFunction_GET_FUNCTION(append) == _LOG_APPEND:
-                # The only output's log.
-                log = <LogState>PyCFunction_GET_SELF(append)
-                if log._append(
-                    type_id, stamped, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), _FRAME
-                ):
-                    return 0
-            append(type_id, stamped, payload, _FRAME)
+            # The method of the only output's log.
+            if not (
+                PyCFunction_CheckExact(append)
+                and PyCFunction_GET_FUNCTION(append) == _LOG_APPEND
+                and (<LogState>PyCFunction_GET_SELF(append))._append(type_id, stamped, data, length, _FRAME)
+            ):
+                if payload is None:
+                    payload = PyBytes_FromStringAndSize(<char *>data, length)
+                append(type_id, stamped, payload, _FRAME)
         except Exception as error:
             stream.append_failed(error)
-        return 0
+        return True
+
+
+# Of rtmpd.live.source, which imports this module: known when the first frame comes. A subclass may have other rules.
+cdef object _Source = None
+
+
+cdef bint _is_source(object source) except -1:
+    global _Source
+    if _Source is None:
+        from rtmpd.live.source import Source as _Source
+    return type(source) is _Source

@@ -16,7 +16,7 @@ from rtmpd.errors import LimitExceeded, RemoteProtocolError
 from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 DEFAULT_CHUNK_SIZE = 128
 """The initial chunk size of both directions, bytes."""
@@ -29,6 +29,9 @@ EXTENDED_TIMESTAMP = 0xFFFFFF
 
 GROWTH_BYTES = 1 << 20
 """By how much the incomplete messages of a reader grow between two calls of its `on_growth`. Few keyframes are as large."""
+
+FRAMES_LIMIT = 64
+"""The largest limit of chunks of `ChunkReader.feed_frames`."""
 
 _ABORT = 2
 
@@ -431,6 +434,28 @@ class ChunkReader:
         if self._buffered > self._look_at:
             self._check_buffered()
         return messages
+
+    def feed_frames(
+        self, data: bytes | bytearray | memoryview, chunk_limit: int, sources: Mapping[int, object]
+    ) -> tuple[int, list[RawMessage]]:
+        """Process bytes from the peer; hand ordinary frames that come first to their sources without an object for each.
+
+        Only the compiled form does that: this one hands over none.
+
+        Args:
+            data: As for `feed`.
+            chunk_limit: Likewise; at most 64.
+            sources: The sources (`rtmpd.live.source.Source`) by message stream id.
+
+        Returns:
+            The number of messages that were handed over, and those behind them.
+
+        Raises:
+            RemoteProtocolError, LimitExceeded: As `feed`; none was handed over then.
+        """
+        if chunk_limit > FRAMES_LIMIT:
+            raise ValueError(f"expected at most {FRAMES_LIMIT} chunks, found {chunk_limit}")
+        return 0, self.feed(data, chunk_limit)
 
     def _open(self, csid: int, fmt: int) -> _ChunkStream:
         # librtmp answers a ping with a type 1 header as the first one of its csid; the message stream id is then 0.

@@ -15,6 +15,8 @@ from rtmpd.protocol.command import encode_command
 from rtmpd.protocol.message import MessageType, UserControl, UserControlType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rtmpd.protocol.chunk import RawMessage
 
 DEFAULT_WINDOW_BYTES = 2_500_000
@@ -75,11 +77,19 @@ class Endpoint:
         Raises:
             RemoteProtocolError, LimitExceeded: As `ChunkReader.feed`.
         """
-        self.bytes_received += len(data)
+        self._add_received(len(data))
+        return self.reader.feed(data, chunk_limit)
+
+    def receive_frames(self, data: bytes, chunk_limit: int, sources: Mapping[int, object]) -> tuple[int, list[RawMessage]]:
+        """Process bytes from the peer, as `receive`, and hand ordinary frames to sources: see `ChunkReader.feed_frames`."""
+        self._add_received(len(data))
+        return self.reader.feed_frames(data, chunk_limit, sources)
+
+    def _add_received(self, received: int) -> None:
+        self.bytes_received += received
         if self.bytes_received >= self._ack_at:
             self.outgoing += wire.acknowledgement(self.bytes_received, self.chunk_size_out)
             self._ack_at = self.bytes_received + self._ack_step
-        return self.reader.feed(data, chunk_limit)
 
     def control(self, message: RawMessage) -> UserControl | None:
         """Process a control message of type 3, 4, 5 or 6.

@@ -188,8 +188,8 @@ class Session:
         self._slice_ends_at = now_s + SLICE_S
         endpoint, sources = connection.endpoint, connection.sources
         while True:
-            messages = endpoint.receive(data, _CHUNKS)
-            connection.messages += len(messages)
+            handed, messages = endpoint.receive_frames(data, _CHUNKS, sources)
+            connection.messages += handed + len(messages)
             for message in messages:
                 type_id, message_stream_id, timestamp, payload = message
                 if type_id != _VIDEO and type_id != _AUDIO:

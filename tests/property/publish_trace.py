@@ -23,7 +23,6 @@ from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import ChunkReader, frame_message
 from tests.unit.live.fakes import (
     AAC_HEADER,
-    AVC_HEADER,
     FakeTime,
     FakeTransport,
     app_options,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
 STEPS = 120
 EDGE_TIMES = [0, 1, 0xFFFFF0, 0xFFFFFE, 0xFFFFFF, 0x1000000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFE0, 0xFFFFFFFF]
+AVC_HEADER = b"\x17\0\0\0\0\1\x64\0\x1f\xff\xe1\0\0"  # lengths of NAL units have 4 bytes
 METADATA = amf0.encode("onMetaData") + amf0.encode({"width": 640.0})
 ORDINARY = {VIDEO: b"\x27\x01\0\0\0", AUDIO: b"\xaf\x01", DATA: METADATA}
 OTHERS = {
@@ -105,7 +105,7 @@ class Trace:
     def begin(self) -> None:
         self.source = new_source(lambda reason: self.stopped.append(str(reason)))
         self.stream.begin(self.source)
-        self.reader = ChunkReader()
+        self.reader, self.unread, self.messages = ChunkReader(), b"", 0
         self.reader.chunk_size = self.chunk_size_in
         self.clocks = dict.fromkeys((AUDIO, VIDEO, DATA), self.random.choice([*EDGE_TIMES, 5000, 90_000]))
         if self.random.random() < 0.9:
@@ -113,16 +113,26 @@ class Trace:
                 self.give(type_id, 0, payload)
 
     def give(self, type_id: int, timestamp: int, payload: bytes) -> None:
-        """Let the source take a message, which came as chunks."""
-        data = frame_message(4, type_id, 1, timestamp, payload, self.chunk_size_in)
-        if self.random.random() < 0.3:
-            cut = self.random.randrange(len(data))
-            messages = self.reader.feed(data[:cut]) + self.reader.feed(memoryview(data)[cut:])
-        else:
-            messages = self.reader.feed(data)
+        """Let a message come as chunks: at once, or with others in one read, which may end anywhere."""
+        csid, message_stream_id = (4 if type_id == VIDEO else 5), self.random.choice([1, 1, 1, 1, 1, 1, 1, 2])
+        self.unread += frame_message(csid, type_id, message_stream_id, timestamp, payload, self.chunk_size_in)
+        if self.random.random() < 0.5:
+            end = self.random.choice([len(self.unread), self.random.randrange(len(self.unread))])
+            self.read(self.unread[:end])
+            self.unread = self.unread[end:]
+
+    def read(self, data: bytes) -> None:
+        """Handle a read as a session does."""
         take = {VIDEO: self.source.video, AUDIO: self.source.audio, DATA: self.source.data}
-        for message in messages:
-            take[message.type_id](message.timestamp, message.payload)
+        while True:
+            handed, messages = self.reader.feed_frames(data, self.random.choice([3, 64]), {1: self.source})
+            self.messages += handed + len(messages)
+            for message in messages:
+                if message.message_stream_id == 1:
+                    take[message.type_id](message.timestamp, message.payload)
+            if not self.reader.unread:
+                return
+            data = b""
 
     def message(self) -> None:
         generator = self.random
@@ -135,7 +145,11 @@ class Trace:
             step = generator.choice([-1, -40, 2000, 2001, -2000, -2001, 60_000, 70_000, 1 << 31, *EDGE_TIMES])
             start = generator.choice(OTHERS[type_id])
         self.clocks[type_id] = (self.clocks[type_id] + step) & 0xFFFFFFFF
-        self.give(type_id, self.clocks[type_id], start + generator.randbytes(generator.randrange(self.biggest)))
+        body = generator.randbytes(generator.randrange(self.biggest))
+        if start == ORDINARY[VIDEO] and generator.random() < 0.7:
+            # A NAL unit, which is a slice that other frames need or do not need.
+            body = (len(body) + 1).to_bytes(4, "big") + generator.choice([b"\x01", b"\x41"]) + body
+        self.give(type_id, self.clocks[type_id], start + body)
 
     def player(self) -> None:
         """A player joins or leaves, or its socket changes; all in the middle of whatever is under way."""
@@ -166,9 +180,9 @@ class Trace:
         elif kind < 0.92:
             self.player()
         elif kind < 0.95:
-            settle(3)
+            settle()
         elif kind < 0.96:
-            log.find_disposable(wanted=generator.random() < 0.5)
+            log.find_disposable(wanted=generator.random() < 0.7)
         elif kind < 0.97:
             log.cache_limit_bytes = generator.choice([2000, 60_000, 8 << 20])
         elif kind < 0.985:
@@ -197,11 +211,11 @@ class Trace:
         return [
             pages,
             (log.position, log.newest_timestamp, log.joins, log.join_offset, log.join_position, log.join_timestamp),
-            (log.join_page is not None, log.headers.items, log.join_headers.items, log.account.bytes),
+            (log.join_page is not None, log.headers.items, log.join_headers.items),
             clock_of(timeline),
             (tuple(source.received), source.stats.keyframes, source.stats.asks_audio, source.content.known),
             [reader.woken for reader in self.readers],
-            (self.stream.counters.errors, self.stopped, self.reader.export_state()),
+            (self.stream.counters.errors, self.stopped, self.messages, self.reader.export_state()),
         ]
 
     def sent(self) -> list[object]:
