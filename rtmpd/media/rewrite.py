@@ -9,7 +9,8 @@ only: codec data is copied, nothing is decoded, and nothing raises.
 from __future__ import annotations
 
 import enum
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from rtmpd.errors import AmfError, LimitExceeded
@@ -202,7 +203,7 @@ class Content:
     def look_at_video(self, payload: bytes) -> bool:
         """Update the content by a video message; return whether it changed."""
         info = video_info(payload)
-        before = astuple(self)
+        before = _state(self)
         self._look(info)
         track = min(info.tracks)
         if info.kind in _DESCRIBING and (self.video_track < 0 or track <= self.video_track):
@@ -211,18 +212,18 @@ class Content:
             legacy_hevc = payload[0] < _ENHANCED_VIDEO and payload[0] & 15 == _CODEC_HEVC
             self.hevc = "codec12" if legacy_hevc else "hvc1" if info.four_cc == _HVC1 else ""
             self.known = self.known & ~Feature.HEVC_CODEC12 | Feature.HEVC_CODEC12 * legacy_hevc
-        return astuple(self) != before
+        return _state(self) != before
 
     def look_at_audio(self, payload: bytes) -> bool:
         """Update the content by an audio message; return whether it changed."""
         info = audio_info(payload)
-        before = astuple(self)
+        before = _state(self)
         self._look(info)
         track = min(info.tracks)
         if info.kind in _DESCRIBING and (self.audio_track < 0 or track <= self.audio_track):
             self.audio_track = track
             self.audio_four_cc = info.four_cc.decode("latin-1")
-        return astuple(self) != before
+        return _state(self) != before
 
     def _look(self, info: TagInfo) -> None:
         self.multitrack = self.multitrack or info.multitrack
@@ -248,6 +249,10 @@ class Content:
             old_audio=wanted.old_audio and self.audio_four_cc in OLD_AUDIO,
             mute=wanted.mute and bool(self.audio_four_cc),
         )
+
+
+_state = attrgetter(*(field.name for field in fields(Content)))
+"""Returns all fields, to compare: ``dataclasses.astuple`` copies each deeply, and a publisher may send a header each time."""
 
 
 def rewritten_metadata(payload: bytes, rewrite: Rewrite) -> bytes:
