@@ -308,7 +308,7 @@ class TlsTransport(Transport):
     def _has_read_ahead(self) -> bool:
         return self._tls is not None and bool(self._ready or self._incoming.pending or self._ended or self._tls.pending())
 
-    def _receive_ready(self) -> bytes:
+    def _receive_ready(self) -> bytes | memoryview:
         if self._tls is None:
             return super()._receive_ready()
         if not self._has_read_ahead:

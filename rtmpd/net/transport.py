@@ -126,7 +126,7 @@ class Transport:
         self._write_watcher = get_hub().loop.io(sock.fileno(), _WRITE)
         self._more = False
         self._readers: Readers | None = None
-        self._consume: Callable[[bytes], object] | None = None
+        self._consume: Callable[[bytes | memoryview], object] | None = None
         self._waiter: Waiter[Any] | None = None
         self._unread = False  # the socket has had an event for which it was not read to its end
         self._unsent = 0  # bytes that `send_all` still holds
@@ -213,7 +213,7 @@ class Transport:
         """Wait until the socket has data, or the connection has ended. Rarely returns too early."""
         self._wait(None)
 
-    def _wait(self, consume: Callable[[bytes], object] | None) -> Any:
+    def _wait(self, consume: Callable[[bytes | memoryview], object] | None) -> Any:
         """Wait until *consume* returns something, and return it; None: until the socket is readable."""
         if self._waiter is not None:
             raise ConcurrentObjectUseError("another greenlet reads from this connection already")
@@ -237,12 +237,12 @@ class Transport:
         """Return the descriptor of the socket; -1 after `dispose`."""
         return self.sock.fileno()
 
-    def recv_while(self, consume: Callable[[bytes], _Found | None]) -> _Found:
+    def recv_while(self, consume: Callable[[bytes | memoryview], _Found | None]) -> _Found:
         """Hand what comes from the peer to *consume* until that returns something; wait for it and return it.
 
         Args:
-            consume: Called with bytes in the event loop: it must not wait. What it raises is raised here. Nothing is read while
-                nothing waits here.
+            consume: Called with bytes in the event loop, or with a view that is valid until it returns: it must not wait. What
+                it raises is raised here. Nothing is read while nothing waits here.
 
         Raises:
             TransportClosed: As `recv`.
@@ -283,8 +283,11 @@ class Transport:
             self._consume = self._waiter = None
             waiter.switch(found)
 
-    def _receive_ready(self) -> bytes:
-        """Return what the socket has, at most `RECEIVE_BYTES`; empty: nothing now. Raises as `recv`."""
+    def _receive_ready(self) -> bytes | memoryview:
+        """Return what the socket has, at most `RECEIVE_BYTES`; empty: nothing now. A view is valid until the next call.
+
+        Raises as `recv`.
+        """
         try:
             size = self._sock.recv_into(_BUFFER)
         except BlockingIOError:
@@ -297,7 +300,7 @@ class Transport:
             self._read_again()
         if self.interactive:
             self._acknowledge()
-        return bytes(_BUFFER[:size])
+        return _BUFFER[:size]
 
     def _read_again(self) -> None:
         """Let the socket have an event in the next round: the last read was full, and has probably not emptied it."""

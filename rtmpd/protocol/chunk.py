@@ -455,7 +455,7 @@ class ChunkReader:
         """
         if chunk_limit > FRAMES_LIMIT:
             raise ValueError(f"expected at most {FRAMES_LIMIT} chunks, found {chunk_limit}")
-        return 0, self.feed(data, chunk_limit)
+        return 0, self.feed(bytes(data), chunk_limit)
 
     def _open(self, csid: int, fmt: int) -> _ChunkStream:
         # librtmp answers a ping with a type 1 header as the first one of its csid; the message stream id is then 0.

@@ -80,7 +80,9 @@ class Endpoint:
         self._add_received(len(data))
         return self.reader.feed(data, chunk_limit)
 
-    def receive_frames(self, data: bytes, chunk_limit: int, sources: Mapping[int, object]) -> tuple[int, list[RawMessage]]:
+    def receive_frames(
+        self, data: bytes | memoryview, chunk_limit: int, sources: Mapping[int, object]
+    ) -> tuple[int, list[RawMessage]]:
         """Process bytes from the peer, as `receive`, and hand ordinary frames to sources: see `ChunkReader.feed_frames`."""
         self._add_received(len(data))
         return self.reader.feed_frames(data, chunk_limit, sources)

@@ -42,6 +42,7 @@ class Consumer:
     def __call__(self, data):
         self.in_loop = self.in_loop and gevent.getcurrent() is gevent.get_hub()
         self.calls += 1
+        data = bytes(data)
         self.taken += data
         return bytes(self.taken) if data.endswith(b"!") else None
 
@@ -122,7 +123,7 @@ def test_what_the_consumer_raises_is_raised_in_the_greenlet(pair):
     transport, peer = pair
 
     def consume(data):
-        raise ValueError(data)
+        raise ValueError(bytes(data))
 
     peer.sendall(b"bad")
     with gevent.Timeout(LIMIT_S), pytest.raises(ValueError, match="bad"):
@@ -145,7 +146,7 @@ def test_a_transport_that_is_disposed_of_by_what_came_for_another_one_is_not_rea
     consumed = []
 
     def consume(number, data):
-        consumed.append(data)
+        consumed.append(bytes(data))
         other = pairs[1 - number][0]
         if other.fileno() >= 0:
             other.dispose()
