@@ -46,6 +46,9 @@ _LAZY_LIMIT = 5_000_000
 """A source with a bitrate above this, bits per second, is always wanted at once: until the next lazy read the receive window of
 its encoder would be full."""
 
+_LAZY_AFTER_S = 2.0
+"""By then the bitrate of a source is known."""
+
 _AUDIO_JOIN_MS = 1000
 """Without video any frame will do to start at; late joiners get up to this much at once, to fill their buffer."""
 
@@ -403,7 +406,8 @@ class Stream:
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
         """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
         if self.source is not None:
-            self.source.set_wanted(self._has_readers or not 0 < self.source.stats.bitrate < _LAZY_LIMIT)
+            young = now_s - self.source.started_at < _LAZY_AFTER_S
+            self.source.set_wanted(self._has_readers or young or self.source.stats.bitrate > _LAZY_LIMIT)
             self.check_source(now_s)
         elif self.ended_at is not None and now_s - self.ended_at >= self.options.live.publisher_grace_s:
             self.end()
