@@ -6,7 +6,10 @@ from rtmpd.live.source import SourceState as SourceState
 from rtmpd.live.subscriber import send_each as send_each
 from rtmpd.media.timestamps import TimelineState as TimelineState
 from rtmpd.media.timestamps import TrackState as TrackState
+from rtmpd.net.readers import read_each as read_each
 from rtmpd.protocol.chunk import ChunkReader as ChunkReader
+from rtmpd.protocol.endpoint import EndpointState as EndpointState
+from rtmpd.protocol.intake import FrameIntake as FrameIntake
 
 INTERFACE: int
 

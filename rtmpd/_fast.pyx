@@ -27,6 +27,7 @@ from rtmpd.errors import LimitExceeded, RemoteProtocolError
 cdef extern from "sys/socket.h" nogil:
     int MSG_DONTWAIT, MSG_NOSIGNAL
     ssize_t c_send "send" (int descriptor, const void *data, size_t size, int flags)
+    ssize_t c_recv "recv" (int descriptor, void *data, size_t size, int flags)
 
 cdef extern from "Python.h":
     ctypedef PyObject *(*CFunction "PyCFunction")(PyObject *, PyObject *)
@@ -39,7 +40,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 5
+INTERFACE = 6
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -337,21 +338,34 @@ cdef class ChunkReader:
     def feed_frames(self, data, Py_ssize_t chunk_limit, dict sources not None):
         """Process bytes from the peer; hand ordinary frames that come first to their sources."""
         cdef Py_buffer view
-        cdef _Batch batch
-        cdef _Found *found
         cdef list messages = []
-        cdef int handed = 0, index
-        cdef object source
+        cdef int handed
         if chunk_limit > _FRAMES:
             raise ValueError(f"expected at most {_FRAMES} chunks, found {chunk_limit}")
-        if self._tail:
-            data = self._tail + data
-            self._tail = b""
-        batch.count = 0
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            handed = self._feed_frames(<const uint8_t *>view.buf, view.len, chunk_limit, sources, messages)
+        finally:
+            PyBuffer_Release(&view)
+        return handed, messages
+
+    cdef int _feed_frames(
+        self, const uint8_t *data, Py_ssize_t size, Py_ssize_t chunk_limit, dict sources, list messages
+    ) except -1:
+        """Do what `feed_frames` does; return how many frames were handed over, and add the other messages to the list."""
+        cdef _Batch batch
+        cdef _Found *found
+        cdef int handed = 0, index
+        cdef object source
+        cdef bytes joined
+        if self._tail:
+            joined = self._tail + PyBytes_FromStringAndSize(<char *>data, size)
+            self._tail = b""
+            data, size = <const uint8_t *>PyBytes_AS_STRING(joined), PyBytes_GET_SIZE(joined)
+        batch.count = 0
+        try:
             # First all of it is read: if there is an error in it, nothing is handed over.
-            self._feed(<const uint8_t *>view.buf, view.len, chunk_limit, None, &batch)
+            self._feed(data, size, chunk_limit, None, &batch)
             while handed < batch.count:
                 found = &batch.found[handed]
                 if found.type_id != _VIDEO and found.type_id != _AUDIO:
@@ -367,8 +381,7 @@ cdef class ChunkReader:
         finally:
             for index in range(batch.count):
                 free(batch.found[index].memory)
-            PyBuffer_Release(&view)
-        return handed, messages
+        return handed
 
     cdef int _feed(
         self, const uint8_t *data, Py_ssize_t end, Py_ssize_t chunk_limit, list messages, _Batch *batch
@@ -893,3 +906,98 @@ cdef bint _is_source(object source) except -1:
     if _Source is None:
         from rtmpd.live.source import Source as _Source
     return type(source) is _Source
+
+
+# Reads ---------------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    _RECEIVE_BYTES = 32 << 10  # rtmpd.net.transport.RECEIVE_BYTES
+    _EPOLLIN = 1
+
+cdef uint8_t _buffer[_RECEIVE_BYTES]  # what sockets are read into; nothing refers to it after a read was taken
+
+
+cdef class EndpointState:
+    """What every read changes of an endpoint. As `rtmpd.protocol.endpoint.EndpointState`."""
+
+    cdef public object reader
+    cdef public object outgoing
+    cdef public int64_t bytes_received, messages_received, ack_at
+
+    def __init__(self):
+        self.outgoing = bytearray()
+        self.bytes_received = self.messages_received = self.ack_at = 0
+
+
+cdef class FrameIntake:
+    """Hands ordinary frames to their sources. As `rtmpd.protocol.intake.FrameIntake`."""
+
+    cdef EndpointState _endpoint
+    cdef dict _sources
+    cdef object _take_data, _take_messages
+    cdef public bint direct
+
+    def __init__(self, EndpointState endpoint not None, dict sources not None, take_data, take_messages):
+        self._endpoint = endpoint
+        self._sources = sources
+        self._take_data = take_data
+        self._take_messages = take_messages
+        self.direct = False
+
+    def __call__(self, data):
+        cdef Py_buffer view
+        if not self.direct:
+            return self._take_data(data)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self._take(<const uint8_t *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef object _take(self, const uint8_t *data, Py_ssize_t size):
+        cdef EndpointState endpoint = self._endpoint
+        cdef ChunkReader reader = endpoint.reader
+        cdef list messages = []
+        cdef int handed
+        endpoint.bytes_received += size
+        if endpoint.bytes_received >= endpoint.ack_at:
+            endpoint.acknowledge()
+        handed = reader._feed_frames(data, size, _FRAMES, self._sources, messages)
+        endpoint.messages_received += handed + len(messages)
+        if messages or reader.unread or endpoint.outgoing:
+            return self._take_messages(messages)
+        return None
+
+
+def read_each(list events not None, dict sockets not None):
+    """Read the sockets that have events. As `rtmpd.net.readers.read_each`."""
+    cdef object sock, intake, taken
+    cdef int number, found
+    cdef ssize_t size
+    for number, found in events:
+        # It may have been closed since, by what came for another one.
+        sock = sockets.get(number)
+        if sock is None:
+            continue
+        intake = sock.intake if found == _EPOLLIN else None
+        if type(intake) is not FrameIntake or not (<FrameIntake>intake).direct:
+            sock.readable(ending=found != _EPOLLIN)
+            continue
+        size = c_recv(number, _buffer, _RECEIVE_BYTES, MSG_DONTWAIT)
+        if size < 0:
+            if errno != EAGAIN and errno != EINTR:
+                sock.read_failed(errno)
+            continue
+        if size == 0:
+            # The end: the next read finds it again.
+            sock.readable(ending=True)
+            continue
+        try:
+            if size == _RECEIVE_BYTES:
+                sock.read_full()
+            taken = (<FrameIntake>intake)._take(_buffer, size)
+        except Exception:
+            sock.wake_with_error()
+            continue
+        if taken is not None:
+            sock.wake(taken)

@@ -46,7 +46,7 @@ _LAZY_LIMIT = 5_000_000
 """A source with a bitrate above this, bits per second, is always wanted at once: until the next lazy read the receive window of
 its encoder would be full."""
 
-_LAZY_AFTER_S = 2.0
+_LAZY_AFTER_S = 3.0
 """By then the bitrate of a source is known."""
 
 _AUDIO_JOIN_MS = 1000

@@ -21,7 +21,10 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
+from rtmpd.util.speed import accelerated
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from gevent.hub import Hub
@@ -32,13 +35,48 @@ _MOMENT_S = 1e-6
 
 
 class Readable(Protocol):
-    """A transport, as its reader sees it."""
+    """A transport, as its reader sees it.
+
+    Attributes:
+        intake: Takes what is read from the socket, if that is all there is to do; else None.
+    """
+
+    intake: Callable[[bytes | memoryview], object] | None
 
     def fileno(self) -> int:
         """Return the descriptor of the socket."""
 
     def readable(self, *, ending: bool = False) -> None:
         """Read once: the socket has data, or the connection has ended; with *ending*, both may be. Must not wait or raise."""
+
+    def wake(self, found: object) -> None:
+        """Hand over what `intake` has returned."""
+
+    def wake_with_error(self) -> None:
+        """Hand over what `intake` has raised, while it is handled."""
+
+    def read_failed(self, number: int) -> None:
+        """Take note of an error of the socket, by its number."""
+
+    def read_full(self) -> None:
+        """Take note that a read was full."""
+
+
+@accelerated
+def read_each(events: list[tuple[int, int]], sockets: Mapping[int, Readable]) -> None:
+    """Read the sockets that have events.
+
+    The compiled form reads those whose ``intake`` is a `rtmpd.protocol.intake.FrameIntake` itself, and calls the others.
+
+    Args:
+        events: Descriptors and what has happened, as ``epoll.poll`` returns them.
+        sockets: By descriptor: a dict.
+    """
+    for number, found in events:
+        # It may have been closed since, by what came for another one.
+        sock = sockets.get(number)
+        if sock is not None:
+            sock.readable(ending=found != select.EPOLLIN)
 
 
 class Pace(enum.Enum):
@@ -154,14 +192,7 @@ class Readers:
         most = 1 if pace is Pace.LAZY else block
         while True:
             events = poll(0, block)
-            for number, found in events:
-                # It may have been closed since, by what came for another one.
-                sock = sockets.get(number)
-                if sock is not None:
-                    if found == select.EPOLLIN:
-                        sock.readable()
-                    else:
-                        sock.readable(ending=True)
+            read_each(events, sockets)
             if len(events) < most:
                 return False
             if time.monotonic() >= ends_at_s:

@@ -141,6 +141,7 @@ class TlsTransport(Transport):
     )
 
     scheme = "rtmps"
+    _plain = False
 
     def __init__(self, sock: socket, peer: str) -> None:
         super().__init__(sock, peer)
@@ -322,7 +323,7 @@ class TlsTransport(Transport):
             if self.interactive:
                 self._acknowledge()
         if self._full:
-            self._read_again()
+            self.read_full()
         # All of it: no event would come for what is left. It is hardly more than what the socket gives at once.
         data = self._decrypt(KEPT_LIMIT_BYTES + RECEIVE_BYTES)
         if not data and self._ended:

@@ -6,6 +6,7 @@ One greenlet owns a transport: it reads from it, and disposes of it at the end. 
 
 from __future__ import annotations
 
+import os
 import socket as stdlib_socket
 import struct
 import sys
@@ -89,6 +90,7 @@ class Transport:
         close_reason: The reason given to `close`; empty (`NOT_CLOSED`) while the transport is open.
         bytes_sent: Bytes sent by `send_all`; ``try_send`` does not count.
         sending: `send_all` is waiting with a part sent; other bytes would end up inside its data.
+        intake: What takes the bytes of a read; None: only `readable` knows what to do with them.
         interactive: Acknowledge received data at once (TCP_QUICKACK). FFmpeg and librtmp write C2 and each command in several
             small pieces with Nagle's algorithm on, and would wait 40 ms for the delayed acknowledgement at every step.
     """
@@ -104,6 +106,7 @@ class Transport:
         "_write_watcher",
         "bytes_sent",
         "close_reason",
+        "intake",
         "interactive",
         "peer",
         "sending",
@@ -112,6 +115,7 @@ class Transport:
     )
 
     scheme = "rtmp"
+    _plain = True  # what the socket has is what the peer has sent
 
     def __init__(self, sock: socket, peer: str) -> None:
         self.sock = sock
@@ -127,6 +131,7 @@ class Transport:
         self._more = False
         self._readers: Readers | None = None
         self._consume: Callable[[bytes | memoryview], object] | None = None
+        self.intake: Callable[[bytes | memoryview], object] | None = None
         self._waiter: Waiter[Any] | None = None
         self._unread = False  # the socket has had an event for which it was not read to its end
         self._unsent = 0  # bytes that `send_all` still holds
@@ -219,6 +224,8 @@ class Transport:
             raise ConcurrentObjectUseError("another greenlet reads from this connection already")
         waiter = self._waiter = Waiter()
         self._consume = consume
+        if self._plain and not self.interactive:
+            self.intake = consume
         try:
             if self._readers is None:
                 self._readers = readers()
@@ -231,7 +238,7 @@ class Transport:
             return waiter.get()
         finally:
             if self._waiter is waiter:
-                self._waiter = self._consume = None
+                self._end_wait()
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 after `dispose`."""
@@ -265,8 +272,7 @@ class Transport:
             # Nothing waits for it, or what waits for it reads itself.
             self._unread = ending or waiter is None
             if waiter is not None:
-                self._waiter = None
-                waiter.switch(None)
+                self.wake(None)
             return
         try:
             data = self._receive_ready()
@@ -276,12 +282,39 @@ class Transport:
                 self._readers.ask_again(self)
             found = consume(data)
         except Exception:  # noqa: BLE001 - raised in the greenlet of the connection
-            self._consume = self._waiter = None
-            waiter.throw(*sys.exc_info())
+            self.wake_with_error()
             return
         if found is not None:
-            self._consume = self._waiter = None
+            self.wake(found)
+
+    def wake(self, found: object) -> None:
+        """Wake the greenlet that waits, and let it return *found*. In the event loop."""
+        waiter = self._waiter
+        self._end_wait()
+        if waiter is not None:
             waiter.switch(found)
+
+    def wake_with_error(self) -> None:
+        """Wake the greenlet that waits, and raise there the exception that is being handled. In the event loop."""
+        waiter = self._waiter
+        self._end_wait()
+        if waiter is not None:
+            waiter.throw(*sys.exc_info())
+
+    def _end_wait(self) -> None:
+        self._waiter = self._consume = self.intake = None
+
+    def read_failed(self, number: int) -> None:
+        """End the connection, whose socket has failed with an error number. In the event loop."""
+        try:
+            raise TransportClosed(self.close_reason or connection_error("read", OSError(number, os.strerror(number))))
+        except TransportClosed:
+            self.wake_with_error()
+
+    def read_full(self) -> None:
+        """Take note that a read was full, and has probably not emptied the socket."""
+        if self._readers is not None:
+            self._readers.ask_again(self)
 
     def _receive_ready(self) -> bytes | memoryview:
         """Return what the socket has, at most `RECEIVE_BYTES`; empty: nothing now. A view is valid until the next call.
@@ -297,15 +330,10 @@ class Transport:
         if not size:
             raise TransportClosed(self.close_reason or "closed by the peer")
         if size == RECEIVE_BYTES:
-            self._read_again()
+            self.read_full()
         if self.interactive:
             self._acknowledge()
         return _BUFFER[:size]
-
-    def _read_again(self) -> None:
-        """Let the socket have an event in the next round: the last read was full, and has probably not emptied it."""
-        if self._readers is not None:
-            self._readers.ask_again(self)
 
     def set_pace(self, pace: Pace) -> None:
         """Read in another way from now on, in `recv_while`."""

@@ -13,49 +13,63 @@ from rtmpd.protocol import message as wire
 from rtmpd.protocol.chunk import DEFAULT_CHUNK_SIZE, ChunkReader, frame_message
 from rtmpd.protocol.command import encode_command
 from rtmpd.protocol.message import MessageType, UserControl, UserControlType
+from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rtmpd.protocol.chunk import RawMessage
 
 DEFAULT_WINDOW_BYTES = 2_500_000
 """The acknowledgement window of GStreamer, librtmp and Flash Media Server."""
 
 
-class Endpoint:
+@accelerated
+class EndpointState:
+    """What every read changes of an endpoint; compiled, if the extension is in use.
+
+    Attributes:
+        reader: The chunk reader.
+        outgoing: Encoded bytes for the peer. The caller sends and clears them.
+        bytes_received: Bytes received since the handshake; unlike the counter on the wire it never wraps.
+        messages_received: Messages received since then.
+        ack_at: The number of received bytes at which the next acknowledgement is due.
+    """
+
+    __slots__ = ("ack_at", "bytes_received", "messages_received", "outgoing", "reader")
+
+    def __init__(self) -> None:
+        self.reader: ChunkReader
+        self.outgoing = bytearray()
+        self.bytes_received = 0
+        self.messages_received = 0
+        self.ack_at = 0
+
+
+class Endpoint(EndpointState):
     """The chunk reader, the acknowledgement counters and the control messages of one connection.
 
     Args:
         message_limit_bytes, chunk_stream_limit: As in `ChunkReader`.
 
     Attributes:
-        outgoing: Encoded bytes for the peer. The caller sends and clears them.
-        bytes_received: Bytes received since the handshake; unlike the counter on the wire it never wraps.
         acknowledgements: The number of Acknowledgements received: each shows that the peer reads.
         bytes_acknowledged: The bytes that the peer has acknowledged, without wrapping. A hint: many peers count otherwise.
         chunk_size_out: The outbound chunk size, bytes.
     """
 
     __slots__ = (
-        "_ack_at",
         "_ack_step",
         "acknowledgements",
         "bytes_acknowledged",
-        "bytes_received",
         "chunk_size_out",
-        "outgoing",
         "peer_bandwidth_bytes",
-        "reader",
         "window_in_bytes",
         "window_out_bytes",
     )
 
     def __init__(self, message_limit_bytes: int = 8 << 20, chunk_stream_limit: int = 256) -> None:
+        super().__init__()
         self.reader = ChunkReader(message_limit_bytes, chunk_stream_limit)
-        self.outgoing = bytearray()
         self.chunk_size_out = DEFAULT_CHUNK_SIZE
-        self.bytes_received = 0
         self.acknowledgements = 0
         self.bytes_acknowledged = 0
         self.window_in_bytes = 0
@@ -67,7 +81,7 @@ class Endpoint:
         # Acknowledge at half the window, as FFmpeg does, so that a peer that pauses at the full window never has to.
         self.window_in_bytes = size_bytes
         self._ack_step = max(1, size_bytes // 2)
-        self._ack_at = self.bytes_received + self._ack_step
+        self.ack_at = self.bytes_received + self._ack_step
 
     def receive(self, data: bytes, chunk_limit: int = sys.maxsize) -> list[RawMessage]:
         """Process bytes from the peer; return the messages that they complete.
@@ -77,21 +91,17 @@ class Endpoint:
         Raises:
             RemoteProtocolError, LimitExceeded: As `ChunkReader.feed`.
         """
-        self._add_received(len(data))
-        return self.reader.feed(data, chunk_limit)
+        self.bytes_received += len(data)
+        if self.bytes_received >= self.ack_at:
+            self.acknowledge()
+        messages = self.reader.feed(data, chunk_limit)
+        self.messages_received += len(messages)
+        return messages
 
-    def receive_frames(
-        self, data: bytes | memoryview, chunk_limit: int, sources: Mapping[int, object]
-    ) -> tuple[int, list[RawMessage]]:
-        """Process bytes from the peer, as `receive`, and hand ordinary frames to sources: see `ChunkReader.feed_frames`."""
-        self._add_received(len(data))
-        return self.reader.feed_frames(data, chunk_limit, sources)
-
-    def _add_received(self, received: int) -> None:
-        self.bytes_received += received
-        if self.bytes_received >= self._ack_at:
-            self.outgoing += wire.acknowledgement(self.bytes_received, self.chunk_size_out)
-            self._ack_at = self.bytes_received + self._ack_step
+    def acknowledge(self) -> None:
+        """Queue an acknowledgement."""
+        self.outgoing += wire.acknowledgement(self.bytes_received, self.chunk_size_out)
+        self.ack_at = self.bytes_received + self._ack_step
 
     def control(self, message: RawMessage) -> UserControl | None:
         """Process a control message of type 3, 4, 5 or 6.

@@ -315,7 +315,6 @@ class Connection:
         sources: The sources that it feeds, by message stream id: the hot path's shortcut.
         outlet: What players of a connection with more than one write to.
         opened_at: Monotonic, seconds.
-        messages: The number of messages received.
         bytes_played: What plays that have ended have sent.
         close_reason: Why it was closed; empty while it is open.
         last_request: What the client asked for last.
@@ -335,7 +334,6 @@ class Connection:
         self.sources: dict[int, Source] = {}
         self.outlet: SharedOutlet | None = None
         self.opened_at = time.monotonic()
-        self.messages = 0
         self.bytes_played = 0
         self.close_reason = CloseReason(CloseKind.INTERNAL, "")
         self.last_request = LastRequest()
@@ -351,6 +349,11 @@ class Connection:
     def phase(self) -> ConnectionPhase:
         """The phase."""
         return self._machine.phase
+
+    @property
+    def messages(self) -> int:
+        """The number of messages received."""
+        return self.endpoint.messages_received
 
     @property
     def connected(self) -> bool:

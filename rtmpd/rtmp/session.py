@@ -30,6 +30,7 @@ from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.command import amf0_body, decode_command
 from rtmpd.protocol.handshake import ServerHandshake
+from rtmpd.protocol.intake import FrameIntake
 from rtmpd.protocol.message import (
     COMMAND_TYPES,
     CONTROL_TYPES,
@@ -88,6 +89,7 @@ class Session:
         self._slice_ends_at = 0.0
         self._busy_until = 0.0
         self._unfed = b""
+        self._intake = FrameIntake(connection.endpoint, connection.sources, self._take_data, self._take_messages)
 
     def run(self, first: bytes = b"") -> CloseReason:
         """Serve the connection until it ends; return why it does. The caller calls `Connection.closed`. Raises nothing.
@@ -99,7 +101,7 @@ class Session:
         try:
             self._handshake(self._secure(first))
             while True:
-                messages = connection.transport.recv_while(self._take_media)
+                messages = connection.transport.recv_while(self._intake)
                 data, self._unfed = self._unfed, b""
                 if data:
                     self._take(data)
@@ -115,6 +117,9 @@ class Session:
             connection.hub.count("internal_errors")
             connection.log.exception("internal error in phase %s: the connection is closed", connection.phase.value)
             return CloseReason(CloseKind.INTERNAL, "internal error")
+        finally:
+            # A reference cycle would keep the connection until the garbage collector runs, which is seldom.
+            del self._intake
 
     def _reason(self, error: Exception) -> CloseReason | None:
         """Return why the connection ends, by the exception that ended it; None: the exception is a bug."""
@@ -170,32 +175,29 @@ class Session:
 
     # Messages ----------------------------------------------------------------------------------------------------------
 
-    def _feed(self, data: bytes) -> list[RawMessage]:
-        """Return the messages that *data* completes, of a limited number of chunks."""
-        messages = self._connection.endpoint.receive(data, _CHUNKS)
-        self._connection.messages += len(messages)
-        return messages
+    def _take_data(self, data: bytes | memoryview) -> list[RawMessage] | None:
+        """Take what was read from a client that neither publishes nor plays, or has exceeded a slice. In the event loop.
 
-    def _take_media(self, data: bytes | memoryview) -> list[RawMessage] | None:
-        """Hand audio and video of *data* to their sources, in the event loop. The hot path of ingest. Must not wait.
+        Returns:
+            As `rtmpd.protocol.intake.FrameIntake`.
+        """
+        if not self._admitted or time.monotonic() < self._busy_until:
+            self._unfed = bytes(data)
+            return []
+        self._intake.direct = True
+        return self._intake(data)
 
-        Args:
-            data: What the client has sent. A view is valid until this returns.
+    def _take_messages(self, messages: list[RawMessage]) -> list[RawMessage] | None:
+        """Hand audio and video to sources, in the event loop. Must not wait.
 
         Returns:
             None: all is done. Otherwise the greenlet continues with these messages, of which the first is none of media, and
             with what the chunk reader has not read.
         """
         connection = self._connection
-        now_s = time.monotonic()
-        if not self._admitted or now_s < self._busy_until:
-            self._unfed = bytes(data)
-            return []
-        self._slice_ends_at = now_s + SLICE_S
+        self._slice_ends_at = time.monotonic() + SLICE_S
         endpoint, sources = connection.endpoint, connection.sources
         while True:
-            handed, messages = endpoint.receive_frames(data, _CHUNKS, sources)
-            connection.messages += handed + len(messages)
             for number, message in enumerate(messages):
                 type_id, message_stream_id, timestamp, payload = message
                 late = number % _STEP == _STEP - 1 and time.monotonic() >= self._slice_ends_at
@@ -212,7 +214,7 @@ class Session:
                 return None
             if endpoint.outgoing or time.monotonic() >= self._slice_ends_at:
                 return []
-            data = b""
+            messages = endpoint.receive(b"", _CHUNKS)
 
     def _take(self, data: bytes) -> None:
         """Do what the messages ask that *data* completes."""
@@ -220,7 +222,7 @@ class Session:
         self._slice_ends_at = now_s + SLICE_S
         if now_s < self._busy_until:
             self._wait_for_turn()
-        self._serve(self._feed(data))
+        self._serve(self._connection.endpoint.receive(data, _CHUNKS))
 
     def _serve(self, messages: list[RawMessage]) -> None:
         """Do what messages ask, and those behind them that the chunk reader has not read."""
@@ -248,7 +250,7 @@ class Session:
             if not endpoint.reader.unread:
                 return
             self._pace()
-            messages = self._feed(b"")
+            messages = endpoint.receive(b"", _CHUNKS)
 
     def _check_requests(self) -> None:
         """Limit what a client sends before it publishes or plays."""
@@ -265,6 +267,7 @@ class Session:
         now_s = time.monotonic()
         if now_s >= self._slice_ends_at:
             self._busy_until = now_s + _BUSY_S
+            self._intake.direct = False
             self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:

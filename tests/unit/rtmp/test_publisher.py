@@ -167,7 +167,7 @@ class BatchReader:
 def sweep(scene, now_s, size=1000):
     """Send a message, and sweep."""
     scene.publisher.source.video(now_s * 1000, keyframe("", size))
-    scene.stream.sweep(now_s, 30)
+    scene.stream.sweep(scene.publisher.source.started_at + now_s, 30)
 
 
 def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
@@ -176,7 +176,7 @@ def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
     stream = scene.stream
     assert scene.transport.paces == [Pace.EAGER]
     paces = scene.transport.paces = []
-    for now_s in range(1, 5):
+    for now_s in range(1, 6):
         sweep(scene, now_s)
     assert paces == [Pace.LAZY]
     # The first player makes it eager at once.
@@ -202,7 +202,7 @@ def test_a_publisher_is_read_lazily_while_its_stream_has_no_reader():
 def test_a_publisher_that_would_fill_its_window_meanwhile_is_not_read_lazily():
     scene = Scene()
     scene.stream.reload(app_options())
-    for now_s in range(1, 5):
+    for now_s in range(1, 6):
         sweep(scene, now_s, 700_000)
     assert scene.transport.paces == [Pace.EAGER]
 
