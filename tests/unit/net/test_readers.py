@@ -9,11 +9,15 @@ import pytest
 from gevent import socket
 from gevent.exceptions import ConcurrentObjectUseError
 
-from rtmpd.errors import DeadlineExceeded, TransportClosed
+from rtmpd.errors import DeadlineExceeded, LimitExceeded, TransportClosed
 from rtmpd.net import readers as module
 from rtmpd.net.readers import Pace, readers
 from rtmpd.net.transport import RECEIVE_BYTES, Transport, deadline
 from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.protocol.chunk import frame_message
+from rtmpd.protocol.endpoint import Endpoint
+from rtmpd.protocol.intake import FrameIntake
+from rtmpd.util.speed import PURE
 from tests.unit.util.test_deadline import WORK_S, Bystander, Clock
 
 LIMIT_S = 10
@@ -29,6 +33,11 @@ def lazily():
     """Set the interval of lazy reads."""
     yield readers().reload
     readers().reload(0)
+
+
+def reset(peer):
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
 
 
 class Consumer:
@@ -113,8 +122,7 @@ def test_a_reset_is_noticed_and_so_is_a_close_by_the_server(make_transport):
     other, peer = make_transport(Transport, tcp=True)
     waiting = gevent.spawn(other.recv_while, Consumer())
     gevent.sleep(0)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    peer.close()
+    reset(peer)
     with pytest.raises(TransportClosed, match="reset"):
         waiting.get(timeout=LIMIT_S)
 
@@ -339,3 +347,75 @@ def test_a_lazy_socket_may_be_disposed_of(pair, lazily):
     transport.dispose()
     peer.close()
     gevent.sleep(0.02)
+
+
+# The intake of a publisher, which the compiled readers call themselves ---------------------------------------------------
+
+
+@pytest.fixture(params=["in use", "pure"])
+def intake_of(request, monkeypatch):
+    """Make the intake of a connection without sources: it leaves whole messages for the greenlet."""
+    form = FrameIntake
+    if request.param == "pure":
+        form = PURE["FrameIntake"]
+        monkeypatch.setattr(module, "read_each", PURE["read_each"])
+
+    def make():
+        endpoint = Endpoint(message_limit_bytes=1 << 20)
+        made = form(endpoint, {}, bytes, lambda messages: messages or None)
+        made.direct = True
+        return made, endpoint
+
+    return make
+
+
+def test_a_publisher_is_read_until_there_is_something_for_its_greenlet(make_transport, intake_of):
+    transport, peer = make_transport(Transport, tcp=True)
+    transport.interactive = False
+    intake, endpoint = intake_of()
+    data = frame_message(6, 20, 1, 0, bytes(range(250)), 128)
+    waiting = gevent.spawn(transport.recv_while, intake)
+    for start in range(0, len(data), 50):
+        assert not waiting.ready()
+        peer.sendall(data[start : start + 50])
+        wait_until(lambda start=start: endpoint.bytes_received == min(len(data), start + 50))
+    assert [message.payload for message in waiting.get(timeout=LIMIT_S)] == [bytes(range(250))]
+    # What comes while nothing waits is kept.
+    peer.sendall(data)
+    gevent.sleep(0.01)
+    assert endpoint.bytes_received == len(data)
+    with gevent.Timeout(LIMIT_S):
+        assert len(transport.recv_while(intake)) == 1
+    # While it is not direct, the connection gets bytes.
+    intake.direct = False
+    peer.sendall(b"bytes")
+    assert transport.recv_while(intake) == b"bytes"
+
+
+def test_a_long_message_of_a_publisher_takes_several_full_reads(make_transport, intake_of):
+    transport, peer = make_transport(Transport, tcp=True)
+    transport.interactive = False
+    intake, endpoint = intake_of()
+    payload = bytes(5 * RECEIVE_BYTES)
+    endpoint.reader.chunk_size = 65536
+    sending = gevent.spawn(peer.sendall, frame_message(6, 20, 1, 0, payload, 65536))
+    with gevent.Timeout(LIMIT_S):
+        assert [len(message.payload) for message in transport.recv_while(intake)] == [len(payload)]
+    sending.get(timeout=LIMIT_S)
+
+
+def test_what_ends_a_publisher_is_raised_in_its_greenlet(make_transport, intake_of):
+    for ending, error, text in (
+        (lambda peer: peer.sendall(b"\xc3" * 20), LimitExceeded, "message_limit_bytes is 1048576"),
+        (lambda peer: peer.close(), TransportClosed, "closed by the peer"),
+        (reset, TransportClosed, "reset"),
+    ):
+        transport, peer = make_transport(Transport, tcp=True)
+        transport.interactive = False
+        intake, endpoint = intake_of()
+        waiting = gevent.spawn(transport.recv_while, intake)
+        peer.sendall(b"\x03")
+        wait_until(lambda endpoint=endpoint: endpoint.bytes_received == 1)
+        ending(peer)
+        with pytest.raises(error, match=text):
+            waiting.get(timeout=LIMIT_S)
