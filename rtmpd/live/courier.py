@@ -1,8 +1,10 @@
 """The courier: delivers what is new in all streams with few players, in one turn.
 
 A greenlet, a timer and a look at the clock for each stream and message would cost more than to send the message to three
-players. So streams with news are listed, and served together when the event loop has handled all sockets that were ready. Under
-load the courier rests between turns, in proportion to the work, as the pump of a large stream does: messages gather meanwhile.
+players. So streams with news are listed, and served together when the event loop has handled all sockets that were ready.
+
+Under load the courier rests between turns, and messages gather meanwhile, as they do between the passes of a large stream. What
+counts is all that the event loop computes: many small streams cost as much to receive as to deliver.
 """
 
 from __future__ import annotations
@@ -47,15 +49,15 @@ class Courier:
     """Delivers to small groups of subscribers, of all streams.
 
     Args:
-        share: The share of a CPU core that deliveries may take before they rest.
+        share: The share of a CPU core that the event loop may take before deliveries rest.
         limit_ms: The longest rest; at most 10 ms, whatever it says.
     """
 
     def __init__(self, share: float = 0.2, limit_ms: float = _LONGEST_REST_S * 1000) -> None:
         self._state = _State.IDLE
         self._due: list[Deliverer] = []
-        self._spent_s = 0.0  # in slices of the turn under way
-        self._average_s = 0.0  # what a turn takes
+        self._counted_s = 0.0  # CPU time at the end of the last turn
+        self._average_s = 0.0  # what the event loop computes from one turn to the next
         self._timer: Any = None
         self.reload(share, limit_ms)
 
@@ -87,14 +89,16 @@ class Courier:
             if index % _BLOCK == 0 and time.thread_time() - begun > SLICE_S:
                 left = due[index:]
                 break
-        self._spent_s += time.thread_time() - begun
         if left:
             self._due = left + self._due
             self._rest(_MOMENT_S)
             return
-        self._average_s += (self._spent_s - self._average_s) / _AVERAGED_TURNS
-        self._spent_s = 0.0
-        rest_s = min(self._average_s * self._rest_factor, self._longest_rest_s)
+        now_s = time.thread_time()
+        # After a time without news it includes much that has nothing to do with media.
+        spent_s = min(now_s - self._counted_s, self._longest_rest_s / self._rest_factor) if self._rest_factor else 0.0
+        self._counted_s = now_s
+        self._average_s += (spent_s - self._average_s) / _AVERAGED_TURNS
+        rest_s = self._average_s * self._rest_factor
         if rest_s >= _SHORTEST_REST_S:
             self._rest(rest_s)
         elif self._due:

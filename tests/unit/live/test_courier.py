@@ -132,12 +132,36 @@ def test_light_work_is_followed_by_no_rest(loop, clock):
     assert not loop.rests_s
 
 
+def run(loop, courier, fanout, turns):
+    """Let a fan-out have news for each turn."""
+    for _ in range(turns):
+        courier.add(fanout)
+        if loop.called:
+            loop.turn()
+        else:
+            loop.rest()
+
+
 def test_a_limit_of_rests_below_10_ms_holds(loop, clock):
     courier = Courier(0.2, 3)
-    fanout = Fanout(courier, clock, 0.1)
-    courier.add(fanout)
-    loop.turn()
-    assert loop.rests_s == [0.003]
+    run(loop, courier, Fanout(courier, clock, 0.1), 100)
+    assert loop.rests_s[-1] == pytest.approx(0.003, rel=0.01)
+
+
+def test_what_the_event_loop_does_beside_deliveries_counts_for_rests(loop, clock):
+    courier = Courier(0.2, 350)
+    fanout = Fanout(courier, clock, 0.0)
+    for _ in range(100):
+        clock.worked_s += 0.001
+        run(loop, courier, fanout, 1)
+    assert loop.rests_s[-1] == pytest.approx(0.004, rel=0.01)
+
+
+def test_work_of_a_time_without_news_delays_messages_hardly(loop, clock):
+    courier = Courier(0.2, 350)
+    clock.worked_s += 10.0
+    run(loop, courier, Fanout(courier, clock, 0.00001), 1)
+    assert max(loop.rests_s, default=0.0) <= 0.00125
 
 
 def test_a_long_turn_gives_way_to_sockets_and_timers(loop, clock):
