@@ -992,8 +992,8 @@ class Fanout:
         self.wake()
 
     def _start_at_end(self, subscriber: Subscriber) -> None:
-        stream_log = self.log
-        if not self._queue_headers(subscriber, stream_log.headers, max(stream_log.newest_timestamp, 0)):
+        stream_log, early = self.log, subscriber.early_headers
+        if not self._queue_headers(subscriber, stream_log.headers, max(stream_log.newest_timestamp, 0), only_new=early):
             return
         self.counters.dropped += subscriber.begin_at(stream_log.tail, stream_log.tail.end)
         self._set_lagging(subscriber, stream_log.tail, stream_log.tail.end)

@@ -156,7 +156,10 @@ def transfer(subscriber: Subscriber, old: Fanout, new: Fanout) -> Subscriber:
             successor.headers = new.log.headers
         new.join_at_end(successor)
     else:
-        if subscriber.headers is old.log.headers and old.log.headers.items == new.log.headers.items:
+        if subscriber.early_headers:
+            # It is sent only those that it was not sent by the old output.
+            successor.headers, successor.early_headers = subscriber.headers, True
+        elif subscriber.headers is old.log.headers and old.log.headers.items == new.log.headers.items:
             successor.headers = new.log.headers
         fresh = not paused and not subscriber.messages and subscriber.left_at is None
         new.join(successor, None if fresh else new.log.position)

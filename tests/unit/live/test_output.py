@@ -363,6 +363,31 @@ def test_players_moved_without_a_join_point_get_headers_at_the_timestamp_of_the_
     assert player.timestamps == sorted(player.timestamps)
 
 
+def test_a_player_that_is_moved_between_two_headers_is_sent_each_once(stream):
+    simple = Player(stream)
+    stream.source.video(0, AVC_HEADER)
+    assert simple.media == [AVC_HEADER]
+    stream.source.video(0, OTHER_HEADER)
+    assert simple.output is not stream.published
+    assert simple.media == [AVC_HEADER]
+    stream.source.audio(0, AAC_HEADER)
+    assert simple.media == [AVC_HEADER, AAC_HEADER]
+    stream.source.video(0, key(b"a"))
+    assert simple.media == [AVC_HEADER, AAC_HEADER, key(b"a")]
+
+
+def test_a_player_that_is_moved_between_two_headers_is_sent_those_that_have_another_form_there(stream):
+    player = Player(stream)
+    stream.source.audio(0, AAC_HEADER)
+    stream.source.video(0, b"\x1c\0\0\0\0record")
+    assert player.media == [AAC_HEADER, b"\x1c\0\0\0\0record"]
+    player.wanted = Rewrite(hevc="hvc1")
+    stream.revise()
+    assert player.output is not stream.published
+    stream.source.video(0, b"\x1c\1\0\0\0key")
+    assert player.media[2:] == [b"\x90hvc1record", b"\x93hvc1key"]
+
+
 # Outputs that are only read in batches ----------------------------------------------------------------------------------
 
 

@@ -541,6 +541,21 @@ def test_a_player_with_a_full_socket_gets_headers_with_the_first_frame(stream):
     assert summary(transport) == [*BEGIN, AVC_HEADER + (999).to_bytes(2, "big"), keyframe()]
 
 
+def test_a_player_that_starts_without_a_keyframe_is_sent_each_header_once(open_stream, clock):
+    stream = open_stream(keyframe_wait_s=1)
+    _, transport = join(stream)
+    source = begin(stream)
+    source.video(0, AVC_HEADER)
+    assert summary(transport) == [*BEGIN, AVC_HEADER]
+    source.audio(0, AAC_HEADER)
+    source.video(0, frame("a"))
+    assert summary(transport) == [*BEGIN, AVC_HEADER]
+    clock.now_s += 2
+    stream.sweep(clock.now_s, 30)
+    source.video(40, frame("b"))
+    assert summary(transport) == [*BEGIN, AVC_HEADER, AAC_HEADER, frame("b")]
+
+
 def test_a_player_in_the_middle_gets_headers_with_the_frame_where_it_starts(open_stream):
     stream = open_stream(gop_cache=False)
     source = begin(stream)
