@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 _LIMIT_S = 20
 
 
+def is_frame(item: Item) -> bool:
+    """Return whether a message is a frame: neither metadata nor a sequence header."""
+    if item.type_id == DATA:
+        return False
+    first, second = item.payload[:2].ljust(2, b"\0")
+    enhanced = first & 0x80 if item.type_id == VIDEO else first >> 4 == 9
+    return bool(first & 0x0F if enhanced else second)
+
+
 class Peer:
     """One accepted connection.
 
@@ -216,10 +225,13 @@ class Target:
         return self.peers[number]
 
     def publishing(self, name: str = "", number: int = 0) -> Peer:
-        """Wait until a connection has media, the first or a later one that publishes *name*; return it."""
+        """Wait until a connection has frames, the first or a later one that publishes *name*; return it.
+
+        Headers may come before the first frame, and a relay that has no frame so far starts at the newest keyframe.
+        """
 
         def found() -> Peer | None:
-            fitting = (peer for peer in self.peers if peer.media and peer.published.startswith(name))
+            fitting = (peer for peer in self.peers if any(map(is_frame, peer.media)) and peer.published.startswith(name))
             return next(itertools.islice(fitting, number, None), None)
 
         return self.wait(found, f"publish number {number} of {name!r}")

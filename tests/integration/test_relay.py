@@ -151,12 +151,12 @@ def test_a_relay_gets_headers_at_once_before_the_first_frame(relaying, target, p
     sender = publisher(running, "cam")
     running.wait_for_line("is up")
     send_headers(sender)
-    first = early.publishing()
+    first = early.peer()
     early.wait(lambda: first.media == HEADERS, "the headers")
     # And one that comes up between the headers and the first frame.
     (tmp_path / "rtmpd.ini").write_text(f"[relay]\nrelay_to = {early.url()}, {late.url()}\n")
     running.process.send_signal(signal.SIGHUP)
-    second = late.publishing()
+    second = late.peer()
     late.wait(lambda: second.media == HEADERS, "the headers")
     # They are not sent again.
     send(sender, gop(0))

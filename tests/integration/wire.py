@@ -96,6 +96,21 @@ def headers(stamp: int = 0) -> list[Item]:
     return [Item(DATA, 0, metadata()), Item(VIDEO, stamp, AVC_HEADER), Item(AUDIO, stamp, AAC_HEADER)]
 
 
+def headers_of(items: list[Item], *stamps: int) -> list[Item]:
+    """Return the headers that a player which waited must begin with.
+
+    It gets those that the server has read before the first frame at once, at the publisher's time, and the rest with the first
+    frame, at that one's time. How many come early depends on how the publisher's bytes fall into reads.
+
+    Args:
+        items: What the player gets.
+        stamps: The publisher's time, and that of the first frame.
+    """
+    early, late = stamps
+    count = 1 + sum(item.timestamp == early for item in items[1:3])
+    return headers(early)[:count] + headers(late)[count:]
+
+
 def send(publisher: Client | Wire, items: Iterable[Item]) -> None:
     for item in items:
         publisher.send(item.type_id, item.timestamp, item.payload)
