@@ -353,7 +353,9 @@ class Subscriber:
         assert page is not None
         pending = self.pending
         if self.headers is None:
-            self.queue_headers(log.headers, max(log.newest_timestamp, 0))
+            # Not at the newest timestamp: there may be several messages from here to the end, and time must not go back.
+            following = log.timestamp_at(page, offset)
+            self.queue_headers(log.headers, max(log.newest_timestamp, 0) if following is None else following)
         while len(pending) < _REFRAME_BYTES and not self.framing.shared and not (page is limit_page and offset == limit_offset):
             message = log.read(page, offset)
             if message is None:

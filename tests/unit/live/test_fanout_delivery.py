@@ -468,6 +468,24 @@ def test_video_resumes_with_headers_and_a_keyframe(scene):
     ]
 
 
+def test_video_resumes_with_headers_at_the_time_of_what_follows_them(scene):
+    scene.log.headers = video_headers(AVC_HEADER)
+    scene.video(keyframe("a"), 0)
+    subscriber, transport = scene.join()
+    settle()
+    scene.receive(subscriber, video=False)
+    scene.receive(subscriber, video=True)
+    # All of it comes in one read of the publisher's socket.
+    scene.video(frame("too early"), 40)
+    scene.audio(audio_frame("1"), 45)
+    scene.video(keyframe("b"), 80)
+    scene.video(frame("1"), 120)
+    settle()
+    messages = transport.messages()
+    assert [one.payload for one in messages[2:]] == [AVC_HEADER, audio_frame("1"), keyframe("b"), frame("1")]
+    assert [one.timestamp for one in messages[2:]] == [40, 45, 80, 120]
+
+
 def test_a_player_with_audio_and_video_on_again_is_served_in_passes(scene):
     scene.video(keyframe())
     subscriber, transport = scene.join()
