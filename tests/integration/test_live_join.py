@@ -314,6 +314,7 @@ def test_a_player_that_joins_within_the_grace_of_an_orderly_unpublish_waits(serv
     send(encoder, gop(0))
     assert played(player(running, name), gop(0)[-1]) == headers() + gop(0)
     encoder.unpublish()
+    running.wait_for_line(f"stopped publishing live/{name}")
     late = player(running, name)
     encoder = publisher(running, name)
     send_headers(encoder)
