@@ -1,8 +1,13 @@
 from collections.abc import Callable
 
+from rtmpd.live.courier import CourierState as CourierState
+from rtmpd.live.courier import deliver_each as deliver_each
+from rtmpd.live.fanout import FanoutState as FanoutState
+from rtmpd.live.fanout import GroupState as GroupState
 from rtmpd.live.log import LogState as LogState
 from rtmpd.live.pages import PageState as PageState
 from rtmpd.live.source import SourceState as SourceState
+from rtmpd.live.subscriber import SubscriberState as SubscriberState
 from rtmpd.live.subscriber import send_each as send_each
 from rtmpd.media.timestamps import TimelineState as TimelineState
 from rtmpd.media.timestamps import TrackState as TrackState

@@ -40,7 +40,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 6
+INTERFACE = 7
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -69,6 +69,12 @@ cdef inline int _descriptor_of(object send) except -2:
     if not PyCFunction_CheckExact(send) or PyCFunction_GET_FUNCTION(send) != _SEND:
         return -1
     return (<_NoArguments>_FILENO)(PyCFunction_GET_SELF(send), NULL)
+
+
+cdef class SubscriberState:
+    """What an ordinary pass needs of a subscriber. As `rtmpd.live.subscriber.SubscriberState`."""
+
+    cdef public object send
 
 
 def send_each(list members not None, Py_ssize_t start, Py_ssize_t stop, object data):
@@ -666,6 +672,7 @@ cdef int64_t _WORD = 0xFFFFFFFF
 
 # The methods that have the rules, for everything that is not ordinary.
 cdef object _pure_append, _pure_stamp, _pure_video, _pure_audio
+cdef object _pure_add, _pure_note_growth, _pure_deliver_if_small
 
 # Of rtmpd.media.timestamps, which imports this module: known when the first source is made. A subclass may have other rules.
 cdef object _Timeline = None
@@ -674,6 +681,7 @@ cdef object _Timeline = None
 def hand_over(str name, method):
     """Take the pure form of a method of a base, by ``class.method``."""
     global _pure_append, _pure_stamp, _pure_video, _pure_audio
+    global _pure_add, _pure_note_growth, _pure_deliver_if_small
     if name == "LogState.append":
         _pure_append = method
     elif name == "TimelineState.stamp":
@@ -682,6 +690,12 @@ def hand_over(str name, method):
         _pure_video = method
     elif name == "SourceState.audio":
         _pure_audio = method
+    elif name == "CourierState.add":
+        _pure_add = method
+    elif name == "FanoutState._note_growth":
+        _pure_note_growth = method
+    elif name == "FanoutState.deliver_if_small":
+        _pure_deliver_if_small = method
     else:
         raise ValueError(name)
 
@@ -779,7 +793,7 @@ cdef class LogState:
         page.end = end
         self.position += end - start
         if self.on_growth is not None:
-            self.on_growth()
+            _tell_growth(self.on_growth)
         if self.position >= self._alarm_at:
             self._alarm()
         return True
@@ -1001,3 +1015,167 @@ def read_each(list events not None, dict sockets not None):
             continue
         if taken is not None:
             sock.wake(taken)
+
+
+# Delivering --------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    _SMALL = 64  # SMALL
+    _STREAMS = 16  # _BLOCK of rtmpd.live.courier
+    _CALLED = 1
+    _RESTING = 2
+
+cdef double _SLICE_S = 0.003
+
+
+cdef class GroupState:
+    """What an ordinary pass needs of a group, and its cursor, which it moves. As `rtmpd.live.fanout.GroupState`."""
+
+    cdef public list members
+    cdef public PageState page
+    cdef public Py_ssize_t offset, _left
+    cdef public bint passing
+
+
+cdef class CourierState:
+    """What news of a stream change of a courier, if a turn is to come in any case. As `rtmpd.live.courier.CourierState`."""
+
+    cdef public list _due
+    cdef public int _state
+
+    @cython.binding(False)
+    def add(self, fanout):
+        self._add(fanout)
+
+    cdef int _add(self, object fanout) except -1:
+        if self._due is not None and (self._state == _CALLED or (self._state == _RESTING and fanout.paces)):
+            self._due.append(fanout)
+        else:
+            _pure_add(self, fanout)
+        return 0
+
+
+cdef class FanoutState:
+    """What an ordinary pass of the courier needs of a fan-out. As `rtmpd.live.fanout.FanoutState`."""
+
+    cdef public LogState log
+    cdef public GroupState _group
+    cdef public CourierState _courier
+    cdef public object options, counters
+    cdef public set _lagging, _waiting
+    cdef public list _after_pass
+    cdef public bint _noted
+
+    @cython.binding(False)
+    def _note_growth(self):
+        self._note()
+
+    cdef inline int _note(self) except -1:
+        if not self._noted:
+            if self._courier is None:
+                _pure_note_growth(self)
+            else:
+                self._noted = True
+                self._courier._add(self)
+        return 0
+
+    @cython.binding(False)
+    def deliver_if_small(self):
+        self._deliver()
+
+    cdef int _deliver(self) except -1:
+        """Send what is new to members that are all in sync, on one page, and at plain sockets.
+
+        Python goes on with the first member that is not, or does not accept everything. No code of Python's runs before that,
+        so that none can see the pass under way.
+        """
+        cdef GroupState group
+        cdef PageState page
+        cdef object member, bytes_sent, sent = None
+        cdef const char *data
+        cdef Py_ssize_t index = 0, count, size, accepted
+        cdef int descriptor, error
+        if not self.options.gop_cache or not self._is_ordinary():
+            _pure_deliver_if_small(self)
+            return 0
+        group = self._group
+        page = group.page
+        count, size = len(group.members), page.end - group.offset
+        if size == 0:
+            self._noted = False
+            return 0
+        data = PyByteArray_AS_STRING(page.buffer) + group.offset
+        try:
+            bytes_sent = self.counters.bytes_sent + size * count
+            while index < count:
+                member = group.members[index]
+                descriptor = _descriptor_of((<SubscriberState>member).send) if isinstance(member, SubscriberState) else -1
+                if descriptor < 0:
+                    break
+                accepted = c_send(descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+                if accepted == size:
+                    index += 1
+                    continue
+                error = errno
+                if accepted >= 0:
+                    sent = accepted
+                elif error == EAGAIN or error == EINPROGRESS or error == EALREADY:
+                    sent = 0
+                elif error != EINTR:
+                    sent = OSError(error, os.strerror(error))
+                break
+        except Exception:
+            # There is no memory: Python tries again at this member.
+            pass
+        if index < count:
+            _pure_deliver_if_small(self, index, sent)
+            return 0
+        self._noted = False
+        group.offset += size
+        self.counters.bytes_sent = bytes_sent
+        return 0
+
+    cdef bint _is_ordinary(self) noexcept:
+        """Whether the group is small, in sync and on the log's last page, and nothing else is to be done."""
+        cdef GroupState group = self._group
+        cdef PageState page
+        if (
+            group is None
+            or group.page is None
+            or self.log is None
+            or self.log.tail is not group.page
+            or group.passing
+            or group._left != 0
+            or group.members is None
+            or not 0 < len(group.members) <= _SMALL
+            or self._lagging is None
+            or len(self._lagging) != 0
+            or self._waiting is None
+            or len(self._waiting) != 0
+            or self._after_pass is None
+            or len(self._after_pass) != 0
+        ):
+            return False
+        page = group.page
+        return page.buffer is not None and 0 <= group.offset <= page.end <= PyByteArray_GET_SIZE(page.buffer)
+
+
+cdef CFunction _NOTE_GROWTH = (<MethodDescriptor *><PyObject *>FanoutState.__dict__["_note_growth"]).d_method.ml_meth
+
+
+cdef inline int _tell_growth(object on_growth) except -1:
+    if PyCFunction_CheckExact(on_growth) and PyCFunction_GET_FUNCTION(on_growth) == _NOTE_GROWTH:
+        return (<FanoutState>PyCFunction_GET_SELF(on_growth))._note()
+    on_growth()
+    return 0
+
+
+def deliver_each(list due not None, clock, double begun):
+    """Let fan-outs deliver. As `rtmpd.live.courier.deliver_each`."""
+    cdef Py_ssize_t index = 0
+    for fanout in due:
+        fanout.deliver_if_small()
+        index += 1
+        if index % _STREAMS == 0 and clock() - begun > _SLICE_S:
+            break
+    return index

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gevent import get_hub
 
+from rtmpd.util.speed import accelerated, completes
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 SLICE_S = 0.003
@@ -39,13 +42,36 @@ class Deliverer(Protocol):
         """Send what is new, or leave that to a greenlet. Must not wait or raise."""
 
 
-class _State(enum.Enum):
-    IDLE = "nothing to deliver"
-    CALLED = "a turn comes as soon as the sockets that are ready have been handled"
-    RESTING = "a turn comes, if there is something to deliver by then, when the rest is over"
+class _State(enum.IntEnum):
+    IDLE = 0
+    """There is nothing to deliver."""
+    CALLED = 1
+    """A turn comes as soon as the sockets that are ready have been handled."""
+    RESTING = 2
+    """A turn comes, if there is something to deliver by then, when the rest is over."""
 
 
-class Courier:
+@accelerated
+class CourierState:
+    """What news of a stream change of a courier, if a turn is to come in any case."""
+
+    __slots__ = ("_due", "_state")
+
+    _due: list[Deliverer]
+    _state: int
+
+
+@accelerated
+def deliver_each(due: list[Deliverer], clock: Callable[[], float], begun: float) -> int:
+    """Let fan-outs deliver, one after the other, until *clock* has come to `SLICE_S` after *begun*; return how many have."""
+    for index, fanout in enumerate(due, 1):
+        fanout.deliver_if_small()
+        if index % _BLOCK == 0 and clock() - begun > SLICE_S:
+            return index
+    return len(due)
+
+
+class Courier(CourierState):
     """Delivers to small groups of subscribers, of all streams.
 
     Args:
@@ -55,7 +81,7 @@ class Courier:
 
     def __init__(self, share: float = 0.2, limit_ms: float = _LONGEST_REST_S * 1000) -> None:
         self._state = _State.IDLE
-        self._due: list[Deliverer] = []
+        self._due = []
         self._counted_s = 0.0  # CPU time at the end of the last turn
         self._average_s = 0.0  # what the event loop computes from one turn to the next
         self._timer: Any = None
@@ -66,10 +92,11 @@ class Courier:
         self._rest_factor = 1 / share - 1
         self._longest_rest_s = min(limit_ms / 1000, _LONGEST_REST_S)
 
+    @completes(CourierState)
     def add(self, fanout: Deliverer) -> None:
         """Deliver what *fanout* has in the next turn. Do not add it again before that."""
         self._due.append(fanout)
-        if self._state is not _State.CALLED and (self._state is _State.IDLE or not fanout.paces):
+        if self._state != _State.CALLED and (self._state == _State.IDLE or not fanout.paces):
             if self._timer is not None:
                 self._timer.stop()
             self._state = _State.CALLED
@@ -82,15 +109,10 @@ class Courier:
 
     def _turn(self) -> None:
         due, self._due = self._due, []
-        left: list[Deliverer] = []
         begun = time.thread_time()
-        for index, fanout in enumerate(due, 1):
-            fanout.deliver_if_small()
-            if index % _BLOCK == 0 and time.thread_time() - begun > SLICE_S:
-                left = due[index:]
-                break
-        if left:
-            self._due = left + self._due
+        count = deliver_each(due, time.thread_time, begun)
+        if count < len(due):
+            self._due = due[count:] + self._due
             self._rest(_MOMENT_S)
             return
         now_s = time.thread_time()

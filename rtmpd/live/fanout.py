@@ -21,6 +21,7 @@ from rtmpd.live.courier import SLICE_S, Courier
 from rtmpd.live.subscriber import Progress, State, Subscriber, SubscriberTransport, send_each
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.speed import accelerated, completes
 from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
@@ -77,11 +78,9 @@ class DeliveryCounters:
         return self.skips + self.disconnects + self.stalled
 
 
-class Group:
-    """The subscribers that are in sync, and their cursor. The hottest code of delivery.
-
-    A pass moves the cursor on: it takes the log's bytes from there and hands them to each member with one non-blocking send. It
-    gives way to the event loop every few milliseconds; members may leave and enter meanwhile.
+@accelerated
+class GroupState:
+    """What an ordinary pass needs of a group, and its cursor, which it moves.
 
     Attributes:
         members: In the order of entering. One that has left stays listed until `compact`, at the latest when a pass begins.
@@ -89,11 +88,27 @@ class Group:
         passing: A pass is under way.
     """
 
-    __slots__ = ("_begun", "_left", "_range", "_served", "_visited", "members", "offset", "page", "passing")
+    __slots__ = ("_left", "members", "offset", "page", "passing")
+
+    members: list[Subscriber]
+    page: Page | None
+    offset: int
+    passing: bool
+    _left: int
+
+
+class Group(GroupState):
+    """The subscribers that are in sync, and their cursor. The hottest code of delivery.
+
+    A pass moves the cursor on: it takes the log's bytes from there and hands them to each member with one non-blocking send. It
+    gives way to the event loop every few milliseconds; members may leave and enter meanwhile.
+    """
+
+    __slots__ = ("_begun", "_range", "_served", "_visited")
 
     def __init__(self) -> None:
-        self.members: list[Subscriber] = []
-        self.page: Page | None = None
+        self.members = []
+        self.page = None
         self.offset = 0
         self.passing = False
         self._left = 0  # of those that are listed
@@ -209,8 +224,14 @@ class Group:
         stream_log: Log,
         fall_behind: Callable[[Subscriber, Page, int], None],
         fail: Callable[[Subscriber, str], None],
+        index: int = 0,
+        sent: int | OSError | None = None,
     ) -> int:
-        """Do a whole pass for a small group, without a look at the clock; arguments as `deliver`.
+        """Do a whole pass for a small group, without a look at the clock; the first arguments as `deliver`.
+
+        Args:
+            index: The extension has sent all to the members before this one.
+            sent: How much this one's socket has accepted, or the error of its connection; None: nothing was sent to it.
 
         Returns:
             The number of bytes that sockets accepted.
@@ -231,7 +252,8 @@ class Group:
         else:
             data, _, page, offset = self._begin_pass(stream_log, count)
             size = len(data)
-        index, sent = send_each(members, 0, count, data)
+        if sent is None:
+            index, sent = send_each(members, index, count, data)
         short = 0
         if index < count:
             start = page.base + offset
@@ -378,7 +400,30 @@ class Pump:
                 gevent.sleep(rest_s)
 
 
-class Fanout:
+@accelerated
+class FanoutState:
+    """What an ordinary pass of the courier needs of a fan-out.
+
+    Attributes:
+        log: The log that is delivered.
+        options: The application's, for live streams.
+        counters: Counts; the fan-outs of one stream share it.
+    """
+
+    __slots__ = ("_after_pass", "_courier", "_group", "_lagging", "_noted", "_waiting", "counters", "log", "options")
+
+    log: Log
+    options: LiveConfig
+    counters: DeliveryCounters
+    _courier: Courier
+    _noted: bool  # by the courier
+    _group: Group
+    _lagging: set[Subscriber]
+    _waiting: set[Subscriber]
+    _after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]]
+
+
+class Fanout(FanoutState):
     """Delivers one log.
 
     The courier makes the passes of a small group whose members are all in sync, together with those of other streams. All else
@@ -392,8 +437,6 @@ class Fanout:
         courier: Delivers to small groups; None: one of its own.
 
     Attributes:
-        log: The log that is delivered.
-        counters: Likewise.
         wake: Lets the pump make a pass. Cheap, and only needed while ``active``.
         active: Whether there are subscribers.
         timeline: The stream's: shows whether its source has sent a frame. None: headers are only sent with a frame.
@@ -410,18 +453,18 @@ class Fanout:
         self.log = stream_log
         self._name = name
         self._courier = courier or Courier()
-        self._noted = False  # by the courier
+        self._noted = False
         self.options = options.live
         self.backpressure = Backpressure(stream_log, options.backpressure)
         self.counters = counters or DeliveryCounters()
         self.timeline: Timeline | None = None
         self._group = Group()
-        self._lagging: set[Subscriber] = set()
-        self._waiting: set[Subscriber] = set()
+        self._lagging = set()
+        self._waiting = set()
         self._paused: set[Subscriber] = set()
         self._headers_sent = stream_log.headers  # those that waiting subscribers were last sent
         self._joins_handled = 0  # the join point at which waiting subscribers were last started
-        self._after_pass: list[tuple[Subscriber, Callable[[Fanout, Subscriber], None]]] = []
+        self._after_pass = []
         self._pump = Pump(options.live, self._at_end, self._pass, self._recover)
         self.wake = self._pump.wake
 
@@ -758,16 +801,21 @@ class Fanout:
                     begun = time.thread_time()
         return spent + time.thread_time() - begun
 
+    @completes(FanoutState)
     def _note_growth(self) -> None:
         """Take note that the log has grown. Called for each message."""
         if not self._noted:
             self._noted = True
             self._courier.add(self)
 
-    def deliver_if_small(self) -> None:
+    @completes(FanoutState)
+    def deliver_if_small(self, index: int = 0, sent: int | OSError | None = None) -> None:
         """Bring the group to the log's end at once, if it is small and nothing else is to be done; else wake the pump.
 
         For the courier. Does not wait or raise.
+
+        Args:
+            index, sent: As `Group.deliver_at_once`: how far the extension has come.
         """
         self._noted = False
         group, stream_log = self._group, self.log
@@ -782,7 +830,7 @@ class Fanout:
             return
         try:
             # No member lags, so that there is nothing to check.
-            self.counters.bytes_sent += group.deliver_at_once(stream_log, self._fall_behind, self._fail_send)
+            self.counters.bytes_sent += group.deliver_at_once(stream_log, self._fall_behind, self._fail_send, index, sent)
             if group.has_left:
                 self._compact()
             if self._after_pass:

@@ -105,7 +105,20 @@ def send_each(members: list[Subscriber], start: int, stop: int, data: bytes | me
     return stop, size
 
 
-class Subscriber:
+@accelerated
+class SubscriberState:
+    """What an ordinary pass needs of a subscriber.
+
+    Attributes:
+        send: The transport's try_send, looked up once.
+    """
+
+    __slots__ = ("send",)
+
+    send: Callable[[bytes | bytearray | memoryview], int]
+
+
+class Subscriber(SubscriberState):
     """One reader of one log.
 
     Args:
@@ -114,7 +127,6 @@ class Subscriber:
         label: Names it in logs.
 
     Attributes:
-        send: The transport's try_send, looked up once.
         page, offset: The cursor, while the state is LAGGING.
         pending: Bytes that are sent before anything else: replies, headers, the rest of a half-sent message. Always ends at a
             message boundary.
@@ -162,7 +174,6 @@ class Subscriber:
         "page",
         "pending",
         "progress_at",
-        "send",
         "sent",
         "skipped",
         "skips",

@@ -23,20 +23,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.errors import RemoteProtocolError
+from rtmpd.live.pages import MAX_PAGE_BYTES
 from rtmpd.media.rewrite import Content
 from rtmpd.protocol.chunk import ChunkStreamState, RawMessage, ReaderState
 from rtmpd.util import speed
-from tests.property import publish_trace
+from tests.property import delivery_trace, publish_trace
+from tests.property.delivery_trace import BUFFERS, SocketTransport, drain
 from tests.property.test_chunk import generators, message_lists, noise, pieces_of, write_interleaved
-from tests.unit.live.fakes import AAC_HEADER, AVC_HEADER, FakeTransport, close_stream, keyframe, new_source, new_stream
+from tests.unit.live.fakes import (
+    AAC_HEADER,
+    AVC_HEADER,
+    FakeTransport,
+    Scene,
+    close_stream,
+    frame,
+    keyframe,
+    new_source,
+    new_stream,
+    settle,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from rtmpd.live.fanout import Fanout
 
 _fast = pytest.importorskip("rtmpd._fast", reason="the extension is not built")
 
 PURE = speed.PURE
-SMALL_BUFFER = 4096
 CLOSED = OSError(9, "Bad file descriptor")
 
 
@@ -49,18 +64,6 @@ class Member:
 
     send: Callable[[object], int]
     received: Callable[[], bytes]
-
-
-def drain(sock: socket.socket) -> bytes:
-    found = b""
-    while True:
-        try:
-            data = sock.recv(1 << 20)
-        except (BlockingIOError, ConnectionResetError):
-            return found
-        if not data:
-            return found
-        found += data
 
 
 def member(stack: ExitStack, kind: str, filled: int) -> Member:
@@ -81,7 +84,7 @@ def member(stack: ExitStack, kind: str, filled: int) -> Member:
         here, there = map(stack.enter_context, socket.socketpair())
     if kind == "gevent":
         here = stack.enter_context(gevent.socket.socket(fileno=here.detach()))._sock
-    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERS["small"])
     here.setblocking(False)
     there.setblocking(False)
     if kind == "full":
@@ -442,9 +445,9 @@ def test_a_state_that_no_reader_can_have_is_refused(form, state):
 FUZZ_STREAMS = int(os.environ.get("RTMPD_FUZZ_STREAMS", "150"))
 
 
-def in_pure_python(*arguments: int) -> list[str]:
-    """What the trace prints in a process that has the pure form."""
-    command = [sys.executable, "-m", "tests.property.publish_trace", *map(str, arguments)]
+def in_pure_python(trace: ModuleType, *arguments: int) -> list[str]:
+    """What a trace prints in a process that has the pure form."""
+    command = [sys.executable, "-m", trace.__name__, *map(str, arguments)]
     environment = os.environ | {"RTMPD_PURE": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -453,11 +456,17 @@ def in_pure_python(*arguments: int) -> list[str]:
 
 @pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
 @pytest.mark.timeout(120 + FUZZ_STREAMS)
-def test_streams_are_alike_from_the_wire_to_the_players():
-    """Log bytes, starts and kinds of messages, join point, timeline, counters, wake-ups, and what each player was sent."""
-    for seed, expected in enumerate(in_pure_python(0, FUZZ_STREAMS)):
-        if publish_trace.digest(seed) != expected:
-            steps = zip(publish_trace.steps(seed), in_pure_python(seed), strict=True)
+@pytest.mark.parametrize(
+    "trace", [publish_trace, delivery_trace], ids=["from the wire to the log", "from the log to the sockets"]
+)
+def test_streams_are_alike_from_the_wire_to_the_players(trace):
+    """Log bytes, starts and kinds of messages, join point, timeline, counters, wake-ups, and what each player was sent.
+
+    From the log to the sockets: cursors, places of players, counters, the courier's turns, and what each socket has received.
+    """
+    for seed, expected in enumerate(in_pure_python(trace, 0, FUZZ_STREAMS)):
+        if trace.digest(seed) != expected:
+            steps = zip(trace.steps(seed), in_pure_python(trace, seed), strict=True)
             for number, (compiled, pure) in enumerate(steps):
                 assert repr(compiled) == pure, f"seed {seed}, step {number}"
             pytest.fail(f"seed {seed} is different each time")
@@ -487,3 +496,70 @@ def test_the_ordinary_frames_are_those_of_the_pure_form(name):
             assert found[0] == found[1], (first, second)
     stream.deliver = deliver
     close_stream(stream)
+
+
+@pytest.fixture
+def handed_over() -> Iterator[list[tuple[object, ...]]]:
+    """How far each pass had come that was not ordinary."""
+    found, pure = [], PURE["FanoutState.deliver_if_small"]
+
+    def deliver_if_small(fanout: Fanout, *reached: object) -> None:
+        found.append(reached)
+        pure(fanout, *reached)
+
+    _fast.hand_over("FanoutState.deliver_if_small", deliver_if_small)
+    yield found
+    _fast.hand_over("FanoutState.deliver_if_small", pure)
+
+
+@pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
+def test_a_pass_is_handed_over_at_the_first_socket_that_is_full_gone_or_not_plain(handed_over):
+    with ExitStack() as stack:
+        scene, fake = Scene(), FakeTransport()
+        scene.log._page_bytes = MAX_PAGE_BYTES  # one page for all
+        scene.video(keyframe())
+        gone, full = SocketTransport(stack, "large"), SocketTransport(stack, "small")
+        players = [scene.subscriber(transport) for transport in (gone, full, fake)]
+        scene.fanout.join(players[0])
+        scene.fanout.join(players[1])
+        settle()
+
+        def turn(size: int = 100) -> list[tuple[object, ...]]:
+            handed_over.clear()
+            scene.video(frame(size=size))
+            settle()
+            return list(handed_over)
+
+        def catch_up() -> None:
+            full.read()
+            while full.watched:
+                full.take()
+                full.read()
+
+        assert turn() == turn(0) == []
+        ((index, sent),) = turn(30_000)
+        assert index == 1
+        assert 0 < sent < 30_000
+        # It lags: the pump serves it.
+        assert turn() == [()]
+        catch_up()
+        assert turn(3000) == turn(3000) == []
+        assert turn(3000) == [(1, 0)]
+        catch_up()
+        assert turn() == []
+        # One that is not plain enters.
+        scene.fanout.join(players[2])
+        settle()
+        assert turn() == [(2, None)]
+        scene.fanout.leave(players[2])
+        assert turn() == []
+        gone.there.close()
+        ((index, error),) = turn()
+        assert index == 0
+        assert shown((index, error)) == (0, (BrokenPipeError, "[Errno 32] Broken pipe"))
+        assert gone.close_reason
+        turn()
+        assert turn() == []
+        full.read()
+        assert bytes(full.data) == bytes(scene.log.tail.view[: scene.log.position])
+        scene.close()
