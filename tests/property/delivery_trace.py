@@ -123,7 +123,7 @@ class Trace:
         self.kinds = choose([SOME_KINDS, SOME_KINDS, [*SOME_KINDS, "fake", "fake"]])
         self.calm = choose([0.3, 0.7, 0.9])
         for scene in self.scenes:
-            for _ in range(choose([1, 2, 4])):
+            for _ in range(choose([1, 2, 4, 9] if len(self.scenes) < 10 else [1, 2])):
                 self.join(scene)
         if self.random.random() < 0.05:
             for _ in range(choose([SMALL - 1, SMALL, SMALL + 1])):
@@ -147,9 +147,14 @@ class Trace:
     def deed(self, *, inside: bool = False) -> None:
         """A player joins, leaves or asks for something, or something happens to its socket."""
         choose = self.random.choice
-        deed = choose(["join", "leave", "reply", "pause", "resume", "reset", "close", "bug", "fill", "surprise"])
+        deed = choose(["join", "leave", "reply", "pause", "resume", "reset", "close", "bug", "fill", "forget", "surprise"])
         if deed == "join":
             self.join(choose(self.scenes))
+        elif deed == "forget":
+            # Who joins now waits for a keyframe.
+            scene = choose(self.scenes)
+            scene.log.forget_join_point()
+            self.join(scene)
         if not self.players:
             return
         scene, subscriber, transport = choose(self.players)
