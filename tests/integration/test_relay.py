@@ -286,8 +286,10 @@ def test_a_publish_right_behind_another_waits_for_its_end(relaying, target, publ
     sender = publisher(running, "cam")
     begin(sender)
     there.publishing()
+    # On the same connection: the server handles one right after the other.
     sender.unpublish()
-    begin(publisher(running, "cam"))
+    sender.publish()
+    begin(sender)
     second = there.publishing(number=1)
     assert there.peers[0].over.is_set()
     assert second.media[0] == HEADERS[0]
