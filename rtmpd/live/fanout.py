@@ -855,7 +855,10 @@ class Fanout(FanoutState):
     def _do_requests(self) -> None:
         while self._after_pass:
             subscriber, action = self._after_pass.pop(0)
-            action(self, subscriber)
+            try:
+                action(self, subscriber)
+            except Exception as error:  # noqa: BLE001 - logged by _fail_internally
+                self._fail_internally(subscriber, error)
 
     def _recover(self, error: Exception) -> None:
         """End a pass that an error has cut short."""

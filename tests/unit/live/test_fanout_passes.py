@@ -494,3 +494,23 @@ def test_an_error_in_each_pass_does_not_hold_the_event_loop(scene, caplog, monke
         gevent.sleep(0)
         gevent.sleep(0)
     assert 0 < len(tries) < 10
+
+
+def test_an_error_in_a_request_after_a_pass_ends_its_player_and_no_other(scene, caplog):
+    players = crowd(scene, 3)
+
+    def fail(fanout, subscriber):
+        raise RuntimeError("a bug")
+
+    # Both come in the middle of a pass.
+    players[0][1].on_send = lambda: scene.fanout.when_between_passes(players[1][0], fail)
+    with caplog.at_level(logging.ERROR, "rtmpd"):
+        scene.video(frame("1"))
+        settle()
+    players[0][1].on_send = None
+    assert "internal error while" in caplog.text
+    assert players[1][1].close_reason
+    scene.video(frame("2"))
+    settle()
+    assert all(texts(players[index][1])[-1] == frame("2") for index in (0, 2))
+    assert scene.fanout.counters.errors == 1
