@@ -8,7 +8,7 @@ are the same, and tests hold them equal. What is not ordinary is handed to Pytho
 cimport cython
 from cpython cimport array
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
@@ -40,7 +40,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 7
+INTERFACE = 8
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -698,6 +698,11 @@ def hand_over(str name, method):
         _pure_deliver_if_small = method
     else:
         raise ValueError(name)
+
+
+def new_buffer(Py_ssize_t size):
+    """Return memory for a page, as it is. As `rtmpd.live.pages.new_buffer`."""
+    return PyByteArray_FromStringAndSize(NULL, size)
 
 
 cdef class PageState:

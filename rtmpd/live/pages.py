@@ -60,6 +60,12 @@ ALL_PAGES = PageAccount()
 
 
 @accelerated
+def new_buffer(size: int) -> bytearray:
+    """Return memory for a page. The compiled form does not set it to zeros: what is not written is not read."""
+    return bytearray(size)
+
+
+@accelerated
 class PageState:
     """What an append changes of a page.
 
@@ -98,7 +104,7 @@ class Page(PageState):
         # If there is no memory for the page, nothing has been counted.
         self.account = account
         self.size = 0
-        self.buffer = bytearray(size)
+        self.buffer = new_buffer(size)
         self.view = memoryview(self.buffer)
         self.size = size
         self.base = base
