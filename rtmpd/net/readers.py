@@ -129,13 +129,12 @@ class Readers:
 
     def _register(self, number: int, pace: Pace) -> None:
         self._paces[number] = pace
+        # Edge-triggered: a socket that has data while nothing waits for it would be ready again and again.
+        self._epolls[pace].register(number, _EVENTS | select.EPOLLET)
         if pace is Pace.LAZY:
-            self._epolls[pace].register(number, _EVENTS)
             self._lazy += 1
             if self._timer is None:
                 self._start_timer(self.lazy_read_s)
-        else:
-            self._epolls[pace].register(number, _EVENTS | select.EPOLLET)
 
     def _unregister(self, number: int) -> None:
         pace = self._paces.pop(number)
@@ -159,9 +158,7 @@ class Readers:
     def ask_again(self, sock: Readable) -> None:
         """Let a socket that was not read to its end have an event in the next round."""
         number = sock.fileno()
-        pace = self._paces[number]
-        if pace is not Pace.LAZY:
-            self._epolls[pace].modify(number, _EVENTS | select.EPOLLET)
+        self._epolls[self._paces[number]].modify(number, _EVENTS | select.EPOLLET)
 
     def set_pace(self, sock: Readable, pace: Pace) -> None:
         """Read a socket in another way from now on. Unless that is lazily, what it has by now is read at once."""

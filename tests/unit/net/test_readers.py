@@ -337,6 +337,25 @@ def test_a_lazy_socket_that_ends_is_noticed(pair, lazily, data):
     assert consumer.taken == data
 
 
+def test_a_lazy_socket_that_nothing_waits_for_costs_nothing(pair, lazily, monkeypatch):
+    transport, peer = pair
+    lazily(0.005)
+    consumer = Consumer()
+    peer.sendall(b"one!")
+    assert transport.recv_while(consumer) == b"one!"
+    transport.set_pace(Pace.LAZY)
+    rounds = []
+    read = module.read_each
+    monkeypatch.setattr(module, "read_each", lambda events, sockets: (rounds.append(len(events)), read(events, sockets)))
+    peer.sendall(b"two!")
+    gevent.sleep(0.1)
+    # One event; then nothing is ready until something waits.
+    assert sum(rounds) == 1
+    assert len(rounds) < 50
+    with gevent.Timeout(LIMIT_S):
+        assert transport.recv_while(consumer) == b"one!two!"
+
+
 def test_a_lazy_socket_may_be_disposed_of(pair, lazily):
     transport, peer = pair
     lazily(0.005)

@@ -169,14 +169,14 @@ def test_only_the_beginning_of_the_output_is_kept_and_the_rest_costs_little(shel
             gevent.sleep(0.005)
 
     ticker = gevent.spawn(tick)
-    cpu_s = time.process_time()
+    cpu_s = time.thread_time()
     child = shell("echo begin; exec yes", output_limit_bytes=10)
     assert not child.wait(1)
     child.stop(1, 1)
     child.close()
     ticker.kill()
     assert child.output == "begin\ny\ny\n"
-    assert time.process_time() - cpu_s < 0.5
+    assert time.thread_time() - cpu_s < 0.5
     assert max(after - before for before, after in itertools.pairwise(ticks)) < 0.1
 
 
