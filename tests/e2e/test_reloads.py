@@ -97,9 +97,9 @@ def test_a_hundred_reloads_of_changed_files_cost_no_message(server, programs, cl
     player.succeed()
     assert_whole(player, clips.packets(CLIP), pictures)
     log = "\n".join(running.log())
-    # They did something.
+    # They did something. Summaries are not among what must be seen: each file is in force for less than their interval.
     assert all(", " in line and "nothing has changed" not in line for line in reloads(running))
-    for sign in ("no longer listening on 127.0.0.2:", "relay", r"live/bystander: \d+ kbit/s"):
+    for sign in ("no longer listening on 127.0.0.2:", "relay"):
         assert re.search(sign, log), sign
     assert "reload failed" not in log
     assert len(list(tmp_path.glob("access.*"))) >= RELOADS // 3
