@@ -1,4 +1,4 @@
-"""Readers: one edge-triggered epoll for the sockets of all connections, in the event loop.
+"""Readers: edge-triggered epolls for the sockets of all connections, in the event loop.
 
 To wake a connection's greenlet for each read costs more than the media that was read. So what a socket has is handed to a
 function of its connection in the event loop, and the greenlet sleeps until that function has something for it.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @accelerated
 class FrameIntake:
-    """Hands ordinary frames to their sources, and all else to its connection. To be called with what was read.
+    """Hands the ordinary frames of each read to their sources, and everything else to the connection. Called with the bytes.
 
     Args:
         endpoint: The connection's.

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import random
 import socket
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -21,6 +20,7 @@ from rtmpd.live.courier import Courier
 from rtmpd.live.fanout import SMALL, Fanout
 from rtmpd.live.rtmp_framing import RtmpSubscriberFraming
 from rtmpd.live.subscriber import State, Subscriber
+from tests.property.digests import main
 from tests.unit.live.fakes import FakeTime, FakeTransport, Scene, app_options, frame, keyframe, settle
 
 if TYPE_CHECKING:
@@ -264,16 +264,5 @@ def steps(seed: int) -> Iterator[list[object]]:
         yield from Trace(seed, stack, loop).run()
 
 
-def digest(seed: int) -> str:
-    found = hashlib.sha1(usedforsecurity=False)
-    for each in steps(seed):
-        found.update(repr(each).encode())
-    return found.hexdigest()
-
-
 if __name__ == "__main__":
-    first, *rest = map(int, sys.argv[1:])
-    if rest:
-        print("\n".join(map(digest, range(first, *rest))))
-    else:
-        print("\n".join(map(repr, steps(first))))
+    main(steps)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -21,6 +20,7 @@ from rtmpd.live.log import NEVER
 from rtmpd.live.subscriber import State
 from rtmpd.protocol import amf0
 from rtmpd.protocol.chunk import ChunkReader, frame_message
+from tests.property.digests import main
 from tests.unit.live.fakes import (
     AAC_HEADER,
     FakeTime,
@@ -252,16 +252,5 @@ def clock_of(timeline: Timeline) -> tuple[object, ...]:
 TRACK = ("last_in", "raw", "shown", "offset", "moved", "left_offset", "left_moved", "left_at")
 
 
-def digest(seed: int) -> str:
-    found = hashlib.sha1(usedforsecurity=False)
-    for each in steps(seed):
-        found.update(repr(each).encode())
-    return found.hexdigest()
-
-
 if __name__ == "__main__":
-    first, *rest = map(int, sys.argv[1:])
-    if rest:
-        print("\n".join(map(digest, range(first, *rest))))
-    else:
-        print("\n".join(map(repr, steps(first))))
+    main(steps)
