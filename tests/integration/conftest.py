@@ -10,6 +10,7 @@ import pytest
 from rtmpd.client import Client
 from tests.conftest import Server
 from tests.integration.beside import Bystander
+from tests.integration.web import Web
 from tests.integration.wire import Wire
 
 
@@ -80,3 +81,26 @@ def publisher(opened):
         return client
 
     return publish
+
+
+@pytest.fixture
+def web():
+    """A web server, for callbacks."""
+    with Web() as made:
+        yield made
+
+
+@pytest.fixture
+def watched_server(server):
+    """Start a server as `server` does; the test fails if the secret ``s3cret`` has got into its log."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(server(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for made in started:
+        made.stop()
+        told = [line for line in made.lines if "s3cret" in line]
+        assert not told, told
