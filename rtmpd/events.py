@@ -44,6 +44,17 @@ class EventType(enum.StrEnum):
     """A publish has ended: id, remote_addr, user, agent, reason, close_reason (of the connection, if it ended with the
     publish),
     duration_s, bytes, skips (how often slow players were moved to a keyframe), dropped (messages that they missed)."""
+    LIVE_START = "live_start"
+    """A stream is live, by the first of its publishers: id (of that publish)."""
+    LIVE_STOP = "live_stop"
+    """A stream is no longer live: its last publisher has ended, or was lost and did not return within publisher_grace_s: reason."""
+    SOURCE_ACTIVE = "source_active"
+    """Another source feeds a stream: id (of the publish; 0: a slate), kind (rtmp or slate), role (primary, backup or slate),
+    cause (first, return, failover, failback, slate or manual), headers_changed, remote_addr."""
+    FAILOVER = "failover"
+    """A source has taken over from the active one, which has failed: id, from_id, role, reason, gap_ms."""
+    FAILBACK = "failback"
+    """The preferred source is active again: the same data as FAILOVER."""
     PLAY_START = "play_start"
     """A play has started: id, remote_addr."""
     PLAY_STOP = "play_stop"

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import time
@@ -22,8 +23,9 @@ from rtmpd.events import EventBus, EventType
 from rtmpd.live.courier import Courier
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.rtmp_framing import RtmpFraming
-from rtmpd.live.selection import Conflict, SourceSelection
+from rtmpd.live.selection import Arrival, Cause, Conflict, ConflictRules, OnConflict, SourceRole
 from rtmpd.live.stream import Stream, StreamPlayer
+from rtmpd.live.watch import Watch
 from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.net.load_balancer import is_from, read_proxy_header
 from rtmpd.net.readers import readers
@@ -42,7 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rtmpd.authorization import Authorizer
-    from rtmpd.config.model import ApplicationConfig, Config, LiveConfig
+    from rtmpd.config.model import ApplicationConfig, Config, LiveConfig, PublishConfig
+    from rtmpd.events import Scalar
+    from rtmpd.live.ingest import Switch
+    from rtmpd.live.lane import Lane
     from rtmpd.live.source import Source
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.net.transport import Transport
@@ -115,6 +120,24 @@ class RelayFigures:
     lag_s: float = 0.0
 
 
+_CAUSES = {
+    Cause.RETURN: "a publisher has returned",
+    Cause.FAILOVER: "the active source has failed",
+    Cause.FAILBACK: "it is healthy again (failback)",
+    Cause.SLATE: "no publisher sends media",
+    Cause.MANUAL: "an operator has requested it",
+}
+
+
+def _entitled(takeover_by: str, new: Source, old: Source) -> bool:
+    """Return whether a publisher may replace another one (``takeover_by``)."""
+    same_address = new.info.address == old.info.address
+    if takeover_by != "credential":
+        return takeover_by == "any" or same_address
+    mine, other = new.grant.credential, old.grant.credential
+    return hmac.compare_digest(mine, other) if mine or other else same_address
+
+
 def _no_relays() -> Iterable[RelayFigures]:
     return ()
 
@@ -176,6 +199,8 @@ class Hub:
         self.gauges["wire_log_bytes"] = self.memory.page_bytes
         self.gauges["connection_buffer_bytes"] = lambda: self.memory.connection_bytes
         self._refusals = LogThrottle()
+        self._holds = LogThrottle()
+        self._watch = Watch(self.count)
         self.chunk_size = config.server.chunk_size_bytes
         self._framing = RtmpFraming(self.chunk_size)
         self._courier = Courier(config.live.pacing_share, config.live.pacing_limit_ms)
@@ -186,6 +211,7 @@ class Hub:
         readers().reload(self.config.server.lazy_read_ms / 1000)
         self._greenlet = gevent.spawn(self._run)
         self.memory.start()
+        self._watch.start()
 
     @property
     def greenlet(self) -> gevent.Greenlet[[], None] | None:
@@ -302,6 +328,11 @@ class Hub:
             return self.config.live
         raise Refused(status.CONNECT_INVALID_APP, "There is no such application.")
 
+    def publish_options(self, key: str) -> PublishConfig:
+        """Return the options for publishers of a stream; those of ``[publish]`` if the key belongs to no application."""
+        found = self.config.application(StreamKey(key).app)
+        return found[1].publish if found is not None else self.config.publish
+
     def _options(self, key: str, code: str) -> ApplicationConfig:
         """Return the options for a stream, by the whole of its path; raises `Refused` with *code*."""
         found = self.config.application(StreamKey(key).app)
@@ -309,8 +340,16 @@ class Hub:
             raise Refused(code, "There is no such application.")
         return found[1]
 
-    def publish(self, key: str, source: Source) -> Stream:
-        """Make *source* the active source of the stream *key*.
+    def publish(
+        self, key: str, source: Source, role: SourceRole | None = None, announce: Callable[[Stream], None] = lambda stream: None
+    ) -> Stream:
+        """Let *source* feed the stream *key*: at once, or from its first keyframe on, or when the active source fails.
+
+        Args:
+            key: The stream.
+            source: The source.
+            role: The role that it asks for; None: the primary, or the backup if there is a primary.
+            announce: Called with the stream before the source begins.
 
         Raises:
             Refused: Another source feeds the stream, the key belongs to no application, the stream has been here before (a
@@ -325,44 +364,104 @@ class Hub:
             self.counters["memory_refusals"] += 1
             raise Refused(status.STREAM_FAILED, "The server has too little memory.", refusal)
         stream = self.streams.get(key)
-        if stream is not None and stream.source is not None:
-            self._resolve_conflict(stream, stream.source)
-            # A stream without players has been removed.
-            stream = self.streams.get(key)
-        if stream is None or not stream.announced:
+        replaced = self._resolve_conflict(stream, source) if stream is not None and stream.ingest.publishers else []
+        if stream is None or not stream.available:
             self._check_stream_limit()
         if stream is None:
             stream = self._open(key, options)
         self.counters["publishes"] += 1
         source.number = self.counters["publishes"]
         self._announced[key] = stream
-        stream.begin(source)
+        announce(stream)
+        stream.begin(source, role or self._role(stream, replaced))
+        # Not before the new source is there: players are kept without any grace.
+        for lane in replaced:
+            lane.source.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
         return stream
 
-    def _resolve_conflict(self, stream: Stream, active: Source) -> None:
-        """Refuse a second source of a stream, or stop the first."""
-        now_s = time.monotonic()
-        # The last sweep may be a second old, and the source may have sent since.
-        stream.check_source(now_s)
-        silent_s = now_s - active.active_at
-        conflict = SourceSelection(stream.options.live.publisher_takeover_s).decide(silent_s)
-        if conflict is Conflict.REFUSE:
-            raise Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.")
-        active.log.warning(
-            "%s: its publisher has been silent for %.1f s, and is replaced by a new one (publisher_takeover_s)",
-            stream.key,
-            silent_s,
-        )
-        active.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
+    @staticmethod
+    def _role(stream: Stream, replaced: list[Lane]) -> SourceRole:
+        """Return the role of a publisher that asks for none: that of the one that it replaces, or the first that is free."""
+        if replaced:
+            return min((lane.role for lane in replaced), key=list(SourceRole).index)
+        taken = any(lane.role is SourceRole.PRIMARY for lane in stream.ingest.publishers)
+        return SourceRole.BACKUP if taken else SourceRole.PRIMARY
 
-    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
-        """Detach a source; the stream's players are kept for a while. *lost*: it has not ended in an orderly way."""
-        if stream.source is source:
-            if stream.options.live.publisher_grace_s and not self.stopping:
-                stream.wait_for_source(lost=lost)
-            else:
-                stream.end()
-            self._drop_if_idle(stream)
+    def _resolve_conflict(self, stream: Stream, source: Source) -> list[Lane]:
+        """Return the lanes of the publishers that a new one replaces; raises `Refused` if it must not come."""
+        now_s = time.monotonic()
+        # The last sweep may be a second old, and the sources may have sent since.
+        stream.check_sources(now_s)
+        publishers, options = stream.ingest.publishers, stream.options.publish
+        silent = max(publishers, key=lambda lane: now_s - lane.source.active_at)
+        silent_s = now_s - silent.source.active_at
+        on_conflict = OnConflict(options.on_conflict)
+        entitled = all(_entitled(options.takeover_by, source, lane.source) for lane in publishers)
+        since_s = now_s - stream.taken_over_at if stream.taken_over_at is not None else None
+        held = since_s is not None and since_s < options.takeover_hold_s
+        rules = ConflictRules(options.publisher_takeover_s, on_conflict, options.standby_limit)
+        match rules.decide(Arrival(len(publishers), silent_s, entitled, held)):
+            case Conflict.STAND_BY | Conflict.ACTIVATE:
+                return []
+            case Conflict.TAKE_OVER if 0 < options.publisher_takeover_s <= silent_s:
+                silent.source.log.warning(
+                    "%s: its publisher has been silent for %.1f s, and is replaced by a new one (publisher_takeover_s)",
+                    stream.key,
+                    silent_s,
+                )
+                return [silent]
+            case Conflict.TAKE_OVER:
+                stream.taken_over_at = now_s
+                for lane in publishers:
+                    lane.source.log.warning(
+                        "%s: its publisher is replaced by a new one from %s (on_conflict, takeover_by is %s)",
+                        stream.key,
+                        source.info.peer,
+                        options.takeover_by,
+                    )
+                return publishers
+        raise self._conflict(stream, len(publishers), entitled=entitled, since_s=since_s if held else None)
+
+    def _conflict(self, stream: Stream, publishers: int, *, entitled: bool, since_s: float | None) -> Refused:
+        """Return the refusal of a further publisher of a stream."""
+        options = stream.options.publish
+        why = "on_conflict is refuse"
+        if options.on_conflict == OnConflict.BACKUP:
+            why = f"it has {publishers} publishers, and standby_limit is {options.standby_limit}"
+        elif options.on_conflict == OnConflict.TAKEOVER and not entitled:
+            self.counters["takeovers_refused"] += 1
+            why = f"the new publisher may not replace the other one: takeover_by is {options.takeover_by}"
+        elif options.on_conflict == OnConflict.TAKEOVER:
+            self.counters["takeovers_held"] += 1
+            why = f"the last takeover was {since_s:.1f} s ago, and takeover_hold_s is {options.takeover_hold_s:g}"
+            if self._holds.due():
+                log.warning(
+                    "%s: two publishers replace each other in turn; the one that is there stays for takeover_hold_s, %g s "
+                    "(%d takeovers refused so far)",
+                    stream.key,
+                    options.takeover_hold_s,
+                    self.counters["takeovers_held"],
+                )
+        return Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.", why)
+
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True, reason: str = "") -> None:
+        """Remove a publisher; without another one the stream's players are kept for a while.
+
+        Args:
+            stream: The stream.
+            source: The publisher's source; if it feeds the stream no longer, nothing happens.
+            lost: It has not ended in an orderly way.
+            reason: Why it has ended.
+        """
+        if stream.ingest.lane_of(source) is None:
+            return
+        stream.remove(source, reason)
+        if not stream.ingest.publishers:
+            if not stream.options.publish.publisher_grace_s or self.stopping:
+                stream.end(reason)
+            elif not lost:
+                stream.wait_for_source(lost=False, reason=reason)
+        self._drop_if_idle(stream)
 
     def play(self, key: str, player: StreamPlayer) -> Stream:
         """Register a player of the stream *key*; return the stream.
@@ -373,7 +472,7 @@ class Hub:
         """
         options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
-        if stream is None or not stream.announced:
+        if stream is None or not stream.available:
             if not options.live.wait_for_publisher:
                 raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
             if stream is None:
@@ -405,7 +504,7 @@ class Hub:
         most = self.config.limits.stream_limit
         if not most or len(self._announced) < most:
             return
-        unused = [each for each in self._announced.values() if each.source is None and not each.players]
+        unused = [each for each in self._announced.values() if not each.ingest.publishers and not each.players]
         if unused and len(self._announced) - len(unused) < most:
             for stream in sorted(unused, key=lambda each: each.ended_at or 0.0)[: len(self._announced) - most + 1]:
                 stream.end()
@@ -424,7 +523,17 @@ class Hub:
 
     def _open(self, key: str, options: ApplicationConfig) -> Stream:
         """Add a stream."""
-        stream = self.streams[key] = Stream(key, options, self._framing, self._emit_codec, self.count, self._courier)
+        stream = self.streams[key] = Stream(
+            key,
+            options,
+            self._framing,
+            self._emit_codec,
+            self.count,
+            self._courier,
+            self._note_switch,
+            self._emit_live_stop,
+            self._watch.add,
+        )
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream
 
@@ -434,8 +543,46 @@ class Hub:
             known = {name: value for name, value in asdict(found).items() if value}
             self.bus.emit(EventType.CODEC_DETECTED, {"kind": kind, **known}, stream=stream)
 
+    def _note_switch(self, stream: Stream, switch: Switch, becomes_live: bool) -> None:
+        """Log and announce that another source of a stream is active."""
+        source, before, info = switch.source, switch.before, switch.source.info
+        if becomes_live:
+            self.bus.emit(EventType.LIVE_START, {"id": source.number}, stream=stream, connection_id=info.connection_id)
+        data: dict[str, Scalar] = {
+            "id": source.number,
+            "kind": str(info.kind),
+            "role": str(switch.role),
+            "cause": str(switch.cause),
+            "headers_changed": switch.headers_changed,
+        }
+        if switch.role is not SourceRole.SLATE:
+            data["remote_addr"] = info.peer
+        self.bus.emit(EventType.SOURCE_ACTIVE, data, stream=stream, connection_id=info.connection_id)
+        if switch.cause is Cause.FIRST:
+            return
+        self.counters[f"source_switches_{switch.cause}"] += 1
+        kind = {Cause.FAILOVER: EventType.FAILOVER, Cause.FAILBACK: EventType.FAILBACK}.get(switch.cause)
+        reason = switch.reason or _CAUSES[switch.cause]
+        if kind is not None:
+            ids = {"id": source.number, "from_id": before.number if before is not None else 0}
+            more: dict[str, Scalar] = {"role": str(switch.role), "reason": reason, "gap_ms": switch.gap_ms}
+            self.bus.emit(kind, {**ids, **more}, stream=stream, connection_id=info.connection_id)
+        log.log(
+            logging.WARNING if switch.cause in (Cause.FAILOVER, Cause.SLATE) else logging.INFO,
+            "%s: the %s is active from now on: %s; %d ms of the stream have no media%s",
+            stream.key,
+            f"{switch.role} from {info.peer}" if switch.role is not SourceRole.SLATE else "slate",
+            reason,
+            switch.gap_ms,
+            "; its codecs or their parameters differ" if switch.headers_changed else "",
+            extra={"stream": stream.key},
+        )
+
+    def _emit_live_stop(self, stream: Stream, reason: str) -> None:
+        self.bus.emit(EventType.LIVE_STOP, {"reason": reason}, stream=stream)
+
     def _drop_if_idle(self, stream: Stream) -> None:
-        if not stream.announced and self._announced.get(stream.key) is stream:
+        if not stream.available and self._announced.get(stream.key) is stream:
             del self._announced[stream.key]
         if stream.idle and self.streams.get(stream.key) is stream:
             del self.streams[stream.key]
@@ -506,7 +653,7 @@ class Hub:
         if step == 1:
             return streams
         self._turn = (self._turn + 1) % step
-        return [*self._announced.values(), *(each for each in streams[self._turn :: step] if not each.announced)]
+        return [*self._announced.values(), *(each for each in streams[self._turn :: step] if not each.available)]
 
     def request_reconnect(self, tc_url: str = "", description: str = "", among: Iterable[Connection] | None = None) -> int:
         """Ask clients to connect again: those that have declared that they can.
@@ -544,9 +691,9 @@ class Hub:
         reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
         slices = Slices()
         for stream in list(self.streams.values()):
-            if stream.source is not None:
+            for lane in stream.ingest.publishers:
                 # What it still sends after that is discarded.
-                stream.source.stop(reason)
+                lane.source.stop(reason)
             stream.end()
             slices.check()
         deadline = time.monotonic() + _FLUSH_S
@@ -558,5 +705,6 @@ class Hub:
             connection.close(reason)
             slices.check()
         self.memory.stop()
+        self._watch.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

@@ -93,10 +93,14 @@ class StreamPhase(enum.Enum):
 
     IDLE = "idle"
     """No source is active, and none is waited for. Players may wait for the next one."""
+    SLATE = "slate"
+    """Likewise, and a slate is played to them."""
     LIVE = "live"
-    """A source is active."""
+    """The stream has a publisher: it is active, or a slate is while the publisher sends nothing."""
     GRACE = "grace"
-    """The source has ended; players are kept for ``publisher_grace_s``."""
+    """The publisher was lost; the stream is kept for ``publisher_grace_s``."""
+    LINGER = "linger"
+    """The publisher has ended its publish; players are kept for ``publisher_grace_s``."""
     CLOSED = "closed"
     """The stream has been removed from the registry."""
 
@@ -104,9 +108,11 @@ class StreamPhase(enum.Enum):
 _S = StreamPhase
 
 STREAM: Final = _table(
-    (_S.IDLE, (_S.LIVE, _S.CLOSED)),
+    (_S.IDLE, (_S.LIVE, _S.SLATE, _S.CLOSED)),
+    (_S.SLATE, (_S.LIVE, _S.IDLE)),
     (_S.LIVE, (_S.GRACE,)),
-    (_S.GRACE, (_S.LIVE, _S.IDLE)),
+    (_S.GRACE, (_S.LIVE, _S.LINGER, _S.SLATE, _S.IDLE)),
+    (_S.LINGER, (_S.LIVE, _S.SLATE, _S.IDLE)),
     (_S.CLOSED, ()),
 )
 

@@ -190,6 +190,12 @@ def _is_tc_url(text: str) -> bool:
     return bool(_TC_URL.fullmatch(text)) and text.isprintable()
 
 
+def _is_alias(text: str) -> bool:
+    before, found, after = text.partition("{name}")
+    rest = before + after
+    return bool(found) and "{name}" not in after and "/" not in rest and bool(rest) and is_name(rest)
+
+
 # Several values ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +282,7 @@ _CHECKS: Mapping[str, Callable[..., _Check]] = {
     "boolean": partial(_Check, _parse_boolean, "yes or no"),
     "option": _option,
     "name": partial(_text, "a name without spaces, quotes, brackets, ? and #", is_name),
+    "alias": partial(_text, "a name with {name} in it, such as {name}_backup", _is_alias),
     "path": partial(_text, "a path", _is_path),
     "tc_url": partial(_text, "rtmp:// or rtmps://HOST[:PORT]/APPLICATION", _is_tc_url),
     "account": partial(_text, "a name or a number", _ACCOUNT.fullmatch),

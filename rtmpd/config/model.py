@@ -186,8 +186,6 @@ class LiveConfig:
     """The options of ``[live]``."""
 
     gop_cache: bool
-    publisher_grace_s: float
-    publisher_takeover_s: float
     wait_for_publisher: bool
     default_stream_name: str
     keyframe_wait_s: float
@@ -197,6 +195,41 @@ class LiveConfig:
     hevc_fallback: str
     multitrack_fallback: str
     unsupported_codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """The options of ``[publish]``."""
+
+    publisher_grace_s: float
+    on_conflict: str
+    publisher_takeover_s: float
+    takeover_by: str
+    takeover_hold_s: float
+    standby_limit: int
+    backup_alias: str
+    stall_timeout_s: float
+    frame_rate_floor: float
+    bitrate_floor: int
+    keyframe_timeout_s: float
+    frozen_timeout_s: float
+    frozen_frame_bytes: int
+    silence_timeout_s: float
+    silence_frame_bytes: int
+    failover_hold_s: float
+    failback: str
+    failback_after_s: float
+    match_copies: bool
+    align_clocks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlateConfig:
+    """The options of ``[slate]``."""
+
+    slate_file: str
+    slate_limit_bytes: int
+    slate_record: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +279,7 @@ class RelayConfig:
     relay_ack_timeout_s: float
     relay_retry_s: float
     relay_retry_limit_s: float
+    relay_on_header_change: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +288,8 @@ class ApplicationConfig:
 
     limits: LimitsConfig
     live: LiveConfig
+    publish: PublishConfig
+    slate: SlateConfig
     backpressure: BackpressureConfig
     auth: AuthConfig
     relay: RelayConfig
@@ -314,6 +350,8 @@ class Config:
     tls: TlsConfig
     log: LogConfig
     live: LiveConfig
+    publish: PublishConfig
+    slate: SlateConfig
     backpressure: BackpressureConfig
     auth: AuthConfig
     record: RecordConfig
@@ -326,7 +364,13 @@ class Config:
     def defaults(self) -> ApplicationConfig:
         """The options of an application that sets none itself."""
         return ApplicationConfig(
-            limits=self.limits, live=self.live, backpressure=self.backpressure, auth=self.auth, relay=self.relay
+            limits=self.limits,
+            live=self.live,
+            publish=self.publish,
+            slate=self.slate,
+            backpressure=self.backpressure,
+            auth=self.auth,
+            relay=self.relay,
         )
 
     def application(self, app: str) -> tuple[str, ApplicationConfig] | None:

@@ -58,7 +58,6 @@ class NoticeKind(enum.Enum):
     """What readers are notified of."""
 
     PUBLISHED = "the stream is published from now on"
-    WAITING = "the source has ended, and is waited for"
     UNPUBLISHED = "the stream has ended"
     TOO_SLOW = "the reader is disconnected, since it is too slow"
     UNSUPPORTED = "the reader is disconnected, since it does not support the codec"

@@ -27,6 +27,7 @@ class Grant:
         record: Whether the publish is recorded; None: as the options of ``[record]`` say.
         limits: Options of ``[limits]`` that hold instead of the application's.
         expires_s: After this time the authorizer is asked again; 0: it is not.
+        credential: A digest of what the client has shown, to be compared with another one's; empty: nothing was required.
     """
 
     key: StreamKey
@@ -34,6 +35,7 @@ class Grant:
     record: bool | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     expires_s: float = 0.0
+    credential: str = field(default="", repr=False, compare=False)
 
     def __str__(self) -> str:
         """Return all but the key, for the log: without secrets, and empty if nothing differs from the options."""

@@ -39,7 +39,6 @@ _SET_DATA_FRAME = amf0.encode("@setDataFrame")
 
 _NOTICES = {
     NoticeKind.PUBLISHED: (UserControlType.STREAM_BEGIN, status.PLAY_PUBLISH_NOTIFY),
-    NoticeKind.WAITING: (UserControlType.STREAM_DRY,),
     NoticeKind.UNPUBLISHED: (status.PLAY_UNPUBLISH_NOTIFY, UserControlType.STREAM_EOF),
     NoticeKind.TOO_SLOW: (status.PLAY_INSUFFICIENT_BW,),
     NoticeKind.UNSUPPORTED: (status.PLAY_NO_TRACK,),

@@ -48,6 +48,8 @@ class SourceKind(enum.StrEnum):
 
     RTMP = "rtmp"
     """A client publishes by RTMP or RTMPS."""
+    SLATE = "slate"
+    """A file is played while there is no publisher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ class SourceInfo:
     agent: str = ""
     via: tuple[str, ...] = ()
     connection_id: str = ""
+
+    @property
+    def address(self) -> str:
+        """Its address without the port."""
+        return self.peer.rpartition(":")[0]
 
 
 class Received(NamedTuple):
@@ -92,14 +99,14 @@ class Received(NamedTuple):
 
 
 class SourceStream(Protocol):
-    """What a source asks of its stream.
+    """What a source asks of its stream."""
 
-    Attributes:
-        append: Appends a frame to all outputs: `deliver`, or the ``append`` of the only output's log, which saves two calls.
-            What it raises goes to `append_failed`.
-    """
+    @property
+    def append(self) -> Callable[[int, int, bytes, int], None]:
+        """Appends a frame to all outputs: `deliver`, or the ``append`` of the only output's log, which saves two calls.
 
-    append: Callable[[int, int, bytes, int], None]
+        What it raises goes to `append_failed`.
+        """
 
     def append_failed(self, error: Exception) -> None:
         """End the output whose log has raised an exception."""
@@ -251,15 +258,14 @@ class Source(SourceState):
 
     # Its life ----------------------------------------------------------------------------------------------------------
 
-    def attach(self, stream: SourceStream, timeline: Timeline, on_codec: Callable[[VideoConfig | AudioConfig], None]) -> None:
+    def attach(self, stream: SourceStream, on_codec: Callable[[VideoConfig | AudioConfig], None]) -> None:
         """Feed a stream from now on.
 
         Args:
-            stream: Delivers the messages.
-            timeline: The stream's: maps the source's timestamps.
+            stream: Takes the messages.
             on_codec: Called with what a track is encoded with, when that is known and when it changes.
         """
-        self._stream, self._timeline = stream, timeline
+        self._stream = stream
 
         def codec_found(found: VideoConfig | AudioConfig) -> None:
             on_codec(found)
@@ -267,6 +273,14 @@ class Source(SourceState):
 
         self.stats = Stats(codec_found)
         self.started_at = self.active_at = time.monotonic()
+
+    def feed(self, stream: SourceStream) -> None:
+        """Hand the messages to another recipient from now on."""
+        self._stream = stream
+
+    def feeds(self, stream: SourceStream) -> bool:
+        """Return whether the messages go there."""
+        return self._stream is stream
 
     def detach(self) -> None:
         """Stop feeding the stream. Messages that come later are discarded."""
@@ -283,6 +297,16 @@ class Source(SourceState):
         if wanted is not self.wanted:
             self.wanted = wanted
             self._on_wanted(wanted)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Maps its timestamps: to a timeline of its own at first, which is shifted to the stream's when it becomes active."""
+        return self._timeline
+
+    @property
+    def has_video(self) -> bool:
+        """Whether it has sent a video frame or header."""
+        return self._has_video
 
     @property
     def video_frames(self) -> int:
@@ -440,11 +464,15 @@ class Source(SourceState):
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
-    def sweep(self, now_s: float, limits: LimitsConfig, key: str) -> bool:
-        """Update activity and rates, and enforce the bitrate limit; return whether the limit was acted on."""
+    def check_activity(self, now_s: float) -> None:
+        """Take note of whether there are new messages."""
         if self.bytes_in != self._swept_bytes:
             self._swept_bytes = self.bytes_in
             self.active_at = now_s
+
+    def sweep(self, now_s: float, limits: LimitsConfig, key: str) -> bool:
+        """Update activity and rates, and enforce the bitrate limit; return whether the limit was acted on."""
+        self.check_activity(now_s)
         self.stats.sweep(now_s, self.bytes_in, self.video_frames)
         if self._makes_metadata and self._rates_from_s and now_s >= self._rates_from_s:
             self._rates_from_s = 0.0

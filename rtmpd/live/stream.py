@@ -15,8 +15,9 @@ from rtmpd.live.fanout import DeliveryCounters
 from rtmpd.live.flv_framing import FLV
 from rtmpd.live.framing import NO_HEADERS, Notice, NoticeKind
 from rtmpd.live.grant import NOTHING_GRANTED
+from rtmpd.live.ingest import Ingest
 from rtmpd.live.output import Output
-from rtmpd.live.source import Received
+from rtmpd.live.selection import SourceRole
 from rtmpd.live.stats import Stats
 from rtmpd.media.rewrite import AS_PUBLISHED, Content
 from rtmpd.media.timestamps import Timeline
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import ApplicationConfig, LimitsConfig
     from rtmpd.live.framing import Framing, Headers
+    from rtmpd.live.grant import Grant
+    from rtmpd.live.ingest import Switch
     from rtmpd.live.log import Log, LogReader
-    from rtmpd.live.source import Source
+    from rtmpd.live.source import Received, Source
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.media.video_codecs import VideoConfig
@@ -85,15 +88,19 @@ class Stream:
         on_codec: Called with what a track is encoded with, when that is known and when it changes.
         count: Increments a counter of failures.
         courier: Delivers to small groups of subscribers, of all streams; None: one of its own.
+        on_switch: Called with each change of the active source, before any of its messages is delivered, and with whether the
+            stream becomes live by it.
+        on_live_stop: Called with the reason when the stream is no longer live, before anything is appended for that.
+        watch: Called when `tick` is to be called about every 50 ms, until it returns False.
 
     Attributes:
-        source: The active source, or None.
         players: Those that play the stream, or are about to; kept by the hub.
         published: The output that rewrites nothing, in the framing of players.
         counters: What is delivered, by all outputs.
         ended_at: When the last source ended (monotonic, seconds); None while one is active, or before the first.
         begun_at: Where in the published log the active source's messages begin: a position.
         created_at: Monotonic, seconds.
+        taken_over_at: When a publisher was last replaced that was not silent (monotonic, seconds); None: never.
     """
 
     def __init__(
@@ -104,10 +111,12 @@ class Stream:
         on_codec: Callable[[Stream, VideoConfig | AudioConfig], None] | None = None,
         count: Callable[[str], None] = lambda name: None,
         courier: Courier | None = None,
+        on_switch: Callable[[Stream, Switch, bool], None] = lambda stream, switch, first: None,
+        on_live_stop: Callable[[Stream, str], None] = lambda stream, reason: None,
+        watch: Callable[[Stream], None] = lambda stream: None,
     ) -> None:
         self.key = StreamKey(key)
         self.options = options
-        self.source: Source | None = None
         self.players: set[StreamPlayer] = set()
         self.counters = DeliveryCounters()
         self.timeline = Timeline()
@@ -118,7 +127,10 @@ class Stream:
         self._on_codec = on_codec
         self._count = count
         self._courier = courier or Courier()
-        self._received = Received()
+        self._on_switch = on_switch
+        self._on_live_stop = on_live_stop
+        self._end_reason = ""
+        self.taken_over_at: float | None = None
         self._jumps = 0
         self._headers: Headers = NO_HEADERS
         self._revisions = 0  # since the last sweep
@@ -126,6 +138,7 @@ class Stream:
         self.published = Output(key, options, framing, counters=self.counters, courier=self._courier)
         self._outputs: list[Output] = []
         self._set_outputs([self.published])
+        self.ingest = Ingest(self, lambda: watch(self))
 
     def _set_outputs(self, outputs: list[Output]) -> None:
         """Set the outputs. A list is never changed: `deliver` may be iterating over it."""
@@ -141,64 +154,75 @@ class Stream:
     # Sources -----------------------------------------------------------------------------------------------------------
 
     @property
-    def announced(self) -> bool:
-        """Whether players have been notified that the stream is live, and not yet that it has ended."""
+    def source(self) -> Source | None:
+        """The publisher that is active; None: there is none, or a slate is."""
+        lane = self.ingest.active
+        return lane.source if lane is not None and lane.role is not SourceRole.SLATE else None
+
+    @property
+    def live(self) -> bool:
+        """Whether the stream has a publisher, or waits for one that was lost: recordings and relays go on."""
         return self.phase in (StreamPhase.LIVE, StreamPhase.GRACE)
 
-    def begin(self, source: Source) -> None:
-        """Make a source the active one. Players that were kept continue with it."""
-        announced = self.announced
-        self._machine.to(StreamPhase.LIVE)
-        if self.ended_at is not None and self.published.fanout.has_cursors:
-            self.timeline.restart(int((time.monotonic() - self.ended_at) * 1000))
-        else:
-            # No player is on the old timeline: the new one starts afresh, and no player may join on the old one.
-            self._jumps += self.timeline.jumps
-            self.timeline = Timeline()
-            self._forget_join_points()
-        self.ended_at = None
-        self.source = source
-        self._grant = source.grant
-        for output in self._outputs:
-            output.fanout.timeline = self.timeline
-        self.set_headers(source.headers.current)
-        on_codec = self._on_codec
-        source.attach(self, self.timeline, lambda found: on_codec(self, found) if on_codec is not None else None)
-        if not announced:
-            self._notify(NoticeKind.PUBLISHED, f"{self.key} is now published.")
-        self.begun_at = self.published.log.position
+    @property
+    def announced(self) -> bool:
+        """Whether players have been notified that the stream is live, and not yet that it has ended."""
+        return self.phase not in (StreamPhase.IDLE, StreamPhase.CLOSED)
 
-    def wait_for_source(self, *, lost: bool = True) -> None:
-        """Detach the active source; players are kept until another one begins or `end` is called.
+    @property
+    def available(self) -> bool:
+        """Whether there is a publisher, or the stream is kept after the last one."""
+        return bool(self.ingest.publishers) or (self.announced and self.phase is not StreamPhase.SLATE)
+
+    @property
+    def grant(self) -> Grant:
+        """What the active publisher, or the last one, was granted; nothing after the end of the stream."""
+        return self._grant
+
+    def begin(self, source: Source, role: SourceRole = SourceRole.PRIMARY) -> None:
+        """Add a publisher. It becomes active at once, or at its first keyframe if readers continue with it, or stands by."""
+        self.ended_at = None
+        self.ingest.add(source, role)
+
+    def remove(self, source: Source, reason: str = "") -> None:
+        """Remove a publisher. Another one takes over if it can; without one players are kept until one comes, or `end`."""
+        self.ingest.remove(source, reason)
+        if not self.ingest.publishers:
+            if self.phase is StreamPhase.LIVE:
+                self._machine.to(StreamPhase.GRACE)
+            self.ended_at = time.monotonic()
+            self._end_reason = reason
+
+    def wait_for_source(self, *, lost: bool = True, reason: str = "") -> None:
+        """Remove all publishers; players are kept until another one begins or `end` is called.
 
         Args:
             lost: The source may be back at any moment, and new players get its last group of pictures meanwhile. Otherwise it
                 has ended in an orderly way, and they wait as after the end.
+            reason: Why, for those that are told that the stream has ended.
         """
-        self._detach_source()
+        for lane in self.ingest.publishers:
+            self.remove(lane.source, reason)
         if not lost:
+            self._stop_being_live(reason)
+            self._machine.to(StreamPhase.LINGER)
             self._start_waiting()
-        self._notify(NoticeKind.WAITING, "")
-        if not lost:
             self._forget_media()
+
+    def _stop_being_live(self, reason: str) -> None:
+        if self.live:
+            self._on_live_stop(self, reason)
+            self._grant = NOTHING_GRANTED
 
     def _start_waiting(self) -> None:
         """Start players that waited for the last media, which the fan-out's next pass would find forgotten."""
         self._for_each(lambda output: output.fanout.start_waiting())
 
-    def _detach_source(self) -> None:
-        source = self.source
-        if source is not None:
-            self._machine.to(StreamPhase.GRACE)
-            self.source = None
-            source.detach()
-            self._received = self._received.plus(source.received)
-            self.ended_at = time.monotonic()
-
-    def end(self) -> None:
-        """Detach the active source, and notify players that the stream has ended. They may wait for the next source."""
-        self._detach_source()
-        self._grant = NOTHING_GRANTED
+    def end(self, reason: str = "") -> None:
+        """Remove all publishers, and notify players that the stream has ended. They may wait for the next source."""
+        for lane in self.ingest.publishers:
+            self.remove(lane.source, reason)
+        self._stop_being_live(reason or self._end_reason)
         if not self.announced:
             return
         self._machine.to(StreamPhase.IDLE)
@@ -227,12 +251,12 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """The statistics of the active source."""
-        return self.source.stats if self.source is not None else _NO_STATS
+        return self.ingest.active.source.stats if self.ingest.active is not None else _NO_STATS
 
     @property
     def content(self) -> Content:
         """What of the active source's messages not every player can take."""
-        return self.source.content if self.source is not None else Content()
+        return self.ingest.active.source.content if self.ingest.active is not None else Content()
 
     @property
     def headers(self) -> Headers:
@@ -241,13 +265,64 @@ class Stream:
 
     @property
     def received(self) -> Received:
-        """The totals of all its sources."""
-        return self._received.plus(self.source.received) if self.source is not None else self._received
+        """The totals of all its publishers."""
+        return self.ingest.received
 
     @property
     def timestamp_jumps(self) -> int:
         """How often a track had to be placed anew on the timeline."""
         return self._jumps + self.timeline.jumps
+
+    # As the host of its sources ----------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Its key, for the log."""
+        return self.key
+
+    @property
+    def published_log(self) -> Log:
+        """The log of the published output."""
+        return self.published.log
+
+    @property
+    def continued(self) -> bool:
+        """Whether there are readers on the timeline: those that only wait or pause are on none yet."""
+        return any(each.fanout.has_cursors or each.log.readers for each in self._outputs)
+
+    def follow(self, timeline: Timeline, *, afresh: bool) -> None:
+        """Take over the timeline of a source. *afresh*: no reader is on the one before, and none may join on it."""
+        if afresh:
+            self._forget_join_points()
+        self._jumps += self.timeline.jumps - timeline.jumps
+        self.timeline = timeline
+        for output in self._outputs:
+            output.fanout.timeline = timeline
+
+    def source_changed(self, switch: Switch) -> None:
+        """Announce the stream, if it was not; another source is active."""
+        announced, live = self.announced, self.live
+        if switch.role is not SourceRole.SLATE:
+            self._machine.to(StreamPhase.LIVE)
+            self._grant = switch.source.grant
+        elif not live:
+            self._machine.to(StreamPhase.SLATE)
+        if not announced:
+            self._notify(NoticeKind.PUBLISHED, f"{self.key} is now published.")
+        if not live:
+            self.begun_at = self.published.log.position
+        self._on_switch(self, switch, switch.role is not SourceRole.SLATE and not live)
+        if not (switch.source.content.ordinary and (switch.before is None or switch.before.content.ordinary)):
+            self.content_changed(ordinary=False)
+
+    def codec_found(self, found: VideoConfig | AudioConfig) -> None:
+        """A track of the active source is encoded with this."""
+        if self._on_codec is not None:
+            self._on_codec(self, found)
+
+    def tick(self, now_s: float) -> bool:
+        """Check the health of the sources; return whether to be called again."""
+        return self.ingest.tick(now_s)
 
     # Messages of the active source -------------------------------------------------------------------------------------
 
@@ -331,8 +406,8 @@ class Stream:
         return output
 
     def _want_source(self) -> None:
-        if self.source is not None:
-            self.source.set_wanted(True)
+        if self.ingest.active is not None:
+            self.ingest.active.source.set_wanted(True)
 
     @property
     def _has_readers(self) -> bool:
@@ -401,16 +476,18 @@ class Stream:
     @property
     def idle(self) -> bool:
         """Whether the stream may be removed: it has no source and no player, and waits for none."""
-        return self.phase is StreamPhase.IDLE and not self.players
+        return self.phase is StreamPhase.IDLE and not self.players and not self.ingest.lanes
 
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
         """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
-        if self.source is not None:
-            young = now_s - self.source.started_at < _LAZY_AFTER_S
-            self.source.set_wanted(self._has_readers or young or self.source.stats.bitrate > _LAZY_LIMIT)
-            self.check_source(now_s)
-        elif self.ended_at is not None and now_s - self.ended_at >= self.options.live.publisher_grace_s:
-            self.end()
+        source = self.source
+        if source is not None:
+            young = now_s - source.started_at < _LAZY_AFTER_S
+            source.set_wanted(self._has_readers or young or source.stats.bitrate > _LAZY_LIMIT)
+        self.check_sources(now_s)
+        if self.ended_at is not None and not self.ingest.publishers and self.available:
+            if now_s - self.ended_at >= self.options.publish.publisher_grace_s:
+                self.end(self._end_reason)
         if self._revisions > _REVISIONS:
             self.revise()
         self._revisions = 0
@@ -418,10 +495,11 @@ class Stream:
         for output in self.outputs:
             output.fanout.sweep(now_s, write_timeout_s)
 
-    def check_source(self, now_s: float) -> None:
-        """Update the active source's activity and rates, and enforce its limits."""
-        if self.source is not None and self.source.sweep(now_s, self.limits, self.key):
-            self._count("publish_bitrate_exceeded")
+    def check_sources(self, now_s: float) -> None:
+        """Update the activity and rates of the publishers, and enforce their limits."""
+        for lane in self.ingest.publishers:
+            if lane.source.sweep(now_s, self.limits, self.key):
+                self._count("publish_bitrate_exceeded")
 
     @property
     def limits(self) -> LimitsConfig:
@@ -434,7 +512,8 @@ class Stream:
 
     def held_bytes(self) -> int:
         """Return the memory of the stream's logs."""
-        return sum(output.log.account.bytes for output in self._outputs)
+        standbys = sum(lane.log.account.bytes for lane in self.ingest.lanes)
+        return standbys + sum(output.log.account.bytes for output in self._outputs)
 
     def reload(self, options: ApplicationConfig) -> None:
         """Apply new options."""
@@ -458,5 +537,6 @@ class Stream:
         self._machine.to(StreamPhase.CLOSED)
         # `deliver` here would be a reference cycle, which keeps the pages until the garbage collector runs.
         self.append = self.published.log.append
+        self.ingest.close()
         for output in self._outputs:
             output.close()

@@ -107,6 +107,20 @@ class Timeline(TimelineState):
             self.newest += max(1, elapsed_ms)
             self._anchor = True
 
+    def shift(self, by_ms: int) -> None:
+        """Move the timeline: all that comes, and what has been, is later by *by_ms*, which may be negative."""
+        for track in (self.audio, self.video):
+            track.raw += by_ms
+            track.shown += by_ms
+            track.left_at += by_ms
+            if track.offset is not None:
+                track.offset += by_ms
+            if track.left_offset is not None:
+                track.left_offset += by_ms
+        self.offset += by_ms
+        if self.newest >= 0:
+            self.newest += by_ms
+
     @completes(TimelineState)
     def stamp(self, track: Track, timestamp: int) -> int:
         """Map the timestamp of a frame of *track* (``audio`` or ``video`` of this timeline)."""

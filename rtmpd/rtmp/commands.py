@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rtmpd.authorization import Action, ClientFacts, Connect, Request
 from rtmpd.errors import LoginRequired, Refused, RemoteProtocolError
 from rtmpd.events import EventType
+from rtmpd.live.selection import SourceRole
 from rtmpd.phases import ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
@@ -20,6 +21,7 @@ from rtmpd.protocol.via import MEMBER, parse_via
 from rtmpd.rtmp.admission import Admission
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
+from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _CAPABILITIES = 31
 _MAX_DESCRIPTION = 200
 _MAX_AGENT = 80
 _MAX_URL = 1024
+_TRUE = ("1", "yes", "true")
 
 
 def _result(connection: Connection, command: Command, *values: Any) -> None:
@@ -262,16 +265,33 @@ def _publish(connection: Connection, command: Command) -> None:
         name = ""
     _stop_playing(connection, message_stream, "publish")
     connection.last_request.begin(Action.PUBLISH)
-    found = _resolve(connection, Action.PUBLISH, name, status.PUBLISH_BAD_NAME)
+    found, role = _role(connection, _resolve(connection, Action.PUBLISH, name, status.PUBLISH_BAD_NAME))
     # Media is never answered, so that no acknowledgement need be sent at once from here on.
     connection.transport.interactive = False
     # The second argument, the type (live, record, append), may be missing; all are live here.
     admission = _authorize(connection, Action.PUBLISH, found, {"type": command.argument(1)})
     publisher = Publisher(connection, message_stream, name, admission)
-    stream = connection.hub.publish(admission.grant.key, publisher.source)
-    publisher.start(stream)
+    stream = connection.hub.publish(admission.grant.key, publisher.source, role, publisher.start)
     connection.last_request.served = True
     _send_publish_start(connection, message_stream, stream.key)
+
+
+def _role(connection: Connection, found: StreamName) -> tuple[StreamName, SourceRole | None]:
+    """Return the stream that a publisher means, and the role that it asks for: by the query, or by ``backup_alias``.
+
+    YouTube's second address has ``?backup=1``.
+    """
+    asked = found.parameters.get("role", "")
+    if asked == SourceRole.BACKUP or found.parameters.get("backup", "") in _TRUE:
+        return found, SourceRole.BACKUP
+    alias = connection.hub.publish_options(found.key).backup_alias
+    if alias:
+        before, _, after = alias.partition("{name}")
+        app, slash, name = found.key.rpartition("/")
+        own = name[len(before) : len(name) - len(after)]
+        if own and f"{before}{own}{after}" == name:
+            return found._replace(key=StreamKey(f"{app}{slash}{own}")), SourceRole.BACKUP
+    return found, SourceRole.PRIMARY if asked == SourceRole.PRIMARY else None
 
 
 def _send_publish_start(connection: Connection, message_stream: MessageStream, key: str) -> None:

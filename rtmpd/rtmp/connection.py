@@ -22,10 +22,13 @@ from rtmpd.protocol.naming import StreamName, is_printable, resolve
 from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.authorization import Authorizer
-    from rtmpd.config.model import LimitsConfig, LiveConfig, ServerConfig
+    from rtmpd.config.model import LimitsConfig, LiveConfig, PublishConfig, ServerConfig
     from rtmpd.events import EventBus, EventType, Scalar
     from rtmpd.live.memory import MemoryGuard
+    from rtmpd.live.selection import SourceRole
     from rtmpd.live.source import Source
     from rtmpd.live.stream import Stream, StreamPlayer
     from rtmpd.net.tls import Tls
@@ -90,11 +93,14 @@ class Policy(Protocol):
     def admit(self, app: str) -> LiveConfig:
         """Return the options for a connection to an application, as far as its path tells; raises `Refused`."""
 
-    def publish(self, key: str, source: Source) -> Stream:
-        """Make *source* the source of a stream; raises `Refused`."""
+    def publish_options(self, key: str) -> PublishConfig:
+        """Return the options for publishers of a stream."""
 
-    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
-        """Detach a source from its stream; *lost*: its publish has not ended in an orderly way."""
+    def publish(self, key: str, source: Source, role: SourceRole | None = None, announce: Callable[[Stream], None] = ...) -> Stream:
+        """Let *source* feed a stream, once *announce* has been called; raises `Refused`."""
+
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True, reason: str = "") -> None:
+        """Remove a source of a stream; *lost*: its publish has not ended in an orderly way."""
 
     def play(self, key: str, player: StreamPlayer) -> Stream:
         """Register a player; return the stream; raises `Refused`."""

@@ -126,7 +126,7 @@ class Publisher(Role):
         )
         # A client that ends its publish by a command does so by a plain text.
         lost = reason == WITH_CONNECTION or isinstance(reason, CloseReason)
-        connection.hub.unpublish(stream, source, lost=lost)
+        connection.hub.unpublish(stream, source, lost=lost, reason=reason)
         return b""
 
     def _stop_source(self, reason: CloseReason) -> None:

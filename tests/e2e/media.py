@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 60
 """How long a test waits for a required event: the machine may be busy."""
 
-AT_ONCE = "[live]\npublisher_grace_s = 0\n"
+AT_ONCE = "[publish]\npublisher_grace_s = 0\n"
 """A configuration with which players end as soon as their publisher does."""
 
 TRACKS = ("-map", "0:v?", "-map", "0:a?")

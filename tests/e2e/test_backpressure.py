@@ -29,7 +29,7 @@ PORT = 1935
 INI = """
 [server]
 unsent_limit_bytes = 16384
-[live]
+[publish]
 publisher_grace_s = 0
 [hooks]
 hook_scripts = player_slow={script}

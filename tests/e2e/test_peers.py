@@ -32,7 +32,7 @@ FRAMES = 75  # 3 s
 PULLED_S = 2
 
 # Not at once: rtmp2src drops the last message if the end of the stream comes right behind it.
-CONFIGURATION = "[live]\npublisher_grace_s = 1\n"
+CONFIGURATION = "[publish]\npublisher_grace_s = 1\n"
 
 PACKAGES = {
     "rtmpdump": "rtmpdump",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
-GOOD = "[live]\npublisher_grace_s = 7\n"
+GOOD = "[publish]\npublisher_grace_s = 7\n"
 
 BAD = {
     "a tab in a value": (b"[log]\nlevel = in\tfo\n", r':2: \[log\] level: expected debug, .*, got "in\\tfo"'),
@@ -36,8 +36,8 @@ BAD = {
 
 FINE = {
     "empty": b"",
-    "a mark, and lines that end as on Windows": b"\xef\xbb\xbf[live]\r\npublisher_grace_s = 8\r\n",
-    "tabs": b"[live]\n\tpublisher_grace_s\t=\t9\t# seconds\n",
+    "a mark, and lines that end as on Windows": b"\xef\xbb\xbf[publish]\r\npublisher_grace_s = 8\r\n",
+    "tabs": b"[publish]\n\tpublisher_grace_s\t=\t9\t# seconds\n",
     "quoted": b'[log]\naccess_log_file = "/dev/null" # a, b\n',
 }
 
@@ -141,12 +141,12 @@ def test_a_file_that_the_user_of_the_server_may_not_read(server, public_path):
 
 def test_a_storm_of_hang_ups_with_a_file_that_changes_all_the_time(running):
     for number in range(100):
-        put(running.ini, BAD["a comma"][0] if number % 2 else f"[live]\npublisher_grace_s = {number + 10}\n".encode())
+        put(running.ini, BAD["a comma"][0] if number % 2 else f"[publish]\npublisher_grace_s = {number + 10}\n".encode())
         running.process.send_signal(signal.SIGHUP)
-    put(running.ini, b"[live]\npublisher_grace_s = 999\n")
+    put(running.ini, b"[publish]\npublisher_grace_s = 999\n")
     running.process.send_signal(signal.SIGHUP)
     # What it says in the end is what holds.
-    running.wait_for_line(r"configuration reloaded: \[live\] publisher_grace_s = 999s?\b")
+    running.wait_for_line(r"configuration reloaded: \[publish\] publisher_grace_s = 999s?\b")
     assert len(outcomes(running)) < 20
 
 
@@ -169,7 +169,7 @@ def test_pipes_and_devices_in_the_place_of_a_file_fail_a_reload_at_once_and_the_
             assert "reload failed" in line
             assert "it is a pipe, socket or device, and only regular files are read; the old configuration" in line
             assert path in line or "hook_secret" in line
-    put(running.ini, b"[live]\npublisher_grace_s = 8\n")
+    put(running.ini, b"[publish]\npublisher_grace_s = 8\n")
     assert "configuration reloaded: " in reload(running)
 
 
@@ -204,8 +204,8 @@ def test_a_file_that_does_not_answer_delays_no_stream_no_later_reload_and_no_sto
             running.bystander.check()
         running.wait_for_line(rf"reload failed: {running.ini} could not be read within 5 s: ", 20)
         running.ini.rename(running.ini.with_suffix(".old"))
-        put(running.ini, b"[live]\npublisher_grace_s = 8\n")
-        assert "configuration reloaded: [live] publisher_grace_s = 8" in reload(running)
+        put(running.ini, b"[publish]\npublisher_grace_s = 8\n")
+        assert "configuration reloaded: [publish] publisher_grace_s = 8" in reload(running)
         running.bystander.check()
     finally:
         os.close(writer)

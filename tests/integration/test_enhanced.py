@@ -26,7 +26,7 @@ from tests.integration.wire import (
 )
 
 INI = """
-[live]
+[publish]
 publisher_grace_s = 0
 [applications]
 [[live]]

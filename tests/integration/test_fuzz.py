@@ -24,7 +24,7 @@ handshake_timeout_s = 2
 connect_timeout_s = 2
 [limits]
 message_limit_bytes = 1000000
-[live]
+[publish]
 publisher_grace_s = 0.5
 """
 

@@ -222,7 +222,7 @@ def test_every_start_has_its_stop_whatever_connections_do(server, events, grace_
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
     running = server(
-        f"[live]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 0.5\n[server]\ndrain_timeout_s = {drain_s}\n",
+        f"[publish]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 0.5\n[server]\ndrain_timeout_s = {drain_s}\n",
         "--hook-stdio-format",
         "json",
         level="info",
@@ -258,7 +258,7 @@ def test_every_start_has_its_stop_whatever_connections_do(server, events, grace_
 
 
 def test_a_takeover_has_a_stop_and_a_start_event(server, events, opened):
-    running = server("[live]\npublisher_takeover_s = 0.5\n", "--hook-stdio-format", "json", stdout=events.file)
+    running = server("[publish]\npublisher_takeover_s = 0.5\n", "--hook-stdio-format", "json", stdout=events.file)
     opened.enter_context(Wire(running).publish("a"))
 
     def take_over() -> bool:
@@ -279,7 +279,7 @@ def test_a_takeover_has_a_stop_and_a_start_event(server, events, opened):
 
 
 def test_the_events_of_a_connection_are_in_order(server, events):
-    running = server("[live]\npublisher_grace_s = 0\n", "--hook-stdio-format", "json", stdout=events.file)
+    running = server("[publish]\npublisher_grace_s = 0\n", "--hook-stdio-format", "json", stdout=events.file)
     with Wire(running) as wire:
         wire.publish("a?token=hunter2")
         wire.send(VIDEO, 0, AVC_HEADER)
@@ -325,7 +325,7 @@ def test_scripts_webhooks_and_lines_have_the_same_content(server, events, web, s
     site = web()
     path = script("hook", f'echo "$RTMP_EVENT_TYPE $RTMP_STREAM_KEY $RTMP_ID" >> {tmp_path}/told')
     running = server(
-        f"[live]\npublisher_grace_s = 0\n[hooks]\nhook_scripts = publish_*={path}\nhook_webhooks = publish_*={site.url}\n"
+        f"[publish]\npublisher_grace_s = 0\n[hooks]\nhook_scripts = publish_*={path}\nhook_webhooks = publish_*={site.url}\n"
         "hook_stdio_format = env\n",
         stdout=events.file,
     )
@@ -341,7 +341,7 @@ def test_scripts_webhooks_and_lines_have_the_same_content(server, events, web, s
 
 def test_a_reload_adds_and_removes_hooks(server, web, tmp_path):
     site = web()
-    running = server("[live]\npublisher_grace_s = 0\n")
+    running = server("[publish]\npublisher_grace_s = 0\n")
     ini = tmp_path / "rtmpd.ini"
     before = ini.read_text()
     ini.write_text(f"{before}[hooks]\nhook_webhooks = publish_start={site.url}\n")

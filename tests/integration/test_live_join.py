@@ -308,7 +308,7 @@ def test_headers_are_sent_at_once_and_not_again_with_the_first_frame(shared, pub
 
 
 def test_a_player_that_joins_within_the_grace_of_an_orderly_unpublish_waits(server, publisher, player, name):
-    running = server("[live]\npublisher_grace_s = 60\n")
+    running = server("[publish]\npublisher_grace_s = 60\n")
     encoder = publisher(running, name)
     send_headers(encoder)
     send(encoder, gop(0))
@@ -323,7 +323,7 @@ def test_a_player_that_joins_within_the_grace_of_an_orderly_unpublish_waits(serv
 
 
 def test_a_player_that_joins_within_the_grace_of_a_lost_publisher_sees_its_last_picture(server, publisher, player, name):
-    running = server("[live]\npublisher_grace_s = 60\n")
+    running = server("[publish]\npublisher_grace_s = 60\n")
     encoder = publisher(running, name)
     send_headers(encoder)
     send(encoder, gop(0))

@@ -32,7 +32,7 @@ from tests.integration.wire import (
     status,
 )
 
-SHORT_GRACE = "[live]\npublisher_grace_s = 0.5\n"
+SHORT_GRACE = "[publish]\npublisher_grace_s = 0.5\n"
 
 
 def reset(wire):
@@ -128,7 +128,7 @@ def test_a_player_that_gets_no_media_is_notified_of_the_end_too(server, raw, nam
 
 
 def test_without_a_grace_players_get_the_end_of_the_stream_at_once(server, raw, player, name):
-    running = server("[live]\npublisher_grace_s = 0\n")
+    running = server("[publish]\npublisher_grace_s = 0\n")
     watcher = player(running, name)
     encoder = raw(running).publish(name)
     begin(encoder, watcher)
@@ -138,7 +138,7 @@ def test_without_a_grace_players_get_the_end_of_the_stream_at_once(server, raw, 
 
 
 def test_a_player_joining_within_the_grace_gets_the_cache_and_a_later_player_waits(server, raw, player, name):
-    running = server("[live]\npublisher_grace_s = 1.5\n")
+    running = server("[publish]\npublisher_grace_s = 1.5\n")
     witness = player(running, name)
     encoder = raw(running).publish(name)
     begin(encoder, witness)
@@ -174,7 +174,7 @@ def test_a_second_publisher_is_refused_and_the_first_undisturbed(shared, raw, pl
 
 
 def test_a_silent_publisher_is_replaced_after_publisher_takeover_s(server, raw, player, name):
-    running = server("[live]\npublisher_takeover_s = 0.5\n")
+    running = server("[publish]\npublisher_takeover_s = 0.5\n")
     watcher = player(running, name)
     silent = raw(running).publish(name)
     begin(silent, watcher)
@@ -199,7 +199,7 @@ def test_a_silent_publisher_is_replaced_after_publisher_takeover_s(server, raw, 
 
 
 def test_a_publisher_that_sends_is_not_replaced(server, raw, publisher, name):
-    running = server("[live]\npublisher_takeover_s = 0.5\n")
+    running = server("[publish]\npublisher_takeover_s = 0.5\n")
     encoder = raw(running).publish(name)
     for n in range(120):
         encoder.send(VIDEO, n * 10, inter(n) if n else key(n))

@@ -26,7 +26,7 @@ from tests.integration.wire import VIDEO, Wire, inter, key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INI = "[live]\npublisher_grace_s = 0\n"
+INI = "[publish]\npublisher_grace_s = 0\n"
 ATTACKERS = 12
 ATTACK_S = 2.0
 P99_S = 0.02

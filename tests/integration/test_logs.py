@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.integration.beside import Bystander, wait_until
 from tests.integration.wire import begin, gop, headers, key, played, send
 
-LIMITS = "[limits]\ncommand_limit = 1000000\n[live]\npublisher_grace_s = 0\n"
+LIMITS = "[limits]\ncommand_limit = 1000000\n[publish]\npublisher_grace_s = 0\n"
 
 
 class Process:
@@ -341,7 +341,7 @@ def entries(path, form):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_each_publish_and_each_play_has_a_line_at_its_end(server, raw, tmp_path, name, form):
     path = tmp_path / "access"
-    running = server(f"[log]\nlog_format = {form}\naccess_log_file = {path}\n[live]\npublisher_grace_s = 0\n")
+    running = server(f"[log]\nlog_format = {form}\naccess_log_file = {path}\n[publish]\npublisher_grace_s = 0\n")
     watcher = raw(running)
     watcher.connect(flashVer='VLC "3"')
     watcher.command("play", f"{name}?token=hunter2", msid=watcher.create_stream())

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.integration.beside import Bystander, wait_until
 from tests.integration.wire import AVC_HEADER, VIDEO, inter, key
 
-INI = "[metrics]\nmetrics_listen = 127.0.0.1:0\n[live]\npublisher_grace_s = 0\n"
+INI = "[metrics]\nmetrics_listen = 127.0.0.1:0\n[publish]\npublisher_grace_s = 0\n"
 
 
 def metrics_port(server):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Server
 
-RECORD = "[live]\npublisher_grace_s = 0\n[record]\nrecord_directory = {}\n"
+RECORD = "[publish]\npublisher_grace_s = 0\n[record]\nrecord_directory = {}\n"
 
 
 def files(directory: Path) -> list[str]:

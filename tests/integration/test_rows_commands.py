@@ -114,7 +114,7 @@ def test_row_26_message_streams_count_from_1_and_statuses_come_on_theirs(wire, n
 
 
 def test_row_27_stream_begin_and_eof_name_stream_1(server, raw, name):
-    running = server("[live]\npublisher_grace_s = 0\n")
+    running = server("[publish]\npublisher_grace_s = 0\n")
     encoder = raw(running)
     encoder.connect()
     encoder.command("publish", name, msid=encoder.create_stream())
@@ -256,7 +256,7 @@ def test_row_35_the_server_never_sends_buffer_empty_and_accepts_the_pauses_of_rt
 
 
 def test_row_36_unpublish_notify_comes_only_when_the_stream_has_really_ended(server, raw, player, name):
-    running = server("[live]\npublisher_grace_s = 1\n")
+    running = server("[publish]\npublisher_grace_s = 1\n")
     watcher = player(running, name)
     raw(running).publish(name).command("deleteStream", 1)
     running.wait_for_line(f"stopped publishing live/{name}")

@@ -92,7 +92,7 @@ log_format = {form}
 access_log_file = {directory}/access
 [limits]
 command_limit = 1000000
-[live]
+[publish]
 publisher_grace_s = 0
 [metrics]
 metrics_listen = 127.0.0.1:0

@@ -158,9 +158,9 @@ def test_the_examples_of_applications_do_what_the_documentation_says():
     two, everything = (load_text(example) for example in examples(".. code-block:: ini")[-2:])
     assert list(two.applications) == ["live", "studio"]
     assert two.application("other") is None
-    assert two.applications["studio"].live.publisher_grace_s == 20
+    assert two.applications["studio"].publish.publisher_grace_s == 20
     assert everything.application("other") == ("*", everything.defaults)
-    assert everything.applications["live/mobile"].live.publisher_grace_s == 60
+    assert everything.applications["live/mobile"].publish.publisher_grace_s == 60
 
 
 def test_the_wrong_example_of_the_documentation_gives_the_problems_shown():

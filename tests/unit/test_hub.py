@@ -139,7 +139,7 @@ def test_a_stream_has_one_publisher(make_hub, clock):
 
 
 def test_a_silent_publisher_is_replaced(make_hub, clock):
-    hub = make_hub("[live]\npublisher_takeover_s = 5\n")
+    hub = make_hub("[publish]\npublisher_takeover_s = 5\n")
     first = FakePublisher(hub)
     clock.now_s += 5
     second = FakePublisher(hub)
@@ -150,7 +150,7 @@ def test_a_silent_publisher_is_replaced(make_hub, clock):
 
 
 def test_a_publisher_that_has_sent_since_the_last_sweep_is_not_silent(make_hub, clock):
-    hub = make_hub("[live]\npublisher_takeover_s = 5\n")
+    hub = make_hub("[publish]\npublisher_takeover_s = 5\n")
     first = FakePublisher(hub)
     clock.now_s += 5
     first.source.video(0, keyframe())
@@ -159,7 +159,7 @@ def test_a_publisher_that_has_sent_since_the_last_sweep_is_not_silent(make_hub, 
 
 
 def test_without_takeover_no_publisher_is_replaced(make_hub, clock):
-    hub = make_hub("[live]\npublisher_takeover_s = 0\n")
+    hub = make_hub("[publish]\npublisher_takeover_s = 0\n")
     FakePublisher(hub)
     clock.now_s += 10_000
     with pytest.raises(Refused):
@@ -169,7 +169,7 @@ def test_without_takeover_no_publisher_is_replaced(make_hub, clock):
 @pytest.mark.parametrize("grace_s", [0, 10])
 @pytest.mark.parametrize("watched", [False, True])
 def test_after_a_takeover_the_new_publisher_feeds_the_registered_stream(make_hub, clock, grace_s, watched):
-    hub = make_hub(f"[live]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\npacing = no\n")
+    hub = make_hub(f"[publish]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\npacing = no\n")
     FakePublisher(hub)
     early = Playing(hub) if watched else None
     clock.now_s += 5
@@ -185,7 +185,7 @@ def test_after_a_takeover_the_new_publisher_feeds_the_registered_stream(make_hub
 
 
 def test_a_replaced_publisher_does_not_end_the_stream(make_hub, clock):
-    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\n")
     first = FakePublisher(hub)
     clock.now_s += 60
     second = FakePublisher(hub)
@@ -195,7 +195,7 @@ def test_a_replaced_publisher_does_not_end_the_stream(make_hub, clock):
 
 
 def test_a_publisher_may_return_within_the_grace(make_hub, clock):
-    hub = make_hub("[live]\npublisher_grace_s = 10\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 10\n")
     first = FakePublisher(hub)
     first.stop(LEFT)
     assert hub.streams["live/test"].announced
@@ -204,13 +204,13 @@ def test_a_publisher_may_return_within_the_grace(make_hub, clock):
 
 
 def test_without_grace_a_stream_ends_with_its_publisher(make_hub):
-    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\n")
     FakePublisher(hub).stop(LEFT)
     assert hub.streams == {}
 
 
 def test_without_grace_players_are_notified_at_once_and_may_stay(make_hub):
-    hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\npacing = no\n")
     publisher = FakePublisher(hub)
     publisher.source.video(0, keyframe())
     playing = Playing(hub)
@@ -245,7 +245,7 @@ def test_a_player_may_wait_for_a_publisher(make_hub):
 
 
 def test_a_player_may_not_wait_for_a_publisher_if_that_is_switched_off(make_hub):
-    hub = make_hub("[live]\nwait_for_publisher = no\npublisher_grace_s = 10\n")
+    hub = make_hub("[live]\nwait_for_publisher = no\n[publish]\npublisher_grace_s = 10\n")
     with pytest.raises(Refused) as caught:
         hub.play("live/test", FakePlayer())
     assert caught.value.code == "NetStream.Play.StreamNotFound"
@@ -271,7 +271,7 @@ def test_a_stream_is_removed_when_its_last_player_stops_waiting(make_hub):
 
 
 def test_the_delivery_counters_of_a_removed_stream_are_kept(make_hub, clock):
-    hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[live]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[publish]\npublisher_grace_s = 0\npacing = no\n")
     publisher = FakePublisher(hub)
     publisher.source.video(0, keyframe())
     playing = Playing(hub)
@@ -482,7 +482,7 @@ def wait_until(condition):
 
 
 def test_streams_whose_grace_is_over_are_removed(make_hub, clock, quick_sweeps):
-    hub = make_hub("[live]\npublisher_grace_s = 10\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 10\n")
     hub.start()
     publisher = FakePublisher(hub)
     publisher.stop(LEFT)
@@ -544,7 +544,7 @@ def test_a_stop_notifies_players_and_closes_connections(make_hub):
 
 def test_a_removed_stream_is_freed_without_the_garbage_collector(make_hub):
     """The collector runs seldom: streams that wait for it, each with its pages, add up to gigabytes."""
-    hub = make_hub("[live]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\npacing = no\n")
     gc.collect()
     gc.disable()
     try:
@@ -606,7 +606,7 @@ def test_each_hub_has_its_own_id(make_hub):
 
 def test_the_sweep_keeps_no_stream_that_has_ended(make_hub, monkeypatch):
     monkeypatch.setattr("rtmpd.hub._SWEEP_S", 0.001)
-    hub = make_hub("[live]\npublisher_grace_s = 0\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\n")
     hub.start()
     publisher = FakePublisher(hub)
     publisher.source.video(0, keyframe())

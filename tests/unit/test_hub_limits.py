@@ -56,7 +56,7 @@ def refusal(action, *args):
 
 
 def test_a_stream_beyond_the_limit_is_refused_so_that_encoders_retry(make_hub):
-    hub = make_hub("[limits]\nstream_limit = 2\n[live]\npublisher_grace_s = 0\n")
+    hub = make_hub("[limits]\nstream_limit = 2\n[publish]\npublisher_grace_s = 0\n")
     first = publish(hub, "live/a")
     publish(hub, "live/b")
     assert refusal(publish, hub, "live/c") == ("NetStream.Failed", "stream_limit is 2")
@@ -116,7 +116,7 @@ def test_a_grace_with_players_keeps_its_place(make_hub):
 
 
 def test_after_the_end_a_stream_with_players_is_only_waited_for(make_hub):
-    hub = make_hub("[limits]\nstream_limit = 1\n[live]\npublisher_grace_s = 0\n")
+    hub = make_hub("[limits]\nstream_limit = 1\n[publish]\npublisher_grace_s = 0\n")
     stream = publish(hub, "live/a")
     play(hub, "live/a")
     hub.unpublish(stream, stream.source)

@@ -57,7 +57,6 @@ def test_each_type_has_its_own_chunk_stream_id(type_id, csid, size):
     ("kind", "expected"),
     [
         (NoticeKind.PUBLISHED, [UserControlType.STREAM_BEGIN, "NetStream.Play.PublishNotify"]),
-        (NoticeKind.WAITING, [UserControlType.STREAM_DRY]),
         (NoticeKind.UNPUBLISHED, ["NetStream.Play.UnpublishNotify", UserControlType.STREAM_EOF]),
         (NoticeKind.TOO_SLOW, ["NetStream.Play.InsufficientBW"]),
     ],

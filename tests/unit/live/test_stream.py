@@ -88,8 +88,8 @@ def data_message(*values, type_id=MessageType.DATA_AMF0, timestamp=0, prefix=b""
     return RawMessage(type_id, 1, timestamp, prefix + amf0.encode(*values))
 
 
-def summary(transport, dry=False):
-    """Return what a player received, notices by name; STREAM_DRY only if *dry*."""
+def summary(transport):
+    """Return what a player received, notices by name."""
     settle()
     found = []
     for message in transport.messages():
@@ -99,8 +99,7 @@ def summary(transport, dry=False):
         elif message.type_id == MessageType.USER_CONTROL:
             assert (message.timestamp, message.message_stream_id) == (0, 0)
             control = parse_user_control(message)
-            if control.event != UserControlType.STREAM_DRY or dry:
-                found.append((UserControlType(control.event).name, control.value))
+            found.append((UserControlType(control.event).name, control.value))
         else:
             found.append(message.payload)
     return found
@@ -209,16 +208,6 @@ def test_a_source_that_is_back_within_the_grace_is_not_announced_again(stream, c
     source = begin(stream)
     source.video(0, keyframe("b"))
     assert summary(transport) == [keyframe("a"), keyframe("b")]
-
-
-def test_players_are_notified_that_the_stream_waits_for_its_source(stream):
-    source = begin(stream)
-    source.video(0, keyframe())
-    _, transport = join(stream)
-    stream.wait_for_source()
-    source = begin(stream)
-    source.video(0, keyframe("b"))
-    assert summary(transport, dry=True) == [keyframe(), ("STREAM_DRY", 1), keyframe("b")]
 
 
 def test_players_that_pause_or_wait_are_notified_of_the_end_too(open_stream):

@@ -154,7 +154,7 @@ class World:
 
     def use(self, ini, **server):
         """Use another hub, with options that may be shorter than a configuration file allows."""
-        config = load_text(f"[live]\npacing = no\npublisher_grace_s = 0\n{ini}")
+        config = load_text(f"[publish]\npublisher_grace_s = 0\n[live]\npacing = no\n{ini}")
         tls = server.pop("tls_handshake_timeout_s", config.tls.tls_handshake_timeout_s)
         self.hub = Hub(
             dataclasses.replace(

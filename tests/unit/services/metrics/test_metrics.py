@@ -110,7 +110,7 @@ def stage():
 
 
 def test_totals_include_live_streams_and_streams_that_have_ended(stage):
-    scene = stage("[live]\npublisher_grace_s = 0\npacing = no\n")
+    scene = stage("[publish]\npublisher_grace_s = 0\npacing = no\n")
     first = scene.publish()
     first.source.video(0, keyframe("x", 100))
     first.source.audio(0, audio_frame("y"))
@@ -132,7 +132,7 @@ def test_totals_include_live_streams_and_streams_that_have_ended(stage):
 
 
 def test_counters_never_fall_while_streams_end_in_the_middle_of_a_scrape(stage, monkeypatch):
-    scene = stage("[live]\npublisher_grace_s = 0\n")
+    scene = stage("[publish]\npublisher_grace_s = 0\n")
     publishes = [scene.publish(f"live/{number}") for number in range(40)]
     for publish in publishes:
         publish.source.video(0, keyframe())
@@ -318,7 +318,7 @@ def test_a_reload_changes_the_limit(stage):
 
 
 def test_ten_thousand_short_streams_leave_nothing_behind(stage):
-    scene = stage("[live]\npublisher_grace_s = 0\n[metrics]\nstream_series_limit = 50\n")
+    scene = stage("[publish]\npublisher_grace_s = 0\n[metrics]\nstream_series_limit = 50\n")
 
     def some(begin, end):
         for number in range(begin, end):

@@ -1,0 +1,406 @@
+"""The sources of one stream: which of them is active, and what happens when it fails.
+
+A source that is alone feeds its stream directly. When there are several, or readers have to continue on the timeline of a source that
+has ended, each source has a lane (`rtmpd.live.lane`), which keeps its last group of pictures until the source becomes active. What
+follows from roles and health is decided by `rtmpd.live.selection`; how the messages of two sources are joined, by
+`rtmpd.live.splice`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from rtmpd.live.framing import DATA, Headers
+from rtmpd.live.health import HealthRules
+from rtmpd.live.lane import Lane, Mode
+from rtmpd.live.selection import Candidate, Cause, Choice, Failback, SourceRole, SelectionRules
+from rtmpd.live.source import Received, Source, SourceStream
+from rtmpd.live.splice import End, Kept, Splice, signed
+from rtmpd.media.tags import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.config.model import ApplicationConfig, PublishConfig
+    from rtmpd.live.log import Log
+    from rtmpd.media.audio_codecs import AudioConfig
+    from rtmpd.media.clock import ContentClock
+    from rtmpd.media.timestamps import Timeline
+    from rtmpd.media.video_codecs import VideoConfig
+
+log = logging.getLogger(__name__)
+
+_METADATA, _HEADER = int(Kind.METADATA), int(Kind.HEADER)
+_CLOCK_LIMIT_MS = 10_000
+"""Clocks in the content of two sources that differ by more than this from what their arrival says are not comparable."""
+_AHEAD_LIMIT_MS = 1000
+
+
+def _nothing() -> None:
+    pass
+
+
+class Switch(NamedTuple):
+    """A change of the active source.
+
+    Attributes:
+        source: The source that is active from now on.
+        role: Its role.
+        before: The source that was active last; None: there was none.
+        cause: Why.
+        reason: The fault of the source before, or another text for the log.
+        headers_changed: Codecs, or their parameters, are not those of the source before.
+        gap_ms: The time of the stream that has no media: 0 if content was repeated or continues.
+    """
+
+    source: Source
+    role: SourceRole
+    before: Source | None
+    cause: Cause
+    reason: str
+    headers_changed: bool
+    gap_ms: int
+
+
+class IngestHost(SourceStream, Protocol):
+    """What the sources of a stream ask of it."""
+
+    @property
+    def name(self) -> str:
+        """Its key, for the log."""
+
+    @property
+    def options(self) -> ApplicationConfig:
+        """The application's options."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """The timeline of the active source, or of the last one."""
+
+    @property
+    def headers(self) -> Headers:
+        """The headers in force."""
+
+    @property
+    def published_log(self) -> Log:
+        """The log of the published output."""
+
+    @property
+    def continued(self) -> bool:
+        """Whether there are readers on the timeline."""
+
+    def follow(self, timeline: Timeline, *, afresh: bool) -> None:
+        """Take over the timeline of a source. *afresh*: no reader is on the one before."""
+
+    def source_changed(self, switch: Switch) -> None:
+        """Another source is active; none of its messages has been delivered."""
+
+    def codec_found(self, found: VideoConfig | AudioConfig) -> None:
+        """A track of the active source is encoded with this."""
+
+
+class Ingest:
+    """The sources of one stream.
+
+    Args:
+        host: The stream.
+        watch: Called when there is something to be watched: `tick` must be called about every 50 ms from then on, until it returns
+            False.
+
+    Attributes:
+        lanes: One for each source.
+        active: The lane of the active source; None: there is none.
+        switches: The number of changes of the active source while readers were on the timeline.
+    """
+
+    def __init__(self, host: IngestHost, watch: Callable[[], None] = _nothing) -> None:
+        self._host: IngestHost | None = host
+        self._watch = watch
+        self.lanes: list[Lane] = []
+        self.active: Lane | None = None
+        self.switches = 0
+        self._changed_at = time.monotonic()
+        self._waited_for: Choice | None = None
+        self._last: Source | None = None  # the last active source
+        self._last_clock: ContentClock | None = None
+        self._last_fault = ""
+        self._last_lag_ms: float | None = None
+        self._received = Received()
+
+    # What others see ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> SourceStream:
+        """The stream, for lanes."""
+        assert self._host is not None
+        return self._host
+
+    @property
+    def publishers(self) -> list[Lane]:
+        """The lanes of publishers."""
+        return [lane for lane in self.lanes if lane.role is not SourceRole.SLATE]
+
+    @property
+    def received(self) -> Received:
+        """The totals of all publishers, also of those that have ended."""
+        total = self._received
+        for lane in self.publishers:
+            total = total.plus(lane.source.received)
+        return total
+
+    def lane_of(self, source: Source) -> Lane | None:
+        """Return the lane of a source; None: it is no source of the stream."""
+        return next((lane for lane in self.lanes if lane.source is source), None)
+
+    def _publish_options(self) -> PublishConfig:
+        assert self._host is not None
+        return self._host.options.publish
+
+    def health_rules(self) -> HealthRules:
+        """Return what sources are judged by."""
+        options = self._publish_options()
+        return HealthRules(
+            stall_timeout_s=options.stall_timeout_s,
+            min_fps=options.frame_rate_floor,
+            keyframe_timeout_s=options.keyframe_timeout_s,
+            min_bitrate=options.bitrate_floor,
+            frozen_timeout_s=options.frozen_timeout_s,
+            frozen_frame_bytes=options.frozen_frame_bytes,
+            silence_timeout_s=options.silence_timeout_s,
+            silence_frame_bytes=options.silence_frame_bytes,
+        )
+
+    # Sources come and go -----------------------------------------------------------------------------------------------
+
+    def add(self, source: Source, role: SourceRole) -> None:
+        """Add a source. It becomes active at once if no other is, and no reader is on the timeline of an earlier one."""
+        host = self._host
+        assert host is not None
+        cache_limit_bytes = host.options.limits.gop_cache_limit_bytes
+        lane = Lane(self, source, role, host.published_log.framing, cache_limit_bytes, self.health_rules())
+        self.lanes.append(lane)
+        source.attach(lane, lambda found: self._codec_found(lane, found))
+        if self.active is None and not host.continued:
+            self._activate(lane, Cause.FIRST, "")
+        else:
+            source.set_wanted(False)
+        # The source that was alone gets its lane, too.
+        self._settle()
+
+    def remove(self, source: Source, reason: str) -> None:
+        """Remove a source, whatever it was; harmless if it is none. Another one takes over at once if it can."""
+        lane = self.lane_of(source)
+        if lane is None:
+            return
+        source.check_activity(time.monotonic())
+        self.lanes.remove(lane)
+        source.detach()
+        if lane.role is not SourceRole.SLATE:
+            self._received = self._received.plus(source.received)
+        if lane is self.active:
+            self._note_last(lane)
+            self._last_fault = reason
+            self.active = None
+        lane.close()
+        self._settle()
+        self.update(time.monotonic())
+
+    def close(self) -> None:
+        """Remove all sources, and release the stream."""
+        for lane in list(self.lanes):
+            lane.source.detach()
+            lane.close()
+        self.lanes.clear()
+        self.active = None
+        self._host = None
+        self._watch = _nothing
+
+    def _note_last(self, lane: Lane) -> None:
+        source = lane.source
+        lag_ms = lane.lag_ms
+        if lag_ms is None and source.timeline.newest >= 0:
+            lag_ms = source.active_at * 1000 - source.timeline.newest
+        if lag_ms is not None:
+            self._last_lag_ms = lag_ms
+        self._last, self._last_clock = source, lane.clock
+
+    def _codec_found(self, lane: Lane, found: VideoConfig | AudioConfig) -> None:
+        if lane is self.active and self._host is not None:
+            self._host.codec_found(found)
+
+    def _settle(self) -> None:
+        """Give the active source a lane if there are others, and let it feed the stream directly if there are none."""
+        lane, host = self.active, self._host
+        if host is None:
+            return
+        if len(self.lanes) > 1:
+            self._watch()
+            if lane is not None and lane.bypassed:
+                lane.activate(None)
+        elif lane is not None and lane.mode is Mode.ACTIVE and not lane.splicing:
+            lane.bypass(host)
+
+    # The active source -------------------------------------------------------------------------------------------------
+
+    def joined(self, lane: Lane) -> None:
+        """A source that stands by has sent a message to start at."""
+        waited = self._waited_for
+        if self.active is None or self.active.role is SourceRole.SLATE:
+            self.update(time.monotonic())
+        elif waited is not None and waited.number == lane.source.number:
+            self._switch(lane, waited.cause)
+
+    def spliced(self, lane: Lane) -> None:
+        """The messages of the active source need not be mapped any more."""
+        if lane is self.active:
+            self._settle()
+
+    def merge(self, lane: Lane, message: Kept) -> None:
+        """A copy has sent a frame."""
+        raise NotImplementedError
+
+    def tick(self, now_s: float) -> bool:
+        """Check the health of all sources, and change the active one if that has to be. Return whether to be called again."""
+        if self._host is None:
+            return False
+        for lane in list(self.lanes):
+            lane.tick(now_s)
+        self.update(now_s)
+        return len(self.lanes) > 1 or (bool(self.lanes) and self.active is None)
+
+    def _rules(self) -> SelectionRules:
+        options = self._publish_options()
+        return SelectionRules(Failback(options.failback), options.failback_after_s, options.failover_hold_s)
+
+    def _candidate(self, lane: Lane, now_s: float) -> Candidate:
+        had_video = self._last is not None and self._last.has_video
+        candidate = lane.candidate(now_s, had_video=had_video)
+        assert self._host is not None
+        wait_s = self._host.options.live.keyframe_wait_s
+        if self.active is None and not candidate.ready and wait_s and now_s - lane.source.started_at >= wait_s:
+            # Some encoders send one keyframe, or none: then readers start without.
+            candidate = candidate._replace(ready=True)
+        return candidate
+
+    def update(self, now_s: float) -> None:
+        """Change the active source if that has to be."""
+        if self._host is None or not self.lanes:
+            return
+        active = self.active
+        others = [self._candidate(lane, now_s) for lane in self.lanes if lane is not active]
+        own = self._candidate(active, now_s) if active is not None else None
+        choice = self._rules().choose(own, others, now_s - self._changed_at)
+        self._waited_for = None
+        if choice is None:
+            return
+        lane = next(each for each in self.lanes if each.source.number == choice.number)
+        if choice.at_keyframe:
+            self._waited_for = choice
+        else:
+            self._switch(lane, choice.cause)
+
+    def request(self, number: int) -> bool:
+        """Make the source of this number active, for an operator; return whether it is, or will be at its next keyframe."""
+        lane = next((each for each in self.lanes if each.source.number == number), None)
+        if lane is None:
+            return False
+        if lane is not self.active:
+            self._switch(lane, Cause.MANUAL)
+        return True
+
+    def _switch(self, lane: Lane, cause: Cause) -> None:
+        """Let another source continue on the timeline."""
+        old = self.active
+        reason = self._last_fault
+        if old is not None:
+            fault = old.health.fault
+            reason = str(fault) if fault is not None and cause is Cause.FAILOVER else ""
+            self._note_last(old)
+            self.active = None
+            old.stand_by()
+            old.source.set_wanted(False)
+        self._activate(lane, cause, reason)
+        self._settle()
+
+    def _activate(self, lane: Lane, cause: Cause, reason: str) -> None:
+        host, source, before = self._host, lane.source, self._last
+        assert host is not None
+        now_s = time.monotonic()
+        headers, group = lane.take_group()
+        end = End()
+        afresh = not host.continued or host.timeline.newest < 0
+        newest_before = host.timeline.newest
+        if not afresh:
+            end = _end_of(host.published_log)
+            shift_ms = self._shift_ms(lane, now_s)
+            source.timeline.shift(shift_ms)
+            lane.shifted(shift_ms)
+            group = [_shifted(message, shift_ms) for message in group]
+            self.switches += 1
+        splice = Splice(end, group) if not afresh else None
+        host.follow(source.timeline, afresh=afresh)
+        self.active, self._changed_at, self._waited_for = lane, now_s, None
+        changed = _changed(host.headers, headers) if not afresh else list(headers.items)
+        begins = group[0].timestamp if group else 0
+        gap_ms = max(0, signed(begins - (newest_before & 0xFFFFFFFF))) if not afresh and group else 0
+        host.source_changed(
+            Switch(source, lane.role, before, cause, reason, any(type_id != DATA for type_id, _ in changed), gap_ms)
+        )
+        if not afresh and not changed:
+            # A reader is sent headers again if they are another object.
+            source.headers.current = host.headers
+        else:
+            host.set_headers(headers)
+        lane.activate(splice)
+        at_ms = splice.begins if splice is not None and group else begins
+        for type_id, payload in changed:
+            host.deliver(type_id, 0 if type_id == DATA else at_ms, payload, _METADATA if type_id == DATA else _HEADER)
+        for index, message in enumerate(group):
+            lane.replay(message, join_point=index == 0)
+        if headers is not source.headers.current:
+            host.set_headers(source.headers.current)
+        for found in (source.stats.video, source.stats.audio):
+            if found is not None:
+                host.codec_found(found)
+        source.set_wanted(True)
+        self._last, self._last_fault = source, ""
+
+    def _shift_ms(self, lane: Lane, now_s: float) -> int:
+        """Return by how much the source's timeline is to be moved for the stream's: content at its time, or by its arrival."""
+        host, source = self._host, lane.source
+        assert host is not None
+        newest, own = host.timeline.newest, max(0, source.timeline.newest)
+        lag_ms = lane.lag_ms if lane.lag_ms is not None else now_s * 1000 - own
+        before_ms = self._last_lag_ms if self._last_lag_ms is not None else now_s * 1000 - newest
+        by_arrival = round(lag_ms - before_ms)
+        # What has arrived by now is not earlier than what readers have been sent, and not much later than now.
+        present = max(0, round(now_s * 1000 - before_ms - newest))
+        by_arrival = max(newest - own, min(by_arrival, newest - own + present + _AHEAD_LIMIT_MS))
+        if self._publish_options().align_clocks and self._last_clock is not None:
+            by_clock = lane.clock.offset_from(self._last_clock)
+            if by_clock is not None and abs(by_clock - by_arrival) <= _CLOCK_LIMIT_MS:
+                return max(newest - own, by_clock)
+        return by_arrival
+
+
+def _shifted(message: Kept, by_ms: int) -> Kept:
+    if message.type_id == DATA and message.kind == _METADATA:
+        return message
+    return message._replace(timestamp=(message.timestamp + by_ms) & 0xFFFFFFFF)
+
+
+def _end_of(stream_log: Log) -> End:
+    """Return where the messages of a log end, of those that are still known: from the join point, or on the last page."""
+    page, offset = stream_log.join_page, stream_log.join_offset
+    if page is None:
+        page, offset = stream_log.tail, 0
+    messages = stream_log.read_all(page, offset)
+    return End.of((each.type_id, each.timestamp, bytes(each.payload[:8]), each.kind) for each in messages)
+
+
+def _changed(before: Headers, after: Headers) -> list[tuple[int, bytes]]:
+    """Return the headers that readers have not been sent."""
+    known = set(before.items)
+    return [each for each in after.items if each not in known]

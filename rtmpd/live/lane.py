@@ -1,0 +1,307 @@
+"""A lane: what lies between one source and its stream while the stream has, or is about to have, another source.
+
+The lane of a source that stands by keeps its last group of pictures in a log of its own, so that the source can take over at once.
+The lane of the active source hands its messages to the stream. Both observe what the health of the source follows from. A source
+that is alone feeds its stream directly.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from rtmpd.live.framing import DATA, VIDEO
+from rtmpd.live.health import Figures, Health
+from rtmpd.live.log import Log
+from rtmpd.live.selection import Candidate, Condition, SourceRole
+from rtmpd.live.splice import Kept
+from rtmpd.media.clock import ContentClock, data_time, video_time
+from rtmpd.media.tags import Kind
+
+if TYPE_CHECKING:
+    from rtmpd.live.framing import Framing, Headers
+    from rtmpd.live.health import HealthRules
+    from rtmpd.live.source import Source, SourceStream
+    from rtmpd.live.splice import Splice
+
+log = logging.getLogger(__name__)
+
+_FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
+_LAG_WEIGHT = 0.1
+_AUDIO_ALONE_S = 1.0
+"""A source without video is not taken for one that has none before this time: encoders may send audio first."""
+_AUDIO_JOIN_MS = 1000
+
+
+class Mode(enum.Enum):
+    """Where the messages of a lane go."""
+
+    STANDBY = "to its own log"
+    ACTIVE = "to the stream"
+    COPY = "to the merger of identical copies"
+
+
+class LaneOwner(Protocol):
+    """What a lane asks of the one that keeps it."""
+
+    @property
+    def stream(self) -> SourceStream:
+        """The stream."""
+
+    def joined(self, lane: Lane) -> None:
+        """A source that stands by has sent a keyframe, or an audio frame to start at. May make it active."""
+
+    def spliced(self, lane: Lane) -> None:
+        """The messages of the active source need not be mapped any more."""
+
+    def merge(self, lane: Lane, message: Kept) -> None:
+        """A copy has sent a frame."""
+
+
+class Lane:
+    """The lane of one source.
+
+    Args:
+        owner: Keeps it.
+        source: The source.
+        role: Its role.
+        framing: The format of the log of a source that stands by.
+        cache_limit_bytes: A group of pictures that is larger is not kept.
+        rules: What its health is judged by.
+
+    Attributes:
+        source, role, health: Likewise.
+        clock: The clock in its content.
+        mode: Where its messages go.
+        log: What is kept of a source that stands by.
+        lag_ms: The time of arrival minus the newest timestamp, as a moving mean, milliseconds; None: not known.
+    """
+
+    __slots__ = (
+        "_keyframes",
+        "_largest_audio",
+        "_largest_inter",
+        "_messages",
+        "_owner",
+        "_splice",
+        "_stood_by_at",
+        "clock",
+        "health",
+        "lag_ms",
+        "log",
+        "mode",
+        "role",
+        "source",
+    )
+
+    def __init__(
+        self, owner: LaneOwner, source: Source, role: SourceRole, framing: Framing, cache_limit_bytes: int, rules: HealthRules
+    ) -> None:
+        self._owner: LaneOwner | None = owner
+        self.source = source
+        self.role = role
+        self.health = Health(rules)
+        self.clock = ContentClock()
+        self.mode = Mode.STANDBY
+        self.log = Log(framing, cache_limit_bytes)
+        self.lag_ms: float | None = None
+        self._splice: Splice | None = None
+        self._messages = 0
+        self._keyframes = 0
+        self._largest_inter = self._largest_audio = 0
+        self._stood_by_at: float | None = None
+
+    # Its life ----------------------------------------------------------------------------------------------------------
+
+    def stand_by(self) -> None:
+        """Keep what the source sends from now on."""
+        self.mode, self._splice = Mode.STANDBY, None
+        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.log.headers = self.source.headers.current
+        self.source.feed(self)
+
+    def activate(self, splice: Splice | None) -> None:
+        """Hand the messages to the stream from now on."""
+        self.mode, self._splice = Mode.ACTIVE, splice
+        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.source.feed(self)
+
+    def bypass(self, stream: SourceStream) -> None:
+        """Let the active source feed its stream directly: it is alone."""
+        self.source.feed(stream)
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether the source feeds its stream directly."""
+        return not self.source.feeds(self)
+
+    @property
+    def splicing(self) -> bool:
+        """Whether messages of the active source are still mapped."""
+        return self._splice is not None
+
+    def replay(self, message: Kept, *, join_point: bool) -> None:
+        """Hand the stream a message that was kept."""
+        if self._splice is not None:
+            self._map(self._splice, message, join_point=join_point, ends=False)
+        elif self._owner is not None:
+            self._owner.stream.deliver(*message, join_point)
+
+    def copy(self) -> None:
+        """Hand the frames to the merger from now on."""
+        self.mode, self._splice = Mode.COPY, None
+        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.source.feed(self)
+
+    def close(self) -> None:
+        """Release what the lane refers to: a cycle would keep pages until the garbage collector runs."""
+        self._owner = None
+        self.log = Log(self.log.framing, 0)
+
+    def take_group(self) -> tuple[Headers, list[Kept]]:
+        """Return the headers at the join point, and the messages from there on; without one, the headers in force."""
+        page = self.log.join_page
+        if page is None:
+            return self.source.headers.current, []
+        messages = self.log.read_all(page, self.log.join_offset)
+        return self.log.join_headers, [Kept(each.type_id, each.timestamp, bytes(each.payload), each.kind) for each in messages]
+
+    # As a `SourceStream` -----------------------------------------------------------------------------------------------
+
+    def append(self, type_id: int, timestamp: int, payload: bytes, kind: int) -> None:
+        """Take a frame that begins no group of pictures."""
+        size = len(payload)
+        if type_id == VIDEO:
+            if size > self._largest_inter:
+                self._largest_inter = size
+        elif size > self._largest_audio:
+            self._largest_audio = size
+        owner = self._owner
+        if owner is None:
+            return
+        if self.mode is Mode.STANDBY:
+            self.log.append(type_id, timestamp, payload, kind)
+        elif self.mode is Mode.COPY:
+            owner.merge(self, Kept(type_id, timestamp, payload, kind))
+        elif self._splice is not None:
+            self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=False)
+        else:
+            owner.stream.append(type_id, timestamp, payload, kind)
+
+    def append_failed(self, error: Exception) -> None:
+        """End what has raised an exception."""
+        if self._owner is not None and self.mode is not Mode.STANDBY:
+            self._owner.stream.append_failed(error)
+            return
+        log.error("internal error in what is kept of a source that stands by", exc_info=error)
+        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+
+    def deliver(self, type_id: int, timestamp: int, payload: bytes, kind: int, join_point: bool = False) -> None:
+        """Take a message."""
+        owner = self._owner
+        if owner is None:
+            return
+        if kind == _KEYFRAME and type_id == VIDEO:
+            self._keyframes += 1
+            self.clock.note(timestamp, video_time(payload))
+        elif type_id == DATA:
+            self.clock.note(timestamp, data_time(payload))
+        elif kind == _FRAME:
+            self._note_size(type_id, len(payload))
+        if self.mode is Mode.STANDBY:
+            self.log.append(type_id, timestamp, payload, kind, join_point)
+            if join_point:
+                owner.joined(self)
+        elif self.mode is Mode.COPY and kind in (_FRAME, _KEYFRAME):
+            owner.merge(self, Kept(type_id, timestamp, payload, kind))
+        elif self._splice is not None:
+            self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=join_point)
+        else:
+            owner.stream.deliver(type_id, timestamp, payload, kind, join_point)
+
+    def _note_size(self, type_id: int, size: int) -> None:
+        if type_id == VIDEO:
+            self._largest_inter = max(self._largest_inter, size)
+        else:
+            self._largest_audio = max(self._largest_audio, size)
+
+    def _map(self, splice: Splice, message: Kept, *, join_point: bool, ends: bool = True) -> None:
+        owner = self._owner
+        assert owner is not None
+        type_id, timestamp, _, kind = message
+        found = splice.take(*message)
+        if found is not None:
+            owner.stream.deliver(type_id, found[0], found[1], kind, join_point)
+        if ends and kind in (_FRAME, _KEYFRAME) and splice.done(timestamp):
+            self._splice = None
+            owner.spliced(self)
+
+    def audio_joins_at(self, timestamp: int) -> bool:
+        """Return whether readers may start at an audio frame of a source without video."""
+        if self.mode is not Mode.STANDBY:
+            return self._owner is not None and self._owner.stream.audio_joins_at(timestamp)
+        return self.log.join_page is None or (timestamp - self.log.join_timestamp) & 0xFFFFFFFF >= _AUDIO_JOIN_MS
+
+    def set_headers(self, headers: Headers) -> None:
+        """Take note of changed headers."""
+        if self.mode is Mode.STANDBY:
+            self.log.headers = headers
+        elif self._owner is not None:
+            self._owner.stream.set_headers(headers)
+
+    def content_changed(self, ordinary: bool) -> None:
+        """Take note of changed content."""
+        if self._owner is not None and self.mode is not Mode.STANDBY:
+            self._owner.stream.content_changed(ordinary)
+
+    # Upkeep ------------------------------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Update health and lag."""
+        source = self.source
+        messages = source.audio_messages + source.video_messages
+        if messages != self._messages and source.timeline.newest >= 0:
+            sample_ms = now_s * 1000 - source.timeline.newest
+            # Another clock, or the first sample.
+            far = self.lag_ms is None or abs(sample_ms - self.lag_ms) > _AUDIO_JOIN_MS
+            self.lag_ms = sample_ms if far or self.lag_ms is None else self.lag_ms + _LAG_WEIGHT * (sample_ms - self.lag_ms)
+        self._messages = messages
+        figures = Figures(
+            messages=messages,
+            bytes=source.bytes_in,
+            video_frames=source.video_frames,
+            keyframes=source.stats.keyframes,
+            largest_inter_bytes=self._largest_inter,
+            largest_audio_bytes=self._largest_audio,
+            has_video=source.has_video,
+            has_audio=source.audio_messages > 0,
+        )
+        self._largest_inter = self._largest_audio = 0
+        self.health.tick(now_s, figures)
+
+    def shifted(self, by_ms: int) -> None:
+        """Take note that the source's timeline was shifted."""
+        if self.lag_ms is not None:
+            self.lag_ms -= by_ms
+        self.clock.shift(by_ms)
+
+    @property
+    def has_join_point(self) -> bool:
+        """Whether a group of pictures is kept."""
+        return self.log.join_page is not None
+
+    def is_ready(self, now_s: float, *, had_video: bool) -> bool:
+        """Return whether decoding can start in what is kept. *had_video*: the source before had video."""
+        if not self.has_join_point:
+            return False
+        audio_alone_s = now_s - self.source.started_at
+        return self.source.has_video or not had_video or audio_alone_s >= _AUDIO_ALONE_S
+
+    def candidate(self, now_s: float, *, had_video: bool) -> Candidate:
+        """Return the source as the selection sees it."""
+        fault = self.health.fault
+        condition = Condition.HEALTHY if fault is None else Condition.DOWN if fault.down else Condition.FAULTY
+        healthy_s = max(0.0, now_s - self.health.healthy_since_s) if fault is None and self.health.healthy_since_s else 0.0
+        ready = self.mode is not Mode.STANDBY or self.is_ready(now_s, had_video=had_video)
+        return Candidate(self.role, self.source.number, condition, healthy_s, ready)
