@@ -442,7 +442,8 @@ class Hub:
                     options.takeover_hold_s,
                     self.counters["takeovers_held"],
                 )
-        return Refused(status.PUBLISH_BAD_NAME, f"{stream.key} is already being published.", why)
+        text = f"{stream.key} is already being published."
+        return Refused(status.PUBLISH_BAD_NAME, text, f"{text.rstrip('.')}: {why}")
 
     def unpublish(self, stream: Stream, source: Source, *, lost: bool = True, reason: str = "") -> None:
         """Remove a publisher; without another one the stream's players are kept for a while.

@@ -185,6 +185,7 @@ class Ingest:
         if self.active is None and not host.continued:
             self._activate(lane, Cause.FIRST, "")
         else:
+            lane.stand_by()
             source.set_wanted(False)
         # The source that was alone gets its lane, too.
         self._settle()
@@ -278,10 +279,10 @@ class Ingest:
         had_video = self._last is not None and self._last.has_video
         candidate = lane.candidate(now_s, had_video=had_video)
         assert self._host is not None
-        wait_s = self._host.options.live.keyframe_wait_s
-        if self.active is None and not candidate.ready and wait_s and now_s - lane.source.started_at >= wait_s:
-            # Some encoders send one keyframe, or none: then readers start without.
-            candidate = candidate._replace(ready=True)
+        if self.active is None and not candidate.ready:
+            # Some encoders send one keyframe, or none: then readers start without. And those that come later start with one.
+            wait_s, stood_by_s = self._host.options.live.keyframe_wait_s, now_s - lane.source.started_at
+            candidate = candidate._replace(ready=not self._host.continued or 0 < wait_s <= stood_by_s)
         return candidate
 
     def update(self, now_s: float) -> None:
@@ -342,17 +343,18 @@ class Ingest:
         splice = Splice(end, group) if not afresh else None
         host.follow(source.timeline, afresh=afresh)
         self.active, self._changed_at, self._waited_for = lane, now_s, None
-        changed = _changed(host.headers, headers) if not afresh else list(headers.items)
+        changed = list(headers.items) if afresh else _changed(host.headers, headers)
         begins = group[0].timestamp if group else 0
         gap_ms = max(0, signed(begins - (newest_before & 0xFFFFFFFF))) if not afresh and group else 0
         host.source_changed(
             Switch(source, lane.role, before, cause, reason, any(type_id != DATA for type_id, _ in changed), gap_ms)
         )
-        if not afresh and not changed:
+        if not afresh and not changed and len(headers.items) == len(host.headers.items):
             # A reader is sent headers again if they are another object.
             source.headers.current = host.headers
         else:
             host.set_headers(headers)
+        host.content_changed(ordinary=source.content.ordinary and (before is None or before.content.ordinary))
         lane.activate(splice)
         at_ms = splice.begins if splice is not None and group else begins
         for type_id, payload in changed:
@@ -401,6 +403,8 @@ def _end_of(stream_log: Log) -> End:
 
 
 def _changed(before: Headers, after: Headers) -> list[tuple[int, bytes]]:
-    """Return the headers that readers have not been sent."""
-    known = set(before.items)
-    return [each for each in after.items if each not in known]
+    """Return the headers that readers need: all of the codecs' if one differs, and metadata if they do."""
+    media = [each for each in after.items if each[0] != DATA]
+    same = {each for each in before.items if each[0] != DATA} == set(media)
+    metadata = [each for each in after.items if each[0] == DATA and each not in before.items]
+    return metadata + ([] if same else media)

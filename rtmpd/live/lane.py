@@ -74,11 +74,13 @@ class Lane:
         source, role, health: Likewise.
         clock: The clock in its content.
         mode: Where its messages go.
-        log: What is kept of a source that stands by.
+        log: What is kept of a source that stands by; None: it does not.
         lag_ms: The time of arrival minus the newest timestamp, as a moving mean, milliseconds; None: not known.
     """
 
     __slots__ = (
+        "_cache_limit_bytes",
+        "_framing",
         "_keyframes",
         "_largest_audio",
         "_largest_inter",
@@ -103,8 +105,10 @@ class Lane:
         self.role = role
         self.health = Health(rules)
         self.clock = ContentClock()
-        self.mode = Mode.STANDBY
-        self.log = Log(framing, cache_limit_bytes)
+        self.mode = Mode.ACTIVE
+        self.log: Log | None = None
+        self._framing = framing
+        self._cache_limit_bytes = cache_limit_bytes
         self.lag_ms: float | None = None
         self._splice: Splice | None = None
         self._messages = 0
@@ -117,14 +121,13 @@ class Lane:
     def stand_by(self) -> None:
         """Keep what the source sends from now on."""
         self.mode, self._splice = Mode.STANDBY, None
-        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.log = Log(self._framing, self._cache_limit_bytes)
         self.log.headers = self.source.headers.current
         self.source.feed(self)
 
     def activate(self, splice: Splice | None) -> None:
         """Hand the messages to the stream from now on."""
-        self.mode, self._splice = Mode.ACTIVE, splice
-        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.mode, self._splice, self.log = Mode.ACTIVE, splice, None
         self.source.feed(self)
 
     def bypass(self, stream: SourceStream) -> None:
@@ -150,19 +153,17 @@ class Lane:
 
     def copy(self) -> None:
         """Hand the frames to the merger from now on."""
-        self.mode, self._splice = Mode.COPY, None
-        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
+        self.mode, self._splice, self.log = Mode.COPY, None, None
         self.source.feed(self)
 
     def close(self) -> None:
         """Release what the lane refers to: a cycle would keep pages until the garbage collector runs."""
-        self._owner = None
-        self.log = Log(self.log.framing, 0)
+        self._owner = self.log = None
 
     def take_group(self) -> tuple[Headers, list[Kept]]:
         """Return the headers at the join point, and the messages from there on; without one, the headers in force."""
-        page = self.log.join_page
-        if page is None:
+        page = self.log.join_page if self.log is not None else None
+        if page is None or self.log is None:
             return self.source.headers.current, []
         messages = self.log.read_all(page, self.log.join_offset)
         return self.log.join_headers, [Kept(each.type_id, each.timestamp, bytes(each.payload), each.kind) for each in messages]
@@ -180,7 +181,7 @@ class Lane:
         owner = self._owner
         if owner is None:
             return
-        if self.mode is Mode.STANDBY:
+        if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind)
         elif self.mode is Mode.COPY:
             owner.merge(self, Kept(type_id, timestamp, payload, kind))
@@ -191,11 +192,11 @@ class Lane:
 
     def append_failed(self, error: Exception) -> None:
         """End what has raised an exception."""
-        if self._owner is not None and self.mode is not Mode.STANDBY:
+        if self.log is not None:
+            log.error("internal error in what is kept of a source that stands by", exc_info=error)
+            self.log = Log(self._framing, self._cache_limit_bytes)
+        elif self._owner is not None:
             self._owner.stream.append_failed(error)
-            return
-        log.error("internal error in what is kept of a source that stands by", exc_info=error)
-        self.log = Log(self.log.framing, self.log.cache_limit_bytes)
 
     def deliver(self, type_id: int, timestamp: int, payload: bytes, kind: int, join_point: bool = False) -> None:
         """Take a message."""
@@ -209,7 +210,7 @@ class Lane:
             self.clock.note(timestamp, data_time(payload))
         elif kind == _FRAME:
             self._note_size(type_id, len(payload))
-        if self.mode is Mode.STANDBY:
+        if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind, join_point)
             if join_point:
                 owner.joined(self)
@@ -239,20 +240,20 @@ class Lane:
 
     def audio_joins_at(self, timestamp: int) -> bool:
         """Return whether readers may start at an audio frame of a source without video."""
-        if self.mode is not Mode.STANDBY:
+        if self.log is None:
             return self._owner is not None and self._owner.stream.audio_joins_at(timestamp)
         return self.log.join_page is None or (timestamp - self.log.join_timestamp) & 0xFFFFFFFF >= _AUDIO_JOIN_MS
 
     def set_headers(self, headers: Headers) -> None:
         """Take note of changed headers."""
-        if self.mode is Mode.STANDBY:
+        if self.log is not None:
             self.log.headers = headers
         elif self._owner is not None:
             self._owner.stream.set_headers(headers)
 
     def content_changed(self, ordinary: bool) -> None:
         """Take note of changed content."""
-        if self._owner is not None and self.mode is not Mode.STANDBY:
+        if self._owner is not None and self.log is None:
             self._owner.stream.content_changed(ordinary)
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
@@ -287,9 +288,19 @@ class Lane:
         self.clock.shift(by_ms)
 
     @property
+    def held_bytes(self) -> int:
+        """The memory of what is kept."""
+        return self.log.account.bytes if self.log is not None else 0
+
+    def forget(self) -> None:
+        """Free what is kept: memory is short."""
+        if self.log is not None:
+            self.log.forget_join_point()
+
+    @property
     def has_join_point(self) -> bool:
         """Whether a group of pictures is kept."""
-        return self.log.join_page is not None
+        return self.log is not None and self.log.join_page is not None
 
     def is_ready(self, now_s: float, *, had_video: bool) -> bool:
         """Return whether decoding can start in what is kept. *had_video*: the source before had video."""

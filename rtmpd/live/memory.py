@@ -107,7 +107,7 @@ class MemoryGuard:
         # Since the last log line.
         self._closes = self._closed_bytes = 0
         self._first_closed = ""
-        self._peak_bytes = self._backlogs = self._caches = 0
+        self._peak_bytes = self._backlogs = self._standbys = self._caches = 0
         self._largest = ""
 
     @staticmethod
@@ -245,6 +245,7 @@ class MemoryGuard:
         self._largest = holders[0].key if holders else ""
         self._computed_s += time.thread_time() - begun
         self._backlogs += self._free(holders, _shed_backlog, now_s)
+        self._standbys += self._forget_standbys(holders)
         caches = self._free(holders, _shed_cache, now_s)
         if caches:
             self._caches += caches
@@ -307,20 +308,31 @@ class MemoryGuard:
         self._computed_s += time.thread_time() - begun
         return shedders
 
+    def _forget_standbys(self, holders: list[Stream]) -> int:
+        """Free what is kept of sources that stand by, until it is enough; return in how many streams."""
+        freed = 0
+        for stream in holders:
+            if self.total_bytes() <= self.limit_bytes * _GOAL:
+                break
+            freed += stream.forget_standbys()
+        return freed
+
     def _log(self) -> None:
         if not self._throttle.due():
             return
         log.warning(
             "memory_limit_bytes is %d, and streams and connections held up to %d bytes, most of all %s: slow players skipped "
-            "media in %d streams, and %d streams freed what they kept for new players; now they hold %d bytes",
+            "media in %d streams, %d streams freed what they kept of sources that stand by, and %d what they kept for new "
+            "players; now they hold %d bytes",
             self.limit_bytes,
             self._peak_bytes,
             self._largest or "streams that have ended",
             self._backlogs,
+            self._standbys,
             self._caches,
             self.total_bytes(),
         )
-        self._peak_bytes = self._backlogs = self._caches = 0
+        self._peak_bytes = self._backlogs = self._standbys = self._caches = 0
 
 
 # No local may hold a page here: it would keep all of the log behind it.

@@ -37,7 +37,7 @@ _KEYFRAMES = (int(Kind.KEYFRAME), int(Kind.TRACK_KEYFRAME))
 _FRAME = int(Kind.FRAME)
 _SET_DATA_FRAME = amf0.encode("@setDataFrame")
 
-_NOTICES = {
+_NOTICES: dict[NoticeKind, tuple[UserControlType | str, ...]] = {
     NoticeKind.PUBLISHED: (UserControlType.STREAM_BEGIN, status.PLAY_PUBLISH_NOTIFY),
     NoticeKind.UNPUBLISHED: (status.PLAY_UNPUBLISH_NOTIFY, UserControlType.STREAM_EOF),
     NoticeKind.TOO_SLOW: (status.PLAY_INSUFFICIENT_BW,),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _WORD = 0xFFFFFFFF
 _HALF = 0x8000_0000
+_COMPOSITION_LIMIT_MS = 10_000
+"""A longer composition time is taken for damage: it would hold back what follows for as long."""
 _FRAME, _KEYFRAME, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.METADATA)
 
 
@@ -54,7 +56,8 @@ class End(NamedTuple):
             if kind not in (_FRAME, _KEYFRAME):
                 continue
             if type_id == VIDEO:
-                time = timestamp + composition_ms(payload)
+                composition = composition_ms(payload)
+                time = timestamp + (composition if 0 <= composition <= _COMPOSITION_LIMIT_MS else 0)
                 if shown is None or signed(time - shown) > 0:
                     shown = time & _WORD
             elif type_id == AUDIO:

@@ -21,7 +21,7 @@ from rtmpd.live.selection import SourceRole
 from rtmpd.live.stats import Stats
 from rtmpd.media.rewrite import AS_PUBLISHED, Content
 from rtmpd.media.timestamps import Timeline
-from rtmpd.phases import STREAM, CloseKind, CloseReason, Machine, StreamPhase
+from rtmpd.phases import STREAM, CloseKind, CloseReason, IllegalTransition, Machine, StreamPhase
 from rtmpd.util.stream_key import StreamKey
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ class Stream:
 
     def begin(self, source: Source, role: SourceRole = SourceRole.PRIMARY) -> None:
         """Add a publisher. It becomes active at once, or at its first keyframe if readers continue with it, or stands by."""
+        if self.phase is StreamPhase.CLOSED:
+            raise IllegalTransition(f"{self.key} is closed")
         self.ended_at = None
         self.ingest.add(source, role)
 
@@ -203,7 +205,7 @@ class Stream:
         """
         for lane in self.ingest.publishers:
             self.remove(lane.source, reason)
-        if not lost:
+        if not lost and self.live:
             self._stop_being_live(reason)
             self._machine.to(StreamPhase.LINGER)
             self._start_waiting()
@@ -312,8 +314,6 @@ class Stream:
         if not live:
             self.begun_at = self.published.log.position
         self._on_switch(self, switch, switch.role is not SourceRole.SLATE and not live)
-        if not (switch.source.content.ordinary and (switch.before is None or switch.before.content.ordinary)):
-            self.content_changed(ordinary=False)
 
     def codec_found(self, found: VideoConfig | AudioConfig) -> None:
         """A track of the active source is encoded with this."""
@@ -512,8 +512,14 @@ class Stream:
 
     def held_bytes(self) -> int:
         """Return the memory of the stream's logs."""
-        standbys = sum(lane.log.account.bytes for lane in self.ingest.lanes)
-        return standbys + sum(output.log.account.bytes for output in self._outputs)
+        return sum(lane.held_bytes for lane in self.ingest.lanes) + sum(output.log.account.bytes for output in self._outputs)
+
+    def forget_standbys(self) -> bool:
+        """Free what is kept of sources that stand by, until their next keyframes; return whether there was something."""
+        held = [lane for lane in self.ingest.lanes if lane.has_join_point]
+        for lane in held:
+            lane.forget()
+        return bool(held)
 
     def reload(self, options: ApplicationConfig) -> None:
         """Apply new options."""

@@ -238,7 +238,7 @@ class Trace:
 def steps(seed: int) -> Iterator[list[object]]:
     """Yield what can be seen after each step. The clock of the machine decides nothing of it."""
     with ExitStack() as stack:
-        for name in ("stream", "source", "fanout", "courier"):
+        for name in ("stream", "source", "ingest", "fanout", "courier"):
             stack.enter_context(mock.patch(f"rtmpd.live.{name}.time", FakeTime()))
         yield from Trace(seed).run()
 

@@ -24,7 +24,7 @@ LIMIT_S = 10
 @pytest.fixture
 def clock(monkeypatch):
     made = FakeTime()
-    for module in ("hub", "live.stream", "live.source", "live.fanout"):
+    for module in ("hub", "live.stream", "live.source", "live.fanout", "live.ingest"):
         monkeypatch.setattr(f"rtmpd.{module}.time", made)
     return made
 
@@ -169,7 +169,7 @@ def test_without_takeover_no_publisher_is_replaced(make_hub, clock):
 @pytest.mark.parametrize("grace_s", [0, 10])
 @pytest.mark.parametrize("watched", [False, True])
 def test_after_a_takeover_the_new_publisher_feeds_the_registered_stream(make_hub, clock, grace_s, watched):
-    hub = make_hub(f"[publish]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\npacing = no\n")
+    hub = make_hub(f"[publish]\npublisher_grace_s = {grace_s}\npublisher_takeover_s = 5\n[live]\npacing = no\n")
     FakePublisher(hub)
     early = Playing(hub) if watched else None
     clock.now_s += 5
@@ -210,7 +210,7 @@ def test_without_grace_a_stream_ends_with_its_publisher(make_hub):
 
 
 def test_without_grace_players_are_notified_at_once_and_may_stay(make_hub):
-    hub = make_hub("[publish]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\n[live]\npacing = no\n")
     publisher = FakePublisher(hub)
     publisher.source.video(0, keyframe())
     playing = Playing(hub)
@@ -271,7 +271,7 @@ def test_a_stream_is_removed_when_its_last_player_stops_waiting(make_hub):
 
 
 def test_the_delivery_counters_of_a_removed_stream_are_kept(make_hub, clock):
-    hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[publish]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[backpressure]\nlag_limit_bytes = 1024\n[publish]\npublisher_grace_s = 0\n[live]\npacing = no\n")
     publisher = FakePublisher(hub)
     publisher.source.video(0, keyframe())
     playing = Playing(hub)
@@ -544,7 +544,7 @@ def test_a_stop_notifies_players_and_closes_connections(make_hub):
 
 def test_a_removed_stream_is_freed_without_the_garbage_collector(make_hub):
     """The collector runs seldom: streams that wait for it, each with its pages, add up to gigabytes."""
-    hub = make_hub("[publish]\npublisher_grace_s = 0\npacing = no\n")
+    hub = make_hub("[publish]\npublisher_grace_s = 0\n[live]\npacing = no\n")
     gc.collect()
     gc.disable()
     try:

@@ -6,6 +6,7 @@ before anything changes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -46,6 +47,17 @@ _RECHECKS = THREADS // 2
 _RETRY_S, _RETRY_LIMIT_S = 1.0, 15.0
 """Waits between repeated questions about a running publish or play."""
 _CODES = {Action.PUBLISH: status.PUBLISH_DENIED, Action.PLAY: status.PLAY_FAILED}
+
+
+def _credential(request: Request) -> str:
+    """Return a digest of what a client has shown: its user, or the name and the query, which have the token or the signature.
+
+    Two publishers with the same one may replace each other (``takeover_by``). What names a backup is left out.
+    """
+    if request.user:
+        return hashlib.sha256(f"user {request.user}".encode(errors="surrogatepass")).hexdigest()
+    shown = sorted((name, value) for name, value in request.parameters.items() if name not in ("role", "backup"))
+    return hashlib.sha256(repr((request.key, shown)).encode(errors="surrogatepass")).hexdigest()
 
 
 class AuthOptions(NamedTuple):
@@ -242,10 +254,12 @@ class Auth:
         """Return what a client is granted, and whether it had to prove anything. May wait; raises `Denied`."""
         exists = request.running_s is not None or request.key in self._hub.streams
         decision = rules.decide(self._without_foreign_user(request, rules), time.time(), exists=exists)
+        credential = _credential(request) if decision.proof or decision.ask else ""
         if not decision.ask:
-            return Grant(decision.key), bool(decision.proof)
+            return Grant(decision.key, credential=credential), bool(decision.proof)
         grant = self._callback.ask(rules.options, request, decision.key)
-        return replace(grant, expires_s=grant.expires_s or rules.options.auth_recheck_s), True
+        expires_s = grant.expires_s or rules.options.auth_recheck_s
+        return replace(grant, expires_s=expires_s, credential=credential), True
 
     def renew(self, request: Request, grant: Grant) -> Grant:
         """Decide about a running publish or play again, by the rules in force now; only the time of the answer counts.

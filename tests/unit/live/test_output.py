@@ -267,9 +267,10 @@ def test_players_return_to_the_published_output_with_another_source(stream):
     assert simple.output is not stream.published
     stream.wait_for_source()
     stream.begin(new_source())
-    stream.source.video(0, AVC_HEADER)
+    source = stream.ingest.lanes[0].source
+    source.video(0, AVC_HEADER)
+    source.video(0, key(b"b"))
     assert simple.output is stream.published
-    stream.source.video(0, key(b"b"))
     assert simple.media[-2:] == [AVC_HEADER, key(b"b")]
 
 

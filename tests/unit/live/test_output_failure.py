@@ -240,9 +240,9 @@ def test_the_figures_of_a_stream_survive_the_failure_of_its_published_output(sce
     assert scene.stream.received.video == 3
 
 
-def test_the_log_that_replaces_a_failed_one_holds_only_messages_of_the_present_source(scene, caplog):
-    """A relay starts at the first keyframe behind the position where the present source began."""
-    scene.stream.wait_for_source()
+def test_the_log_that_replaces_a_failed_one_holds_only_messages_of_the_present_live_period(scene, caplog):
+    """A relay starts at the first keyframe behind the position where the stream became live."""
+    scene.stream.end()
     source = new_source()
     scene.stream.begin(source)
     assert scene.stream.begun_at == scene.stream.published.log.position > 0
@@ -253,13 +253,12 @@ def test_the_log_that_replaces_a_failed_one_holds_only_messages_of_the_present_s
     assert scene.stream.begun_at <= scene.stream.published.log.join_position
 
 
-@pytest.mark.parametrize("change", ["wait_for_source", "end"])
-def test_an_error_in_a_notice_closes_only_the_readers_of_that_output(scene, caplog, change):
+def test_an_error_in_a_notice_closes_only_the_readers_of_that_output(scene, caplog):
     broken = BreakableFlv()
     _, viewer = scene.join(broken)
     _, player = scene.join()
     broken.broken = True
-    getattr(scene.stream, change)()
+    scene.stream.end()
     settle()
     assert viewer.close_reason.kind is CloseKind.INTERNAL
     assert scene.stream.counters.errors == 1
@@ -348,15 +347,17 @@ def test_an_error_in_the_headers_of_a_player_that_has_waited_long_enough_does_no
 
 
 @pytest.mark.parametrize("take", ["video", "audio"])
-def test_an_error_of_a_source_is_no_failure_of_the_output(scene, caplog, take):
+def test_an_error_of_a_source_is_no_failure_of_the_output(scene, caplog, take, monkeypatch):
     class BrokenTimeline(Timeline):
         def stamp(self, track, timestamp):
             raise ValueError("the timeline")
 
+    monkeypatch.setattr("rtmpd.live.source.Timeline", BrokenTimeline)
     _, player = scene.join()
-    scene.source.audio(0, AAC_HEADER)
-    scene.source.attach(scene.stream, BrokenTimeline(), lambda found: None)
+    source = new_source()
+    source.audio(0, AAC_HEADER)
+    source.attach(scene.stream, lambda found: None)
     with pytest.raises(ValueError, match="the timeline"):
-        getattr(scene.source, take)(40, frame("b") if take == "video" else audio_frame("b"))
+        getattr(source, take)(40, frame("b") if take == "video" else audio_frame("b"))
     assert (scene.stream.counters.errors, player.close_reason) == (0, "")
     assert scene.stream.outputs == [scene.stream.published]

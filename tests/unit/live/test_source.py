@@ -64,7 +64,7 @@ def test_a_source_that_exceeds_the_limit_is_warned_about_or_stopped(action, capl
     caplog.set_level(logging.WARNING)
     reasons = []
     source = new_source(reasons.append)
-    source.attach(Recipient(), Timeline(), lambda found: None)
+    source.attach(Recipient(), lambda found: None)
     limits = app_options(publish_bitrate_limit=1000, publish_bitrate_grace_s=2, publish_bitrate_action=action).limits
     acted = []
     for second in range(6):
@@ -114,7 +114,7 @@ class Recipient:
 
 def attached(recipient, **info):
     source = new_source(**info)
-    source.attach(recipient, Timeline(), lambda found: None)
+    source.attach(recipient, lambda found: None)
     return source
 
 

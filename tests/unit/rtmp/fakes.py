@@ -10,11 +10,14 @@ from rtmpd.config.loader import load_text
 from rtmpd.errors import TransportClosed
 from rtmpd.events import EventBus
 from rtmpd.live.memory import MemoryGuard
+from rtmpd.live.selection import SourceRole
 from rtmpd.net.tls import Tls
 from rtmpd.rtmp.connection import Connection, ConnectionOptions
 from tests.unit.live.fakes import FakeTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.live.source import Source
     from rtmpd.live.stream import Stream, StreamPlayer
     from rtmpd.net.readers import Pace
@@ -82,12 +85,18 @@ class FakePolicy:
     def admit(self, app: str) -> object:
         return load_text("").live
 
-    def publish(self, key: str, source: Source) -> Stream:
+    def publish_options(self, key: str) -> object:
+        return load_text("").publish
+
+    def publish(
+        self, key: str, source: Source, role: SourceRole | None = None, announce: Callable[[Stream], None] = lambda stream: None
+    ) -> Stream:
         stream = self.streams[key]
-        stream.begin(source)
+        announce(stream)
+        stream.begin(source, role or SourceRole.PRIMARY)
         return stream
 
-    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True) -> None:
+    def unpublish(self, stream: Stream, source: Source, *, lost: bool = True, reason: str = "") -> None:
         if stream.source is source:
             stream.wait_for_source(lost=lost)
 

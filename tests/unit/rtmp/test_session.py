@@ -733,7 +733,7 @@ def test_a_refused_publish_is_answered_and_counted_once(world, problems):
     client.sock.close()
     event, counted = world.end(client)
     assert world.kinds == [CloseKind.REFUSED]
-    text = "NetStream.Publish.BadName: live/cam is already being published."
+    text = "NetStream.Publish.BadName: live/cam is already being published: on_conflict is refuse"
     assert (event["reason"], event["wanted"], event["served"]) == (f"refused: {text}", "publish", False)
     assert counted == {"refused": 1}
     assert problems() == [("WARNING", f"publish refused: {text}")]

@@ -110,7 +110,7 @@ def stage():
 
 
 def test_totals_include_live_streams_and_streams_that_have_ended(stage):
-    scene = stage("[publish]\npublisher_grace_s = 0\npacing = no\n")
+    scene = stage("[publish]\npublisher_grace_s = 0\n[live]\npacing = no\n")
     first = scene.publish()
     first.source.video(0, keyframe("x", 100))
     first.source.audio(0, audio_frame("y"))
