@@ -40,7 +40,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 8
+INTERFACE = 9
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -1047,13 +1047,31 @@ cdef class CourierState:
 
     cdef public list _due
     cdef public int _state
+    cdef object _paced_options  # some for which it was asked already: most streams have the same
 
     @cython.binding(False)
     def add(self, fanout):
         self._add(fanout)
 
+    def all_pace(self, list due not None):
+        cdef object fanout
+        for fanout in due:
+            if not self._paces(fanout):
+                return False
+        return True
+
+    cdef inline bint _paces(self, object fanout) except -1:
+        """Return whether deliveries may rest for a fan-out."""
+        cdef object options = (<FanoutState>fanout).options if isinstance(fanout, FanoutState) else None
+        if options is not None and options is self._paced_options:
+            return True
+        if not fanout.paces:
+            return False
+        self._paced_options = options
+        return True
+
     cdef int _add(self, object fanout) except -1:
-        if self._due is not None and (self._state == _CALLED or (self._state == _RESTING and fanout.paces)):
+        if self._due is not None and (self._state == _CALLED or (self._state == _RESTING and self._paces(fanout))):
             self._due.append(fanout)
         else:
             _pure_add(self, fanout)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rtmpd import __version__
-from rtmpd.errors import ConfigError
+from rtmpd.errors import ConfigError, SlateError
 from rtmpd.util import speed
 
 # Modules that --version and --help do not need are imported where they are used, since gevent and the configuration are slow.
@@ -82,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: By argparse: status 2 for wrong arguments, 0 after ``--help`` and ``--version``.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.like is not None and not arguments.make_slate:
+        parser.error("argument --like: only allowed with argument --make-slate")
+    if arguments.make_slate:
+        picture, out = arguments.make_slate
+        return _make_slate(picture, out, arguments.like)
     try:
         config = _load(arguments)
     except ConfigError as error:
@@ -117,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sign-for", metavar="SECONDS", type=_seconds, default=_SIGN_S, help="validity of the signature; default: one day"
     )
+    actions.add_argument(
+        "--make-slate",
+        nargs=2,
+        metavar=("PICTURE", "OUT"),
+        help="make a slate, a short FLV or MP4 file to be sent in a loop, from a picture with ffmpeg, and exit",
+    )
+    parser.add_argument("--like", metavar="RECORDING", help="encode the slate as this FLV or MP4 file is encoded")
     parser.add_argument("--version", action="version", version=f"rtmpd {__version__} ({speed.IN_USE})")
     for flag in FLAGS:
         if flag.argument:
@@ -176,6 +189,21 @@ def _sign(config: Config, arguments: argparse.Namespace) -> int:
         print("rtmpd: can't sign: auth_sign_secrets is not set for this application", file=sys.stderr)
         return 1
     return _print(sign_url(secrets[0], action, url, int(time.time()) + arguments.sign_for) + "\n")
+
+
+def _make_slate(picture: str, out: str, like: str | None) -> int:
+    """Make a slate and print its description."""
+    from rtmpd.slate_maker import differences, make_slate
+
+    try:
+        slate, form = make_slate(picture, out, like)
+    except SlateError as error:
+        print(f"rtmpd: can't make a slate: {error}", file=sys.stderr)
+        return 1
+    if like is not None:
+        for difference in differences(slate, form):
+            print(f"rtmpd: note: the slate has {difference}", file=sys.stderr)
+    return _print(f"{out}: {slate.description}\n")
 
 
 def _print(text: str) -> int:

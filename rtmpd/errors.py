@@ -13,6 +13,8 @@
     ├── TransportClosed          the connection has ended
     │   └── TlsError             TLS failed, in the handshake or later
     ├── DeadlineExceeded         a phase exceeded its deadline
+    ├── Mp4Error                 an MP4 file is damaged or not supported
+    ├── SlateError               a file can't be used as a slate
     └── Refused                  policy does not allow a connect, publish or play
         └── LoginRequired        a connect that is a step of a login
 """
@@ -92,6 +94,14 @@ class DeadlineExceeded(RtmpdError):
         super().__init__(f"{phase} took longer than {limit_s:g} s")
         self.phase = phase
         self.limit_s = limit_s
+
+
+class Mp4Error(RtmpdError):
+    """An MP4 or MOV file is damaged, or uses something that the reader does not support. The message says what."""
+
+
+class SlateError(RtmpdError):
+    """A file can't be used as a slate, or a slate can't be made. The message says what was expected and what was found."""
 
 
 class Refused(RtmpdError):

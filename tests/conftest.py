@@ -16,6 +16,7 @@ from typing import IO
 import pytest
 
 from tests.certificates import Authority
+from tests.media_files import MediaFiles
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -184,3 +185,9 @@ def peer():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def media_files(tmp_path_factory) -> MediaFiles:
+    """Short media files of several codecs, each made once by ffmpeg."""
+    return MediaFiles(tmp_path_factory.mktemp("media"))

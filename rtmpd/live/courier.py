@@ -4,7 +4,9 @@ A greenlet, a timer and a look at the clock for each stream and message would co
 players. So streams with news are listed, and served together when the event loop has handled all sockets that were ready.
 
 Under load the courier rests between turns, and messages gather meanwhile, as they do between the passes of a large stream. What
-counts is all that the event loop computes: many small streams cost as much to receive as to deliver.
+counts is all that the event loop computes: many small streams cost as much to receive as to deliver. Publishers are not read
+from during a rest either, and what has come meanwhile is read together at its end: half of the cost of a message that is read
+alone is to wake up for it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import enum
 import time
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from gevent.hub import Hub
+
 SLICE_S = 0.003
 """How long delivery may hold the event loop."""
 
@@ -29,6 +34,8 @@ _SHORTEST_REST_S = 0.0005
 _LONGEST_REST_S = 0.01
 _MOMENT_S = 1e-6
 _AVERAGED_TURNS = 8
+_MOST_SLICES = 4  # of reading, before a turn
+_UNPACED_TURNS = 200  # about a second
 
 
 class Deliverer(Protocol):
@@ -40,6 +47,27 @@ class Deliverer(Protocol):
 
     def deliver_if_small(self) -> None:
         """Send what is new, or leave that to a greenlet. Must not wait or raise."""
+
+
+class Reading(Protocol):
+    """What reads from publishers, as the courier sees it."""
+
+    def rest(self) -> None:
+        """Read nothing until `end_rest`."""
+
+    def end_rest(self) -> None:
+        """Read again what comes."""
+
+    def read_waiting(self) -> bool:
+        """Read what has come by now, for a slice of time; return whether some of it may be left. Must not wait or raise."""
+
+
+_READING: WeakKeyDictionary[Hub, Reading] = WeakKeyDictionary()
+
+
+def set_reading(hub: Hub, reading: Reading) -> None:
+    """Let couriers know what reads from publishers in the event loop of *hub*."""
+    _READING[hub] = reading
 
 
 class _State(enum.IntEnum):
@@ -59,6 +87,11 @@ class CourierState:
 
     _due: list[Deliverer]
     _state: int
+
+    @staticmethod
+    def all_pace(due: list[Deliverer]) -> bool:
+        """Return whether deliveries may rest for all of these fan-outs."""
+        return all(fanout.paces for fanout in due)
 
 
 @accelerated
@@ -85,6 +118,10 @@ class Courier(CourierState):
         self._counted_s = 0.0  # CPU time at the end of the last turn
         self._average_s = 0.0  # what the event loop computes from one turn to the next
         self._timer: Any = None
+        self._reading: Reading | None = None  # during a rest: what rests, too
+        self._slices = 0  # of time in which was read since the end of the rest
+        self._read_all = True  # reading has come to an end behind the last rest
+        self._unpaced = 0  # so many turns must follow before reading rests again: there was a stream for which nothing rests
         self.reload(share, limit_ms)
 
     def reload(self, share: float, limit_ms: float) -> None:
@@ -100,6 +137,7 @@ class Courier(CourierState):
             if self._timer is not None:
                 self._timer.stop()
             self._state = _State.CALLED
+            self._end_rest()
             get_hub().loop.run_callback(self._turn)
 
     def remove(self, fanout: Deliverer) -> None:
@@ -109,6 +147,7 @@ class Courier(CourierState):
 
     def _turn(self) -> None:
         due, self._due = self._due, []
+        self._unpaced = max(0, self._unpaced - 1) if self.all_pace(due) else _UNPACED_TURNS
         begun = time.thread_time()
         count = deliver_each(due, time.thread_time, begun)
         if count < len(due):
@@ -122,11 +161,21 @@ class Courier(CourierState):
         self._average_s += (spent_s - self._average_s) / _AVERAGED_TURNS
         rest_s = self._average_s * self._rest_factor
         if rest_s >= _SHORTEST_REST_S:
+            self._rest_reading()
             self._rest(rest_s)
         elif self._due:
             self._rest(_MOMENT_S)
         else:
             self._state = _State.IDLE
+
+    def _rest_reading(self) -> None:
+        """Let reading rest, too, unless it can't keep up with what comes, or there are streams for which nothing rests."""
+        if self._read_all and not self._unpaced:
+            self._reading = _READING.get(get_hub())
+            if self._reading is not None:
+                self._slices = 0
+                self._reading.rest()
+        self._read_all = True
 
     def _rest(self, rest_s: float) -> None:
         self._state = _State.RESTING
@@ -136,8 +185,26 @@ class Courier(CourierState):
         self._timer.start(self._rested, update=True)
 
     def _rested(self) -> None:
+        if self._reading is not None and self._read_slice(self._reading):
+            # Other sockets and timers have their turn in between.
+            self._rest(_MOMENT_S)
+            return
+        self._end_rest()
         if self._due:
             self._state = _State.CALLED
             self._turn()
         else:
             self._state = _State.IDLE
+
+    def _read_slice(self, reading: Reading) -> bool:
+        """Read what has come during the rest, for a slice of time; return whether to read for another one before the turn."""
+        self._state = _State.CALLED
+        self._slices += 1
+        self._read_all = not reading.read_waiting()
+        return not self._read_all and self._slices < _MOST_SLICES
+
+    def _end_rest(self) -> None:
+        """Let what rests with the courier go on."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.end_rest()

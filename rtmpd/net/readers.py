@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
+from rtmpd.live.courier import set_reading
 from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
@@ -91,15 +92,16 @@ class _Round(NamedTuple):
     """How the ready sockets of an epoll are read.
 
     Attributes:
+        poll: The epoll's method.
         block: Sockets between two looks at the clock. A request may take a millisecond.
+        most: A block of fewer sockets is the last one.
         slice_s: The time for one round.
     """
 
+    poll: Callable[[float, int], list[tuple[int, int]]]
     block: int
+    most: int
     slice_s: float
-
-
-_ROUNDS = {Pace.REQUESTS: _Round(1, 0.001), Pace.EAGER: _Round(8, 0.0015), Pace.LAZY: _Round(8, 0.0015)}
 
 
 class Readers:
@@ -115,17 +117,30 @@ class Readers:
         self._sockets: dict[int, Readable] = {}
         self._paces: dict[int, Pace] = {}
         self._lazy = 0
-        self._watchers = [(pace, get_hub().loop.io(self._epolls[pace].fileno(), _READ)) for pace in (Pace.EAGER, Pace.REQUESTS)]
+        self._watchers = {pace: get_hub().loop.io(self._epolls[pace].fileno(), _READ) for pace in (Pace.EAGER, Pace.REQUESTS)}
+        polls = {pace: epoll.poll for pace, epoll in self._epolls.items()}
+        self._rounds = {
+            Pace.REQUESTS: _Round(polls[Pace.REQUESTS], 1, 1, 0.001),
+            Pace.EAGER: _Round(polls[Pace.EAGER], 16, 16, 0.0015),
+            # Sockets that have more than one read takes are ready again, and are read until they are empty.
+            Pace.LAZY: _Round(polls[Pace.LAZY], 16, 1, 0.0015),
+        }
+        self._after_rest = _Round(polls[Pace.EAGER], 16, 1, 0.0015)
+        self._resting = False  # those of `Pace.EAGER`
         self._timer: Any = None
 
     def add(self, sock: Readable) -> None:
         """Read a socket, with `Pace.REQUESTS`, until `remove`. What it has by now is an event, too."""
         if not self._sockets:
-            for pace, watcher in self._watchers:
-                watcher.start(self._read, pace)
+            self._watch(Pace.REQUESTS)
+            if not self._resting:
+                self._watch(Pace.EAGER)
         number = sock.fileno()
         self._sockets[number] = sock
         self._register(number, Pace.REQUESTS)
+
+    def _watch(self, pace: Pace) -> None:
+        self._watchers[pace].start(self._read, self._rounds[pace])
 
     def _register(self, number: int, pace: Pace) -> None:
         self._paces[number] = pace
@@ -152,7 +167,7 @@ class Readers:
         self._unregister(number)
         if not self._sockets:
             # A watcher that is started keeps the event loop alive.
-            for _, watcher in self._watchers:
+            for watcher in self._watchers.values():
                 watcher.stop()
 
     def ask_again(self, sock: Readable) -> None:
@@ -180,13 +195,11 @@ class Readers:
 
     # Events ------------------------------------------------------------------------------------------------------------
 
-    def _read(self, pace: Pace) -> bool:
+    def _read(self, each: _Round) -> bool:
         """Read the sockets that are ready, for a slice of time; return whether some may be left: they are first next time."""
-        sockets, poll = self._sockets, self._epolls[pace].poll
-        block, slice_s = _ROUNDS[pace]
+        poll, block, most, slice_s = each
+        sockets = self._sockets
         ends_at_s = time.monotonic() + slice_s
-        # Lazy sockets that have more than one read takes are ready again, and are read until they are empty.
-        most = 1 if pace is Pace.LAZY else block
         while True:
             events = poll(0, block)
             read_each(events, sockets)
@@ -195,8 +208,23 @@ class Readers:
             if time.monotonic() >= ends_at_s:
                 return True
 
+    def rest(self) -> None:
+        """Read from no publishers until `end_rest`, but those that are read lazily."""
+        self._resting = True
+        self._watchers[Pace.EAGER].stop()
+
+    def end_rest(self) -> None:
+        """Read from publishers again when they have sent something."""
+        self._resting = False
+        if self._sockets:
+            self._watch(Pace.EAGER)
+
+    def read_waiting(self) -> bool:
+        """Read what publishers have sent by now, for a slice of time; return whether some of it may be left."""
+        return self._read(self._after_rest)
+
     def _lazy_round(self) -> None:
-        left = self._read(Pace.LAZY)
+        left = self._read(self._rounds[Pace.LAZY])
         if self._lazy:
             self._start_timer(_MOMENT_S if left else self.lazy_read_s)
 
@@ -220,4 +248,5 @@ def readers() -> Readers:
     found = _BY_HUB.get(hub)
     if found is None:
         found = _BY_HUB[hub] = Readers()
+        set_reading(hub, found)
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.events import EventType
+from rtmpd.media.description import describe_audio, describe_video
 from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rtmpd.events import Event
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
-    from rtmpd.media.audio_codecs import AudioConfig
-    from rtmpd.media.video_codecs import VideoConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +31,6 @@ _CHANGE_S = 10.0
 """The shortest time between two lines about changed codecs of a stream."""
 _OTHER_TRACK_S = 1.5
 """How long after the first of video and audio the second may appear, before the stream is logged as having only one."""
-
-
-def describe_video(config: VideoConfig) -> str:
-    """Describe a video track, without what is unknown: ``hevc Main 10 4.1 1280x720 4:2:0 10 bit bt2020nc/bt2020/smpte2084``."""
-    size = f"{config.width}x{config.height}" if config.width else ""
-    depth = f"{config.bit_depth} bit" if config.bit_depth else ""
-    return _join(config.codec, config.profile, config.level, size, config.chroma, depth, config.color)
-
-
-def describe_audio(config: AudioConfig) -> str:
-    """Describe an audio track: ``aac LC 48000 Hz 2 channels``, ``flac 48000 Hz 6 channels 5.1``."""
-    rate = f"{config.sample_rate_hz} Hz" if config.sample_rate_hz else ""
-    channels = f"{config.channels} channel{'s' * (config.channels > 1)}" if config.channels else ""
-    return _join(config.codec, config.profile, rate, channels, config.layout)
-
-
-def _join(*words: str) -> str:
-    return " ".join(filter(None, words))
 
 
 def _totals(stream: Stream) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 
-from rtmpd.live.courier import Courier
+from rtmpd.live.courier import Courier, set_reading
 from tests.unit.live.fakes import FakeTime
 
 
@@ -187,3 +187,97 @@ def test_a_fanout_that_is_removed_gets_no_turn(loop, clock):
     courier.remove(removed)
     loop.turn()
     assert (kept.turns, removed.turns) == (1, 0)
+
+
+class Reading:
+    """What reads from publishers: takes note of its rests, and of the news that it reads, one list for each slice of time."""
+
+    def __init__(self, courier):
+        self.courier = courier
+        self.rests = False
+        self.waiting = []
+        self.slices = 0
+
+    def rest(self):
+        self.rests = True
+
+    def end_rest(self):
+        self.rests = False
+
+    def read_waiting(self):
+        assert self.rests
+        self.slices += 1
+        for fanout in self.waiting.pop(0) if self.waiting else []:
+            self.courier.add(fanout)
+        return bool(self.waiting)
+
+
+@pytest.fixture
+def resting(loop, clock):
+    """A courier that rests, and so does reading."""
+    courier = Courier(0.2, 350)
+    reading = Reading(courier)
+    set_reading(loop, reading)
+    courier.add(Fanout(courier, clock, 0.1))
+    loop.turn()
+    assert reading.rests
+    return courier, reading
+
+
+def test_reading_rests_with_the_courier_and_what_has_come_is_read_and_delivered_at_the_end(loop, clock, resting):
+    courier, reading = resting
+    fanouts = [Fanout(courier, clock, 0.1), Fanout(courier, clock, paces=False)]
+    reading.waiting = [fanouts]
+    loop.rest()
+    assert [fanout.turns for fanout in fanouts] == [1, 1]
+    assert not loop.called
+
+
+def test_without_news_reading_goes_on(loop, resting):
+    _, reading = resting
+    loop.rest()
+    assert not reading.rests
+    assert reading.slices == 1
+
+
+def test_reading_gives_way_between_two_slices_and_is_followed_by_the_turn(loop, clock, resting):
+    courier, reading = resting
+    fanout = Fanout(courier, clock)
+    reading.waiting = [[fanout], [], []]
+    for _ in range(2):
+        loop.rest()
+        assert reading.rests
+        assert loop.rests_s[-1] == pytest.approx(1e-6)
+        assert not fanout.turns
+    loop.rest()
+    assert (fanout.turns, reading.slices) == (1, 3)
+    assert reading.rests  # again: it had come to its end
+
+
+def test_reading_that_can_not_keep_up_delays_the_turn_by_four_slices_and_does_not_rest_next_time(loop, clock, resting):
+    courier, reading = resting
+    first, second = Fanout(courier, clock, 0.1), Fanout(courier, clock, 0.1)
+    reading.waiting = [[first], *[[]] * 10]
+    for _ in range(4):
+        loop.rest()
+    assert (first.turns, reading.slices) == (1, 4)
+    assert not reading.rests
+    # It reads in the event loop, as sockets are ready.
+    courier.add(second)
+    loop.rest()
+    assert second.turns == 1
+    assert reading.slices == 4
+    assert reading.rests
+
+
+def test_news_of_a_stream_without_pacing_end_the_rest_of_reading_and_it_rests_no_more_for_a_while(loop, clock, resting):
+    courier, reading = resting
+    unpaced, paced = Fanout(courier, clock, 0.1, paces=False), Fanout(courier, clock, 0.1)
+    courier.add(unpaced)
+    assert not reading.rests
+    assert not reading.slices
+    loop.turn()
+    run(loop, courier, paced, 100)
+    assert not reading.rests
+    run(loop, courier, paced, 200)
+    assert reading.rests

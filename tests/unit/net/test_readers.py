@@ -263,6 +263,50 @@ def test_two_greenlets_can_not_read_one_connection(pair, second):
     first.kill()
 
 
+# Rests ------------------------------------------------------------------------------------------------------------------
+
+
+def test_publishers_are_not_read_during_a_rest_and_everything_that_has_come_is_read_at_its_end(make_transport):
+    publishers = [make_transport(Transport) for _ in range(3)]
+    consumers = [Consumer() for _ in publishers]
+    waiting = [gevent.spawn(each.recv_while, consumer) for (each, _), consumer in zip(publishers, consumers, strict=True)]
+    player, client = make_transport(Transport)
+    playing = gevent.spawn(player.recv_while, Consumer())
+    gevent.sleep(0)
+    for transport, _ in publishers:
+        transport.set_pace(Pace.EAGER)
+    readers().rest()
+    for _, encoder in publishers:
+        for piece in (b"a", b"b"):
+            encoder.sendall(piece)
+            gevent.sleep(0.002)
+    # More than one read takes.
+    publishers[0][1].sendall(bytes(RECEIVE_BYTES))
+    client.sendall(b"command!")
+    assert playing.get(timeout=LIMIT_S) == b"command!"
+    assert not any(consumer.calls for consumer in consumers)
+    assert not readers().read_waiting()
+    assert [len(consumer.taken) for consumer in consumers] == [RECEIVE_BYTES + 2, 2, 2]
+    assert [consumer.calls for consumer in consumers] == [2, 1, 1]
+    readers().end_rest()
+    for _, encoder in publishers:
+        encoder.sendall(b"!")
+    gevent.joinall(waiting, LIMIT_S, raise_error=True)
+
+
+def test_a_rest_may_outlast_the_last_socket(make_transport):
+    transport, _ = make_transport(Transport)
+    waiting = gevent.spawn(transport.recv_while, Consumer())
+    gevent.sleep(0)
+    readers().rest()
+    waiting.kill()
+    transport.dispose()
+    readers().end_rest()
+    other, peer = make_transport(Transport)
+    peer.sendall(b"a!")
+    assert other.recv_while(Consumer()) == b"a!"
+
+
 # Lazy reads -------------------------------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,10 @@ from rtmpd.config.loader import load_text
 from rtmpd.events import EventType
 from rtmpd.hub import Hub
 from rtmpd.media.audio_codecs import AudioConfig
+from rtmpd.media.description import describe_audio, describe_video
 from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.services import medialog
-from rtmpd.services.medialog import MediaLog, describe_audio, describe_video
+from rtmpd.services.medialog import MediaLog
 from tests.unit.live.fakes import FakeTime, close_stream, new_source
 
 AVC = bytes.fromhex(
