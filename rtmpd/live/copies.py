@@ -211,6 +211,10 @@ class MergeCounters(NamedTuple):
     held: int = 0
     late: int = 0
 
+    def plus(self, other: MergeCounters) -> MergeCounters:
+        """Return the sums."""
+        return MergeCounters(*map(sum, zip(self, other, strict=True)))
+
 
 _SIGNATURE, _TIME, _ALONE = 0, 1, 2
 

@@ -36,9 +36,9 @@ class HealthRules(NamedTuple):
 
     Attributes:
         stall_timeout_s: How long a healthy source may send nothing; at least some ticks.
-        min_fps: The lowest rate of video frames, over 3 s.
+        frame_rate_floor: The lowest rate of video frames, over 3 s.
         keyframe_timeout_s: How long a source with video may send no keyframe.
-        min_bitrate: The lowest rate of payloads in bits per second, over 3 s.
+        bitrate_floor: The lowest rate of payloads in bits per second, over 3 s.
         frozen_timeout_s: How long all inter frames may have at most *frozen_frame_bytes*.
         frozen_frame_bytes: The largest inter frame of a frozen picture.
         silence_timeout_s: How long all audio messages may have at most *silence_frame_bytes*.
@@ -46,9 +46,9 @@ class HealthRules(NamedTuple):
     """
 
     stall_timeout_s: float = 2.0
-    min_fps: float = 0.0
+    frame_rate_floor: float = 0.0
     keyframe_timeout_s: float = 0.0
-    min_bitrate: int = 0
+    bitrate_floor: int = 0
     frozen_timeout_s: float = 0.0
     frozen_frame_bytes: int = 0
     silence_timeout_s: float = 0.0
@@ -183,12 +183,12 @@ class Health:
         if figures.has_video and 0 < rules.keyframe_timeout_s <= clock_s - self._keyframe_at_s:
             return Fault.NO_KEYFRAME, f"no keyframe for {clock_s - self._keyframe_at_s:.1f} s (keyframe_timeout_s)"
         fps, bitrate = self._rates(figures)
-        self._slow = fps is not None and figures.has_video and fps < rules.min_fps * (_RECOVERY if self._slow else 1)
+        self._slow = fps is not None and figures.has_video and fps < rules.frame_rate_floor * (_RECOVERY if self._slow else 1)
         if self._slow:
-            return Fault.LOW_FRAME_RATE, f"{fps:.1f} frames/s, less than {rules.min_fps:g} (min_fps)"
-        self._thin = bitrate is not None and bitrate < rules.min_bitrate * (_RECOVERY if self._thin else 1)
+            return Fault.LOW_FRAME_RATE, f"{fps:.1f} frames/s, less than {rules.frame_rate_floor:g} (frame_rate_floor)"
+        self._thin = bitrate is not None and bitrate < rules.bitrate_floor * (_RECOVERY if self._thin else 1)
         if self._thin and bitrate is not None:
-            return Fault.LOW_BITRATE, f"{bitrate / 1000:.0f} kbit/s, less than {rules.min_bitrate / 1000:g} (min_bitrate)"
+            return Fault.LOW_BITRATE, f"{bitrate / 1000:.0f} kbit/s, less than {rules.bitrate_floor / 1000:g} (bitrate_floor)"
         still_s = clock_s - self._moved_at_s
         if figures.has_video and 0 < rules.frozen_timeout_s <= still_s:
             inter_frames = figures.video_frames - figures.keyframes - self._inter_frames

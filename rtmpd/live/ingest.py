@@ -12,18 +12,20 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rtmpd.live.framing import DATA, Headers
+from rtmpd.live.copies import CopyMatcher, CopyMerger, CopyOffsets, MergeCounters
+from rtmpd.live.framing import DATA, VIDEO, Headers
 from rtmpd.live.health import HealthRules
 from rtmpd.live.lane import Lane, Mode
-from rtmpd.live.selection import Candidate, Cause, Choice, Failback, SourceRole, SelectionRules
+from rtmpd.live.selection import Candidate, Cause, Choice, Failback, SelectionRules, SourceRole
 from rtmpd.live.source import Received, Source, SourceStream
 from rtmpd.live.splice import End, Kept, Splice, signed
-from rtmpd.media.tags import Kind
+from rtmpd.media.tags import Kind, audio_kind, video_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rtmpd.config.model import ApplicationConfig, PublishConfig
+    from rtmpd.live.copies import Frame
     from rtmpd.live.log import Log
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.clock import ContentClock
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_METADATA, _HEADER = int(Kind.METADATA), int(Kind.HEADER)
+_METADATA, _HEADER, _TRACK_KEYFRAME = int(Kind.METADATA), int(Kind.HEADER), int(Kind.TRACK_KEYFRAME)
+_FRAMES = _FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
+_MATCH_S = 0.5
 _CLOCK_LIMIT_MS = 10_000
 """Clocks in the content of two sources that differ by more than this from what their arrival says are not comparable."""
 _AHEAD_LIMIT_MS = 1000
@@ -113,6 +117,7 @@ class Ingest:
         lanes: One for each source.
         active: The lane of the active source; None: there is none.
         switches: The number of changes of the active source while readers were on the timeline.
+        copies_joined, copies_broken: How often a source was found to be a copy of the active one, and to be none any more.
     """
 
     def __init__(self, host: IngestHost, watch: Callable[[], None] = _nothing) -> None:
@@ -120,7 +125,7 @@ class Ingest:
         self._watch = watch
         self.lanes: list[Lane] = []
         self.active: Lane | None = None
-        self.switches = 0
+        self.switches = self.copies_joined = self.copies_broken = 0
         self._changed_at = time.monotonic()
         self._waited_for: Choice | None = None
         self._last: Source | None = None  # the last active source
@@ -128,6 +133,10 @@ class Ingest:
         self._last_fault = ""
         self._last_lag_ms: float | None = None
         self._received = Received()
+        self._matcher = CopyMatcher()
+        self._merger: CopyMerger | None = None
+        self._merged = MergeCounters()
+        self._matched_at = 0.0
 
     # What others see ---------------------------------------------------------------------------------------------------
 
@@ -150,6 +159,11 @@ class Ingest:
             total = total.plus(lane.source.received)
         return total
 
+    @property
+    def merged(self) -> MergeCounters:
+        """The totals of the frames of copies."""
+        return self._merged.plus(self._merger.counters) if self._merger is not None else self._merged
+
     def lane_of(self, source: Source) -> Lane | None:
         """Return the lane of a source; None: it is no source of the stream."""
         return next((lane for lane in self.lanes if lane.source is source), None)
@@ -163,9 +177,9 @@ class Ingest:
         options = self._publish_options()
         return HealthRules(
             stall_timeout_s=options.stall_timeout_s,
-            min_fps=options.frame_rate_floor,
+            frame_rate_floor=options.frame_rate_floor,
             keyframe_timeout_s=options.keyframe_timeout_s,
-            min_bitrate=options.bitrate_floor,
+            bitrate_floor=options.bitrate_floor,
             frozen_timeout_s=options.frozen_timeout_s,
             frozen_frame_bytes=options.frozen_frame_bytes,
             silence_timeout_s=options.silence_timeout_s,
@@ -196,6 +210,11 @@ class Ingest:
         if lane is None:
             return
         source.check_activity(time.monotonic())
+        others = [each for each in self.copies if each is not lane]
+        if lane is self.active and lane.mode is Mode.COPY and others:
+            self._note_last(lane)
+            self._adopt(min(others, key=lambda each: each.health.fault is not None), Cause.FAILOVER, reason)
+        self._leave_copies(lane)
         self.lanes.remove(lane)
         source.detach()
         if lane.role is not SourceRole.SLATE:
@@ -205,6 +224,7 @@ class Ingest:
             self._last_fault = reason
             self.active = None
         lane.close()
+        self._matcher.forget(source.number)
         self._settle()
         self.update(time.monotonic())
 
@@ -236,6 +256,12 @@ class Ingest:
         lane, host = self.active, self._host
         if host is None:
             return
+        matches = self._publish_options().match_copies and len(self.publishers) > 1
+        matches = matches and any(each.mode is not Mode.COPY for each in self.publishers)
+        if not matches:
+            self._matcher = CopyMatcher()
+        for each in self.lanes:
+            each.observed = matches and each.role is not SourceRole.SLATE
         if len(self.lanes) > 1:
             self._watch()
             if lane is not None and lane.bypassed:
@@ -244,6 +270,10 @@ class Ingest:
             lane.bypass(host)
 
     # The active source -------------------------------------------------------------------------------------------------
+
+    def is_active(self, lane: Lane) -> bool:
+        """Return whether a source is the active one."""
+        return lane is self.active
 
     def joined(self, lane: Lane) -> None:
         """A source that stands by has sent a message to start at."""
@@ -258,16 +288,13 @@ class Ingest:
         if lane is self.active:
             self._settle()
 
-    def merge(self, lane: Lane, message: Kept) -> None:
-        """A copy has sent a frame."""
-        raise NotImplementedError
-
     def tick(self, now_s: float) -> bool:
         """Check the health of all sources, and change the active one if that has to be. Return whether to be called again."""
         if self._host is None:
             return False
         for lane in list(self.lanes):
             lane.tick(now_s)
+        self._tick_copies(now_s)
         self.update(now_s)
         return len(self.lanes) > 1 or (bool(self.lanes) and self.active is None)
 
@@ -297,7 +324,7 @@ class Ingest:
         if choice is None:
             return
         lane = next(each for each in self.lanes if each.source.number == choice.number)
-        if choice.at_keyframe:
+        if choice.at_keyframe and lane.mode is not Mode.COPY:
             self._waited_for = choice
         else:
             self._switch(lane, choice.cause)
@@ -317,12 +344,17 @@ class Ingest:
         reason = self._last_fault
         if old is not None:
             fault = old.health.fault
-            reason = str(fault) if fault is not None and cause is Cause.FAILOVER else ""
+            reason = old.health.text if fault is not None and cause is not Cause.FAILBACK else ""
             self._note_last(old)
             self.active = None
-            old.stand_by()
-            old.source.set_wanted(False)
-        self._activate(lane, cause, reason)
+            if not (old.mode is Mode.COPY and lane.mode is Mode.COPY):
+                self._leave_copies(old)
+                old.stand_by()
+                old.source.set_wanted(False)
+        if lane.mode is Mode.COPY:
+            self._adopt(lane, cause, reason)
+        else:
+            self._activate(lane, cause, reason)
         self._settle()
 
     def _activate(self, lane: Lane, cause: Cause, reason: str) -> None:
@@ -334,7 +366,7 @@ class Ingest:
         afresh = not host.continued or host.timeline.newest < 0
         newest_before = host.timeline.newest
         if not afresh:
-            end = _end_of(host.published_log)
+            end = End.of(_messages(host.published_log))
             shift_ms = self._shift_ms(lane, now_s)
             source.timeline.shift(shift_ms)
             lane.shifted(shift_ms)
@@ -369,6 +401,142 @@ class Ingest:
         source.set_wanted(True)
         self._last, self._last_fault = source, ""
 
+    # Identical copies --------------------------------------------------------------------------------------------------
+
+    @property
+    def copies(self) -> list[Lane]:
+        """The lanes of identical copies that are merged."""
+        return [lane for lane in self.lanes if lane.mode is Mode.COPY]
+
+    def observe(self, lane: Lane, type_id: int, timestamp: int, payload: bytes) -> None:
+        """A source that may be a copy of another one has sent a frame."""
+        self._matcher.note(lane.source.number, type_id, timestamp, payload)
+
+    def _tick_copies(self, now_s: float) -> None:
+        """Emit what has been held for too long, and look for copies of the active source."""
+        if self._merger is not None:
+            self._emit(self._merger.expire(now_s))
+        active = self.active
+        if active is None or not active.observed or active.splicing or now_s - self._matched_at < _MATCH_S:
+            return
+        self._matched_at = now_s
+        for lane in self.publishers:
+            if lane.mode is Mode.STANDBY:
+                offsets = self._matcher.match(active.source.number, lane.source.number)
+                if offsets is not None:
+                    self._join_copies(active, lane, offsets)
+                    return
+
+    def _join_copies(self, active: Lane, lane: Lane, offsets: CopyOffsets) -> None:
+        """Merge a copy of the active source with it."""
+        host, number = self._host, lane.source.number
+        assert host is not None
+        if self._merger is None:
+            self._merger = CopyMerger()
+            self._merger.add(active.source.number)
+            # What readers have been sent must not be emitted again.
+            for type_id, timestamp, payload, kind in _messages(host.published_log):
+                if kind in _FRAMES:
+                    self._merger.take(active.source.number, type_id, timestamp, payload)
+            active.copy()
+        lane.source.timeline.shift(-offsets.video_ms)
+        lane.shifted(-offsets.video_ms)
+        self._merger.add(number, CopyOffsets(0, offsets.audio_ms - offsets.video_ms), relative_to=active.source.number)
+        lane.copy()
+        lane.source.set_wanted(active.source.wanted)
+        self._matcher.forget(number)
+        self.copies_joined += 1
+        log.info(
+            "%s: the publishers from %s and %s send identical frames (%d ms apart): each frame is taken from the first one that "
+            "brings it (match_copies)",
+            host.name,
+            active.source.info.peer,
+            lane.source.info.peer,
+            round((lane.lag_ms or 0) - (active.lag_ms or 0)),
+        )
+        self._settle()
+
+    def merge(self, lane: Lane, message: Kept) -> None:
+        """A copy has sent a frame or a sequence header."""
+        merger, number = self._merger, lane.source.number
+        if merger is None:
+            return
+        found = merger.take(number, message.type_id, message.timestamp, message.payload)
+        if found:
+            self._emit(found)
+        if merger.broken(number):
+            self._break_copy(lane)
+
+    def _emit(self, frames: list[Frame]) -> None:
+        """Hand merged frames to the stream."""
+        host = self._host
+        if host is None:
+            return
+        for type_id, timestamp, payload in frames:
+            if type_id == VIDEO:
+                kind = video_kind(payload)
+                if kind == _FRAME:
+                    host.append(type_id, timestamp, payload, kind)
+                elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
+                    host.deliver(type_id, timestamp, payload, _KEYFRAME, join_point=True)
+                else:
+                    host.deliver(type_id, timestamp, payload, kind)
+                continue
+            joins = self.active is not None and not self.active.source.has_video and host.audio_joins_at(timestamp)
+            host.deliver(type_id, timestamp, payload, audio_kind(payload), joins)
+
+    def _break_copy(self, lane: Lane) -> None:
+        """A copy sends other frames than the rest: from now on it is another source."""
+        host = self._host
+        assert host is not None
+        self.copies_broken += 1
+        log.warning(
+            "%s: the publisher from %s does not send the frames of the other one any more: from now on a failover takes place at a "
+            "keyframe (match_copies)",
+            host.name,
+            lane.source.info.peer,
+        )
+        others = [each for each in self.copies if each is not lane]
+        if lane is self.active and others:
+            # What readers have been sent came from the others.
+            self._note_last(lane)
+            self.active = None
+            self._adopt(others[0], Cause.FAILOVER, "its copy sends other frames")
+        self._leave_copies(lane)
+        if lane is not self.active:
+            lane.stand_by()
+            lane.source.set_wanted(False)
+        self._settle()
+
+    def _adopt(self, lane: Lane, cause: Cause, reason: str) -> None:
+        """Make another copy the active source. Readers notice nothing."""
+        host, source = self._host, lane.source
+        assert host is not None
+        before = self._last
+        self.active, self._changed_at, self._waited_for = lane, time.monotonic(), None
+        self.switches += 1
+        host.follow(source.timeline, afresh=False)
+        host.source_changed(Switch(source, lane.role, before, cause, reason, headers_changed=False, gap_ms=0))
+        source.set_wanted(True)
+        self._last, self._last_fault = source, ""
+
+    def _leave_copies(self, lane: Lane) -> None:
+        """Take a source out of the merger; the last one needs none."""
+        merger = self._merger
+        if merger is None or lane.mode is not Mode.COPY:
+            return
+        self._emit(merger.remove(lane.source.number))
+        lane.activate(None)
+        rest = self.copies
+        if len(rest) > 1:
+            return
+        self._merged, self._merger = self._merged.plus(merger.counters), None
+        for last in rest:
+            if last is self.active:
+                last.activate(None)
+            else:
+                last.stand_by()
+
     def _shift_ms(self, lane: Lane, now_s: float) -> int:
         """Return by how much the source's timeline is to be moved for the stream's: content at its time, or by its arrival."""
         host, source = self._host, lane.source
@@ -393,13 +561,13 @@ def _shifted(message: Kept, by_ms: int) -> Kept:
     return message._replace(timestamp=(message.timestamp + by_ms) & 0xFFFFFFFF)
 
 
-def _end_of(stream_log: Log) -> End:
-    """Return where the messages of a log end, of those that are still known: from the join point, or on the last page."""
+def _messages(stream_log: Log) -> Iterator[Kept]:
+    """Yield the last messages of a log, as far as they are kept: from the join point, or on the last page."""
     page, offset = stream_log.join_page, stream_log.join_offset
     if page is None:
         page, offset = stream_log.tail, 0
-    messages = stream_log.read_all(page, offset)
-    return End.of((each.type_id, each.timestamp, bytes(each.payload[:8]), each.kind) for each in messages)
+    for each in stream_log.read_all(page, offset):
+        yield Kept(each.type_id, each.timestamp, bytes(each.payload), each.kind)
 
 
 def _changed(before: Headers, after: Headers) -> list[tuple[int, bytes]]:

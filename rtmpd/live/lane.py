@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from rtmpd.live.framing import DATA, VIDEO
-from rtmpd.live.health import Figures, Health
+from rtmpd.live.health import Fault, Health, HealthFigures
 from rtmpd.live.log import Log
 from rtmpd.live.selection import Candidate, Condition, SourceRole
 from rtmpd.live.splice import Kept
@@ -49,14 +49,20 @@ class LaneOwner(Protocol):
     def stream(self) -> SourceStream:
         """The stream."""
 
+    def is_active(self, lane: Lane) -> bool:
+        """Return whether a source is the active one."""
+
     def joined(self, lane: Lane) -> None:
         """A source that stands by has sent a keyframe, or an audio frame to start at. May make it active."""
 
     def spliced(self, lane: Lane) -> None:
         """The messages of the active source need not be mapped any more."""
 
+    def observe(self, lane: Lane, type_id: int, timestamp: int, payload: bytes) -> None:
+        """A source that may be a copy of another one has sent a frame."""
+
     def merge(self, lane: Lane, message: Kept) -> None:
-        """A copy has sent a frame."""
+        """A copy has sent a frame or a sequence header."""
 
 
 class Lane:
@@ -74,6 +80,7 @@ class Lane:
         source, role, health: Likewise.
         clock: The clock in its content.
         mode: Where its messages go.
+        observed: The owner observes its frames, to recognize copies.
         log: What is kept of a source that stands by; None: it does not.
         lag_ms: The time of arrival minus the newest timestamp, as a moving mean, milliseconds; None: not known.
     """
@@ -93,6 +100,7 @@ class Lane:
         "lag_ms",
         "log",
         "mode",
+        "observed",
         "role",
         "source",
     )
@@ -106,6 +114,7 @@ class Lane:
         self.health = Health(rules)
         self.clock = ContentClock()
         self.mode = Mode.ACTIVE
+        self.observed = False
         self.log: Log | None = None
         self._framing = framing
         self._cache_limit_bytes = cache_limit_bytes
@@ -181,6 +190,8 @@ class Lane:
         owner = self._owner
         if owner is None:
             return
+        if self.observed:
+            owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind)
         elif self.mode is Mode.COPY:
@@ -210,16 +221,30 @@ class Lane:
             self.clock.note(timestamp, data_time(payload))
         elif kind == _FRAME:
             self._note_size(type_id, len(payload))
+        if self.observed and kind in (_FRAME, _KEYFRAME):
+            owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind, join_point)
             if join_point:
                 owner.joined(self)
-        elif self.mode is Mode.COPY and kind in (_FRAME, _KEYFRAME):
-            owner.merge(self, Kept(type_id, timestamp, payload, kind))
+        elif self.mode is Mode.COPY:
+            self._deliver_copy(owner, Kept(type_id, timestamp, payload, kind))
         elif self._splice is not None:
             self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=join_point)
         else:
             owner.stream.deliver(type_id, timestamp, payload, kind, join_point)
+
+    def _deliver_copy(self, owner: LaneOwner, message: Kept) -> None:
+        """Take a message of a copy. Data come from the active source alone; what comes before a frame, in the place of one."""
+        if message.type_id == DATA:
+            if owner.is_active(self):
+                owner.stream.deliver(*message)
+            return
+        if message.kind not in (_FRAME, _KEYFRAME):
+            timeline = self.source.timeline
+            track = timeline.video if message.type_id == VIDEO else timeline.audio
+            message = message._replace(timestamp=track.shown & 0xFFFFFFFF)
+        owner.merge(self, message)
 
     def _note_size(self, type_id: int, size: int) -> None:
         if type_id == VIDEO:
@@ -268,7 +293,7 @@ class Lane:
             far = self.lag_ms is None or abs(sample_ms - self.lag_ms) > _AUDIO_JOIN_MS
             self.lag_ms = sample_ms if far or self.lag_ms is None else self.lag_ms + _LAG_WEIGHT * (sample_ms - self.lag_ms)
         self._messages = messages
-        figures = Figures(
+        figures = HealthFigures(
             messages=messages,
             bytes=source.bytes_in,
             video_frames=source.video_frames,
@@ -311,8 +336,10 @@ class Lane:
 
     def candidate(self, now_s: float, *, had_video: bool) -> Candidate:
         """Return the source as the selection sees it."""
-        fault = self.health.fault
-        condition = Condition.HEALTHY if fault is None else Condition.DOWN if fault.down else Condition.FAULTY
-        healthy_s = max(0.0, now_s - self.health.healthy_since_s) if fault is None and self.health.healthy_since_s else 0.0
+        fault, since_s = self.health.fault, self.health.healthy_since_s
+        condition = Condition.HEALTHY
+        if fault is not None:
+            condition = Condition.DOWN if fault is Fault.STALLED else Condition.FAULTY
+        healthy_s = max(0.0, now_s - since_s) if since_s is not None else 0.0
         ready = self.mode is not Mode.STANDBY or self.is_ready(now_s, had_video=had_video)
         return Candidate(self.role, self.source.number, condition, healthy_s, ready)

@@ -96,7 +96,9 @@ class Policy(Protocol):
     def publish_options(self, key: str) -> PublishConfig:
         """Return the options for publishers of a stream."""
 
-    def publish(self, key: str, source: Source, role: SourceRole | None = None, announce: Callable[[Stream], None] = ...) -> Stream:
+    def publish(
+        self, key: str, source: Source, role: SourceRole | None = None, announce: Callable[[Stream], None] = ...
+    ) -> Stream:
         """Let *source* feed a stream, once *announce* has been called; raises `Refused`."""
 
     def unpublish(self, stream: Stream, source: Source, *, lost: bool = True, reason: str = "") -> None:

@@ -6,6 +6,7 @@ decodes the stream; each decoded picture has a presentation time and the number 
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import threading
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 RATE = 25
 _BITS, _BLOCK = 20, 16
-WIDTH, HEIGHT = _BITS * _BLOCK, 64
+WIDTH, HEIGHT, _NOISE = _BITS * _BLOCK, 64, 16
 _SIZE = WIDTH * HEIGHT
 _INPUT = f"-f rawvideo -pix_fmt gray -s {WIDTH}x{HEIGHT} -r {RATE} -i -"
 _TONE = "-f lavfi -i sine=frequency=440:sample_rate=48000"
@@ -26,14 +27,14 @@ _ENCODING = "-map 0:v -map 1:a -c:v libx264 -preset ultrafast -tune zerolatency 
 
 
 def picture(number: int) -> bytes:
-    """Return a gray picture that shows a number as bits, black or white."""
+    """Return a gray picture that shows a number as bits, black or white, and below them noise, so that its frame is not tiny."""
     row = b"".join(bytes([235 if number >> bit & 1 else 16]) * _BLOCK for bit in range(_BITS))
-    return row * HEIGHT
+    return row * (HEIGHT - _NOISE) + random.Random(number).randbytes(WIDTH * _NOISE)
 
 
 def number_in(data: bytes) -> int:
     """Return the number that a decoded picture shows."""
-    middle = HEIGHT // 2 * WIDTH + _BLOCK // 2
+    middle = (HEIGHT - _NOISE) // 2 * WIDTH + _BLOCK // 2
     return sum((data[middle + bit * _BLOCK] > 128) << bit for bit in range(_BITS))
 
 
@@ -58,7 +59,7 @@ class Camera:
             *_ENCODING.split(),
             *f"-g {gop} -keyint_min {gop} -sc_threshold 0 {arguments}".split(),
             *(("-bf", str(b_frames)) if b_frames else ()),
-            *("-flush_packets 1".split()),
+            *(["-flush_packets", "1"]),
             *output,
         ]
         with (directory / f"{name}.err").open("ab") as err:
@@ -128,9 +129,38 @@ class Viewer:
         self.seen: list[Seen] = []
         self.err = directory / f"{name}.err"
         command = [
-            *"ffmpeg -hide_banner -nostdin -loglevel info -fflags nobuffer -flags low_delay -copyts -probesize 5000".split(),
+            *[
+                "ffmpeg",
+                "-hide_banner",
+                "-nostdin",
+                "-loglevel",
+                "info",
+                "-fflags",
+                "nobuffer",
+                "-flags",
+                "low_delay",
+                "-copyts",
+                "-probesize",
+                "5000",
+            ],
             *("-analyzeduration", "500000", "-rtmp_live", "live", "-i", url),
-            *"-map 0:v -fps_mode passthrough -enc_time_base 1:1000 -vf showinfo -pix_fmt gray -f rawvideo -flush_packets 1 -".split(),
+            *[
+                "-map",
+                "0:v",
+                "-fps_mode",
+                "passthrough",
+                "-enc_time_base",
+                "1:1000",
+                "-vf",
+                "showinfo",
+                "-pix_fmt",
+                "gray",
+                "-f",
+                "rawvideo",
+                "-flush_packets",
+                "1",
+                "-",
+            ],
         ]
         with self.err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, bufsize=0)

@@ -165,7 +165,9 @@ def test_a_second_publisher_is_refused_and_the_first_undisturbed(shared, raw, pl
     assert codes([first_word]) == ["NetStream.Publish.BadName"]
     second.close()
     warning = warning_about(shared, second)
-    assert warning.endswith(f"publish refused: NetStream.Publish.BadName: live/{name} is already being published: on_conflict is refuse")
+    assert warning.endswith(
+        f"publish refused: NetStream.Publish.BadName: live/{name} is already being published: on_conflict is refuse"
+    )
     with pytest.raises(Refused) as refused:
         publisher(shared, name)
     assert refused.value.code == "NetStream.Publish.BadName"

@@ -462,7 +462,11 @@ def test_each_connection_without_publish_or_play_has_a_line_with_its_request(ser
     assert (quiet["peer"], quiet["unlisted"]) == (idle.address, "0")
     assert 50 < int(quiet["bytes"]) < 1000
     reasons = " ".join(entry["reason"] for entry in found)
-    for text in ("Publish.Denied: wrong token", "live/mine is already being published: on_conflict is refuse", "has control characters"):
+    for text in (
+        "Publish.Denied: wrong token",
+        "live/mine is already being published: on_conflict is refuse",
+        "has control characters",
+    ):
         assert text in reasons
     # What may be secret is nowhere in it, at no level of the log either.
     for text in (path.read_text(), "\n".join(running.log())):

@@ -11,9 +11,9 @@ from rtmpd.live.health import Fault, Health, HealthFigures, HealthRules
 TICK_S = 0.05
 ALL = HealthRules(
     stall_timeout_s=2.0,
-    min_fps=20.0,
+    frame_rate_floor=20.0,
     keyframe_timeout_s=5.0,
-    min_bitrate=100_000,
+    bitrate_floor=100_000,
     frozen_timeout_s=4.0,
     frozen_frame_bytes=60,
     silence_timeout_s=6.0,
@@ -148,25 +148,25 @@ def test_a_low_frame_rate_recovers_at_110_percent():
     publisher = Publisher().run(10).run(10, fps=18).run(10, fps=21).run(10)
     assert [fault for _, fault, _ in publisher.faults] == [None, Fault.LOW_FRAME_RATE, None]
     assert publisher.faults[1][2].startswith("19.")
-    assert publisher.faults[1][2].endswith(" frames/s, less than 20 (min_fps)")
+    assert publisher.faults[1][2].endswith(" frames/s, less than 20 (frame_rate_floor)")
     # Over 3 s.
     assert 11 < publisher.faults[1][0] < 14
     assert 30 < publisher.faults[2][0] < 33
 
 
 def test_a_low_bitrate_recovers_at_110_percent():
-    rules = HealthRules(min_bitrate=100_000)
+    rules = HealthRules(bitrate_floor=100_000)
     publisher = Publisher(rules)
     publisher.run(10, inter=500, keyframe_every=0).run(10, inter=450, audio=0, keyframe_every=0)
     publisher.run(10, inter=520, audio=0, keyframe_every=0)
     assert publisher.health.fault is Fault.LOW_BITRATE
     publisher.run(10, inter=600, audio=0, keyframe_every=0)
     assert [fault for _, fault, _ in publisher.faults] == [None, Fault.LOW_BITRATE, None]
-    assert publisher.faults[1][2].endswith(" kbit/s, less than 100 (min_bitrate)")
+    assert publisher.faults[1][2].endswith(" kbit/s, less than 100 (bitrate_floor)")
 
 
 def test_rates_are_not_judged_in_the_first_seconds():
-    publisher = Publisher(HealthRules(min_fps=20, min_bitrate=10**9)).run(2.9, fps=1)
+    publisher = Publisher(HealthRules(frame_rate_floor=20, bitrate_floor=10**9)).run(2.9, fps=1)
     assert publisher.health.fault is None
     publisher.run(0.3, fps=1)
     assert publisher.health.fault is Fault.LOW_FRAME_RATE
@@ -182,7 +182,7 @@ def test_keyframes_must_come():
 
 
 def test_a_frozen_picture_has_tiny_inter_frames_only():
-    publisher = Publisher(ALL._replace(min_bitrate=0)).run(10, inter=2000).run(6, inter=60).run(2, inter=61)
+    publisher = Publisher(ALL._replace(bitrate_floor=0)).run(10, inter=2000).run(6, inter=60).run(2, inter=61)
     (_, *_), (frozen_s, fault, text), (moves_s, *healthy) = publisher.faults
     assert fault is Fault.FROZEN
     assert frozen_s == pytest.approx(14.0, abs=0.1)
@@ -204,7 +204,7 @@ def test_silence_is_tiny_audio_or_none():
 
 
 def test_the_rules_of_video_do_not_hold_without_it():
-    publisher = Publisher(ALL._replace(min_bitrate=20_000))
+    publisher = Publisher(ALL._replace(bitrate_floor=20_000))
     publisher.sent = HealthFigures(has_audio=True)
     publisher.run(20, fps=0)
     assert [fault for _, fault, _ in publisher.faults] == [None]

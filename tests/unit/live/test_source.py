@@ -7,7 +7,6 @@ import pytest
 from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO
 from rtmpd.live.source import BitrateWatch
 from rtmpd.media.tags import Kind
-from rtmpd.media.timestamps import Timeline
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import XmlDocument
