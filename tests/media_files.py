@@ -42,6 +42,7 @@ FILES = {
     "h264_aac.flv": f"{_TONE} {_X264} -bf 2 -c:a aac -t 1",
     "aac_only.flv": f"{_TONE} -c:a aac -t 1",
     "hevc_aac.flv": f"{_X265} -c:a aac -t 1",
+    "cmaf.mp4": f"{_B_FRAMES} -movflags cmaf+frag_keyframe",
     "prores.mov": f"{_PICTURE} -c:v prores_ks -t 0.3",
 }
 """The arguments of each file."""
