@@ -41,7 +41,7 @@ from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from rtmpd.authorization import Authorizer
     from rtmpd.config.model import ApplicationConfig, Config, LiveConfig, PublishConfig
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rtmpd.live.lane import Lane
     from rtmpd.live.source import Source
     from rtmpd.media.audio_codecs import AudioConfig
+    from rtmpd.media.slate import Slate
     from rtmpd.net.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ class Hub:
         chunk_size: The outbound chunk size, bytes: that of the logs.
         memory: Keeps the memory of streams and connections below its limit.
         connection_limits: Limits the connections; the daemon sets its capacity.
+        slates: By path; set by the daemon.
     """
 
     def __init__(self, config: Config) -> None:
@@ -201,6 +203,7 @@ class Hub:
         self._refusals = LogThrottle()
         self._holds = LogThrottle()
         self._watch = Watch(self.count)
+        self.slates: Mapping[str, Slate] = {}
         self.chunk_size = config.server.chunk_size_bytes
         self._framing = RtmpFraming(self.chunk_size)
         self._courier = Courier(config.live.pacing_share, config.live.pacing_limit_ms)
@@ -240,6 +243,9 @@ class Hub:
     def _connection_options(self) -> ConnectionOptions:
         config = self.config
         return ConnectionOptions(config.server, config.limits, config.tls.tls_handshake_timeout_s)
+
+    def _slate(self, path: str) -> Slate | None:
+        return self.slates.get(path)
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a counter."""
@@ -534,6 +540,7 @@ class Hub:
             self._note_switch,
             self._emit_live_stop,
             self._watch.add,
+            self._slate,
         )
         self.bus.emit(EventType.STREAM_CREATE, stream=stream)
         return stream

@@ -40,8 +40,11 @@ FILES = {
     "av1_eac3.mp4": f"{_TONE} {_PICTURE} {_AV1} -c:a eac3 -t 1",
     "vp9_flac.mp4": f"{_TONE} {_PICTURE} -c:v libvpx-vp9 -deadline realtime -cpu-used 8 -g 15 -c:a flac -strict -2 -t 1",
     "h264_aac.flv": f"{_TONE} {_X264} -bf 2 -c:a aac -t 1",
+    "two_tracks.flv": f"{_PICTURE} -f lavfi -i testsrc=size=32x32:rate=30 {_TONE} -f lavfi -i sine=sample_rate=44100"
+    " -map 0 -map 1 -map 2 -map 3 -c:v libx264 -pix_fmt yuv420p -g 15 -c:a aac -t 1",
     "aac_only.flv": f"{_TONE} -c:a aac -t 1",
     "hevc_aac.flv": f"{_X265} -c:a aac -t 1",
+    "cmaf.mp4": f"{_B_FRAMES} -movflags cmaf+frag_keyframe",
     "prores.mov": f"{_PICTURE} -c:v prores_ks -t 0.3",
 }
 """The arguments of each file."""

@@ -29,6 +29,7 @@ from rtmpd.daemon.supervision import Notifier, Supervision, take_sockets
 from rtmpd.errors import ConfigError, RtmpdError
 from rtmpd.http.server import HttpServer
 from rtmpd.hub import Hub
+from rtmpd.media.slate import load_slate
 from rtmpd.net.listener import inherited_socket, listening_places
 from rtmpd.net.tls import ClientTls, ServerTls
 from rtmpd.services.accesslog import AccessLog
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from rtmpd.config.model import Config, TlsConfig
     from rtmpd.daemon.supervision import Inherited
+    from rtmpd.media.slate import Slate
     from rtmpd.services.auth.credentials import Credentials
     from rtmpd.services.contract import Service
 
@@ -137,6 +139,7 @@ class Daemon:
             # As the user that will read the files again at a reload.
             self._apply(capacity, self._read(self._load_tls, self.config.tls))
             self._auth.files = self._read_credentials(self.config)
+            self.hub.slates = self._read_slates(self.config, keep=False)
             for service in self.services:
                 service.start()
         except RtmpdError:
@@ -166,6 +169,7 @@ class Daemon:
             capacity = provide_descriptors(config)
             tls = self._read(self._load_tls, config.tls)
             credentials = self._read_credentials(config)
+            slates = self._read_slates(config, keep=True)
             # Last, so that no later step can fail after the addresses have changed.
             self.ports.change(*Ports.select(config))
         except RtmpdError as error:
@@ -179,6 +183,7 @@ class Daemon:
         self.config = config
         self._apply(capacity, tls)
         self._auth.files = credentials
+        self.hub.slates = slates
         self.hub.reload(config)
         shown = ", ".join(changed[:_CHANGES_SHOWN]) or "nothing has changed"
         more = f", and {len(changed) - _CHANGES_SHOWN} more" if len(changed) > _CHANGES_SHOWN else ""
@@ -205,6 +210,28 @@ class Daemon:
         except RtmpdError:
             self.hub.count("auth_file_errors")
             raise
+
+    def _read_slates(self, config: Config, *, keep: bool) -> dict[str, Slate]:
+        """Read each ``slate_file``; with *keep*, one that can't be used is replaced by what was read of it before.
+
+        Raises:
+            RtmpdError: One can't be used, or not be read in time.
+        """
+        found: dict[str, Slate] = {}
+        for path, limit_bytes in slate_files(config).items():
+            try:
+                slate = self._read(load_slate, path, limit_bytes)
+            except RtmpdError as error:
+                self.hub.count("slate_errors")
+                earlier = self.hub.slates.get(path)
+                if not keep or earlier is None:
+                    raise RtmpdError(f"slate_file {printable(path)}: {error}") from None
+                log.error("slate_file %s can't be used: %s; what was read of it before stays in use", printable(path), error)
+                slate = earlier
+            else:
+                log.info("slate_file %s was read: %s", printable(path), slate.description)
+            found[path] = slate
+        return found
 
     def _load_tls(self, options: TlsConfig) -> tuple[ServerTls | None, ClientTls]:
         """Load the certificates; raises RtmpdError if one can't be used."""
@@ -280,6 +307,15 @@ class Daemon:
         self.hub.count("internal_errors")
         error = value if isinstance(value, BaseException) else RuntimeError(f"{kind}: {value}")
         log.error("internal error in %r", context, exc_info=(type(error), error, traceback))
+
+
+def slate_files(config: Config) -> dict[str, int]:
+    """Return each ``slate_file`` with the largest ``slate_limit_bytes`` of those that name it."""
+    found: dict[str, int] = {}
+    for part in (config.slate, *(each.slate for each in config.applications.values())):
+        if part.slate_file:
+            found[part.slate_file] = max(found.get(part.slate_file, 0), part.slate_limit_bytes)
+    return found
 
 
 def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:

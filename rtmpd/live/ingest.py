@@ -16,7 +16,8 @@ from rtmpd.live.copies import CopyMatcher, CopyMerger, CopyOffsets, MergeCounter
 from rtmpd.live.framing import DATA, VIDEO, Headers
 from rtmpd.live.health import HealthRules
 from rtmpd.live.lane import Lane, Mode
-from rtmpd.live.selection import Candidate, Cause, Choice, Failback, SelectionRules, SourceRole
+from rtmpd.live.selection import Candidate, Cause, Choice, Condition, Failback, SelectionRules, SourceRole
+from rtmpd.live.slate_player import SlatePlayer
 from rtmpd.live.source import Received, Source, SourceStream
 from rtmpd.live.splice import End, Kept, Splice, signed
 from rtmpd.media.tags import Kind, audio_kind, video_kind
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rtmpd.live.log import Log
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.clock import ContentClock
+    from rtmpd.media.slate import Slate
     from rtmpd.media.timestamps import Timeline
     from rtmpd.media.video_codecs import VideoConfig
 
@@ -95,6 +97,17 @@ class IngestHost(SourceStream, Protocol):
     def continued(self) -> bool:
         """Whether there are readers on the timeline."""
 
+    @property
+    def has_viewers(self) -> bool:
+        """Whether there are players or relays, also such that wait."""
+
+    @property
+    def slate(self) -> Slate | None:
+        """The slate of the stream's application."""
+
+    def slate_ended(self) -> None:
+        """The slate is no longer played, and no other source is active."""
+
     def follow(self, timeline: Timeline, *, afresh: bool) -> None:
         """Take over the timeline of a source. *afresh*: no reader is on the one before."""
 
@@ -137,6 +150,7 @@ class Ingest:
         self._merger: CopyMerger | None = None
         self._merged = MergeCounters()
         self._matched_at = 0.0
+        self._slate: SlatePlayer | None = None
 
     # What others see ---------------------------------------------------------------------------------------------------
 
@@ -228,8 +242,19 @@ class Ingest:
         self._settle()
         self.update(time.monotonic())
 
+    def reload(self) -> None:
+        """Apply the options of the stream that have changed."""
+        rules = self.health_rules()
+        for lane in self.lanes:
+            lane.health.rules = rules
+        self._settle()
+        self.viewers_came()
+
     def close(self) -> None:
         """Remove all sources, and release the stream."""
+        if self._slate is not None:
+            self._slate.stop()
+            self._slate = None
         for lane in list(self.lanes):
             lane.source.detach()
             lane.close()
@@ -248,7 +273,7 @@ class Ingest:
         self._last, self._last_clock = source, lane.clock
 
     def _codec_found(self, lane: Lane, found: VideoConfig | AudioConfig) -> None:
-        if lane is self.active and self._host is not None:
+        if lane is self.active and lane.role is not SourceRole.SLATE and self._host is not None:
             self._host.codec_found(found)
 
     def _settle(self) -> None:
@@ -295,8 +320,46 @@ class Ingest:
         for lane in list(self.lanes):
             lane.tick(now_s)
         self._tick_copies(now_s)
+        self._tick_slate(now_s)
         self.update(now_s)
-        return len(self.lanes) > 1 or (bool(self.lanes) and self.active is None)
+        return len(self.lanes) > 1 or (bool(self.lanes) and self.active is None) or self._may_need_slate
+
+    # The slate ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_need_slate(self) -> bool:
+        return self._slate is not None or (self._host is not None and self._host.has_viewers and self._host.slate is not None)
+
+    def viewers_came(self) -> None:
+        """The stream has a player or relay: the slate may be needed."""
+        if self._may_need_slate:
+            self._watch()
+
+    def _tick_slate(self, now_s: float) -> None:
+        """Start or stop the slate."""
+        host, player = self._host, self._slate
+        assert host is not None
+        usable = (self._candidate(lane, now_s) for lane in self.publishers)
+        needed = host.has_viewers and not any(each.ready and each.condition is not Condition.DOWN for each in usable)
+        if player is not None and (not needed or player.slate is not host.slate):
+            if self.active is not None and self.active.role is SourceRole.SLATE and needed is False and host.has_viewers:
+                # Until a publisher has taken over, in `update`.
+                return
+            self._end_slate(player)
+            player = None
+        slate = host.slate
+        if player is None and needed and slate is not None:
+            player = self._slate = SlatePlayer(slate)
+            self.add(player.source, SourceRole.SLATE)
+            player.start()
+
+    def _end_slate(self, player: SlatePlayer) -> None:
+        self._slate = None
+        player.stop()
+        was_active = self.active is not None and self.active.source is player.source
+        self.remove(player.source, "the slate has ended")
+        if was_active and self.active is None and self._host is not None:
+            self._host.slate_ended()
 
     def _rules(self) -> SelectionRules:
         options = self._publish_options()
@@ -397,7 +460,7 @@ class Ingest:
             host.set_headers(source.headers.current)
         for found in (source.stats.video, source.stats.audio):
             if found is not None:
-                host.codec_found(found)
+                self._codec_found(lane, found)
         source.set_wanted(True)
         self._last, self._last_fault = source, ""
 

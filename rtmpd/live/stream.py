@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rtmpd.live.source import Received, Source
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.rewrite import Rewrite
+    from rtmpd.media.slate import Slate
     from rtmpd.media.video_codecs import VideoConfig
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Stream:
             stream becomes live by it.
         on_live_stop: Called with the reason when the stream is no longer live, before anything is appended for that.
         watch: Called when `tick` is to be called about every 50 ms, until it returns False.
+        slates: Returns the slate that was read from a file.
 
     Attributes:
         players: Those that play the stream, or are about to; kept by the hub.
@@ -114,6 +116,7 @@ class Stream:
         on_switch: Callable[[Stream, Switch, bool], None] = lambda stream, switch, first: None,
         on_live_stop: Callable[[Stream, str], None] = lambda stream, reason: None,
         watch: Callable[[Stream], None] = lambda stream: None,
+        slates: Callable[[str], Slate | None] = lambda path: None,
     ) -> None:
         self.key = StreamKey(key)
         self.options = options
@@ -129,6 +132,7 @@ class Stream:
         self._courier = courier or Courier()
         self._on_switch = on_switch
         self._on_live_stop = on_live_stop
+        self._slates = slates
         self._end_reason = ""
         self.taken_over_at: float | None = None
         self._jumps = 0
@@ -225,8 +229,15 @@ class Stream:
         for lane in self.ingest.publishers:
             self.remove(lane.source, reason)
         self._stop_being_live(reason or self._end_reason)
-        if not self.announced:
-            return
+        slate = self.ingest.active
+        if slate is not None:
+            # What viewers are shown goes on.
+            self._machine.to(StreamPhase.SLATE)
+        elif self.announced:
+            self._end_announcement()
+
+    def _end_announcement(self) -> None:
+        """Notify players that the stream has ended."""
         self._machine.to(StreamPhase.IDLE)
         self._start_waiting()
         self._notify(NoticeKind.UNPUBLISHED, f"{self.key} is now unpublished.")
@@ -291,6 +302,22 @@ class Stream:
     def continued(self) -> bool:
         """Whether there are readers on the timeline: those that only wait or pause are on none yet."""
         return any(each.fanout.has_cursors or each.log.readers for each in self._outputs)
+
+    @property
+    def has_viewers(self) -> bool:
+        """Whether there are players or relays, also such that wait."""
+        return bool(self.players) or any(len(each.fanout) for each in self._outputs)
+
+    @property
+    def slate(self) -> Slate | None:
+        """The slate of the stream's application."""
+        path = self.options.slate.slate_file
+        return self._slates(path) if path else None
+
+    def slate_ended(self) -> None:
+        """Notify players that nothing is played any more, unless the publisher is still waited for."""
+        if self.phase is StreamPhase.SLATE:
+            self._end_announcement()
 
     def follow(self, timeline: Timeline, *, afresh: bool) -> None:
         """Take over the timeline of a source. *afresh*: no reader is on the one before, and none may join on it."""
@@ -408,6 +435,7 @@ class Stream:
     def _want_source(self) -> None:
         if self.ingest.active is not None:
             self.ingest.active.source.set_wanted(True)
+        self.ingest.viewers_came()
 
     @property
     def _has_readers(self) -> bool:
@@ -525,6 +553,7 @@ class Stream:
         """Apply new options."""
         changed = options.live != self.options.live
         self.options = options
+        self.ingest.reload()
         if not options.live.gop_cache:
             self._forget_join_points()
         for output in self._outputs:

@@ -24,7 +24,7 @@ from rtmpd.media.video_codecs import VideoConfig, refine_video
 from rtmpd.util.files import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rtmpd.media.tags import TagInfo
@@ -124,7 +124,7 @@ def _load(data: bytes) -> Slate:
     if data.startswith(_FLV_VERSION):
         for message in _flv_messages(data):
             media.add(*message)
-        ends_ms = {type_id: _end_ms(times) for type_id, times in media.times.items()}
+        ends_ms = {type_id: track.end_ms for type_id, track in media.tracks.items() if track.last_ms >= 0}
     elif is_mp4(data[:LONGEST_HEADER_BYTES]):
         movie = read_movie(io.BytesIO(data))
         for header in movie.headers:
@@ -139,15 +139,6 @@ def _load(data: bytes) -> Slate:
 
 def _found(data: bytes) -> str:
     return f"one that begins with {data[:8].hex(' ')}" if data else "an empty one"
-
-
-def _end_ms(times: Sequence[int]) -> int:
-    """Return the end of the last frame of an FLV file, which has no durations: it lasts as long as the average one, rounded up.
-
-    A single frame is assumed to last a millisecond.
-    """
-    span = times[-1] - times[0]
-    return times[-1] + max(1, -(-span // max(1, len(times) - 1)))
 
 
 class Parameters(NamedTuple):
@@ -226,17 +217,44 @@ def _flv_messages(data: bytes, *, complete: bool = True) -> Iterator[tuple[int, 
 # Both ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Track:
+    """The times of the audio or video of a file.
+
+    Attributes:
+        ids: The track ids of the first message: what is known of a slate is that of its first track.
+        times: The timestamps of the frames of that track.
+        last_ms: The timestamp of the last frame of all tracks; -1 before the first.
+    """
+
+    __slots__ = ("ids", "last_ms", "times")
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = ids
+        self.times: list[int] = []
+        self.last_ms = -1
+
+    @property
+    def end_ms(self) -> int:
+        """The end of the last frame of an FLV file, which has no durations: it lasts as long as the average one, rounded up.
+
+        A single frame is assumed to last a millisecond.
+        """
+        times = self.times
+        average_ms = -(-(times[-1] - times[0]) // (len(times) - 1)) if len(times) > 1 else 0
+        return self.last_ms + max(1, average_ms)
+
+
 class _Media:
     """Collects the messages of a file.
 
     Attributes:
-        times: The timestamps of all frames by type id.
+        tracks: The tracks by type id.
         video, audio: The configurations.
         reordered: Whether a video frame has a composition time other than 0: there are B-frames.
     """
 
     def __init__(self) -> None:
-        self.times: dict[int, list[int]] = {}
+        self.tracks: dict[int, _Track] = {}
         self.video: VideoConfig | None = None
         self.audio: AudioConfig | None = None
         self.reordered = False
@@ -246,36 +264,42 @@ class _Media:
 
     def add(self, type_id: int, timestamp_ms: int, payload: bytes) -> None:
         """Add a message. What is neither a frame nor a header, such as the end of a sequence, is left out."""
-        video = type_id == VIDEO
-        info = video_info(payload) if video else audio_info(payload)
+        info = video_info(payload) if type_id == VIDEO else audio_info(payload)
+        if info.kind not in _HEADERS and info.kind not in _FRAMES:
+            return
+        track = self.tracks.get(type_id)
+        if track is None:
+            track = self.tracks[type_id] = _Track(info.tracks)
         if info.kind in _HEADERS:
             self._add_header(type_id, timestamp_ms, payload, info)
-        elif info.kind in _FRAMES:
-            self._add_frame(type_id, timestamp_ms, payload, info)
         else:
+            self._add_frame(type_id, timestamp_ms, payload, info)
+        if info.tracks != track.ids:
             return
-        if not video:
-            self.audio = refine_audio(self.audio, payload) if info.kind is Kind.HEADER or not self.audio else self.audio
+        if type_id == AUDIO:
+            if info.kind is Kind.HEADER or self.audio is None:
+                self.audio = refine_audio(self.audio, payload)
         elif info.kind is not Kind.FRAME:
             self.video = refine_video(self.video, payload)
 
     def _add_header(self, type_id: int, timestamp_ms: int, payload: bytes, info: TagInfo) -> None:
         key = (type_id, info.kind, info.packet_type, info.tracks)
-        if self.times.get(type_id) and self._headers.get(key, (type_id, payload)) != (type_id, payload):
+        if self.tracks[type_id].last_ms >= 0 and self._headers.get(key, (type_id, payload)) != (type_id, payload):
             raise SlateError(f"expected one codec configuration, found another one of {_KINDS[type_id]} at {timestamp_ms} ms")
         self._headers[key] = (type_id, payload)
 
     def _add_frame(self, type_id: int, timestamp_ms: int, payload: bytes, info: TagInfo) -> None:
-        kind = _KINDS[type_id]
-        times = self.times.setdefault(type_id, [])
-        if not times:
+        kind, track = _KINDS[type_id], self.tracks[type_id]
+        if track.last_ms < 0:
             if not info.codec or info.codec.startswith(("0x", "id ")):
                 raise SlateError(f"{kind} codec {info.codec or 'without a name'} is not supported")
             if info.codec in _NEED_HEADERS and not any(header[0] == type_id for header in self._headers.values()):
                 raise SlateError(f"expected a sequence header before the first frame of {info.codec}, found none")
-        elif timestamp_ms < times[-1]:
-            raise SlateError(f"damaged: the timestamps of {kind} go back from {times[-1]} to {timestamp_ms} ms")
-        times.append(timestamp_ms)
+        elif timestamp_ms < track.last_ms:
+            raise SlateError(f"damaged: the timestamps of {kind} go back from {track.last_ms} to {timestamp_ms} ms")
+        track.last_ms = timestamp_ms
+        if info.tracks == track.ids:
+            track.times.append(timestamp_ms)
         if len(self._frames) == MAX_MESSAGES:
             raise SlateError(f"expected at most {MAX_MESSAGES} frames, found more")
         self._has_keyframe = self._has_keyframe or info.kind in _KEYFRAMES
@@ -285,7 +309,7 @@ class _Media:
     @property
     def fps(self) -> float:
         """The average frame rate; 0 if it is not known."""
-        times = self.times.get(VIDEO, ())
+        times = self.tracks[VIDEO].times if VIDEO in self.tracks else []
         if len(times) < 2 or times[-1] == times[0]:
             return 0.0
         frames, span_ms = len(times) - 1, times[-1] - times[0]
@@ -297,7 +321,7 @@ class _Media:
         """Return the slate. *ends_ms* are the ends of the last frames by type id."""
         if not self._frames:
             raise SlateError("expected audio or video frames, found none")
-        has_video = bool(self.times.get(VIDEO))
+        has_video = VIDEO in self.tracks and self.tracks[VIDEO].last_ms >= 0
         # Sorting keeps the order of equal ones, and so of each track.
         frames = sorted(self._frames, key=lambda message: (message.timestamp_ms, message.type_id != VIDEO))
         first = 0

@@ -162,14 +162,13 @@ def _avc(record: bytes) -> VideoConfig:
     config = VideoConfig("h264", profile, level)
     size = int.from_bytes(record[6:8], "big")
     try:
-        return _avc_sps(config, record[8 : 8 + size])
+        return _avc_sps(config, BitReader(unescape(record[9 : 8 + size])))
     except (EOFError, IndexError):
         return config
 
 
-def _avc_sps(config: VideoConfig, nal: bytes) -> VideoConfig:
-    """Parse a sequence parameter set (H.264 section 7.3.2.1.1)."""
-    reader = BitReader(unescape(nal[1:]))
+def _avc_sps(config: VideoConfig, reader: BitReader) -> VideoConfig:
+    """Parse a sequence parameter set (H.264 section 7.3.2.1.1) up to the usability information."""
     profile_idc = reader.bits(8)
     reader.skip(16)  # constraints, level
     reader.ue()  # the set's id
@@ -211,6 +210,61 @@ def _avc_sps(config: VideoConfig, nal: bytes) -> VideoConfig:
         height -= (reader.ue() + reader.ue()) * unit_y * (1 if frames_only else 2)
     width, height = _picture_size(width, height)
     return replace(config, width=width, height=height, bit_depth=bit_depth, chroma=chroma)
+
+
+def avc_timing_bits(record: bytes) -> int | None:
+    """Return the number of bits before pic_struct in picture timing SEI messages (H.264 section D.1.3).
+
+    Args:
+        record: An avcC.
+
+    Returns:
+        None if there is no pic_struct, or the record can't be parsed.
+    """
+    if len(record) < 9 or record[0] != 1:
+        return None
+    reader = BitReader(unescape(record[9 : 8 + int.from_bytes(record[6:8], "big")]))
+    try:
+        _avc_sps(VideoConfig("h264"), reader)
+        # vui_parameters, section E.1.1.
+        if not reader.flag():
+            return None
+        if reader.flag() and reader.bits(8) == _EXTENDED_SAR:
+            reader.skip(32)
+        if reader.flag():
+            reader.skip(1)  # overscan
+        if reader.flag():
+            reader.skip(4)
+            if reader.flag():
+                reader.skip(24)  # colours
+        if reader.flag():
+            reader.ue()  # chroma locations
+            reader.ue()
+        if reader.flag():
+            reader.skip(65)  # time scale
+        bits = [_hrd_delay_bits(reader) for _ in range(2) if reader.flag()]
+        if bits:
+            reader.skip(1)
+        return (bits[-1] if bits else 0) if reader.flag() else None
+    except (EOFError, IndexError):
+        return None
+
+
+_EXTENDED_SAR = 255
+
+
+def _hrd_delay_bits(reader: BitReader) -> int:
+    """Parse hrd_parameters (H.264 section E.1.2); return the bits of the two delays in picture timing."""
+    buffers = min(reader.ue(), 31) + 1
+    reader.skip(8)
+    for _ in range(buffers):
+        reader.ue()
+        reader.ue()
+        reader.skip(1)
+    reader.skip(5)
+    bits = reader.bits(5) + 1 + reader.bits(5) + 1
+    reader.skip(5)
+    return bits
 
 
 def _skip_scaling_list(reader: BitReader, size: int) -> None:

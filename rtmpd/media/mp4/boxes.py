@@ -10,8 +10,8 @@ from rtmpd.errors import Mp4Error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_BOXES = 10_000
-"""The number of boxes on one level of a file that are walked."""
+MAX_BOXES = 1000
+"""The number of boxes inside a box that are walked."""
 
 LONGEST_HEADER_BYTES = 16
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from rtmpd.errors import Mp4Error
 from rtmpd.media.flv import AUDIO, MAX_PAYLOAD_BYTES, VIDEO
-from rtmpd.media.mp4.boxes import LONGEST_HEADER_BYTES, MAX_BOXES, Box, Content, name, read_header
+from rtmpd.media.mp4.boxes import LONGEST_HEADER_BYTES, Box, Content, name, read_header
 from rtmpd.media.mp4.codecs import SUPPORTED, Codec, audio_codec, video_codec
 from rtmpd.media.mp4.samples import Fragments, Sample, read_defaults, table_samples
 
@@ -26,6 +26,7 @@ _FIRST_BOXES = frozenset(
     (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"uuid", b"pdin", b"moof", b"prfl")
 )
 _MAX_MOOV_BYTES = 32 << 20
+_MAX_TOP_BOXES = 10_000
 _MAX_TRACKS = 64
 _MAX_EDITS = 1024
 _KINDS = {b"vide": VIDEO, b"soun": AUDIO}
@@ -169,14 +170,14 @@ def read_movie(file: BinaryIO) -> Movie:
 
 def _top_boxes(file: BinaryIO, file_bytes: int) -> Iterator[Box]:
     position = 0
-    for _ in range(MAX_BOXES):
+    for _ in range(_MAX_TOP_BOXES):
         if position + 8 > file_bytes:
             return
         file.seek(position)
         box = read_header(file.read(LONGEST_HEADER_BYTES), position, file_bytes)
         yield box
         position = box.end
-    raise Mp4Error(f"the file has more than {MAX_BOXES} boxes")
+    raise Mp4Error(f"the file has more than {_MAX_TOP_BOXES} boxes")
 
 
 def _load(file: BinaryIO, box: Box) -> Content:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_SAMPLES = 250_000
 """The number of samples of a track: more than an hour of video with 60 frames per second."""
 
+MAX_FRAGMENT_BOXES = 200_000
+"""The number of boxes in all fragments of a file."""
+
 _NOT_SYNC = 0x10000  # sample_is_non_sync_sample (section 8.8.3.1)
 _MAX_DELTA = 1 << 31
 
@@ -188,13 +191,14 @@ class Fragments:
         file_bytes: The size of the file.
     """
 
-    __slots__ = ("_defaults", "_file_bytes", "_left_bytes", "_tracks")
+    __slots__ = ("_defaults", "_file_bytes", "_left_boxes", "_left_bytes", "_tracks")
 
     def __init__(self, tracks: dict[int, list[Sample]], defaults: dict[int, Defaults], file_bytes: int) -> None:
         self._tracks = tracks
         self._defaults = defaults
         self._file_bytes = file_bytes
         self._left_bytes = file_bytes
+        self._left_boxes = MAX_FRAGMENT_BOXES
 
     def add(self, moof: Content, moof_position: int) -> None:
         """Add the samples of a fragment.
@@ -207,13 +211,24 @@ class Fragments:
             Mp4Error: The fragment is damaged.
         """
         position = moof_position
-        for traf in moof.boxes():
+        for traf in self._children(moof):
             if traf.box.kind == b"traf":
                 position = self._add_track(traf, moof_position, position)
 
+    def _children(self, box: Content) -> list[Content]:
+        """Return the boxes in a box of a fragment."""
+        children = list(islice(box.boxes(), self._left_boxes + 1))
+        self._left_boxes -= len(children)
+        if self._left_boxes < 0:
+            raise Mp4Error(f"the fragments of the file have more than {MAX_FRAGMENT_BOXES} boxes")
+        return children
+
     def _add_track(self, traf: Content, moof_position: int, position: int) -> int:
         """Add the samples of a traf box; *position* is the end of the data of the one before it. Return that of this one."""
-        head = traf.need(b"tfhd")
+        children = self._children(traf)
+        head = next((each for each in children if each.box.kind == b"tfhd"), None)
+        if head is None:
+            raise Mp4Error("damaged: a fragment of a track has no tfhd")
         track = head.number(4, 4)
         samples = self._tracks.get(track)
         if samples is None:
@@ -230,7 +245,7 @@ class Fragments:
             if flags & bit:
                 values[index] = head.number(offset, 4)
                 offset += 4
-        decode = traf.find(b"tfdt")
+        decode = next((each for each in children if each.box.kind == b"tfdt"), None)
         time = samples[-1].time + samples[-1].duration if samples else 0
         if decode is not None:
             start = decode.number(4, 8 if decode.version else 4)
@@ -241,7 +256,7 @@ class Fragments:
                 samples[-1] = samples[-1]._replace(duration=start - samples[-1].time)
             time = start
         position = base
-        for run in traf.boxes():
+        for run in children:
             if run.box.kind == b"trun":
                 position, time = self._add_run(run, samples, Defaults(*values), base, position, time)
         return position

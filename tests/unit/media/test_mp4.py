@@ -15,7 +15,7 @@ from rtmpd.media.mp4.movie import is_mp4, read_movie
 from rtmpd.media.mp4.samples import MAX_SAMPLES
 from tests.media_files import FILES, frames, sequence_headers, split_flv
 
-GOOD = [name for name in FILES if not name.endswith(".flv") and name != "prores.mov"]
+GOOD = [name for name in FILES if not name.endswith(".flv") and name not in ("prores.mov", "cmaf.mp4")]
 
 
 def read(data: bytes):
@@ -60,6 +60,16 @@ def test_the_end_of_a_track_is_that_of_its_last_frame(media_files, name):
         times = [message.timestamp_ms for message in messages if message.type_id == type_id]
         longest = max(after - before for before, after in pairwise(times))
         assert times[-1] < end_ms <= times[-1] + longest + 1
+
+
+def test_fragments_with_negative_composition_offsets_are_in_sync(media_files):
+    """ffmpeg's FLV of this file has the video 67 ms late: it learns of negative offsets when it has read the first frames."""
+    messages = list(read(media_files.path("cmaf.mp4").read_bytes()).messages())
+    video, audio = frames(messages, VIDEO), frames(messages, AUDIO)
+    assert video[0].timestamp_ms == 0
+    assert video[0].composition_ms == audio[0].timestamp_ms == 67
+    wanted = split_flv(media_files.remuxed("cmaf.mp4"))
+    assert [each.data for each in video + audio] == [each.data for each in frames(wanted, VIDEO) + frames(wanted, AUDIO)]
 
 
 def test_an_unsupported_codec_is_named(media_files):
@@ -207,6 +217,15 @@ def test_frames_after_the_end_of_an_edit_are_left_out():
 def test_a_damaged_file_is_refused_with_the_reason(data, message):
     with pytest.raises(Mp4Error, match=message):
         list(read(data).messages())
+
+
+def test_fragments_of_millions_of_boxes_are_refused():
+    defaults = box("mvex", box("trex", bytes(4), struct.pack(">IIIII", 1, 1, 100, 10, 0)))
+    fragment = box("moof", *[box("traf", box("tfhd", bytes(4), struct.pack(">I", 1)))] * 900)
+    data = movie()
+    start = data.index(b"moov") - 4
+    with pytest.raises(Mp4Error, match="more than 200000 boxes"):
+        read(data[:start] + box("moov", data[start + 8 :], defaults) + fragment * 120)
 
 
 def test_samples_that_share_bytes_are_not_multiplied():
