@@ -47,7 +47,8 @@ class EventType(enum.StrEnum):
     LIVE_START = "live_start"
     """A stream is live, by the first of its publishers: id (of that publish)."""
     LIVE_STOP = "live_stop"
-    """A stream is no longer live: its last publisher has ended, or was lost and did not return within publisher_grace_s: reason."""
+    """A stream is no longer live: its last publisher has ended, or was lost and did not return within publisher_grace_s:
+    reason."""
     SOURCE_ACTIVE = "source_active"
     """Another source feeds a stream: id (of the publish; 0: a slate), kind (rtmp or slate), role (primary, backup or slate),
     cause (first, return, failover, failback, slate or manual), headers_changed, remote_addr."""

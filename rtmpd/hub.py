@@ -122,7 +122,7 @@ class RelayFigures:
 
 
 _CAUSES = {
-    Cause.RETURN: "a publisher has returned",
+    Cause.RETURN: "it sends media",
     Cause.FAILOVER: "the active source has failed",
     Cause.FAILBACK: "it is healthy again (failback)",
     Cause.SLATE: "no publisher sends media",

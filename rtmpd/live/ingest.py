@@ -1,8 +1,8 @@
 """The sources of one stream: which of them is active, and what happens when it fails.
 
-A source that is alone feeds its stream directly. When there are several, or readers have to continue on the timeline of a source that
-has ended, each source has a lane (`rtmpd.live.lane`), which keeps its last group of pictures until the source becomes active. What
-follows from roles and health is decided by `rtmpd.live.selection`; how the messages of two sources are joined, by
+A source that is alone feeds its stream directly. When there are several, or readers have to continue on the timeline of a source
+that has ended, each source has a lane (`rtmpd.live.lane`), which keeps its last group of pictures until the source becomes active.
+What follows from roles and health is decided by `rtmpd.live.selection`; how the messages of two sources are joined, by
 `rtmpd.live.splice`.
 """
 
@@ -20,6 +20,7 @@ from rtmpd.live.selection import Candidate, Cause, Choice, Condition, Failback, 
 from rtmpd.live.slate_player import SlatePlayer
 from rtmpd.live.source import Received, Source, SourceStream
 from rtmpd.live.splice import End, Kept, Splice, signed
+from rtmpd.media.clock import timestamp_shift_ms
 from rtmpd.media.tags import Kind, audio_kind, video_kind
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ class Ingest:
 
     Args:
         host: The stream.
-        watch: Called when there is something to be watched: `tick` must be called about every 50 ms from then on, until it returns
-            False.
+        watch: Called when there is something to be watched: `tick` must be called about every 50 ms from then on, until it
+            returns False.
 
     Attributes:
         lanes: One for each source.
@@ -302,6 +303,7 @@ class Ingest:
 
     def joined(self, lane: Lane) -> None:
         """A source that stands by has sent a message to start at."""
+        lane.tick(time.monotonic())
         waited = self._waited_for
         if self.active is None or self.active.role is SourceRole.SLATE:
             self.update(time.monotonic())
@@ -372,7 +374,10 @@ class Ingest:
         if self.active is None and not candidate.ready:
             # Some encoders send one keyframe, or none: then readers start without. And those that come later start with one.
             wait_s, stood_by_s = self._host.options.live.keyframe_wait_s, now_s - lane.source.started_at
-            candidate = candidate._replace(ready=not self._host.continued or 0 < wait_s <= stood_by_s)
+            if not self._host.continued:
+                candidate = candidate._replace(ready=True, condition=Condition.HEALTHY)
+            elif 0 < wait_s <= stood_by_s:
+                candidate = candidate._replace(ready=True)
         return candidate
 
     def update(self, now_s: float) -> None:
@@ -510,8 +515,8 @@ class Ingest:
         self._matcher.forget(number)
         self.copies_joined += 1
         log.info(
-            "%s: the publishers from %s and %s send identical frames (%d ms apart): each frame is taken from the first one that "
-            "brings it (match_copies)",
+            "%s: the publishers from %s and %s send identical frames (%d ms apart): each frame is taken from the first one "
+            "that brings it (match_copies)",
             host.name,
             active.source.info.peer,
             lane.source.info.peer,
@@ -554,8 +559,8 @@ class Ingest:
         assert host is not None
         self.copies_broken += 1
         log.warning(
-            "%s: the publisher from %s does not send the frames of the other one any more: from now on a failover takes place at a "
-            "keyframe (match_copies)",
+            "%s: the publisher from %s does not send the frames of the other one any more: from now on a failover takes place "
+            "at a keyframe (match_copies)",
             host.name,
             lane.source.info.peer,
         )
@@ -612,9 +617,9 @@ class Ingest:
         present = max(0, round(now_s * 1000 - before_ms - newest))
         by_arrival = max(newest - own, min(by_arrival, newest - own + present + _AHEAD_LIMIT_MS))
         if self._publish_options().align_clocks and self._last_clock is not None:
-            by_clock = lane.clock.offset_from(self._last_clock)
-            if by_clock is not None and abs(by_clock - by_arrival) <= _CLOCK_LIMIT_MS:
-                return max(newest - own, by_clock)
+            difference_ms = timestamp_shift_ms(self._last_clock, lane.clock, -by_arrival)
+            if difference_ms is not None and abs(difference_ms + by_arrival) <= _CLOCK_LIMIT_MS:
+                return max(newest - own, -difference_ms)
         return by_arrival
 
 

@@ -1,8 +1,8 @@
 """A lane: what lies between one source and its stream while the stream has, or is about to have, another source.
 
-The lane of a source that stands by keeps its last group of pictures in a log of its own, so that the source can take over at once.
-The lane of the active source hands its messages to the stream. Both observe what the health of the source follows from. A source
-that is alone feeds its stream directly.
+The lane of a source that stands by keeps its last group of pictures in a log of its own, so that the source can take over at
+once. The lane of the active source hands its messages to the stream. Both observe what the health of the source follows from. A
+source that is alone feeds its stream directly.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from rtmpd.live.framing import DATA, VIDEO
+from rtmpd.live.framing import DATA, NO_HEADERS, VIDEO
 from rtmpd.live.health import Fault, Health, HealthFigures
 from rtmpd.live.log import Log
 from rtmpd.live.selection import Candidate, Condition, SourceRole
 from rtmpd.live.splice import Kept
-from rtmpd.media.clock import ContentClock, data_time, video_time
+from rtmpd.media.clock import USUAL_LAYOUT, ContentClock, data_time, frame_layout, video_time
 from rtmpd.media.tags import Kind
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rtmpd.live.health import HealthRules
     from rtmpd.live.source import Source, SourceStream
     from rtmpd.live.splice import Splice
+    from rtmpd.media.clock import ContentTime, FrameLayout
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Lane:
         "_keyframes",
         "_largest_audio",
         "_largest_inter",
+        "_layout",
+        "_layout_of",
         "_messages",
         "_owner",
         "_splice",
@@ -119,6 +122,7 @@ class Lane:
         self._framing = framing
         self._cache_limit_bytes = cache_limit_bytes
         self.lag_ms: float | None = None
+        self._layout, self._layout_of = USUAL_LAYOUT, NO_HEADERS
         self._splice: Splice | None = None
         self._messages = 0
         self._keyframes = 0
@@ -216,9 +220,9 @@ class Lane:
             return
         if kind == _KEYFRAME and type_id == VIDEO:
             self._keyframes += 1
-            self.clock.note(timestamp, video_time(payload))
+            self._note_time(timestamp, video_time(payload, self._frame_layout()))
         elif type_id == DATA:
-            self.clock.note(timestamp, data_time(payload))
+            self._note_time(timestamp, data_time(payload))
         elif kind == _FRAME:
             self._note_size(type_id, len(payload))
         if self.observed and kind in (_FRAME, _KEYFRAME):
@@ -233,6 +237,19 @@ class Lane:
             self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=join_point)
         else:
             owner.stream.deliver(type_id, timestamp, payload, kind, join_point)
+
+    def _note_time(self, timestamp: int, time: ContentTime | None) -> None:
+        if time is not None:
+            self.clock.note(timestamp, time)
+
+    def _frame_layout(self) -> FrameLayout:
+        """Return how frames are to be read for a clock: what the newest video header says."""
+        headers = self.source.headers.current
+        if headers is not self._layout_of:
+            self._layout_of = headers
+            videos = [payload for type_id, payload in headers.items if type_id == VIDEO]
+            self._layout = frame_layout(videos[-1]) if videos else USUAL_LAYOUT
+        return self._layout
 
     def _deliver_copy(self, owner: LaneOwner, message: Kept) -> None:
         """Take a message of a copy. Data come from the active source alone; what comes before a frame, in the place of one."""

@@ -58,8 +58,8 @@ class ConflictRules(NamedTuple):
     """The rules of one application for a second publisher.
 
     Attributes:
-        silent_s: A publisher that has been silent for this long is replaced: its encoder has probably lost its network, and comes
-            back as the new one. 0: never.
+        silent_s: A publisher that has been silent for this long is replaced: its encoder has probably lost its network, and
+            comes back as the new one. 0: never.
         on_conflict: What happens otherwise.
         standby_limit: The largest number of sources that stand by.
     """
@@ -128,12 +128,11 @@ class Cause(enum.StrEnum):
     FIRST = "first"
     """No source was active, and readers were on no timeline."""
     RETURN = "return"
-    """No source was active; the readers that were kept continue."""
+    """No publisher was active, and perhaps a slate; readers continue with this one."""
     FAILOVER = "failover"
     """The active source has ended or has a fault."""
     FAILBACK = "failback"
-    """The source has a preferred role, and has been healthy for ``failback_after_s``; or it is a publisher, and a slate was
-    active."""
+    """The source has a preferred role, and has been healthy for ``failback_after_s``."""
     SLATE = "slate"
     """No publisher can be active."""
     MANUAL = "manual"
@@ -183,7 +182,7 @@ class SelectionRules(NamedTuple):
         if active is None:
             return Choice(best.number, Cause.SLATE if slate else Cause.RETURN)
         if active.role is SourceRole.SLATE:
-            return None if slate else Choice(best.number, Cause.FAILBACK)
+            return None if slate else Choice(best.number, Cause.RETURN)
         if active.condition is Condition.DOWN:
             return Choice(best.number, Cause.SLATE if slate else Cause.FAILOVER)
         if slate:

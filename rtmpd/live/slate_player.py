@@ -38,7 +38,7 @@ class SlatePlayer:
     def __init__(self, slate: Slate) -> None:
         self.slate = slate
         self.source = Source(SourceInfo(SourceKind.SLATE, ""), log, self._stop)
-        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._greenlet: gevent.Greenlet[[Source, Slate], None] | None = None
 
     def start(self) -> None:
         """Send the headers and the first frame at once, and all others in real time. The source is attached to its stream."""

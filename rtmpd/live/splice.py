@@ -1,9 +1,9 @@
 """A splice: how the messages of a source that takes over continue those of the source before, on one timeline. Pure.
 
-The source that takes over begins with a keyframe that is usually older than what readers have been sent: decoders need it, but it
-must not be shown later than it was taken. So the video up to the place where the source before has ended is compressed: it gets
-timestamps a millisecond or more apart, and players show the last of it. From there on timestamps are those of the source. Audio
-needs no frame before it: what readers have heard is left out.
+The source that takes over begins with a keyframe that is usually older than what readers have been sent: decoders need it, but
+it must not be shown later than it was taken. So the video up to the place where the source before has ended is compressed: it
+gets timestamps a millisecond or more apart, and players show the last of it. From there on timestamps are those of the source.
+Audio needs no frame before it: what readers have heard is left out.
 """
 
 from __future__ import annotations

@@ -513,9 +513,9 @@ class Stream:
             young = now_s - source.started_at < _LAZY_AFTER_S
             source.set_wanted(self._has_readers or young or source.stats.bitrate > _LAZY_LIMIT)
         self.check_sources(now_s)
-        if self.ended_at is not None and not self.ingest.publishers and self.available:
-            if now_s - self.ended_at >= self.options.publish.publisher_grace_s:
-                self.end(self._end_reason)
+        kept = self.available and not self.ingest.publishers and self.ended_at is not None
+        if kept and now_s - (self.ended_at or 0.0) >= self.options.publish.publisher_grace_s:
+            self.end(self._end_reason)
         if self._revisions > _REVISIONS:
             self.revise()
         self._revisions = 0

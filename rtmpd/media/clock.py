@@ -466,6 +466,13 @@ class ContentClock:
                 offset -= wrap if jump > 0 else -wrap
         offsets.append(offset)
 
+    def shift(self, by_ms: int) -> None:
+        """Take note that all timestamps are later by *by_ms* from now on, those of the past, too."""
+        for offsets in self._offsets.values():
+            moved = [offset - by_ms for offset in offsets]
+            offsets.clear()
+            offsets.extend(moved)
+
     def offset_of(self, kind: ClockKind) -> int | None:
         """Return the time of the content minus the timestamp, in milliseconds: the median of the newest samples.
 

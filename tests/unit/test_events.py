@@ -64,6 +64,7 @@ def test_an_unsubscribed_handler_is_not_called():
 def test_the_public_names_do_not_change():
     assert [str(each) for each in EventType] == [
         *("connection_accept", "connection_close", "handshake_complete", "stream_create", "stream_delete"),
-        *("publish_start", "publish_stop", "play_start", "play_stop", "player_slow"),
+        *("publish_start", "publish_stop", "live_start", "live_stop", "source_active", "failover", "failback"),
+        *("play_start", "play_stop", "player_slow"),
         *("codec_detected", "subscriber_count", "auth_failed", "record_done", "relay_up", "relay_down"),
     ]

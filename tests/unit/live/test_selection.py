@@ -139,6 +139,6 @@ def test_without_an_automatic_failback_the_primary_is_used_only_when_the_backup_
 @pytest.mark.parametrize("failback", Failback)
 def test_a_slate_gives_way_to_any_publisher_that_sends(failback):
     rules = RULES._replace(failback=failback)
-    assert rules.choose(SLATE, [BACKUP._replace(healthy_s=0)], 0) == Choice(2, Cause.FAILBACK)
-    assert rules.choose(SLATE, [faulty(PRIMARY)], 0) == Choice(1, Cause.FAILBACK)
+    assert rules.choose(SLATE, [BACKUP._replace(healthy_s=0)], 0) == Choice(2, Cause.RETURN)
+    assert rules.choose(SLATE, [faulty(PRIMARY)], 0) == Choice(1, Cause.RETURN)
     assert rules.choose(SLATE, [down(PRIMARY)], 0) is None
