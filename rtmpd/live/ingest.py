@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _METADATA, _HEADER, _TRACK_KEYFRAME = int(Kind.METADATA), int(Kind.HEADER), int(Kind.TRACK_KEYFRAME)
 _FRAMES = _FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
 _MATCH_S = 0.5
+_COPY_WAIT_MS = 2000
+"""A copy that is further behind is not waited for when another one has left out a frame: viewers would wait, too."""
 _CLOCK_LIMIT_MS = 10_000
 """Clocks in the content of two sources that differ by more than this from what their arrival says are not comparable."""
 _AHEAD_LIMIT_MS = 1000
@@ -500,7 +502,7 @@ class Ingest:
         host, number = self._host, lane.source.number
         assert host is not None
         if self._merger is None:
-            self._merger = CopyMerger()
+            self._merger = CopyMerger(max_wait_ms=_COPY_WAIT_MS)
             self._merger.add(active.source.number)
             # What readers have been sent must not be emitted again.
             for type_id, timestamp, payload, kind in _messages(host.published_log):

@@ -1,14 +1,18 @@
 """Encoders and players of a picture that shows its number: what a viewer sees can be compared with what was taken.
 
-The test makes each picture once, and writes it to all encoders at the same time, as one camera with several encoders does. A player
-decodes the stream; each decoded picture has a presentation time and the number that is in it.
+The test makes each picture once, and writes it to all encoders at the same time, as one camera with several encoders does. A
+player decodes the stream; each decoded picture has a presentation time and the number that is in it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import re
+import struct
 import subprocess
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,7 +31,7 @@ _ENCODING = "-map 0:v -map 1:a -c:v libx264 -preset ultrafast -tune zerolatency 
 
 
 def picture(number: int) -> bytes:
-    """Return a gray picture that shows a number as bits, black or white, and below them noise, so that its frame is not tiny."""
+    """Return a gray picture that shows a number as bits, black or white; below them is noise, so that no frame is tiny."""
     row = b"".join(bytes([235 if number >> bit & 1 else 16]) * _BLOCK for bit in range(_BITS))
     return row * (HEIGHT - _NOISE) + random.Random(number).randbytes(WIDTH * _NOISE)
 
@@ -74,7 +78,7 @@ class Camera:
             for encoder in list(self._encoders):
                 self._write(encoder, data)
             self.number += 1
-            time.sleep(max(0.0, begun + self.number / RATE - time.monotonic()))
+            self._ending.wait(max(0.0, begun + self.number / RATE - time.monotonic()))
 
     def _write(self, encoder: subprocess.Popen[bytes], data: bytes) -> None:
         assert encoder.stdin is not None
@@ -102,11 +106,6 @@ class Camera:
 
 def _write_at_once(encoder: subprocess.Popen[bytes], data: bytes) -> None:
     """Write a picture as a whole, or nothing if the pipe is full."""
-    import fcntl
-    import os
-    import struct
-    import termios
-
     assert encoder.stdin is not None
     descriptor = encoder.stdin.fileno()
     waiting = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
