@@ -124,7 +124,7 @@ class RelayPhase(enum.Enum):
     UP = "up"
     """The destination has accepted the publish; media is sent."""
     WAITING = "waiting"
-    """The connection was up and is lost; the relay waits before the next attempt."""
+    """The connection was up and has ended; the relay waits before the next attempt."""
     FAILED = "failed"
     """The last attempt did not come up; the relay waits before the next one."""
     ENDED = "ended"
@@ -142,16 +142,16 @@ RELAY: Final = _table(
 
 
 class RecordingPhase(enum.Enum):
-    """The phase of the recording of one publish."""
+    """The phase of a recording."""
 
     WAITING = "waiting"
-    """It reads the log of the stream and waits for a batch of media."""
+    """It reads the log of the stream and waits for a batch of media, or for the end of a slate that is not recorded."""
     WRITING = "writing"
     """A thread writes a batch; meanwhile the log may grow up to ``disk_backlog_limit_bytes``."""
     RETRYING = "retrying"
     """The disk failed or was too slow: the memory of the log is released, and another file follows after ``record_retry_s``."""
     ENDING = "ending"
-    """The publish has ended; its remaining media is being written."""
+    """The stream is no longer live; its remaining media is being written."""
     ENDED = "ended"
 
 

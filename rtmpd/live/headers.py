@@ -13,6 +13,8 @@ MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 64
 """The number of tracks whose headers are cached."""
 
+_VIDEO_METADATA = "video metadata"
+
 
 @dataclass(slots=True)
 class HeaderCache:
@@ -30,6 +32,11 @@ class HeaderCache:
     _metadata: bytes | None = None
     _headers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
+    @property
+    def sequence_headers(self) -> dict[str, tuple[int, bytes]]:
+        """Type and payload of the sequence headers, by track, as in ``codecs``; without metadata."""
+        return {track: item for track, item in self._headers.items() if not track.startswith(_VIDEO_METADATA)}
+
     def set_metadata(self, payload: bytes | None) -> None:
         """Cache the payload of an onMetaData message; None: forget it."""
         if payload is not None and len(payload) > MAX_HEADER_BYTES:
@@ -42,7 +49,7 @@ class HeaderCache:
     def add_video(self, payload: bytes) -> bool:
         """Cache a video sequence header or metadata packet; return whether it brought a new codec."""
         info = video_info(payload)
-        prefix = "video metadata" if info.kind == Kind.METADATA else "video"
+        prefix = _VIDEO_METADATA if info.kind == Kind.METADATA else "video"
         self._add(prefix, info.tracks, (VIDEO, payload))
         return info.kind == Kind.HEADER and self.name_codec("video", info.tracks, info.codec)
 

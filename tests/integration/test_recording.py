@@ -12,8 +12,8 @@ import pytest
 from rtmpd.client import Client
 from rtmpd.media.flv_repair import scan
 from tests.integration.beside import wait_until
-from tests.integration.wire import Wire, gop, headers, send
-from tests.unit.services.recorder.recordings import recording, write
+from tests.integration.wire import AVC_HEADER, AVC_HEADER_2, VIDEO, Wire, gop, headers, send
+from tests.unit.services.recorder.recordings import read, recording, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,6 +179,100 @@ def test_a_stop_closes_recordings(recorder):
     assert frames(directory / "live" / "a.flv") >= 5
     (line,) = [line for line in server.lines if "recorded" in line and "live/a:" in line]
     assert re.search(r"live/a: recorded .*/live/a.flv; \d\.\d s, \d+ bytes", line)
+
+
+# Publishers that are lost ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grace(server, tmp_path):
+    """A server that records everything, with the default grace."""
+    directory = tmp_path / "recordings"
+    ini = f"[record]\nrecord_all = yes\nrecord_directory = {directory}\nrecord_file_name = {{name}}-{{n}}\n"
+    return server(ini, level="info"), directory
+
+
+def publish_and_break(server: Server, first: int, last: int, avc: bytes = AVC_HEADER) -> None:
+    """Publish groups of pictures, and close the connection without an unpublish."""
+    with Client(server.url("cam")) as client:
+        client.publish()
+        send(client, [item._replace(payload=avc) if item.type_id == VIDEO else item for item in headers()])
+        for number in range(first, last + 1):
+            send(client, gop(number))
+
+
+def wait_for_loss(server: Server, times: int = 1) -> None:
+    wait_until(lambda: len([line for line in server.log() if "stopped publishing live/cam" in line]) == times, "the loss")
+
+
+def videos(path: Path) -> list[tuple[int, bytes]]:
+    """Return timestamps and payloads of the video of a complete recording, in which no timestamp goes back."""
+    with path.open("rb") as file:
+        assert scan(file).clean
+    found = read(path)
+    for type_id in (8, 9):
+        times = [time for each, time, _ in found if each == type_id]
+        assert times == sorted(times)
+    return [(time, payload) for type_id, time, payload in found if type_id == VIDEO]
+
+
+def test_a_publisher_that_is_lost_and_returns_is_recorded_in_one_file(grace):
+    server, directory = grace
+    for number in range(3):
+        publish_and_break(server, 2 * number, 2 * number + 1)
+        wait_for_loss(server, number + 1)
+        assert files(directory) in ([], ["cam-1.flv.part"])
+    publish(server, "cam")
+    server.wait_for_line(r"live/cam: recorded ")
+    assert files(directory) == ["cam-1.flv"]
+    found = videos(directory / "cam-1.flv")
+    sent = [item.payload for number in (0, 1, 2, 3, 4, 5, 0, 1) for item in gop(number) if item.type_id == VIDEO]
+    assert [payload for _, payload in found] == [AVC_HEADER, *sent]
+    # It begins at 0, whatever the publishers' clocks, and the time between them is in the file.
+    assert found[0][0] == 0
+
+
+def test_a_publisher_that_returns_with_other_parameters_begins_another_file(grace):
+    server, directory = grace
+    publish_and_break(server, 0, 1)
+    wait_for_loss(server)
+    publish_and_break(server, 2, 3, AVC_HEADER_2)
+    wait_for_loss(server, 2)
+    publish_and_break(server, 4, 5, AVC_HEADER_2)
+    wait_for_loss(server, 3)
+    assert server.stop() == 0
+    assert files(directory) == ["cam-1.flv", "cam-2.flv"]
+    first, second = (videos(directory / name) for name in files(directory))
+    sent = [[item.payload for item in gop(number) if item.type_id == VIDEO] for number in range(6)]
+    assert [payload for _, payload in first] == [AVC_HEADER, *sent[0], *sent[1]]
+    assert [payload for _, payload in second] == [AVC_HEADER_2, *sent[2], *sent[3], *sent[4], *sent[5]]
+    assert second[1] == (0, sent[2][0])
+
+
+def test_parameters_that_change_within_a_publish_begin_another_file(grace):
+    server, directory = grace
+    with Client(server.url("cam")) as client:
+        client.publish()
+        send(client, [*headers(), *gop(0), headers(160)[1], *gop(1)])
+        client.send(VIDEO, 320, AVC_HEADER_2)
+        send(client, gop(2))
+        client.unpublish()
+    server.wait_for_line(r"recorded .*/cam-2\.flv")
+    assert len(videos(directory / "cam-1.flv")) == 10
+    assert [payload for _, payload in videos(directory / "cam-2.flv")][:2] == [AVC_HEADER_2, gop(2)[0].payload]
+
+
+def test_an_unpublish_closes_the_file_at_once(grace):
+    server, directory = grace
+    with Client(server.url("cam")) as client:
+        client.publish()
+        send(client, [*headers(), *gop(0)])
+        client.unpublish()
+        server.wait_for_line(r"live/cam: recorded ", 5)
+    # The next publish is another recording.
+    publish(server, "cam")
+    server.wait_for_line(r"live/cam: recorded .*/cam-1-2\.flv", 5)
+    assert files(directory) == ["cam-1-2.flv", "cam-1.flv"]
 
 
 FLOOD = 10_000

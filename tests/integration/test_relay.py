@@ -9,10 +9,12 @@ import signal
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import gevent
 import pytest
 
+from rtmpd.client import Client
 from rtmpd.protocol import amf0
 from rtmpd.protocol.command import encode_command
 from tests.conftest import Server
@@ -22,6 +24,7 @@ from tests.integration.wire import (
     AAC_HEADER,
     AUDIO,
     AVC_HEADER,
+    AVC_HEADER_2,
     DATA,
     VIDEO,
     Item,
@@ -328,6 +331,130 @@ def test_each_relay_has_events_and_metrics(relaying, target, publisher):
     # A relay is no player.
     found = metrics(running)
     assert (found["rtmp_subscribers_active"], found["rtmp_subscribers_total"]) == (0, 0)
+
+
+# Publishers that are lost ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def publishing_until_lost(server, number, avc=AVC_HEADER):
+    """Publish a group of pictures, and at the end close the connection without an unpublish."""
+    lost = len([line for line in server.log() if "stopped publishing live/cam" in line])
+    with Client(server.url("cam")) as client:
+        client.publish()
+        send(client, [HEADERS[0], Item(VIDEO, 0, avc), HEADERS[2], *gop(number)])
+        yield
+    wait_until(lambda: len([line for line in server.log() if "stopped publishing live/cam" in line]) > lost, "the loss")
+
+
+def is_up_with(there, last, number=0):
+    """Wait until a destination has got the last message of a group of pictures; return the connection."""
+    peer = there.publishing(number=number)
+    there.wait(lambda: gop(last)[-1].payload in [item.payload for item in peer.media], f"group {last}")
+    return peer
+
+
+def frames(peer):
+    """Return the video that a destination has got; no time may go back."""
+    times = [item.timestamp for item in peer.media if item.type_id == VIDEO]
+    assert times == sorted(times)
+    return peer.videos()
+
+
+def sent(*numbers, avc=AVC_HEADER):
+    return [avc, *(item.payload for number in numbers for item in gop(number) if item.type_id == VIDEO)]
+
+
+def test_a_relay_stays_while_its_publisher_is_lost_and_returns(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url())
+    for number in range(3):
+        with publishing_until_lost(running, number):
+            peer = is_up_with(there, number)
+    sender = publisher(running, "cam")
+    send(sender, [*HEADERS, *gop(3)])
+    is_up_with(there, 3)
+    assert "FCUnpublish" not in peer.commands
+    sender.unpublish()
+    there.wait(peer.over.is_set, "the end")
+    assert frames(peer) == sent(0, 1, 2, 3)
+    assert len(there.peers) == 1
+    assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
+    running.wait_for_line(r"relay to \S+ ended: FCUnpublish; .*, 0 reconnects, 0 failures, 0 skips")
+
+
+def test_a_relay_ends_when_its_publisher_does_not_return_within_the_grace(relaying, target):
+    there = target()
+    running = relaying(there.url(), more="[publish]\npublisher_grace_s = 1\n")
+    with publishing_until_lost(running, 0):
+        peer = is_up_with(there, 0)
+    assert not peer.over.is_set()
+    there.wait(peer.over.is_set, "the end of the grace")
+    assert peer.commands[-2:] == ["FCUnpublish", "deleteStream"]
+    running.wait_for_line(r"relay to \S+ ended: connection closed; ")
+
+
+def test_changed_headers_are_relayed_within_the_publish(relaying, target):
+    there = target()
+    running = relaying(there.url())
+    with publishing_until_lost(running, 0):
+        is_up_with(there, 0)
+    with publishing_until_lost(running, 1, AVC_HEADER_2):
+        peer = is_up_with(there, 1)
+    assert frames(peer) == sent(0) + sent(1, avc=AVC_HEADER_2)
+    assert len(there.peers) == 1
+
+
+def test_a_relay_publishes_anew_when_headers_change_if_the_options_say_so(relaying, target):
+    there, other = target(), target(message_stream_id=7)
+    running = relaying(there.url(), other.url(), options="relay_on_header_change = reconnect")
+    with publishing_until_lost(running, 0):
+        for place in (there, other):
+            is_up_with(place, 0)
+    # The same headers: nothing happens.
+    with publishing_until_lost(running, 1):
+        for place in (there, other):
+            is_up_with(place, 1)
+    with publishing_until_lost(running, 2, AVC_HEADER_2):
+        for place in (there, other):
+            second = is_up_with(place, 2, 1)
+            first = place.peers[0]
+            place.wait(first.over.is_set, "the end of the first")
+            assert frames(first) == sent(0, 1)
+            assert first.commands[-2:] == ["FCUnpublish", "deleteStream"]
+            assert frames(second) == sent(2, avc=AVC_HEADER_2)
+            assert len(place.peers) == 2
+    name = rf"live/cam: relay to rtmp://127\.0\.0\.1:{there.port}/\S+"
+    running.wait_for_line(rf"INFO +{name} publishes anew: the codecs or their parameters .* \(relay_on_header_change\)")
+    running.wait_for_line(rf"INFO +{name} is up again, after \d\.\d s")
+    found = metrics(running)
+    assert found["rtmpd_relay_reconnects_total"] == 2
+    assert found.get('rtmpd_failures_total{reason="relay_failures"}', 0) == 0
+
+
+def test_a_stream_that_ends_while_its_relay_unpublishes_to_publish_anew_ends_the_relay(relaying, target, publisher):
+    there = target()
+    running = relaying(there.url(), options="relay_on_header_change = reconnect")
+    with publishing_until_lost(running, 0):
+        first = is_up_with(there, 0)
+    sender = publisher(running, "cam")
+    send(sender, [HEADERS[0], Item(VIDEO, 0, AVC_HEADER_2), HEADERS[2], *gop(1)])
+    sender.unpublish()
+    there.wait(first.over.is_set, "the end of the first")
+    assert first.commands[-2:] == ["FCUnpublish", "deleteStream"]
+    assert frames(first) == sent(0)
+    running.wait_for_line(r"relay to \S+ ended: FCUnpublish; .*, 0 failures, 0 skips")
+
+
+def test_a_destination_that_breaks_at_the_moment_of_a_change_gets_the_new_stream(relaying, target):
+    there = target()
+    running = relaying(there.url(), options="relay_on_header_change = reconnect")
+    with publishing_until_lost(running, 0):
+        first = is_up_with(there, 0)
+    first.sock.shutdown(socket.SHUT_RDWR)
+    with publishing_until_lost(running, 1, AVC_HEADER_2):
+        second = is_up_with(there, 1, 1)
+        assert frames(second) == sent(1, avc=AVC_HEADER_2)
 
 
 # Destinations that misbehave --------------------------------------------------------------------------------------------

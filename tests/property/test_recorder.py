@@ -47,7 +47,7 @@ class Reader:
 
     def __init__(self, stream, limits):
         self.stream = stream
-        self.assembler = Assembler(stream.stats, limits)
+        self.assembler = Assembler(limits)
         self.assembler.restart(stream.headers)
         self.log = stream.read(self)
         self.page, self.offset = self.log.tail, self.log.tail.end

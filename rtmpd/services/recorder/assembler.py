@@ -1,8 +1,8 @@
 """Assembles FLV files from the tags of a stream: where a file begins and ends, its header, and its patches. Pure.
 
 A file begins at a keyframe, or with audio if there is no video, and its timestamps start there. It starts with metadata that
-have room for the keyframe index, and the sequence headers in force. Once it is long or large enough, another file continues at
-the next keyframe.
+have room for the keyframe index, and the sequence headers in force. Another file continues at the next keyframe once it is long
+or large enough, or if sequence headers have changed: with other headers, many players do not continue within a file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
+from rtmpd.live.stats import Stats
 from rtmpd.media import flv
 from rtmpd.media.flv_metadata import (
     DEFAULT_INDEX_ENTRIES,
@@ -18,11 +19,10 @@ from rtmpd.media.flv_metadata import (
     MetadataBlock,
     read_metadata,
 )
-from rtmpd.media.tags import Kind
+from rtmpd.media.tags import MAX_RECORD_BYTES, AudioPacket, Kind, VideoPacket
 
 if TYPE_CHECKING:
     from rtmpd.live.framing import Headers, Message
-    from rtmpd.live.stats import Stats
 
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
 _HALF = 0x8000_0000
@@ -35,8 +35,16 @@ long, another file may begin at an audio frame."""
 _HELD_LIMIT_BYTES = 4 << 20
 _LONGEST_MS = 20 * 86_400_000
 """The longest file: many players treat timestamps as signed, which limits them to 24.8 days."""
+_CHANGES_LIMIT = 4
+"""How many files may end between two calls of `Assembler.take` since their headers have changed: a publisher that changes them
+with each keyframe must not cost a file each."""
 _INDEX_PER_S = 2
 _LEAST_INDEX_ENTRIES = 128
+
+_VIDEO_EX, _AUDIO_EX = 0x80, 9
+"""Mark an Enhanced RTMP header: a bit of the first byte, and an audio codec id."""
+_VIDEO_WITH_FOUR_CC = (VideoPacket.SEQUENCE_START, VideoPacket.CODED_FRAMES, VideoPacket.CODED_FRAMES_X)
+_AUDIO_WITH_FOUR_CC = (AudioPacket.SEQUENCE_START, AudioPacket.CODED_FRAMES)
 
 
 class SegmentLimits(NamedTuple):
@@ -67,7 +75,7 @@ class Segment:
     """The content of one file.
 
     Attributes:
-        number: The number of the file within the publish, from 1.
+        number: The number of the file within the recording, from 1.
         base: The timestamp of the stream that is 0 in the file.
         size: The size in bytes, including `pending`.
         pending: The bytes that have not been taken yet.
@@ -170,11 +178,28 @@ class Segment:
         return [(flv.FLAGS_OFFSET, bytes((flags,))), (flv.FILE_HEADER_SIZE, rendered)]
 
 
+def _new_stats() -> Stats:
+    return Stats(lambda found: None)
+
+
+def _codec_of(type_id: int, data: memoryview) -> int | bytes | None:
+    """Return the codec id, or the FourCC, of a tag without multitrack; None if it is not known."""
+    first = data[flv.TAG_HEADER_SIZE]
+    if type_id == flv.VIDEO:
+        if first < _VIDEO_EX:
+            return first & 0x0F
+        single = first & 0x0F in _VIDEO_WITH_FOUR_CC
+    else:
+        if first >> 4 != _AUDIO_EX:
+            return first >> 4
+        single = first & 0x0F in _AUDIO_WITH_FOUR_CC
+    return bytes(data[flv.TAG_HEADER_SIZE + 1 : flv.TAG_HEADER_SIZE + 5]) if single else None
+
+
 class Assembler:
-    """Assembles the files of one publish.
+    """Assembles the files of one recording.
 
     Args:
-        stats: The stats of the stream, which the stream updates.
         limits: The limits of a file.
 
     Attributes:
@@ -182,10 +207,10 @@ class Assembler:
         segment: The file in progress; None before its first frame.
     """
 
-    def __init__(self, stats: Stats, limits: SegmentLimits) -> None:
+    def __init__(self, limits: SegmentLimits) -> None:
         self.limits = limits
         self.segment: Segment | None = None
-        self._stats = stats
+        self._stats = _new_stats()
         self._count = 0
         self._done: list[Segment] = []
         self._headers = HeaderCache()
@@ -195,6 +220,13 @@ class Assembler:
         self._held_bytes = 0
         self._waiting_since: int | None = None
         self._last_video: int | None = None
+        # Of the file in progress, by track: the headers that it has begun with, and those that were last written to it.
+        self._begun_with: dict[str, tuple[int, bytes]] = {}
+        self._written: dict[str, tuple[int, bytes]] = {}
+        self._codecs: dict[int, int | bytes] = {}  # of its frames, by type
+        self._headers_changed = self._codec_changed = False
+        self._unwritten: frozenset[int] = frozenset()  # the types with headers in force that are not in the file
+        self._changes = 0  # since the last call of `take`
 
     # Input -------------------------------------------------------------------------------------------------------------
 
@@ -206,22 +238,44 @@ class Assembler:
             return
         segment = self.segment
         if kind in (_HEADER, _METADATA):
-            self._header(type_id, bytes(tag.data[flv.TAG_HEADER_SIZE : -4]))
+            payload = bytes(tag.data[flv.TAG_HEADER_SIZE : -4])
+            self._header(type_id, payload)
             if segment is not None and type_id != flv.SCRIPT:
-                segment.header(type_id, tag.data, tag.timestamp)
+                self._segment_header(segment, tag, payload)
         elif segment is not None and len(tag.data) > flv.TAG_OVERHEAD:
             segment.add(tag.data, tag.timestamp)
 
     def _header(self, type_id: int, payload: bytes) -> None:
+        """Put a header in force. The file in progress, if there is one, may never get it: another one may begin before that."""
         if type_id == flv.SCRIPT:
             # A file has its own onMetaData, made from the newest one when it begins.
             if len(payload) <= MAX_HEADER_BYTES:
                 self._metadata = payload
-        elif type_id == flv.VIDEO:
+            return
+        if type_id == flv.VIDEO:
             self._note_video()
             self._headers.add_video(payload)
         else:
             self._headers.add_audio(payload)
+        if self.segment is None:
+            self._read_header(type_id, payload)
+
+    def _segment_header(self, segment: Segment, tag: Message, payload: bytes) -> None:
+        """Add a header to the file in progress, unless it begins another one."""
+        type_id = tag.type_id
+        if tag.kind == _HEADER:
+            self._compare()
+            self._note_codec(type_id, _codec_of(type_id, tag.data))
+            if self._changed:
+                return
+        self._read_header(type_id, payload)
+        self._write_header(segment, (type_id, payload), tag.data, tag.timestamp)
+
+    def _read_header(self, type_id: int, payload: bytes) -> None:
+        if type_id == flv.VIDEO:
+            self._stats.video_header(payload)
+        elif type_id == flv.AUDIO:
+            self._stats.audio_header(payload)
 
     def _note_video(self) -> None:
         if not self._has_video:
@@ -230,22 +284,87 @@ class Assembler:
 
     def _frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
         segment = self.segment
+        codec = _codec_of(type_id, data)
         if segment is None:
+            self._read_frame(type_id, kind, timestamp, data)
             if not self._may_begin(type_id, kind, timestamp, data):
                 return
             segment = self.segment
+        else:
+            self._note_codec(type_id, codec)
         if segment is None:
             segment = self._begin(timestamp)
         elif self._is_due(segment, timestamp) and self._is_cut(type_id, kind, timestamp):
             segment.cut = True
             self._close(segment)
+            if self._changed:
+                self._changes += 1
+                self._describe_afresh()
+            self._read_frame(type_id, kind, timestamp, data)
             segment = self._begin(timestamp)
         elif self._count == 1 and (timestamp - segment.base) & _HALF:
             # The frame is older than the first picture: players do not get it either.
             return
+        else:
+            if type_id in self._unwritten:
+                self._write_headers(segment, type_id, timestamp)
+            self._read_frame(type_id, kind, timestamp, data)
         if type_id == flv.VIDEO:
             self._last_video = timestamp
+        if codec is not None:
+            self._codecs.setdefault(type_id, codec)
         segment.frame(type_id, kind, data, timestamp)
+
+    def _read_frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
+        """Read the codec of a frame, if no header has said enough."""
+        stats = self._stats
+        if type_id == flv.AUDIO:
+            if stats.asks_audio and not self._changed:
+                stats.audio_frame(bytes(data[flv.TAG_HEADER_SIZE : -4][:MAX_RECORD_BYTES]))
+        elif kind == _KEYFRAME and (stats.video is None or not stats.video.width) and not self._changed:
+            stats.keyframe(timestamp, bytes(data[flv.TAG_HEADER_SIZE : -4][:MAX_RECORD_BYTES]), 0.0)
+
+    # Changed codecs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _changed(self) -> bool:
+        """Whether a codec, or its parameters, are not those of the file in progress."""
+        return self._headers_changed or self._codec_changed
+
+    def _compare(self) -> None:
+        """Compare the headers in force to those of the file in progress. A track that the file does not have is no change."""
+        found = self._headers.sequence_headers
+        begun_with, written = self._begun_with, self._written
+        self._headers_changed = any(begun_with.get(track, item) != item for track, item in found.items())
+        self._unwritten = frozenset(item[0] for track, item in found.items() if written.get(track) != item)
+
+    def _note_codec(self, type_id: int, codec: int | bytes | None) -> None:
+        if codec is not None and self._codecs.get(type_id, codec) != codec:
+            self._codec_changed = True
+
+    def _write_header(self, segment: Segment, header: tuple[int, bytes], data: bytes | memoryview, timestamp: int) -> None:
+        """Add a header, as a tag, to the file in progress."""
+        segment.header(header[0], data, timestamp)
+        for track, item in self._headers.sequence_headers.items():
+            if item == header:
+                self._written[track] = item
+                self._begun_with.setdefault(track, item)
+
+    def _write_headers(self, segment: Segment, type_id: int, timestamp: int) -> None:
+        """Add the missing headers of a type to the file in progress: its frames follow, and the file can't end yet."""
+        items = self._headers.sequence_headers.items()
+        for header in dict.fromkeys(item for track, item in items if item[0] == type_id and self._written.get(track) != item):
+            if not self._changed:
+                self._read_header(*header)
+            self._write_header(segment, header, flv.tag(type_id, 0, header[1]), timestamp)
+        self._unwritten -= {type_id}
+
+    def _describe_afresh(self) -> None:
+        """Describe the tracks by the headers in force, from now on."""
+        self._headers_changed = self._codec_changed = False
+        self._stats = _new_stats()
+        for type_id, payload in self._headers.current.items:
+            self._read_header(type_id, payload)
 
     # The beginning of files --------------------------------------------------------------------------------------------
 
@@ -283,10 +402,17 @@ class Assembler:
         entries = DEFAULT_INDEX_ENTRIES
         if self.limits.duration_s:
             entries = min(entries, max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S)))
+        self._begun_with = self._headers.sequence_headers
+        self._written = dict(self._begun_with)
+        self._codecs.clear()
+        self._headers_changed = self._codec_changed = False
+        self._unwritten = frozenset()
         self.segment = Segment(self._count, timestamp, self._stats, self._metadata, self._headers.current, entries)
         return self.segment
 
     def _is_due(self, segment: Segment, timestamp: int) -> bool:
+        if (self._headers_changed or self._codec_changed) and self._changes < _CHANGES_LIMIT:
+            return True
         duration_ms, size_bytes = self.limits.duration_s * 1000, self.limits.size_bytes
         time_ms = (timestamp - segment.base) & 0xFFFFFFFF
         return _HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
@@ -306,7 +432,7 @@ class Assembler:
     # Output ------------------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """End the publish: audio that was held back becomes a file of its own, and the last file is closed."""
+        """End the recording: audio that was held back becomes a file of its own, and the last file is closed."""
         if self.segment is None and not self._has_video:
             self._release_held()
         if self.segment is not None:
@@ -321,12 +447,21 @@ class Assembler:
         """Start to read at the next tag, with these headers in force: another file begins at the next keyframe."""
         self._waiting_since = None
         self._take_held()
+        self.replace_headers(headers)
+
+    def replace_headers(self, headers: Headers) -> None:
+        """Put the headers of another source in force. A track that it does not have is in no file that begins later."""
         self._headers = HeaderCache()
+        if self.segment is None:
+            self._stats = _new_stats()
         for type_id, payload in headers.items:
             self._header(type_id, payload)
+        if self.segment is not None:
+            self._compare()
 
     def take(self) -> list[Piece]:
         """Return the pieces to write, in order."""
+        self._changes = 0
         pieces = [Piece(segment, segment.take(), last=True) for segment in self._done]
         self._done.clear()
         if self.segment is not None and self.segment.pending:

@@ -1,5 +1,6 @@
-"""The recording of one publish: a greenlet that reads the stream's FLV log and has threads of the recorder write it.
+"""The recording of one stream: a greenlet that reads the stream's FLV log and has threads of the recorder write it.
 
+It goes on while the stream is live, whatever its sources: what is to be read is a list of parts of logs, one for each source.
 The greenlet is a cursor in the log: nothing is copied before there is a batch to write. If the disk fails, is full or too slow,
 the file is closed, the cursor and with it the memory of the log is released, and recording starts again after a while. The
 publisher is never delayed.
@@ -11,6 +12,7 @@ import datetime as dt
 import errno
 import logging
 import os
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.config.model import RecordConfig
+    from rtmpd.live.framing import Headers
     from rtmpd.live.log import Log
-    from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
     from rtmpd.services.recorder.assembler import Piece, Segment
     from rtmpd.util.threads import Job, Threads
@@ -71,13 +73,39 @@ class RecordingOwner(Protocol):
         """Run an action that may wait for the disk in a greenlet that only the stop of the service waits for."""
 
 
+class _Part:
+    """A part of a log that has to be recorded.
+
+    Attributes:
+        log: The log.
+        page, offset: The cursor.
+        end: The position at which the part ends; `NEVER`: it grows.
+        headers: Those of its source, which are put in force before its first message; None: they are.
+    """
+
+    __slots__ = ("end", "headers", "log", "offset", "page")
+
+    def __init__(self, log: Log, headers: Headers) -> None:
+        self.log = log
+        self.page = log.tail
+        self.offset = log.tail.end
+        self.end = NEVER
+        self.headers: Headers | None = headers
+
+    @property
+    def position(self) -> int:
+        """The cursor as a position in the log."""
+        return self.page.base + self.offset
+
+
 class Recording:
-    """The recording of one publish; a reader of the stream's FLV log.
+    """The recording of one stream, for as long as it is live; a reader of the stream's FLV log.
 
     Args:
         owner: The service.
         stream: The stream; it is recorded from now on.
-        connection_id: The connection of the publisher, for the event.
+        connection_id: The connection of the first publisher, for the event.
+        paused: A slate that is not recorded is played.
 
     Attributes:
         key: The stream key.
@@ -87,7 +115,7 @@ class Recording:
         file: The file in progress; None between files.
     """
 
-    def __init__(self, owner: RecordingOwner, stream: Stream, connection_id: str = "") -> None:
+    def __init__(self, owner: RecordingOwner, stream: Stream, connection_id: str = "", *, paused: bool = False) -> None:
         self.key = StreamKey(stream.key)
         self.connection_id = connection_id
         self.greenlet = gevent.Greenlet(self._run)
@@ -101,11 +129,9 @@ class Recording:
         self._segment: Segment | None = None
         self._job: Job[Any] | None = None
         self._woken = Event()
-        self._assembler = Assembler(stream.stats, self._limits())
-        self._log: Log | None = None
-        self._page: Page | None = None
-        self._offset = 0
-        self._end_position = NEVER
+        self._assembler = Assembler(self._limits())
+        self._parts: deque[_Part] = deque()
+        self._paused = paused
         self._attach()
 
     def _is(self, *phases: RecordingPhase) -> bool:
@@ -120,20 +146,39 @@ class Recording:
     def _attach(self) -> None:
         """Start to read at the present end of the log."""
         self._assembler.restart(self._stream.headers)
-        self._log = self._stream.read(self)
-        self._page, self._offset = self._log.tail, self._log.tail.end
-        self._wake_when(BATCH_BYTES)
+        if self._paused:
+            self._stay_registered()
+        else:
+            self._read_part(self._stream.read(self), self._stream.headers)
+
+    def _read_part(self, log_: Log, headers: Headers) -> None:
+        """Read a log from its present end on."""
+        self._parts.append(_Part(log_, headers))
+        self._schedule_wake()
+
+    def _stay_registered(self) -> None:
+        """Read nothing, but remain a reader: the stream's timeline must go on, since the file does."""
+        self.wake_at = NEVER
+        self._stream.read(self, self._stream.published_log.framing)
+
+    def _close_part(self) -> None:
+        """Let the part that grows end at the present end of its log."""
+        if self._parts and self._parts[-1].end == NEVER:
+            self._parts[-1].end = self._parts[-1].log.position
 
     def _detach(self) -> None:
         """Release the cursor, and with it the memory of the log."""
         self._stream.stop_reading(self)
-        self._log = self._page = None
+        self._parts.clear()
 
-    def _wake_when(self, size_bytes: int) -> None:
-        """Have `wake` called when the log has this much unread data."""
-        if self._log is not None and self._page is not None:
-            self.wake_at = self._page.base + self._offset + size_bytes
-            self._log.schedule()
+    def _schedule_wake(self) -> None:
+        """Have `wake` called when a batch is unread, or, while a thread writes, when too much waits for the disk."""
+        size_bytes = BATCH_BYTES if self._is(_WAITING) else self._owner.options.disk_backlog_limit_bytes
+        if self._parts and self._parts[-1].end == NEVER:
+            growing = self._parts[-1]
+            before = sum(part.end - part.position for part in self._parts if part is not growing)
+            self.wake_at = growing.position + max(0, size_bytes - before)
+            growing.log.schedule()
 
     def wake(self) -> None:
         """Called by the log in the publisher's greenlet: a batch is complete, or too much data waits for the disk."""
@@ -147,32 +192,59 @@ class Recording:
         """Called by the stream: its log ends because of an error."""
         self.end("internal error")
 
+    def source_changed(self, headers: Headers, *, pause: bool) -> None:
+        """Another source is active, none of whose messages is in the log. Must not wait.
+
+        Args:
+            headers: The headers of the source.
+            pause: It is not recorded: the recording goes on with the next source.
+        """
+        was_paused, self._paused = self._paused, pause
+        if not self._is(_WAITING, _WRITING):
+            return
+        if pause:
+            self._close_part()
+            self._stream.stop_reading(self)
+            self._stay_registered()
+            self._woken.set()
+        elif was_paused:
+            self._stream.stop_reading(self)
+            self._read_part(self._stream.read(self), headers)
+        else:
+            self._close_part()
+            self._read_part(self._parts[-1].log, headers)
+
     def end(self, reason: str) -> None:
         """Have everything up to the present end of the log written, and the file closed."""
         if self._is(_RETRYING):
             self._machine.to(_ENDED)
-        elif self._is(_WAITING, _WRITING) and self._log is not None:
+        elif self._is(_WAITING, _WRITING):
             self._machine.to(_ENDING)
             self._reason = reason
-            self._end_position = self._log.position
+            self._close_part()
             self._stream.stop_reading(self)
         self._woken.set()
 
     def _collect(self) -> bool:
         """Assemble at most `_TAKE_BYTES` of the log. Return whether there is more."""
-        page, log_ = self._page, self._log
-        if page is None or log_ is None:
-            return False
         self._assembler.limits = self._limits()
-        limit = page.base + self._offset + _TAKE_BYTES
-        for tag in log_.read_all(page, self._offset):
-            position = tag.page.base + tag.offset
-            if position > self._end_position:
+        taken = 0
+        while self._parts:
+            part = self._parts[0]
+            if part.headers is not None:
+                self._assembler.replace_headers(part.headers)
+                part.headers = None
+            for tag in part.log.read_all(part.page, part.offset):
+                if tag.page.base + tag.offset > part.end:
+                    break
+                self._assembler.feed(tag)
+                part.page, part.offset = tag.page, tag.offset
+                taken += len(tag.data)
+                if taken >= _TAKE_BYTES:
+                    return True
+            if part.end == NEVER:
                 break
-            self._assembler.feed(tag)
-            self._page, self._offset = tag.page, tag.offset
-            if position >= limit:
-                return True
+            self._parts.popleft()
         return False
 
     # The greenlet ------------------------------------------------------------------------------------------------------
@@ -191,11 +263,12 @@ class Recording:
             self._machine.to(_ENDED)
 
     def _record(self) -> None:
-        """Write until the publish has ended. Raises OSError if the disk fails or is too slow."""
+        """Write until the stream is no longer live. Raises OSError if the disk fails or is too slow."""
         while not self._is(_ENDED):
             if self._is(_WAITING):
-                self._wake_when(BATCH_BYTES)
-                self._woken.wait(BATCH_S)
+                self._schedule_wake()
+                # A paused recording that has written all waits for the next source.
+                self._woken.wait(BATCH_S if self._parts else None)
             self._woken.clear()
             ending = self._is(_ENDING)
             more = True
@@ -245,7 +318,7 @@ class Recording:
         limit_s = options.disk_timeout_s
         if self._is(_WAITING):
             self._machine.to(_WRITING)
-        self._wake_when(options.disk_backlog_limit_bytes)
+        self._schedule_wake()
         self._woken.clear()
         self._job = None
         late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {limit_s:g} s (disk_timeout_s)")
@@ -291,8 +364,8 @@ class Recording:
                 self._woken.wait()
                 self._woken.clear()
         if self._is(_RETRYING):
-            self._attach()
             self._machine.to(_WAITING)
+            self._attach()
 
     def _close(self, file: FlvFile | None, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
         """Wait for the unfinished *job* on *file*, or that creates it; publish the file, or delete it if it has no frames."""

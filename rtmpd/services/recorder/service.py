@@ -16,6 +16,7 @@ from gevent.event import Event as Flag
 from gevent.pool import Group
 
 from rtmpd.events import EventType
+from rtmpd.live.selection import SourceRole
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.services.recorder.repair import Repaired, find_parts, repair_part
 from rtmpd.services.recorder.retention import STEADY_S, Limits, Retention
@@ -73,8 +74,8 @@ class Recorder:
         return config.record
 
     def start(self) -> None:
-        """Subscribe to publishes, and start the repair and the retention."""
-        self._hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
+        """Follow the streams that are live, and start the repair and the retention."""
+        self._hub.bus.subscribe((EventType.LIVE_START, EventType.SOURCE_ACTIVE, EventType.LIVE_STOP), self._handle)
         self._hub.gauges["recordings_active"] = lambda: len(self._recordings)
         if self.options.record_all or self.options.record_streams:
             self._begin_repair()
@@ -84,7 +85,7 @@ class Recorder:
         """Start and end recordings of live streams as the new options require."""
         self.options = options
         for stream in self._hub.streams.values():
-            if stream.source is None:
+            if not stream.live:
                 continue
             wanted = self._wants(stream)
             if wanted and stream not in self._recordings:
@@ -112,7 +113,7 @@ class Recorder:
     # Recordings --------------------------------------------------------------------------------------------------------
 
     def _wants(self, stream: Stream) -> bool:
-        granted = stream.source.grant.record if stream.source is not None else None
+        granted = stream.grant.record
         if granted is not None:
             return granted
         options = self.options
@@ -121,11 +122,22 @@ class Recorder:
     def _handle(self, event: Event) -> None:
         stream = event.stream
         assert stream is not None
-        if event.type is EventType.PUBLISH_START:
+        recording = self._recordings.get(stream)
+        if event.type is EventType.LIVE_START:
             if self._wants(stream):
                 self._begin(stream, event.connection_id)
-        elif stream in self._recordings:
+        elif recording is None:
+            return
+        elif event.type is EventType.LIVE_STOP:
             self._recordings.pop(stream).end(str(event.data.get("reason", "")))
+        elif stream.ingest.active is not None:
+            recording.source_changed(stream.ingest.active.source.headers.current, pause=self._skips(stream))
+
+    @staticmethod
+    def _skips(stream: Stream) -> bool:
+        """Return whether the active source is a slate that is not recorded."""
+        active = stream.ingest.active
+        return active is not None and active.role is SourceRole.SLATE and not stream.options.slate.slate_record
 
     def _begin_repair(self) -> None:
         """Repair what an earlier run left, once: at the start, or with the first recording after it."""
@@ -135,7 +147,7 @@ class Recorder:
 
     def _begin(self, stream: Stream, connection_id: str) -> None:
         self._begin_repair()
-        recording = self._recordings[stream] = Recording(self, stream, connection_id)
+        recording = self._recordings[stream] = Recording(self, stream, connection_id, paused=self._skips(stream))
         self._greenlets.start(recording.greenlet)  # type: ignore[arg-type]
 
     # The interface for recordings --------------------------------------------------------------------------------------

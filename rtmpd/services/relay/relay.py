@@ -1,7 +1,7 @@
 """The relay of one stream to one destination: a greenlet that connects, publishes, reads the answers, and retries.
 
 Once the destination has accepted the publish, the stream's fan-out writes to the connection: the same bytes as to players, with
-the same rules for slow ones. When the publish ends, the relay leaves the fan-out, sends the rest, and unpublishes.
+the same rules for slow ones. When the stream is no longer live, the relay leaves the fan-out, sends the rest, and unpublishes.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ _REDIRECT_S = 2.0
 _FINISH_S = 5.0
 _LINGER_S = 1.0
 _AFTER_OTHER_S = _FINISH_S + _LINGER_S
+_RECONNECT = "reconnect"
 _REASON_LENGTH = 200
 _SERVER_TEXT_LENGTH = 10_000
 _REASONS = 64  # different ones that are remembered
@@ -65,17 +66,26 @@ class _Ended(gevent.GreenletExit):
     """Thrown into the greenlet: the relay is over."""
 
 
+class _Anew(Exception):
+    """Thrown into the greenlet while it waits for messages: the headers have changed, and it is to publish anew."""
+
+
 class _Loop(RtmpdError):
     """The destination is this server, or leads to it."""
 
 
 class _Rest(NamedTuple):
-    """What a relay that has left the fan-out has still to send: bytes, and then the log from a cursor to a position."""
+    """What a relay that has left the fan-out has still to send: bytes, and then the log from a cursor to a position.
+
+    Attributes:
+        end_number: The number of messages in the log before that position.
+    """
 
     owed: bytes
     page: Page | None
     offset: int
     end_position: int
+    end_number: int
 
 
 class _Failure(NamedTuple):
@@ -87,6 +97,7 @@ class _Failure(NamedTuple):
         was_up: The relay was up before.
         loop: The destination is this server, or leads to it: that hardly changes soon.
         redirected: The destination asked for it, and not too soon.
+        anew: It was ended in an orderly way, since the headers have changed.
     """
 
     reason: str
@@ -94,6 +105,7 @@ class _Failure(NamedTuple):
     was_up: bool
     loop: bool = False
     redirected: bool = False
+    anew: bool = False
 
 
 class RelayOptions(NamedTuple):
@@ -125,14 +137,15 @@ class RelayOwner(Protocol):
 
 
 class Relay:
-    """A stream's relay to one destination, for as long as one publish.
+    """A stream's relay to one destination, for as long as the stream is live.
 
     Args:
         owner: The service.
-        stream: The stream; it has a source.
+        stream: The stream; it is live.
         url: The destination.
         label: The destination's name in logs and metrics.
-        after: A greenlet that must end first: the relay of the publish before, which still holds the name there.
+        origin: The ids of the servers that the stream has come through.
+        after: A greenlet that must end first: the relay of the stream before, which still holds the name there.
 
     Attributes:
         greenlet: To be started by the owner.
@@ -141,7 +154,13 @@ class Relay:
     """
 
     def __init__(
-        self, owner: RelayOwner, stream: Stream, url: RelayUrl, label: str, after: gevent.Greenlet[[], None] | None = None
+        self,
+        owner: RelayOwner,
+        stream: Stream,
+        url: RelayUrl,
+        label: str,
+        origin: tuple[str, ...] = (),
+        after: gevent.Greenlet[[], None] | None = None,
     ) -> None:
         self.url = url
         self.label = label
@@ -149,9 +168,11 @@ class Relay:
         self.failures = 0
         self._owner = owner
         self._stream = stream
-        self._via = stream.source.info.via if stream.source is not None else ()
+        self._origin = origin
         self._after = after
-        self._publish_began_at = stream.begun_at
+        self._switched_at = 0  # the position in the log before which it must not join
+        self._listens = False  # the greenlet waits for messages
+        self._finishes = False  # it unpublishes, to publish anew
         self._machine = Machine(RELAY, RelayPhase.CONNECTING)
         self._began_at = time.monotonic()
         self._changed_at = self._began_at
@@ -206,6 +227,10 @@ class Relay:
                     log.info("%s: the destination asks to connect again%s", self, " elsewhere" if self._next_url else "")
                     self._owner.hub.count("relay_moves")
                     continue
+                if failure.anew:
+                    if self._end_reason:
+                        return
+                    continue
                 wait_s = self._backoff.next_s(options.relay_retry_s, options.relay_retry_limit_s, longest=failure.loop)
                 self._report_failure(failure, wait_s)
                 gevent.sleep(wait_s)
@@ -235,7 +260,8 @@ class Relay:
         self._enter(RelayPhase.CONNECTING)
         self._attempts += 1
         client: Client | None = None
-        reason, key, loop, redirected = "", "", False, False
+        self._rest = None
+        reason, key, loop, redirected, anew = "", "", False, False, False
         # A redirect counts for one attempt: if that fails, the configuration holds again.
         url, self._next_url = self._next_url or self.url.expand(self._stream.key.app, self._stream.key.name), ""
         try:
@@ -245,15 +271,22 @@ class Relay:
                 chunk_size=hub.chunk_size,
                 window_ack_size=_WINDOW_BYTES,
                 # As a server it takes any codec, and declares that as a client.
-                connect_properties={via.MEMBER: via.format_via((*self._via, hub.id)), **server_answer()},
+                connect_properties={via.MEMBER: via.format_via((*self._origin, hub.id)), **server_answer()},
                 vet=self._vet,
                 resolve=self._owner.resolver.resolve,
                 tls=hub.tls.client.context if url.startswith("rtmps:") else True,
             )
             client.publish(drain=False)
             self._come_up(client)
+            self._listens = True
             for item in client.messages():
                 check(item)
+        except _Anew:
+            self._listens = False
+            reason, anew = "the headers have changed", True
+            if client is not None and self._rest is not None:
+                self._finishes = True
+                self._finish(client, self._rest)
         except Redirected as error:
             reason, redirected = str(error), time.monotonic() - self._changed_at >= _REDIRECT_S
             self._next_url = redirect_url(url, error.tc_url)
@@ -273,10 +306,13 @@ class Relay:
             log.exception("%s: internal error: this attempt has ended, the relay tries again", self)
             reason = "internal error"
         finally:
+            self._listens = self._finishes = False
             was_up = self._go_down(reason or self._end_reason or "the server is stopping")
             if client is not None:
                 client.close()
-        return _Failure(reason, key or reason, was_up, loop, was_up and redirected)
+        if anew and self._rest is not None:
+            self._left_at = self._rest.end_number
+        return _Failure(reason, key or reason, was_up, loop, was_up and redirected, anew)
 
     def _vet(self, address: tuple[Any, ...]) -> None:
         if is_listened_on(address, self._owner.hub.listening):
@@ -313,7 +349,12 @@ class Relay:
         # By now handlers find the relay in the figures.
         hub.bus.emit(EventType.RELAY_UP, {"destination": self.label}, stream=stream)
         client.delegate_writes(partial(self._output.fanout.write, subscriber))
-        self._output.fanout.join(subscriber, self._publish_began_at)
+        output = self._output
+        if output.log.position < self._switched_at:
+            # Another log, after an error.
+            self._switched_at = 0
+        # What is before the stream was live is for players.
+        output.fanout.join(subscriber, max(self._stream.begun_at, self._switched_at))
 
     def _go_down(self, reason: str) -> bool:
         """Leave a connection that has ended; return whether the relay was up."""
@@ -373,12 +414,39 @@ class Relay:
         if self._end_reason:
             return
         self._end_reason = reason
+        # Before anything else is appended: what comes next is for players.
+        self._leave()
+        # A relay that is about to publish anew ends after it has unpublished.
+        if not self._finishes:
+            self.greenlet.kill(_Ended, block=False)
+
+    def _leave(self) -> bool:
+        """Leave the fan-out; return whether the relay was there. What it was not sent yet is taken note of."""
         subscriber, fanout = self._subscriber, self._output.fanout
-        if subscriber is not None and subscriber.state is not State.REMOVED:
-            # Before anything else is appended: what comes next is for players.
-            page, offset = fanout.place_of(subscriber)
-            self._rest = _Rest(fanout.leave(subscriber), page, offset, fanout.log.position)
-        self.greenlet.kill(_Ended, block=False)
+        if subscriber is None or subscriber.state is State.REMOVED:
+            return False
+        page, offset = fanout.place_of(subscriber)
+        tail = fanout.log.tail
+        end_number = tail.messages_before(tail.end)
+        self._rest = _Rest(fanout.leave(subscriber), page, offset, fanout.log.position, end_number)
+        return True
+
+    def headers_changed(self) -> None:
+        """Publish anew, if the options say so: a source with other headers is active. None of its messages is in the log.
+
+        Does not wait.
+        """
+        if self._end_reason or self._options.relay_on_header_change != _RECONNECT:
+            return
+        self._switched_at = self._output.log.position
+        if self.phase is RelayPhase.UP and self._leave():
+            log.info("%s publishes anew: the codecs or their parameters have changed (relay_on_header_change)", self)
+            gevent.get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        """Wake the greenlet for the new publish, unless its connection has ended in the meantime."""
+        if self._listens and not self._end_reason:
+            self.greenlet.throw(_Anew)
 
     def _finish(self, client: Client, rest: _Rest) -> None:
         """Send the rest, and unpublish as encoders do."""
@@ -415,7 +483,8 @@ class Relay:
     def sweep(self, now_s: float) -> None:
         """Check whether what is sent is delivered, and send changed metadata. Called about every second."""
         client, subscriber = self._client, self._subscriber
-        if client is None or subscriber is None or self.phase is not RelayPhase.UP or self._end_reason:
+        leaving = self._rest is not None or self._end_reason
+        if client is None or subscriber is None or self.phase is not RelayPhase.UP or leaving:
             return
         self._count()
         if now_s - self._changed_at >= _STABLE_S:

@@ -11,7 +11,6 @@ from gevent.pool import Group
 
 from rtmpd.config.relay_url import labels
 from rtmpd.events import EventType
-from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.net.resolver import Resolver
 from rtmpd.services.relay.relay import Relay, RelayOptions
 from rtmpd.util.event_loop import give_way
@@ -46,6 +45,7 @@ class Relays:
         self.options = options
         self.resolver = Resolver(hub.count)
         self._relays: dict[Stream, dict[RelayUrl, Relay]] = {}
+        self._origins: dict[Stream, tuple[str, ...]] = {}
         self._endings: dict[tuple[str, RelayUrl], Relay] = {}
         self._greenlets = Group()
         self._sweeper: gevent.Greenlet[[], None] | None = None
@@ -57,8 +57,8 @@ class Relays:
         return RelayOptions(config.limits.relay_limit, config.server.unsent_limit_bytes)
 
     def start(self) -> None:
-        """Follow publishes from now on."""
-        self.hub.bus.subscribe((EventType.PUBLISH_START, EventType.PUBLISH_STOP), self._handle)
+        """Follow the streams that are live from now on."""
+        self.hub.bus.subscribe((EventType.LIVE_START, EventType.SOURCE_ACTIVE, EventType.LIVE_STOP), self._handle)
         self.hub.relays = self._figures
         self._sweeper = gevent.spawn(self._sweep)
 
@@ -66,7 +66,7 @@ class Relays:
         """Apply new options: start and end relays of live streams."""
         self.options = options
         for stream in self.hub.streams.values():
-            if stream.source is not None:
+            if stream.live:
                 self._adjust(stream, "reload")
 
     def stop(self, limit_s: float) -> None:
@@ -77,6 +77,7 @@ class Relays:
         for relay in list(self._all()):
             relay.end("the server is stopping")
         self._relays.clear()
+        self._origins.clear()
         if not self._greenlets.join(timeout=limit_s):
             log.warning("%d relays did not end within %g s of the stop, and were cut off", len(self._greenlets), limit_s)
             self._greenlets.kill(block=False)
@@ -86,23 +87,35 @@ class Relays:
     def _handle(self, event: Event) -> None:
         stream = event.stream
         assert stream is not None
-        if event.type is EventType.PUBLISH_START:
+        if event.type is EventType.LIVE_START:
+            self._note_origin(stream)
             self._adjust(stream, "")
-        else:
+        elif event.type is EventType.LIVE_STOP:
+            self._origins.pop(stream, None)
             for relay in self._relays.pop(stream, {}).values():
                 self._end(stream, relay, str(event.data.get("reason", "")))
+        else:
+            self._note_origin(stream)
+            if event.data.get("headers_changed"):
+                for relay in self._relays.get(stream, {}).values():
+                    relay.headers_changed()
+
+    def _note_origin(self, stream: Stream) -> None:
+        """Take note of the servers that a stream comes through: a relay may begin while no publisher is active."""
+        if stream.source is not None:
+            self._origins[stream] = stream.source.info.via
 
     def _adjust(self, stream: Stream, reason: str) -> None:
         """Start the relays that a stream lacks, and end those that it should not have."""
-        grant = stream.source.grant if stream.source is not None else NOTHING_GRANTED
-        wanted = grant.destinations(stream.options.relay, stream.key)
+        wanted = stream.grant.destinations(stream.options.relay, stream.key)
         relays = self._relays.get(stream, {})
         for url in [url for url in relays if url not in wanted]:
             self._end(stream, relays.pop(url), reason)
         for url, label in labels(wanted).items():
             if url not in relays and self._has_room(stream):
                 before = self._endings.get((stream.key, url))
-                relay = relays[url] = Relay(self, stream, url, label, before.greenlet if before is not None else None)
+                origin = self._origins.get(stream, ())
+                relay = relays[url] = Relay(self, stream, url, label, origin, before.greenlet if before is not None else None)
                 self._greenlets.start(relay.greenlet)  # type: ignore[arg-type]
         if relays:
             self._relays[stream] = relays

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtmpd.media import flv, flv_metadata
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rtmpd.services.recorder.assembler import Assembler
 
 KEYFRAME = b"\x17\1\0\0\0" + b"k" * 500
@@ -51,3 +50,17 @@ def write_pieces(assembler: Assembler, files: dict[int, io.BytesIO]) -> list[int
                 file.write(patch)
             closed.append(segment.number)
     return closed
+
+
+def read(file: Path | io.BytesIO) -> list[tuple[int, int, bytes]]:
+    """Return type, timestamp and payload of each tag behind the metadata."""
+    data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    position = flv.FILE_HEADER_SIZE
+    tags = []
+    while position < len(data):
+        length = int.from_bytes(data[position + 1 : position + 4], "big")
+        time = int.from_bytes(data[position + 4 : position + 7], "big") | data[position + 7] << 24
+        tags.append((data[position], time, data[position + 11 : position + 11 + length]))
+        position += length + 15
+    assert tags[0][0] == 18
+    return tags[1:]

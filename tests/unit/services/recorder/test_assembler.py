@@ -5,19 +5,20 @@ import pytest
 from rtmpd.live.flv_framing import FLV
 from rtmpd.live.headers import HeaderCache
 from rtmpd.live.log import NEVER, Log
-from rtmpd.live.stats import Stats
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
 from rtmpd.media.tags import Kind, audio_kind, video_kind
 from rtmpd.protocol import amf0
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from tests.unit.services.recorder.recordings import write_pieces
+from tests.unit.services.recorder.recordings import read, write_pieces
 
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
 )
 AAC = bytes.fromhex("af001208")
+OTHER_AVC = bytes.fromhex("17000000000142c00affe100176742c00ad9047b011000000300100000030320f122648001000568cb83cb20")
 METADATA = amf0.encode("onMetaData") + amf0.encode({"encoder": "a test", "width": 160.0, "duration": 5.0})
+OTHER_METADATA = amf0.encode("onMetaData") + amf0.encode({"encoder": "another"})
 KEY, INTER, SOUND = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter", b"\xaf\x01sound"
 
 
@@ -25,8 +26,7 @@ class Scene:
     """An assembler, the log that it is fed from, and the files that come of it."""
 
     def __init__(self, headers=None, **limits):
-        self.stats = Stats(lambda found: None)
-        self.assembler = Assembler(self.stats, SegmentLimits(**limits))
+        self.assembler = Assembler(SegmentLimits(**limits))
         if headers is not None:
             self.assembler.restart(headers)
         self.log = Log(FLV, NEVER)
@@ -41,17 +41,13 @@ class Scene:
             self.assembler.feed(tag)
 
     def video(self, timestamp, payload=INTER):
-        if payload == AVC:
-            self.stats.video_header(payload)
         self.append(9, timestamp, payload, video_kind(payload))
 
     def audio(self, timestamp, payload=SOUND):
-        if payload == AAC:
-            self.stats.audio_header(payload)
         self.append(8, timestamp, payload, audio_kind(payload))
 
     def script(self, timestamp, payload=METADATA):
-        self.append(18, timestamp, payload, Kind.METADATA if payload == METADATA else Kind.OTHER)
+        self.append(18, timestamp, payload, Kind.METADATA if payload in (METADATA, OTHER_METADATA) else Kind.OTHER)
 
     def begin(self, timestamp=0):
         self.script(0)
@@ -67,20 +63,6 @@ class Scene:
         self.write()
         assert set(self.closed) == set(self.files)
         return [self.files[number] for number in sorted(self.files)]
-
-
-def read(file):
-    """Type, timestamp and payload of each tag behind the metadata."""
-    data = file.getvalue()
-    position = flv.FILE_HEADER_SIZE
-    tags = []
-    while position < len(data):
-        length = int.from_bytes(data[position + 1 : position + 4], "big")
-        time = int.from_bytes(data[position + 4 : position + 7], "big") | data[position + 7] << 24
-        tags.append((data[position], time, data[position + 11 : position + 11 + length]))
-        position += length + 15
-    assert tags[0][0] == 18
-    return tags[1:]
 
 
 def check(file):
@@ -257,16 +239,203 @@ def test_limits_may_change_under_way():
     assert [check(file).duration_ms for file in scene.end()] == [2000, 1000, 1000]
 
 
-def test_a_header_that_changes_is_in_the_file_and_at_the_head_of_the_next():
+def payloads(file):
+    return [payload for _, _, payload in read(file)]
+
+
+def test_changed_headers_begin_another_file_at_the_keyframe_and_are_only_in_that_one():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.video(40)
+    scene.script(0, OTHER_METADATA)
+    scene.video(80, OTHER_AVC)
+    scene.video(80, KEY)
+    scene.audio(81)
+    scene.video(120)
+    first, second = scene.end()
+    assert read(first) == [(9, 0, AVC), (8, 0, AAC), (9, 0, KEY), (9, 40, INTER)]
+    # Headers that have been replaced are behind those that have not.
+    assert read(second) == [(8, 0, AAC), (9, 0, OTHER_AVC), (9, 0, KEY), (8, 1, SOUND), (9, 40, INTER)]
+    for file, width, height, encoder in ((first, 160, 114, "a test"), (second, 64, 48, "another")):
+        metadata = check(file).metadata
+        assert (metadata["width"], metadata["height"], metadata["encoder"]) == (width, height, encoder)
+
+
+def test_a_file_is_described_by_its_own_headers_even_if_it_is_closed_later():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.write()
+    segment = scene.assembler.segment
+    scene.video(80, OTHER_AVC)
+    # The disk fails here: what was written is closed.
+    file = scene.files[1]
+    for position, patch in segment.patches():
+        file.seek(position)
+        file.write(patch)
+    assert check(file).metadata["width"] == 160
+
+
+def test_the_same_headers_again_do_not_begin_another_file():
+    scene = Scene()
+    for number in range(3):
+        scene.begin(number * 80)
+        scene.video(number * 80, KEY)
+        scene.audio(number * 80 + 1)
+    # Replaced and back before any frame.
+    scene.video(240, OTHER_AVC)
+    scene.video(240, AVC)
+    scene.video(240, KEY)
+    (file,) = scene.end()
+    assert OTHER_AVC not in payloads(file)
+    assert payloads(file).count(AVC) == 4
+    assert check(file).frames == 7
+
+
+def test_a_header_of_a_further_track_does_not_begin_another_file():
+    scene = Scene()
+    scene.video(0, AVC)
+    scene.video(0, KEY)
+    scene.audio(20, AAC)
+    scene.audio(20)
+    scene.video(40, KEY)
+    (file,) = scene.end()
+    assert read(file) == [(9, 0, AVC), (9, 0, KEY), (8, 20, AAC), (8, 20, SOUND), (9, 40, KEY)]
+    assert check(file).metadata["audiocodecid"] == 10
+
+
+def test_frames_that_need_a_changed_header_before_the_next_keyframe_have_it():
     other = AAC[:3] + b"\x10"
-    scene = Scene(duration_s=1)
+    scene = Scene()
     scene.begin()
     scene.video(0, KEY)
     scene.audio(500, other)
+    scene.video(510)
+    scene.audio(520)
+    scene.audio(540)
     scene.video(1000, KEY)
     first, second = scene.end()
-    assert (8, 500, other) in read(first)
-    assert read(second)[:2] == [(9, 0, AVC), (8, 0, other)]
+    assert read(first)[3:] == [(9, 510, INTER), (8, 520, other), (8, 520, SOUND), (8, 540, SOUND)]
+    assert read(second) == [(9, 0, AVC), (8, 0, other), (9, 0, KEY)]
+    assert [check(file).metadata["audiochannels"] for file in (first, second)] == [1, 2]
+
+
+def test_audio_alone_goes_on_in_another_file_at_once_when_its_header_changes():
+    other = AAC[:3] + b"\x10"
+    scene = Scene()
+    scene.audio(0, AAC)
+    for number in range(100):
+        if number == 60:
+            scene.audio(number * 20, other)
+        scene.audio(number * 20)
+    first, second = scene.end()
+    assert (check(first).frames, check(second).frames) == (60, 40)
+    assert other not in payloads(first)
+    assert read(second)[0] == (8, 0, other)
+
+
+def cache_of(*headers):
+    cache = HeaderCache()
+    for type_id, payload in headers:
+        (cache.add_video if type_id == 9 else cache.add_audio)(payload)
+    return cache.current
+
+
+H263_KEY, MP3 = b"\x12\0\0\x84\0\x01", b"\x2f\xff\xfb\x90\xc4"
+
+
+def test_a_codec_without_headers_begins_another_file():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.audio(0)
+    scene.assembler.replace_headers(cache_of((8, AAC)))
+    scene.video(40, H263_KEY)
+    scene.audio(50)
+    scene.video(80, H263_KEY)
+    files = scene.end()
+    assert [check(file).metadata["videocodecid"] for file in files] == [7, 2]
+    assert [check(file).frames for file in files] == [2, 3]
+
+
+def test_audio_without_headers_that_follows_other_audio_begins_another_file_at_the_next_keyframe():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.audio(0)
+    scene.assembler.replace_headers(cache_of((9, AVC)))
+    scene.video(40, KEY)
+    scene.audio(50, MP3)
+    scene.video(80, KEY)
+    scene.audio(90, MP3)
+    scene.audio(120, AAC)
+    scene.video(120, KEY)
+    scene.audio(130)
+    files = scene.end()
+    assert [check(file).metadata["audiocodecid"] for file in files] == [10, 2, 10]
+
+
+def test_tracks_beside_the_main_one_may_have_another_codec():
+    second = b"\x95\x01Opus\x01x"
+    scene = Scene()
+    scene.begin()
+    for number in range(4):
+        scene.video(number * 40, KEY)
+        scene.audio(number * 40)
+        scene.audio(number * 40, second)
+    (file,) = scene.end()
+    assert check(file).frames == 12
+
+
+def test_headers_that_change_with_each_keyframe_do_not_cost_a_file_each():
+    scene = Scene()
+    scene.begin()
+    for number in range(100):
+        scene.video(number * 40, (AVC, OTHER_AVC)[number % 2])
+        scene.video(number * 40, KEY)
+    files = scene.end()
+    assert len(files) == 5
+    assert sum(check(file).frames for file in files) == 100
+    # Each keyframe has its header all the same.
+    found = [payload for file in files for payload in payloads(file) if payload != AAC]
+    assert found == [payload for number in range(100) for payload in ((AVC, OTHER_AVC)[number % 2], KEY)]
+
+
+def test_another_source_with_the_same_headers_continues_the_file():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.assembler.replace_headers(cache_of((9, AVC), (8, AAC)))
+    scene.video(20_000, KEY)
+    scene.audio(20_000)
+    (file,) = scene.end()
+    assert read(file)[2:] == [(9, 0, KEY), (9, 20_000, KEY), (8, 20_000, SOUND)]
+
+
+def test_another_source_with_other_headers_begins_another_file_that_has_only_its_tracks():
+    scene = Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    scene.audio(0)
+    # It has sent them before it became active.
+    scene.assembler.replace_headers(cache_of((9, OTHER_AVC)))
+    scene.video(40, KEY)
+    first, second = scene.end()
+    assert payloads(first) == [AVC, AAC, KEY, SOUND]
+    assert payloads(second) == [OTHER_AVC, KEY]
+    assert check(second).header_flags == 1
+
+
+def test_a_further_track_of_another_source_gets_its_header():
+    scene = Scene()
+    scene.video(0, AVC)
+    scene.video(0, KEY)
+    scene.assembler.replace_headers(cache_of((9, AVC), (8, AAC)))
+    scene.video(40, KEY)
+    scene.audio(50)
+    (file,) = scene.end()
+    assert payloads(file) == [AVC, KEY, KEY, AAC, SOUND]
 
 
 def test_a_data_message_is_kept_and_metadata_is_only_at_the_head():
@@ -297,8 +466,6 @@ def test_reading_may_begin_in_the_middle_with_the_headers_in_force():
     cache.add_video(AVC)
     cache.add_audio(AAC)
     scene = Scene(cache.current)
-    scene.stats.video_header(AVC)
-    scene.stats.audio_header(AAC)
     scene.video(9960)
     scene.audio(9980)
     scene.video(10_000, KEY)

@@ -377,6 +377,56 @@ def test_a_recording_that_ends_while_it_waits_for_the_disk_is_complete(scene, ga
     assert (result.clean, result.frames) == (True, 80)
 
 
+def test_a_pause_and_its_end_while_the_disk_writes_lose_nothing_else(scene, gate):
+    made = scene()
+    gate.clear()
+    made.frames(40, 10_000)
+    wait_for(gate.entered.is_set)
+    made.frames(40, 10_000)
+    made.recording.source_changed(made.stream.headers, pause=True)
+    made.frames(25, 10_000)
+    made.recording.source_changed(made.stream.headers, pause=False)
+    made.frames(45, 10_000)
+    gate.set()
+    (path,) = made.end()
+    with path.open("rb") as file:
+        result = scan(file)
+    assert (result.clean, result.frames, result.duration_ms) == (True, 125, 150 * 40)
+
+
+def test_what_waits_for_the_disk_is_bounded_however_often_the_source_changes(scene, gate):
+    made = scene(disk_backlog_limit_bytes=1_000_000, record_retry_s=1000)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    before = live_pages()
+    for pause in (False, False, True, False, True, False):
+        made.frames(50, 10_000)
+        made.recording.source_changed(made.stream.headers, pause=pause)
+    assert made.flv_log is None
+    wait_for(lambda: made.owner.errors == 1)
+    assert live_pages() <= before
+    gate.set()
+    made.end()
+
+
+def test_a_disk_that_fails_before_a_pause_is_tried_again_after_it(scene, gate, caplog):
+    caplog.set_level(logging.INFO, "rtmpd")
+    made = scene(disk_timeout_s=0.1, record_retry_s=0.1)
+    gate.clear()
+    made.frames(30, 10_000)
+    wait_for(gate.entered.is_set)
+    made.recording.source_changed(made.stream.headers, pause=True)
+    wait_for(lambda: made.owner.errors)
+    gate.set()
+    gevent.sleep(0.2)
+    assert made.flv_log is None
+    made.recording.source_changed(made.stream.headers, pause=False)
+    made.frames(60, 10_000)
+    wait_for(lambda: "recording again, to" in caplog.text)
+    assert len(made.end()) == 2
+
+
 def test_the_event_loop_runs_while_the_disk_writes(scene, gate):
     made = scene()
     gate.clear()
