@@ -5,8 +5,8 @@ from rtmpd.live.courier import deliver_each as deliver_each
 from rtmpd.live.fanout import FanoutState as FanoutState
 from rtmpd.live.fanout import GroupState as GroupState
 from rtmpd.live.log import LogState as LogState
+from rtmpd.live.pages import PageAccount as PageAccount
 from rtmpd.live.pages import PageState as PageState
-from rtmpd.live.pages import new_buffer as new_buffer
 from rtmpd.live.source import SourceState as SourceState
 from rtmpd.live.subscriber import SubscriberState as SubscriberState
 from rtmpd.live.subscriber import send_each as send_each

@@ -40,7 +40,7 @@ cdef extern from "Python.h":
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 9
+INTERFACE = 10
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -666,6 +666,8 @@ cdef enum:
     _MAX_MESSAGE_SIZE = 0xFFFFFF
     _STEP_LIMIT_MS = 2000
     _SHORT_HEADER = 12
+    _FAST_MS = 100
+    _SLOW_MS = 400
 
 cdef int64_t _HALF = 0x80000000
 cdef int64_t _WORD = 0xFFFFFFFF
@@ -700,18 +702,111 @@ def hand_over(str name, method):
         raise ValueError(name)
 
 
-def new_buffer(Py_ssize_t size):
-    """Return memory for a page, as it is. As `rtmpd.live.pages.new_buffer`."""
-    return PyByteArray_FromStringAndSize(NULL, size)
+def _no_alarm():
+    pass
 
 
+# Garbage that is collected is not cleared before it is freed: pages are counted until then.
+@cython.no_gc_clear
+cdef class PageAccount:
+    """Counts the memory of pages. As `rtmpd.live.pages.PageAccount`."""
+
+    cdef public PageAccount whole
+    cdef public int64_t bytes
+    cdef public object alarm_bytes, alarm
+
+    def __init__(self, PageAccount whole=None):
+        self.whole = whole
+        self.bytes = 0
+        self.alarm_bytes = None
+        self.alarm = _no_alarm
+
+    def add(self, int64_t size):
+        """Count a new page."""
+        self._add(size)
+
+    def remove(self, int64_t size):
+        """Count a page that has been freed."""
+        self._remove(size)
+
+    cdef int _add(self, int64_t size) except -1:
+        self.bytes += size
+        if self.alarm_bytes is not None and self.bytes > self.alarm_bytes:
+            self.alarm()
+        if self.whole is not None:
+            self.whole._add(size)
+        return 0
+
+    cdef void _remove(self, int64_t size) noexcept:
+        cdef PageAccount account = self
+        while account is not None:
+            account.bytes -= size
+            account = account.whole
+
+
+# Of rtmpd.live.pages, which imports this module: known when the first page is made.
+cdef object _Page = None
+cdef PageAccount _all_pages = None
+
+
+cdef int _import_pages() except -1:
+    global _Page, _all_pages
+    from rtmpd.live import pages
+
+    _Page, _all_pages = pages.Page, pages.ALL_PAGES
+    return 0
+
+
+@cython.no_gc_clear
 cdef class PageState:
-    """What an append changes of a page. As `rtmpd.live.pages.PageState`."""
+    """What an append changes of a page, and what it makes a new one of. As `rtmpd.live.pages.PageState`.
+
+    The memory is not set to zeros: what is not written is not read.
+    """
 
     cdef public bytearray buffer
     cdef public array.array starts
     cdef public bytearray kinds
     cdef public Py_ssize_t size, end
+    cdef public PageState next
+    cdef public int64_t base, number
+    cdef public PageAccount account
+    cdef public list disposable
+    cdef object _view
+
+    def __init__(self, Py_ssize_t size, int64_t base, int64_t number=0, PageAccount account=None):
+        if account is None:
+            if _all_pages is None:
+                _import_pages()
+            account = _all_pages
+        self._begin(size, base, number, account)
+
+    cdef int _begin(self, Py_ssize_t size, int64_t base, int64_t number, PageAccount account) except -1:
+        # If there is no memory for the page, nothing has been counted: the size is 0.
+        self.account = account
+        self.buffer = PyByteArray_FromStringAndSize(NULL, size)
+        self.base = base
+        self.number = number
+        self.starts = array.clone(_OFFSETS, 0, False)
+        self.kinds = bytearray()
+        self.disposable = []
+        self.size = size
+        account._add(size)
+        return 0
+
+    def __dealloc__(self):
+        if self.account is not None:
+            self.account._remove(self.size)
+
+    @property
+    def view(self):
+        """The page's memory, for slices without a copy."""
+        if self._view is None:
+            self._view = memoryview(self.buffer)
+        return self._view
+
+
+cdef array.array _OFFSETS = array.array("I")
 
 
 cdef class TrackState:
@@ -749,27 +844,29 @@ cdef class TimelineState:
 
 
 cdef class LogState:
-    """What an append of an ordinary message changes of a log. As `rtmpd.live.log.LogState`."""
+    """What an append of an ordinary message changes of a log, and what it needs. As `rtmpd.live.log.LogState`."""
 
-    cdef public PageState tail
-    cdef public object on_growth
-    cdef public int64_t position, newest_timestamp, _alarm_at
-    cdef public Py_ssize_t _chunk_size
+    cdef public PageState tail, join_page
+    cdef public object on_growth, headers, join_headers
+    cdef public int64_t position, newest_timestamp, _alarm_at, join_position, join_timestamp, joins, _page_timestamp
+    cdef public Py_ssize_t _chunk_size, _page_bytes, join_offset
     cdef public bint _finds_disposable
+    cdef public PageAccount account
+    cdef public tuple _page_limits
 
     @cython.binding(False)
     def append(self, type_id, timestamp, payload, kind, join_point=False):
-        if join_point or not PyBytes_CheckExact(payload) or not self._append(
-            type_id, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), kind
+        if not PyBytes_CheckExact(payload) or not self._append(
+            type_id, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), kind, join_point
         ):
             _pure_append(self, type_id, timestamp, payload, kind, join_point)
 
     cdef bint _append(
-        self, int type_id, int64_t timestamp, const uint8_t *payload, Py_ssize_t length, int kind
+        self, int type_id, int64_t timestamp, const uint8_t *payload, Py_ssize_t length, int kind, bint join_point
     ) except -1:
-        """Append a message that begins no group of pictures and needs no new page; return whether it was one."""
+        """Append an ordinary message; return whether it was one."""
         cdef PageState page = self.tail
-        cdef Py_ssize_t start, end, chunk_size = self._chunk_size
+        cdef Py_ssize_t start, size, chunk_size = self._chunk_size
         cdef int csid = 4 if type_id == _AUDIO else 6 if type_id == _VIDEO else 8
         if (
             chunk_size <= 0
@@ -781,27 +878,59 @@ cdef class LogState:
             or (type_id == _VIDEO and self._finds_disposable)
         ):
             return False
-        start = page.end
-        end = start + _SHORT_HEADER + length
+        size = _SHORT_HEADER + length
         if timestamp >= _EXTENDED:
-            end += 4
+            size += 4
         if length > chunk_size:
-            end += (length - 1) // chunk_size * (5 if timestamp >= _EXTENDED else 1)
-        if start < 0 or end > page.size or end > PyByteArray_GET_SIZE(page.buffer):
+            size += (length - 1) // chunk_size * (5 if timestamp >= _EXTENDED else 1)
+        start = page.end
+        if start < 0 or page.size < 0 or size > page.size - start:
+            page = self._turn(size, timestamp)
+            start = 0
+        if page.buffer is None or size > PyByteArray_GET_SIZE(page.buffer) - start:
             return False
         _frame(<uint8_t *>PyByteArray_AS_STRING(page.buffer) + start, csid, type_id, timestamp, payload, length, chunk_size)
+        if join_point:
+            self.join_page = page
+            self.join_offset = start
+            self.join_position = self.position
+            self.join_timestamp = timestamp
+            self.join_headers = self.headers
+            self.joins += 1
+            self.schedule()
         if type_id != _DATA:
             self.newest_timestamp = timestamp
         _add_start(page.starts, start)
         PyByteArray_Resize(page.kinds, PyByteArray_GET_SIZE(page.kinds) + 1)
         (<uint8_t *>PyByteArray_AS_STRING(page.kinds))[PyByteArray_GET_SIZE(page.kinds) - 1] = kind
-        page.end = end
-        self.position += end - start
+        page.end = start + size
+        self.position += size
         if self.on_growth is not None:
             _tell_growth(self.on_growth)
         if self.position >= self._alarm_at:
             self._alarm()
         return True
+
+    cdef PageState _turn(self, Py_ssize_t size, int64_t timestamp):
+        """Link a new last page. As `rtmpd.live.log.Log._turn`."""
+        cdef PageState tail = self.tail, page
+        cdef int64_t lasted_ms = (timestamp - self._page_timestamp) & _WORD
+        cdef Py_ssize_t least_bytes, most_bytes
+        least_bytes, most_bytes = self._page_limits
+        if tail.size == 0 and size <= least_bytes:
+            pass
+        elif lasted_ms < _FAST_MS:
+            self._page_bytes = min(self._page_bytes * 2, most_bytes)
+        elif lasted_ms > _SLOW_MS:
+            self._page_bytes = max(self._page_bytes // 2, least_bytes)
+        self._page_timestamp = timestamp
+        if _Page is None:
+            _import_pages()
+        page = <PageState>_Page.__new__(_Page)
+        page._begin(max(size, self._page_bytes), self.position, tail.number + len(tail.starts), self.account)
+        tail.next = page
+        self.tail = page
+        return page
 
 
 cdef int _add_start(array.array starts, Py_ssize_t start) except -1:
@@ -906,7 +1035,7 @@ cdef class SourceState:
             if not (
                 PyCFunction_CheckExact(append)
                 and PyCFunction_GET_FUNCTION(append) == _LOG_APPEND
-                and (<LogState>PyCFunction_GET_SELF(append))._append(type_id, stamped, data, length, _FRAME)
+                and (<LogState>PyCFunction_GET_SELF(append))._append(type_id, stamped, data, length, _FRAME, False)
             ):
                 if payload is None:
                     payload = PyBytes_FromStringAndSize(<char *>data, length)
@@ -1029,7 +1158,10 @@ cdef enum:
     _STREAMS = 16  # _BLOCK of rtmpd.live.courier
     _CALLED = 1
     _RESTING = 2
+    _GATHER_BYTES = 1 << 20
+    _JOINED_BYTES = 64 << 10  # a range on two pages is copied together
 
+cdef char _joined[_JOINED_BYTES]
 cdef double _SLICE_S = 0.003
 
 
@@ -1107,13 +1239,13 @@ cdef class FanoutState:
         self._deliver()
 
     cdef int _deliver(self) except -1:
-        """Send what is new to members that are all in sync, on one page, and at plain sockets.
+        """Send what is new, on the last two pages, to members that are all in sync and at plain sockets.
 
         Python goes on with the first member that is not, or does not accept everything. No code of Python's runs before that,
         so that none can see the pass under way.
         """
         cdef GroupState group
-        cdef PageState page
+        cdef PageState page, tail
         cdef object member, bytes_sent, sent = None
         cdef const char *data
         cdef Py_ssize_t index = 0, count, size, accepted
@@ -1122,12 +1254,25 @@ cdef class FanoutState:
             _pure_deliver_if_small(self)
             return 0
         group = self._group
-        page = group.page
+        page, tail = group.page, self.log.tail
         count, size = len(group.members), page.end - group.offset
-        if size == 0:
+        data = PyByteArray_AS_STRING(page.buffer) + group.offset
+        if page is not tail:
+            if size == 0:
+                # The page had been sent as a whole.
+                data, size = PyByteArray_AS_STRING(tail.buffer), tail.end
+            elif size + tail.end <= _JOINED_BYTES:
+                memcpy(_joined, data, size)
+                memcpy(_joined + size, PyByteArray_AS_STRING(tail.buffer), tail.end)
+                data, size = _joined, size + tail.end
+            else:
+                size = 0
+            if size == 0:
+                _pure_deliver_if_small(self)
+                return 0
+        elif size == 0:
             self._noted = False
             return 0
-        data = PyByteArray_AS_STRING(page.buffer) + group.offset
         try:
             bytes_sent = self.counters.bytes_sent + size * count
             while index < count:
@@ -1154,19 +1299,20 @@ cdef class FanoutState:
             _pure_deliver_if_small(self, index, sent)
             return 0
         self._noted = False
-        group.offset += size
+        group.page = tail
+        group.offset = tail.end
         self.counters.bytes_sent = bytes_sent
         return 0
 
     cdef bint _is_ordinary(self) noexcept:
-        """Whether the group is small, in sync and on the log's last page, and nothing else is to be done."""
+        """Whether the group is small, in sync, and on the log's last page or the one before, and nothing else is to be done."""
         cdef GroupState group = self._group
-        cdef PageState page
+        cdef PageState page, tail
         if (
             group is None
             or group.page is None
             or self.log is None
-            or self.log.tail is not group.page
+            or self.log.tail is None
             or group.passing
             or group._left != 0
             or group.members is None
@@ -1179,8 +1325,14 @@ cdef class FanoutState:
             or len(self._after_pass) != 0
         ):
             return False
-        page = group.page
-        return page.buffer is not None and 0 <= group.offset <= page.end <= PyByteArray_GET_SIZE(page.buffer)
+        page, tail = group.page, self.log.tail
+        if page is not tail and (page.next is not tail or tail.base - page.base > _GATHER_BYTES or not _is_sound(tail)):
+            return False
+        return _is_sound(page) and 0 <= group.offset <= page.end
+
+
+cdef inline bint _is_sound(PageState page) noexcept:
+    return page.buffer is not None and 0 <= page.end <= PyByteArray_GET_SIZE(page.buffer)
 
 
 cdef CFunction _NOTE_GROWTH = (<MethodDescriptor *><PyObject *>FanoutState.__dict__["_note_growth"]).d_method.ml_meth

@@ -120,6 +120,7 @@ class Courier(CourierState):
         self._timer: Any = None
         self._reading: Reading | None = None  # during a rest: what rests, too
         self._slices = 0  # of time in which was read since the end of the rest
+        self._read_s = 0.0  # CPU time of these
         self._read_all = True  # reading has come to an end behind the last rest
         self._unpaced = 0  # so many turns must follow before reading rests again: there was a stream for which nothing rests
         self.reload(share, limit_ms)
@@ -161,21 +162,27 @@ class Courier(CourierState):
         self._average_s += (spent_s - self._average_s) / _AVERAGED_TURNS
         rest_s = self._average_s * self._rest_factor
         if rest_s >= _SHORTEST_REST_S:
-            self._rest_reading()
-            self._rest(rest_s)
+            self._rest(max(rest_s - self._rest_reading(), _MOMENT_S))
         elif self._due:
             self._rest(_MOMENT_S)
         else:
             self._state = _State.IDLE
 
-    def _rest_reading(self) -> None:
-        """Let reading rest, too, unless it can't keep up with what comes, or there are streams for which nothing rests."""
+    def _rest_reading(self) -> float:
+        """Let reading rest, too, unless it can't keep up with what comes, or there are streams for which nothing rests.
+
+        Returns:
+            The CPU time, in seconds, that reading will take at the end of the rest, as it did last time.
+        """
+        expected_s = 0.0
         if self._read_all and not self._unpaced:
             self._reading = _READING.get(get_hub())
             if self._reading is not None:
+                expected_s, self._read_s = self._read_s, 0.0
                 self._slices = 0
                 self._reading.rest()
         self._read_all = True
+        return expected_s
 
     def _rest(self, rest_s: float) -> None:
         self._state = _State.RESTING
@@ -199,8 +206,10 @@ class Courier(CourierState):
     def _read_slice(self, reading: Reading) -> bool:
         """Read what has come during the rest, for a slice of time; return whether to read for another one before the turn."""
         self._state = _State.CALLED
-        self._slices += 1
+        begun_s = time.thread_time()
         self._read_all = not reading.read_waiting()
+        self._read_s += time.thread_time() - begun_s
+        self._slices += 1
         return not self._read_all and self._slices < _MOST_SLICES
 
     def _end_rest(self) -> None:

@@ -48,24 +48,59 @@ class LogReader(Protocol):
 
 @accelerated
 class LogState:
-    """What an append of an ordinary message changes of a log.
+    """What an append of an ordinary message changes of a log, and what it needs.
 
     Attributes:
         tail: The last page; the log ends at ``tail.end``.
         position: The number of bytes appended so far: the end of the log as an absolute position.
         newest_timestamp: The timestamp of the last audio or video message; -1 before the first and after the end.
         on_growth: Called after each append: the fan-out's wake-up, while it has subscribers. It must not wait.
+        account: Counts the log's pages.
+        join_page, join_offset, join_position: Where a new reader starts; join_page is None if there is no such place.
+        join_timestamp: The timestamp of the message there.
+        joins: The number of join points so far.
+        headers, join_headers: What a decoder needs before the frames at the log's end, and at the join point.
     """
 
-    __slots__ = ("_alarm_at", "_chunk_size", "_finds_disposable", "newest_timestamp", "on_growth", "position", "tail")
+    __slots__ = (
+        "_alarm_at",
+        "_chunk_size",
+        "_finds_disposable",
+        "_page_bytes",
+        "_page_limits",
+        "_page_timestamp",
+        "account",
+        "headers",
+        "join_headers",
+        "join_offset",
+        "join_page",
+        "join_position",
+        "join_timestamp",
+        "joins",
+        "newest_timestamp",
+        "on_growth",
+        "position",
+        "tail",
+    )
 
     tail: Page
     position: int
     newest_timestamp: int
     on_growth: Callable[[], None] | None
+    account: PageAccount
+    join_page: Page | None
+    join_offset: int
+    join_position: int
+    join_timestamp: int
+    joins: int
+    headers: Headers
+    join_headers: Headers
     _alarm_at: int
     _chunk_size: int
     _finds_disposable: bool
+    _page_bytes: int
+    _page_limits: tuple[int, int]
+    _page_timestamp: int
 
 
 class Log(LogState):
@@ -75,33 +110,9 @@ class Log(LogState):
         framing: The format.
         cache_limit_bytes: A join point that is further back than this is forgotten, and its pages are freed.
         account: Counts the log's pages; None: one of its own.
-
-    Attributes:
-        account: Counts the log's pages.
-        join_page, join_offset, join_position: Where a new reader starts; join_page is None if there is no such place.
-        join_timestamp: The timestamp of the message there.
-        joins: The number of join points so far.
-        headers, join_headers: What a decoder needs before the frames at the log's end, and at the join point.
     """
 
-    __slots__ = (
-        "_cache_limit_bytes",
-        "_formats",
-        "_formats_of",
-        "_page_bytes",
-        "_page_timestamp",
-        "_readers",
-        "_write",
-        "account",
-        "framing",
-        "headers",
-        "join_headers",
-        "join_offset",
-        "join_page",
-        "join_position",
-        "join_timestamp",
-        "joins",
-    )
+    __slots__ = ("_cache_limit_bytes", "_formats", "_formats_of", "_readers", "_write", "framing")
 
     def __init__(self, framing: Framing, cache_limit_bytes: int, account: PageAccount | None = None) -> None:
         self.framing = framing
@@ -113,9 +124,10 @@ class Log(LogState):
         self.account = account or PageAccount(ALL_PAGES)
         # Without room: a stream that players only wait for takes no memory.
         self.tail = Page(0, 0, 0, self.account)
+        self._page_limits = MIN_PAGE_BYTES, MAX_PAGE_BYTES
         self._page_bytes = MIN_PAGE_BYTES
         self._page_timestamp = 0
-        self.join_page: Page | None = None
+        self.join_page = None
         self.join_offset = 0
         self.join_position = 0
         self.join_timestamp = 0
@@ -189,12 +201,13 @@ class Log(LogState):
     def _turn(self, size: int, timestamp: int) -> Page:
         """Link a new last page that has room for *size* bytes. Its size follows from how long the last one took to fill."""
         lasted_ms = (timestamp - self._page_timestamp) & 0xFFFFFFFF
-        if not self.tail.size and size <= MIN_PAGE_BYTES:
+        least_bytes, most_bytes = self._page_limits
+        if not self.tail.size and size <= least_bytes:
             pass  # the first page: nothing is known of the stream
         elif lasted_ms < _FAST_MS:
-            self._page_bytes = min(self._page_bytes * 2, MAX_PAGE_BYTES)
+            self._page_bytes = min(self._page_bytes * 2, most_bytes)
         elif lasted_ms > _SLOW_MS:
-            self._page_bytes = max(self._page_bytes // 2, MIN_PAGE_BYTES)
+            self._page_bytes = max(self._page_bytes // 2, least_bytes)
         self._page_timestamp = timestamp
         number = self.tail.number + len(self.tail.starts)
         page = Page(max(size, self._page_bytes), self.position, number, self.account)

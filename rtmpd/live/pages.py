@@ -20,6 +20,7 @@ MIN_PAGE_BYTES = 8 << 10
 MAX_PAGE_BYTES = 256 << 10
 
 
+@accelerated
 class PageAccount:
     """Counts the memory of pages.
 
@@ -60,51 +61,34 @@ ALL_PAGES = PageAccount()
 
 
 @accelerated
-def new_buffer(size: int) -> bytearray:
-    """Return memory for a page. The compiled form does not set it to zeros: what is not written is not read."""
-    return bytearray(size)
-
-
-@accelerated
 class PageState:
-    """What an append changes of a page.
+    """What an append changes of a page, and what it makes a new one of.
+
+    Args:
+        size: How much memory the page has.
+        base: The log position of its first byte.
+        number: The number of messages in the log before its first one.
+        account: Counts it.
 
     Attributes:
         buffer: The page's memory. Its size never changes.
+        view: The same, for slices without a copy.
         size: Its size.
+        base, number, account: As given.
         end: The number of bytes in use. Only grows, and only on the last page.
+        next: The following page, or None.
         starts: The offsets of the messages, ascending.
         kinds: The kind of each message (`rtmpd.media.tags.Kind`).
-    """
-
-    __slots__ = ("buffer", "end", "kinds", "size", "starts")
-
-    buffer: bytearray
-    size: int
-    end: int
-    starts: array[int]
-    kinds: bytearray
-
-
-class Page(PageState):
-    """A piece of a log.
-
-    Attributes:
-        view: The page's memory, for slices without a copy.
-        base: The log position of the page's first byte.
-        next: The following page, or None.
-        account: Counts the page.
-        number: The number of messages in the log before the page's first one.
         disposable: The offsets of disposable frames, if the log looks for them.
     """
 
-    __slots__ = ("account", "base", "disposable", "next", "number", "view")
+    __slots__ = ("account", "base", "buffer", "disposable", "end", "kinds", "next", "number", "size", "starts", "view")
 
     def __init__(self, size: int, base: int, number: int = 0, account: PageAccount = ALL_PAGES) -> None:
         # If there is no memory for the page, nothing has been counted.
         self.account = account
         self.size = 0
-        self.buffer = new_buffer(size)
+        self.buffer = bytearray(size)
         self.view = memoryview(self.buffer)
         self.size = size
         self.base = base
@@ -118,6 +102,12 @@ class Page(PageState):
 
     def __del__(self) -> None:
         self.account.remove(self.size)
+
+
+class Page(PageState):
+    """A piece of a log."""
+
+    __slots__ = ()
 
     def boundary(self, offset: int) -> int:
         """Return the first message boundary at or behind *offset*."""

@@ -210,6 +210,7 @@ class Trace:
             page = page.next
         return [
             pages,
+            log.account.bytes,
             (log.position, log.newest_timestamp, log.joins, log.join_offset, log.join_position, log.join_timestamp),
             (log.join_page is not None, log.headers.items, log.join_headers.items),
             clock_of(timeline),

@@ -564,3 +564,41 @@ def test_a_pass_is_handed_over_at_the_first_socket_that_is_full_gone_or_not_plai
         full.read()
         assert bytes(full.data) == bytes(scene.log.tail.view[: scene.log.position])
         scene.close()
+
+
+@pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
+def test_a_pass_over_two_pages_is_ordinary_up_to_64_kib(handed_over):
+    with ExitStack() as stack:
+        scene = Scene()
+        scene.video(keyframe())
+        player = SocketTransport(stack, "large")
+        scene.fanout.join(scene.subscriber(player))
+        settle()
+
+        def turn(until: Callable[[], bool], size: int = 500) -> list[tuple[object, ...]]:
+            """Let messages come until one begins another page, and that holds."""
+            handed_over.clear()
+            first = scene.log.tail
+            while scene.log.tail is first or not until():
+                scene.video(frame(size=size))
+            settle()
+            player.read()
+            while player.watched:
+                player.take()
+                player.read()
+            return list(handed_over)
+
+        for _ in range(5):
+            assert turn(lambda: True) == []
+            # The page is sent as a whole, then another one begins.
+            page = scene.log.tail
+            while page is scene.log.tail and page.end + 600 < page.size:
+                scene.video(frame(size=500))
+                settle()
+            assert turn(lambda: True, 600) == []
+        scene.log._page_bytes = MAX_PAGE_BYTES
+        assert turn(lambda: True) == []
+        position = scene.log.position
+        assert turn(lambda: scene.log.position - position > 64 << 10, 50_000) == [()]
+        assert bytes(player.data[-1000:]) == bytes(scene.log.tail.view[: scene.log.tail.end])[-1000:]
+        scene.close()

@@ -197,6 +197,7 @@ class Reading:
         self.rests = False
         self.waiting = []
         self.slices = 0
+        self.work = lambda: None
 
     def rest(self):
         self.rests = True
@@ -207,6 +208,7 @@ class Reading:
     def read_waiting(self):
         assert self.rests
         self.slices += 1
+        self.work()
         for fanout in self.waiting.pop(0) if self.waiting else []:
             self.courier.add(fanout)
         return bool(self.waiting)
@@ -268,6 +270,20 @@ def test_reading_that_can_not_keep_up_delays_the_turn_by_four_slices_and_does_no
     assert second.turns == 1
     assert reading.slices == 4
     assert reading.rests
+
+
+def test_the_time_that_reading_takes_is_a_part_of_the_rest(loop, clock, resting):
+    courier, reading = resting
+
+    def work():
+        clock.worked_s += 0.002
+
+    reading.work = work
+    for _ in range(100):
+        reading.waiting = [[Fanout(courier, clock, 0.1)], []]
+        loop.rest()
+        loop.rest()
+    assert loop.rests_s[-2:] == [pytest.approx(1e-6), pytest.approx(0.006, rel=0.01)]
 
 
 def test_news_of_a_stream_without_pacing_end_the_rest_of_reading_and_it_rests_no_more_for_a_while(loop, clock, resting):

@@ -139,6 +139,16 @@ def test_a_long_log_is_freed_at_once_without_deep_recursion():
     assert account.bytes == 0
 
 
+def test_pages_of_garbage_are_no_longer_counted_when_it_is_collected():
+    whole = PageAccount()
+    account = PageAccount(whole)
+    garbage = [account, Page(100, 0, 0, account)]
+    garbage.append(garbage)
+    del account, garbage
+    gc.collect()
+    assert whole.bytes == 0
+
+
 def test_an_account_calls_its_alarm_for_each_page_above_the_limit():
     account, calls = PageAccount(), []
     account.alarm = lambda: calls.append(account.bytes)
