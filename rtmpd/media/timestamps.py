@@ -45,10 +45,6 @@ class Track(TrackState):
     def __init__(self) -> None:
         self.raw = 0  # the last timestamp on the timeline, unwrapped
         self.shown = 0  # the last output: raw, but never less than the output before
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the clock; the last output stays, because players have got it."""
         self.last_in = -1  # the publisher's last timestamp; -1: the next one is placed without regard to the last
         self.offset: int | None = None  # raw minus timestamp, since the last placement; None before the first
         self.moved = 0  # the part of the timeline's `_moved` that is in the offset
@@ -69,7 +65,7 @@ class TimelineState:
 
 
 class Timeline(TimelineState):
-    """Maps the timestamps of a stream's successive publishers to one continuous clock.
+    """Maps the timestamps of one source to a continuous clock. When it becomes active, `shift` moves it to that of its stream.
 
     An offset, once learned, is kept as long as timestamps fit it, however long a track was silent. When a track jumps, the
     other one is expected to jump by the same distance, so that their lip sync stays as it was, to the millisecond.
@@ -82,7 +78,7 @@ class Timeline(TimelineState):
         jumps: The number of jumps so far.
     """
 
-    __slots__ = ("_anchor", "_moved", "jumps", "offset")
+    __slots__ = ("_moved", "jumps", "offset")
 
     def __init__(self) -> None:
         self.audio = Track()
@@ -90,22 +86,12 @@ class Timeline(TimelineState):
         self.offset = 0
         self.newest = -1
         self.jumps = 0
-        self._anchor = False
         self._moved = 0  # by how much jumps have changed the offsets, of the track that has jumped last
 
     @property
     def running(self) -> bool:
-        """Whether there was a frame since the beginning or the last restart."""
-        return self.newest >= 0 and not self._anchor
-
-    def restart(self, elapsed_ms: int) -> None:
-        """Start with another publisher, *elapsed_ms* after the last message: its first timestamp continues the timeline."""
-        self.audio.forget()
-        self.video.forget()
-        self._moved = 0
-        if self.newest >= 0:
-            self.newest += max(1, elapsed_ms)
-            self._anchor = True
+        """Whether there was a frame."""
+        return self.newest >= 0
 
     def shift(self, by_ms: int) -> None:
         """Move the timeline: all that comes, and what has been, is later by *by_ms*, which may be negative."""
@@ -145,9 +131,6 @@ class Timeline(TimelineState):
         before = self.offset
         if self.newest < 0:
             stamped = self._place(track, timestamp, timestamp)
-        elif self._anchor:
-            self._anchor = False
-            return self._rebase(track, timestamp)
         else:
             raw = self._near(timestamp, before)
             near = abs(raw - self.newest) <= _NEAR_MS
@@ -239,6 +222,6 @@ class Timeline(TimelineState):
         if self.newest < 0:
             return timestamp
         raw = self._near(timestamp, self.offset)
-        if self._anchor or abs(raw - self.newest) > _NEAR_MS:
+        if abs(raw - self.newest) > _NEAR_MS:
             raw = self.newest
         return raw & 0xFFFFFFFF

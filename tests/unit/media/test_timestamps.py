@@ -391,56 +391,27 @@ def test_beside_wraps():
     assert timeline.beside(30) == 30
 
 
-# Another publisher -------------------------------------------------------------------------------------------------------
+# Another timeline -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("elapsed", "gap"), [(0, 1), (-5, 1), (1, 1), (3000, 3000), (3_600_000, 3_600_000)])
-@pytest.mark.parametrize("start", [0, 5000, 100_000, 2**32 - 40])
-def test_another_publisher_follows_after_the_time_that_has_passed(start, elapsed, gap):
+@pytest.mark.parametrize("by_ms", [0, 1, -1, 3000, -99_000, 3_600_000, 2**32 - 100_500])
+@pytest.mark.parametrize("start", [100_000, 2**32 - 40])
+def test_all_that_comes_after_a_shift_is_later_by_it(start, by_ms):
+    moved, same = Timeline(), Timeline()
+    before, after = both(start, start + 1000), both(start + 1000, start + 3000)
+    assert run(moved, *before) == run(same, *before)
+    moved.shift(by_ms)
+    assert moved.newest == same.newest + by_ms
+    assert moved.beside(start + 900) == (same.beside(start + 900) + by_ms) % 2**32
+    assert run(moved, *after) == [(stamp + by_ms) % 2**32 for stamp in run(same, *after)]
+    # Jumps, strays and gaps are treated as before.
+    unusual = (("v", 7), ("a", 9), ("v", 47), ("a", 30), ("v", start), ("v", 87), ("a", 5_000_000), ("v", 5_000_000))
+    assert run(moved, *unusual) == [(stamp + by_ms) % 2**32 for stamp in run(same, *unusual)]
+
+
+def test_a_shift_before_the_first_frame_changes_nothing():
     timeline = Timeline()
-    frames = both(100_000, 101_000)
-    run(timeline, *frames)
-    timeline.restart(elapsed)
-    expected = [100_980 + gap + time for _, time in both(0, 1000)]
-    assert run(timeline, *both(start, start + 1000)) == expected
-    assert timeline.jumps == 0
-
-
-def test_a_restart_before_the_first_frame_changes_nothing():
-    timeline = Timeline()
-    timeline.restart(5000)
+    timeline.shift(0)
+    assert not timeline.running
     assert timeline.beside(7) == 7
     assert run(timeline, ("v", 100)) == [100]
-
-
-def test_headers_of_another_publisher_are_beside_its_first_frame():
-    timeline = Timeline()
-    run(timeline, ("v", 100_000))
-    timeline.restart(500)
-    assert timeline.beside(0) == timeline.beside(99_000) == 100_500
-    assert run(timeline, ("v", 0)) == [100_500]
-    assert timeline.beside(10) == 100_510
-
-
-def test_another_publisher_whose_tracks_begin_apart_takes_no_track_back():
-    timeline = Timeline()
-    run(timeline, ("v", 100_000), ("a", 100_000))
-    timeline.restart(500)
-    # Audio begins five seconds before video: it waits at what players have seen of the publisher before.
-    stamps = [("v", 5000), ("a", 0), ("a", 20), ("a", 4980), ("v", 5040)]
-    assert run(timeline, *stamps) == [100_500, 100_000, 100_000, 100_480, 100_540]
-
-
-def test_a_publisher_of_one_frame_at_0_has_been_there():
-    timeline = Timeline()
-    run(timeline, ("v", 0))
-    timeline.restart(500)
-    assert run(timeline, ("v", 70_000)) == [500]
-
-
-def test_a_second_restart_before_any_frame_adds_up():
-    timeline = Timeline()
-    run(timeline, ("v", 1000))
-    timeline.restart(500)
-    timeline.restart(250)
-    assert run(timeline, ("a", 77)) == [1750]
