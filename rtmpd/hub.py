@@ -75,12 +75,19 @@ _STREAM_COUNTERS = (
     "players_stalled",
     "timestamp_jumps",
     "internal_errors",
+    "copies_joined",
+    "copies_broken",
+    "copy_frames_duplicate",
+    "copy_frames_filled",
+    "copy_frames_mismatched",
+    "copy_frames_late",
 )
 
 
 def _counts(stream: Stream) -> tuple[int, ...]:
     """Return the counters of a stream, in the order of `_STREAM_COUNTERS`."""
-    received, counters = stream.received, stream.counters
+    received, counters, ingest = stream.received, stream.counters, stream.ingest
+    merged = ingest.merged
     return (
         received.audio,
         received.video,
@@ -94,6 +101,12 @@ def _counts(stream: Stream) -> tuple[int, ...]:
         counters.stalled,
         stream.timestamp_jumps,
         counters.errors,
+        ingest.copies_joined,
+        ingest.copies_broken,
+        merged.duplicates,
+        merged.filled,
+        merged.mismatches,
+        merged.late,
     )
 
 
@@ -568,7 +581,7 @@ class Hub:
         self.bus.emit(EventType.SOURCE_ACTIVE, data, stream=stream, connection_id=info.connection_id)
         if switch.cause is Cause.FIRST:
             return
-        self.counters[f"source_switches_{switch.cause}"] += 1
+        self.count(f"source_switches_{switch.cause}")
         kind = {Cause.FAILOVER: EventType.FAILOVER, Cause.FAILBACK: EventType.FAILBACK}.get(switch.cause)
         reason = switch.reason or _CAUSES[switch.cause]
         if kind is not None:

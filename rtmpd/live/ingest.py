@@ -1,8 +1,8 @@
 """The sources of one stream: which of them is active, and what happens when it fails.
 
-A source that is alone feeds its stream directly. When there are several, or readers have to continue on the timeline of a source
-that has ended, each source has a lane (`rtmpd.live.lane`), which keeps its last group of pictures until the source becomes active.
-What follows from roles and health is decided by `rtmpd.live.selection`; how the messages of two sources are joined, by
+A source that is alone feeds its stream directly. When there are several, or readers continue on the timeline of one that
+has ended, each source has a lane (`rtmpd.live.lane`), which keeps its last group of pictures until the source is active. What
+follows from roles and health is decided by `rtmpd.live.selection`; how the messages of two sources are joined, by
 `rtmpd.live.splice`.
 """
 
@@ -133,7 +133,7 @@ class Ingest:
         lanes: One for each source.
         active: The lane of the active source; None: there is none.
         switches: The number of changes of the active source while readers were on the timeline.
-        copies_joined, copies_broken: How often a source was found to be a copy of the active one, and to be none any more.
+        copies_joined, copies_broken: How often a source was found to be a copy of the active one, and to be none after that.
     """
 
     def __init__(self, host: IngestHost, watch: Callable[[], None] = _nothing) -> None:
@@ -313,7 +313,7 @@ class Ingest:
             self._switch(lane, waited.cause)
 
     def spliced(self, lane: Lane) -> None:
-        """The messages of the active source need not be mapped any more."""
+        """No further message of the active source has to be mapped."""
         if lane is self.active:
             self._settle()
 
@@ -561,8 +561,8 @@ class Ingest:
         assert host is not None
         self.copies_broken += 1
         log.warning(
-            "%s: the publisher from %s does not send the frames of the other one any more: from now on a failover takes place "
-            "at a keyframe (match_copies)",
+            "%s: the publisher from %s no longer sends the frames of the other one: from now on a failover takes place at a "
+            "keyframe (match_copies)",
             host.name,
             lane.source.info.peer,
         )

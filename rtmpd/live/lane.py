@@ -57,7 +57,7 @@ class LaneOwner(Protocol):
         """A source that stands by has sent a keyframe, or an audio frame to start at. May make it active."""
 
     def spliced(self, lane: Lane) -> None:
-        """The messages of the active source need not be mapped any more."""
+        """No further message of the active source has to be mapped."""
 
     def observe(self, lane: Lane, type_id: int, timestamp: int, payload: bytes) -> None:
         """A source that may be a copy of another one has sent a frame."""

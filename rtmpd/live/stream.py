@@ -205,7 +205,7 @@ class Stream:
         Args:
             lost: The source may be back at any moment, and new players get its last group of pictures meanwhile. Otherwise it
                 has ended in an orderly way, and they wait as after the end.
-            reason: Why, for those that are told that the stream has ended.
+            reason: Why, for the notice that the stream has ended.
         """
         for lane in self.ingest.publishers:
             self.remove(lane.source, reason)
@@ -315,7 +315,7 @@ class Stream:
         return self._slates(path) if path else None
 
     def slate_ended(self) -> None:
-        """Notify players that nothing is played any more, unless the publisher is still waited for."""
+        """Notify players that the stream has ended, unless its publisher is still waited for."""
         if self.phase is StreamPhase.SLATE:
             self._end_announcement()
 

@@ -71,7 +71,7 @@ class Watch:
             except Exception:
                 # The streams behind it must be watched all the same.
                 self._count("internal_errors")
-                log.exception("internal error: the sources of a stream are not watched any more")
+                log.exception("internal error: the sources of a stream are no longer watched")
                 again = False
             if not again:
                 self._watched.discard(stream)

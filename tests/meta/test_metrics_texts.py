@@ -14,8 +14,9 @@ import pytest
 
 from rtmpd.config.loader import load_text
 from rtmpd.hub import _STREAM_COUNTERS, Hub, RelayFigures
+from rtmpd.live.selection import Cause
 from rtmpd.phases import CLOSE_COUNTERS
-from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES
+from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES, SWITCHES
 from rtmpd.services.metrics.service import Metrics
 from tests.unit.live.fakes import keyframe, new_source
 
@@ -26,11 +27,12 @@ SOURCES = sorted((ROOT / "rtmpd").rglob("*.py"))
 
 @pytest.fixture(scope="module")
 def metrics():
-    """Metrics of a server with a stream and a relay that have every figure."""
-    config = load_text("")
+    """Metrics of a server with a stream, two sources and a relay that have every figure."""
+    config = load_text("[publish]\non_conflict = backup\n")
     hub = Hub(config)
     source = new_source()
     stream = hub.publish("live/a", source)
+    hub.publish("live/a", new_source())
     source.video(0, keyframe())
     source.video(1000, keyframe())
     hub.relays = lambda: [RelayFigures("live/a", "there", "up")]
@@ -82,10 +84,17 @@ def test_the_page_lists_every_reason_of_a_failure():
     assert re.findall(r"^``(\w+)``  ", part, re.MULTILINE) == sorted(FAILURES)
 
 
+def test_every_cause_of_a_switch_has_a_counter_and_is_on_the_page():
+    causes = {str(cause) for cause in Cause} - {str(Cause.FIRST)}
+    assert {f"source_switches_{cause}": cause for cause in causes} == SWITCHES
+    (meaning,) = re.findall(r"``rtmpd_source_switches_total``.*?\n   ``rtmpd", PAGE.read_text("utf-8"), re.DOTALL)
+    assert causes <= set(re.findall(r"``(\w+)``", meaning))
+
+
 def test_the_page_lists_the_names_of_debug_vars(metrics):
     part = PAGE.read_text("utf-8").partition("\nJSON\n")[2]
     listed = set(re.findall(r"``(rtmp_\w+)``", part))
-    assert listed | {"streams", "relays"} == set(json.loads(metrics.json()))
+    assert listed | {"streams", "sources", "relays"} == set(json.loads(metrics.json()))
 
 
 def test_alerts_use_families_and_reasons_that_exist(metrics):

@@ -14,7 +14,7 @@ class Total(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A family with a value per stream or relay: the attribute *field* of its figures."""
+    """A family with a value per stream, source or relay: the attribute *field* of its figures."""
 
     family: str
     counter: bool
@@ -66,9 +66,26 @@ COUNTERS: Final = {
     "reconnect_requests": Total("rtmpd_reconnect_requests", "Clients asked to reconnect."),
     "memory_sheds": Total("rtmpd_memory_sheds", "Times that a stream released memory because of memory_limit_bytes."),
     "publish_bitrate_exceeded": Total("rtmpd_publish_bitrate_exceeded", "Publishers that exceeded publish_bitrate_limit."),
-    "takeovers": Total("rtmpd_takeovers", "Silent publishers replaced by a new one."),
+    "takeovers": Total("rtmpd_takeovers", "Publishers replaced by a new one."),
+    "takeovers_refused": Total("rtmpd_takeovers_refused", "Publishers that takeover_by did not allow to replace another one."),
+    "takeovers_held": Total("rtmpd_takeovers_held", "Publishers refused since the last takeover was too recent."),
+    "copies_joined": Total("rtmpd_copies_joined", "Publishers found to send the frames of another one, and merged with it."),
+    "copies_broken": Total("rtmpd_copies_broken", "Of these, those that sent other frames later."),
+    "copy_frames_duplicate": Total("rtmpd_copy_frames_duplicate", "Frames of copies that another copy had brought before."),
+    "copy_frames_filled": Total("rtmpd_copy_frames_filled", "Frames that only one of several copies has brought."),
+    "copy_frames_mismatched": Total("rtmpd_copy_frames_mismatched", "Frames of copies that differ from those of the others."),
+    "copy_frames_late": Total("rtmpd_copy_frames_late", "Frames of copies that came after the stream had passed their place."),
 }
 """Counters of the hub, by name, that have a family of their own."""
+
+SWITCHES: Final = {
+    "source_switches_failback": "failback",
+    "source_switches_failover": "failover",
+    "source_switches_manual": "manual",
+    "source_switches_return": "return",
+    "source_switches_slate": "slate",
+}
+"""Counters of the hub, by name, that are values of the label ``cause`` of ``rtmpd_source_switches_total``."""
 
 FAILURES: Final = {
     "accept_failures": "a connection could not be accepted: no free file descriptor",
@@ -94,12 +111,13 @@ FAILURES: Final = {
     "relays_refused": "relay_limit was reached",
     "tls_failures": "a TLS handshake failed, or TLS data was invalid",
     "retention_errors": "old recordings could not be listed or deleted",
+    "slate_errors": "a slate_file could not be read or used",
     "streams_refused": "stream_limit or waiting_stream_limit was reached",
     "unsupported_codecs": "a player does not support the codec of the video",
 }
 """Counters of the hub, by name, that are values of the label ``reason`` of ``rtmpd_failures_total``.
 
-A counter that is in neither table is exported as a reason as well, so that no counter is lost.
+A counter that is in none of these tables is exported as a reason as well, so that no counter is lost.
 """
 
 GAUGES: Final = {
@@ -133,7 +151,17 @@ STREAMS: Final = (
     Column("rtmp_stream_disconnects", True, "disconnects", "Players disconnected by backpressure_policy."),
     Column("rtmp_stream_bytes_ingested", True, "bytes_in", "Media payload received from publishers."),
     Column("rtmp_stream_bytes_egress", True, "bytes_out", "Bytes accepted by the sockets of players and relays."),
+    Column("rtmp_stream_sources", False, "source_count", "Publishers of the stream, and the slate while it plays."),
+    Column("rtmp_stream_source_switches", True, "source_switches", "Changes of the active source while there were readers."),
+    Column("rtmp_stream_copy_frames_filled", True, "copy_frames_filled", "Frames that only one of several copies has brought."),
 )
+
+SOURCES: Final = (
+    Column("rtmp_stream_source_active", False, "active", "1 for the active source of the stream, else 0."),
+    Column("rtmp_stream_source_healthy", False, "healthy", "1 if the source sends media and violates no rule, else 0."),
+    Column("rtmp_stream_source_bitrate_bps", False, "bitrate_bps", "Media bit rate of a publisher, mean over 5 s."),
+)
+"""Of each source of a stream. Sources are named by their roles."""
 
 RELAYS: Final = (
     Column("rtmp_relay_destination_up", False, "up", "1 while the destination receives the stream, else 0."),

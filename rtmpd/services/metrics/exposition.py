@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import rtmpd
-from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES, RELAYS, STREAMS
-from rtmpd.services.metrics.figures import Overview, relay_series, stream_series
+from rtmpd.services.metrics.catalogue import COUNTERS, FAILURES, GAUGES, RELAYS, SOURCES, STREAMS, SWITCHES
+from rtmpd.services.metrics.figures import Overview, relay_series, source_series, stream_series
 from rtmpd.util import speed
 from rtmpd.util.threads import Threads
 
@@ -44,7 +44,7 @@ _PROCESS_S = 2.0
 
 
 class HubCollector(Collector):
-    """Collects the families of the server, its streams and its relays.
+    """Collects the families of the server, its streams, their sources and its relays.
 
     Args:
         hub: The hub.
@@ -69,6 +69,10 @@ class HubCollector(Collector):
         """Return the figures of streams."""
         return stream_series(self._hub, self.limit, self._pace)
 
+    def sources(self) -> list[Series]:
+        """Return the figures of the sources of streams."""
+        return source_series(self._hub, self.limit, self._pace)
+
     def relays(self) -> list[Series]:
         """Return the figures of relays."""
         return relay_series(self._hub.relays(), self.limit, self._pace)
@@ -88,11 +92,18 @@ class HubCollector(Collector):
         for name, counter in COUNTERS.items():
             yield CounterMetricFamily(counter.family, counter.help, now.totals[name])
         yield CounterMetricFamily("rtmp_subscriber_drops", "Skips and disconnects of players that were too slow.", now.drops)
+        switches = CounterMetricFamily("rtmpd_source_switches", "Changes of the active source, by cause.", labels=("cause",))
+        for name, cause in SWITCHES.items():
+            switches.add_metric((cause,), now.totals[name])
+        yield switches
         failures = CounterMetricFamily("rtmpd_failures", "Failures by reason.", labels=("reason",))
-        for reason in sorted(FAILURES.keys() | (now.totals.keys() - COUNTERS.keys())):
+        for reason in sorted(FAILURES.keys() | (now.totals.keys() - COUNTERS.keys() - SWITCHES.keys())):
             failures.add_metric((reason,), now.totals[reason])
         yield failures
         yield from self._table(STREAMS, ("stream",), self.streams())
+        sources = self.sources()
+        yield from self._table(SOURCES, ("stream", "source"), sources)
+        yield _faults(sources)
         yield from self._table(RELAYS, ("stream", "destination"), self.relays())
 
     def _table(self, columns: Iterable[Column], names: Sequence[str], rows: Sequence[Series]) -> Iterator[Metric]:
@@ -105,6 +116,16 @@ class HubCollector(Collector):
                     family.add_metric(series.labels, value)
                 self._pace()
             yield family
+
+
+def _faults(sources: Iterable[Series]) -> Metric:
+    """Return the family of the faults of sources: a sample only for a source that has one."""
+    labels = ("stream", "source", "fault")
+    family = GaugeMetricFamily("rtmp_stream_source_fault", "1 while the source has this fault.", labels=labels)
+    for each in sources:
+        if each.figures["fault"]:
+            family.add_metric((*each.labels, each.figures["fault"]), 1)
+    return family
 
 
 class LoopLag(Collector):
@@ -188,8 +209,10 @@ def render_text(registry: CollectorRegistry, pace: Pace) -> bytes:
     return b"".join(parts)
 
 
-def render_json(now: Overview, streams: Iterable[Series], relays: Iterable[Series], pace: Pace) -> bytes:
-    """Return the figures under the names of go-rtmp's ``/debug/vars``, followed by each stream and each relay."""
+def render_json(
+    now: Overview, streams: Iterable[Series], sources: Iterable[Series], relays: Iterable[Series], pace: Pace
+) -> bytes:
+    """Return the figures under the names of go-rtmp's ``/debug/vars``, followed by each stream, source and relay."""
     totals = now.totals
     flat: dict[str, object] = {
         "rtmp_auth_failures_total": totals["auth_failures"],
@@ -217,14 +240,18 @@ def render_json(now: Overview, streams: Iterable[Series], relays: Iterable[Serie
         "rtmp_zombie_connections_total": totals["zombie_connections"],
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in flat.items()]
-    of_streams, of_relays = [], []
+    of_streams, of_sources, of_relays = [], [], []
     for stream in streams:
         of_streams.append(f"{json.dumps(stream.labels[0])}: {_object(stream.figures)}")
+        pace()
+    for source in sources:
+        of_sources.append(_object({"stream": source.labels[0], "source": source.labels[1], **source.figures}))
         pace()
     for relay in relays:
         of_relays.append(_object({"stream": relay.labels[0], "destination": relay.labels[1], **relay.figures}))
         pace()
-    lines += [f'"streams": {{{", ".join(of_streams)}}}', f'"relays": [{", ".join(of_relays)}]']
+    lines += [f'"streams": {{{", ".join(of_streams)}}}', f'"sources": [{", ".join(of_sources)}]']
+    lines += [f'"relays": [{", ".join(of_relays)}]']
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 

@@ -1,19 +1,20 @@
-"""The figures of the server, its streams and its relays, read from the hub. Independent of any output format."""
+"""The figures of the server, its streams, their sources and its relays, read from the hub. Independent of any output format."""
 
 from __future__ import annotations
 
 import operator
 import time
+from collections import Counter
 from dataclasses import asdict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 
+from rtmpd.live.selection import SourceRole
 from rtmpd.services.metrics.catalogue import GAUGES
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterable, Iterator
 
     from rtmpd.hub import Hub, RelayFigures
@@ -62,14 +63,14 @@ class Overview:
         self.drops = sum(self.totals[name] for name in ("player_skips", "players_disconnected", "players_stalled"))
         self.connections = len(hub.connections)
         self.streams = len(hub.streams)
-        self.publishers = sum(stream.source is not None for stream in hub.streams.values())
+        self.publishers = sum(len(stream.ingest.publishers) for stream in hub.streams.values())
         self.subscribers = sum(len(stream.players) for stream in hub.streams.values())
         self.uptime_s = time.monotonic() - since_s
         self.gauges = {name: hub.gauges[name]() if name in hub.gauges else 0.0 for name in GAUGES}
 
 
 class Series(NamedTuple):
-    """The figures under one set of label values: one stream or relay, or all others together. None: not known."""
+    """The figures under one set of label values: one stream, source or relay, or all others together. None: not known."""
 
     labels: tuple[str, ...]
     figures: dict[str, Any]
@@ -94,12 +95,49 @@ def stream_series(hub: Hub, limit: int, pace: Pace) -> list[Series]:
     Published streams come first: players that wait for unpublished names must not take their places. Streams may come and go
     meanwhile.
     """
+    others = Series((OTHER,), {"published": 0, "players": 0, "bitrate_bps": 0.0, "lag_s": 0.0})
+    return _limited(map(_of_stream, _in_order(hub, limit)), others, limit, pace)
+
+
+def _in_order(hub: Hub, limit: int) -> list[Stream]:
     streams = list(hub.streams.values())
     if len(streams) > limit:
         # The dict is ordered by age, and the sort is stable.
         streams.sort(key=lambda stream: not stream.announced)
-    others = Series((OTHER,), {"published": 0, "players": 0, "bitrate_bps": 0.0, "lag_s": 0.0})
-    return _limited(map(_of_stream, streams), others, limit, pace)
+    return streams
+
+
+def source_series(hub: Hub, limit: int, pace: Pace) -> list[Series]:
+    """Return the figures of the sources of those streams that have series of their own."""
+    found: dict[tuple[str, ...], Series] = {}
+    for stream in _in_order(hub, limit)[:limit]:
+        for each in _of_sources(stream):
+            found.setdefault(each.labels, each)
+        pace()
+    return list(found.values())
+
+
+def _of_sources(stream: Stream) -> Iterator[Series]:
+    """Yield the figures of each source: its health is judged only beside others.
+
+    A label is the role, and for the second source of that role and later ones a number: that of a publish would make series
+    without end.
+    """
+    lanes, roles = stream.ingest.lanes, Counter[str]()
+    for lane in lanes:
+        roles[lane.role] += 1
+        name = str(lane.role) if roles[lane.role] == 1 else f"{lane.role} {roles[lane.role]}"
+        judged = len(lanes) > 1 and lane.role is not SourceRole.SLATE
+        fault = lane.health.fault if judged else None
+        yield Series(
+            (label(stream.key), name),
+            {
+                "active": int(lane is stream.ingest.active),
+                "healthy": int(fault is None) if judged else None,
+                "fault": fault.value if fault is not None else None,
+                "bitrate_bps": lane.source.stats.bitrate if lane.role is not SourceRole.SLATE else None,
+            },
+        )
 
 
 def relay_series(relays: Iterable[RelayFigures], limit: int, pace: Pace) -> list[Series]:
@@ -129,16 +167,16 @@ def _limited(series: Iterator[Series], others: Series, limit: int, pace: Pace) -
 
 def _of_stream(stream: Stream) -> Series:
     stats, counters = stream.stats, stream.counters
-    published = stream.source is not None
+    active = stream.source is not None
     return Series(
         (label(stream.key),),
         {
-            "published": int(published),
+            "published": int(bool(stream.ingest.publishers)),
             "players": len(stream.players),
             "bitrate_bps": stats.bitrate,
             "fps": stats.fps,
-            "keyframe_age_s": time.monotonic() - stats.keyframe_at if published and stats.keyframes else None,
-            "keyframe_interval_s": stats.keyframe_interval_ms / 1000 if published and stats.keyframe_interval_ms else None,
+            "keyframe_age_s": time.monotonic() - stats.keyframe_at if active and stats.keyframes else None,
+            "keyframe_interval_s": stats.keyframe_interval_ms / 1000 if active and stats.keyframe_interval_ms else None,
             "lag_s": stream.lag_ms() / 1000,
             "drops": counters.drops,
             "skips": counters.skips,
@@ -147,6 +185,9 @@ def _of_stream(stream: Stream) -> Series:
             "disconnects": counters.disconnects,
             "bytes_in": stream.received.bytes,
             "bytes_out": counters.bytes_sent,
+            "source_count": len(stream.ingest.lanes),
+            "source_switches": stream.ingest.switches,
+            "copy_frames_filled": stream.ingest.merged.filled,
         },
     )
 

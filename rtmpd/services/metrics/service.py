@@ -78,7 +78,7 @@ class Metrics:
         """Return the figures as JSON. Must not be called concurrently."""
         self._pace.restart()
         collector = self._collector
-        return render_json(collector.overview(), collector.streams(), collector.relays(), self._pace)
+        return render_json(collector.overview(), collector.streams(), collector.sources(), collector.relays(), self._pace)
 
     def _serve(
         self, content_type: str, render: Callable[[], bytes], environ: WSGIEnvironment, start_response: StartResponse

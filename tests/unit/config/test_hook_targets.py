@@ -36,7 +36,7 @@ def test_a_script_has_an_event_a_path_and_arguments():
     [
         ("*", set(EVENT_NAMES)),
         ("publish_*", {"publish_start", "publish_stop"}),
-        ("*_stop", {"publish_stop", "play_stop"}),
+        ("*_stop", {"publish_stop", "live_stop", "play_stop"}),
         ("relay_up", {"relay_up"}),
     ],
 )

@@ -372,6 +372,97 @@ def test_a_thousand_streams_do_not_hold_the_event_loop(stage):
     assert len(late) > 20
 
 
+# Sources ------------------------------------------------------------------------------------------------------------------
+
+
+def fill(source, begin_ms, end_ms, letter="x"):
+    """Send a picture every 40 ms, a keyframe each second."""
+    for time_ms in range(begin_ms, end_ms, 40):
+        text = f"{letter}{time_ms}"
+        source.video(time_ms, keyframe(text, 1500) if time_ms % 1000 == 0 else frame(text, 800))
+
+
+def test_each_source_of_a_stream_has_its_series(stage):
+    scene = stage("[publish]\non_conflict = backup\nstandby_limit = 2\n")
+    scene.play()
+    first = scene.publish()
+    assert scene.value("rtmp_stream_source_active", stream="live/a", source="primary") == 1
+    # Alone, its health is not judged.
+    assert scene.value("rtmp_stream_source_healthy", stream="live/a", source="primary") is None
+    second, _ = scene.publish(), scene.publish()
+    fill(first.source, 0, 400)
+    fill(second.source, 0, 400, "y")
+    first.stream.tick(time.monotonic())
+    found = scene.samples()
+    names = ["primary", "backup", "backup 2"]
+    keys = [(("source", name), ("stream", "live/a")) for name in names]
+    assert [found["rtmp_stream_source_active"][key] for key in keys] == [1, 0, 0]
+    assert [found["rtmp_stream_source_healthy"][key] for key in keys] == [1, 1, 0]
+    assert found["rtmp_stream_source_fault"] == {(("fault", "stalled"), ("source", "backup 2"), ("stream", "live/a")): 1}
+    assert found["rtmp_stream_sources"][("stream", "live/a"),] == found["rtmp_publishers_active"][()] == 3
+    shown = scene.vars()["sources"]
+    assert [(each["stream"], each["source"], each["active"], each.get("fault")) for each in shown] == [
+        ("live/a", "primary", 1, None),
+        ("live/a", "backup", 0, None),
+        ("live/a", "backup 2", 0, "stalled"),
+    ]
+
+
+def test_a_failover_is_counted_by_cause_and_for_its_stream(stage):
+    scene = stage("[publish]\non_conflict = backup\nmatch_copies = no\n")
+    scene.play()
+    first, second = scene.publish(), scene.publish()
+    fill(first.source, 0, 1000)
+    assert scene.samples()["rtmpd_source_switches_total"] == {
+        (("cause", cause),): 0 for cause in ("failback", "failover", "manual", "return", "slate")
+    }
+    now_s = time.monotonic()
+    for time_ms in range(0, 3000, 40):
+        # The first one has stalled.
+        fill(second.source, time_ms, time_ms + 40, "y")
+        first.stream.tick(now_s + time_ms / 1000)
+    found = scene.samples()
+    assert found["rtmpd_source_switches_total"][("cause", "failover"),] == 1
+    assert found["rtmp_stream_source_switches_total"][("stream", "live/a"),] == 1
+    assert found["rtmp_stream_source_active"][("source", "backup"), ("stream", "live/a")] == 1
+    assert not [labels for labels in found["rtmpd_failures_total"] if "switch" in dict(labels)["reason"]]
+
+
+def test_the_frames_of_copies_are_counted_beyond_the_end_of_their_stream(stage):
+    scene = stage("[publish]\non_conflict = backup\npublisher_grace_s = 0\n")
+    first, second = scene.publish(), scene.publish()
+    stream, now_s = first.stream, time.monotonic()
+    for second_ms in range(0, 4000, 1000):
+        for each in (first, second):
+            fill(each.source, second_ms, second_ms + 1000)
+        stream.tick(now_s + second_ms / 1000)
+    for second_ms in range(4000, 20000, 1000):
+        fill(first.source, second_ms, second_ms + 1000)
+        # The network of the second one loses two seconds.
+        if second_ms not in {4000, 5000}:
+            fill(second.source, second_ms, second_ms + 1000)
+    totals = scene.hub.totals()
+    assert totals["copies_joined"] == 1
+    # Those of the group of pictures in which the second one has joined may count, too.
+    filled = totals["copy_frames_filled"]
+    assert 50 <= filled <= 75
+    assert totals["copy_frames_duplicate"] > 300
+    assert scene.value("rtmp_stream_copy_frames_filled_total", stream="live/a") == filled
+    for each in (first, second):
+        scene.unpublish(each)
+    assert not scene.hub.streams
+    assert scene.value("rtmpd_copies_joined_total") == 1
+    assert scene.value("rtmpd_copies_broken_total") == 0
+    assert scene.value("rtmpd_copy_frames_filled_total") >= filled
+
+
+def test_sources_of_streams_without_series_of_their_own_have_none(stage):
+    scene = stage("[metrics]\nstream_series_limit = 1\n")
+    scene.publish("live/a")
+    scene.publish("live/b")
+    assert scene.labels("rtmp_stream_source_active") == ["live/a"]
+
+
 # Labels -------------------------------------------------------------------------------------------------------------------
 
 NAMES = [
