@@ -21,6 +21,8 @@ _WORD = 0xFFFFFFFF
 _HALF = 0x8000_0000
 _COMPOSITION_LIMIT_MS = 10_000
 """A longer composition time is taken for damage: it would hold back what follows for as long."""
+_SHORTEST_STEP_MS = 8
+"""The time between two frames that follow, at least: that of 120 frames per second."""
 _FRAME, _KEYFRAME, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.METADATA)
 
 
@@ -161,6 +163,7 @@ def _compressed_ms(first: int, times: list[int]) -> int:
     before = sum(1 for time in times if time < 0)
     if not before:
         return 0
-    step_ms = max(1.5, -first / before)
+    # Often only the keyframe is known so far: its successors must not get the same timestamp either.
+    step_ms = max(1.5, min(_SHORTEST_STEP_MS, -first / before))
     # With this length the frames that are compressed, those before the start and those within it, are a millisecond apart.
     return min(-first, int(-first / (step_ms - 1)) + 1)

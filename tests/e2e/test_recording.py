@@ -193,6 +193,62 @@ def test_segments_begin_with_keyframes_and_lose_nothing(ffmpeg, clips: Clips, tm
     }
 
 
+# Publishers that are killed ---------------------------------------------------------------------------------------------
+
+
+def publish_and_kill(programs: Programs, server: Server, part: Path) -> None:
+    """Publish with ffmpeg, and kill it after some seconds of it have been recorded."""
+    publisher = programs.publish("h264_aac_minute", server.url("a"))
+    until(lambda: part.exists() and part.stat().st_size > 20_000, "the recording")
+    publisher.kill()
+
+
+def assert_decodes(ffmpeg: str, path: Path) -> None:
+    # With the times of the file: frames may be closer to each other where a source takes over.
+    command = [ffmpeg, "-v", "warning", "-i", path, "-map", "0", "-fps_mode", "passthrough", "-f", "framemd5", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def assert_ascending(tracks: Tracks) -> None:
+    for track in tracks.values():
+        assert all(before.dts < after.dts for before, after in pairwise(track))
+
+
+def test_a_publisher_that_is_killed_and_returns_is_recorded_in_one_file(clips: Clips, ffmpeg, tmp_path, programs):
+    _ = clips["h264_aac"]
+    with serving(RECORD.format(tmp_path), tmp_path) as server:
+        publish_and_kill(programs, server, tmp_path / "live" / "a.flv.part")
+        programs.publish("h264_aac", server.url("a")).succeed()
+        server.wait_for_line(r"recorded .*live/a\.flv; ")
+    assert [path.name for path in (tmp_path / "live").iterdir()] == ["a.flv"]
+    assert_decodes(ffmpeg, tmp_path / "live" / "a.flv")
+    tracks = clips.read(tmp_path / "live" / "a.flv")
+    assert_ascending(tracks)
+    video, expected = tracks["video 0"], clips.packets("h264_aac")["video 0"]
+    second = video[-len(expected) :]
+    assert [packet.digest for packet in second] == [packet.digest for packet in expected]
+    # But for its first frames, which may be shown at once, it keeps its own pace.
+    assert [packet.dts - second[-1].dts for packet in second[10:]] == [packet.dts - expected[-1].dts for packet in expected[10:]]
+    assert len(video) - len(second) > 25
+
+
+def test_a_publisher_that_is_killed_and_returns_with_another_codec_begins_another_file(clips, ffmpeg, tmp_path, programs):
+    _ = clips["hevc_aac"]
+    with serving(RECORD.format(tmp_path), tmp_path) as server:
+        publish_and_kill(programs, server, tmp_path / "live" / "a.flv.part")
+        programs.publish("hevc_aac", server.url("a")).succeed()
+        server.wait_for_line(r"recorded .*live/a-2\.flv; ")
+    first, second = tmp_path / "live" / "a.flv", tmp_path / "live" / "a-2.flv"
+    for path in (first, second):
+        assert_decodes(ffmpeg, path)
+        assert_ascending(clips.read(path))
+    got, expected = clips.read(second), clips.packets("hevc_aac")
+    assert [packet.digest for packet in got["video 0"]] == [packet.digest for packet in expected["video 0"]]
+    with first.open("rb") as one, second.open("rb") as other:
+        assert [scan(one).metadata["videocodecid"], scan(other).metadata["videocodecid"]] == [7, int.from_bytes(b"hvc1", "big")]
+
+
 # kill -9 ----------------------------------------------------------------------------------------------------------------
 
 

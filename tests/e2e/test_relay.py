@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CLIP = "h264_aac"
 LONG = "h264_aac_long_gop"
+LARGER = "h264_b_frames"
 SECONDS = 3
 FAR = "application far { live on; wait_key on; wait_video on; }"
 RELAY = "[relay]\nrelay_to = {}\nrelay_retry_s = 0.2\nrelay_retry_limit_s = 1\n"
@@ -97,8 +98,8 @@ def play(far, programs) -> Callable[..., Player]:
     return lambda *options: programs.play(f"rtmp://127.0.0.1:{far.port}/far/cam", *options, name="play_far", seconds=SECONDS)
 
 
-def publish_for_ever(programs: Programs, clips: Clips, url: str) -> Program:
-    command = (programs.ffmpeg, "-v", "error", "-nostdin", "-re", "-stream_loop", -1, "-i", clips[CLIP], "-c", "copy")
+def publish_for_ever(programs: Programs, clips: Clips, url: str, clip: str = CLIP) -> Program:
+    command = (programs.ffmpeg, "-v", "error", "-nostdin", "-re", "-stream_loop", -1, "-i", clips[clip], "-c", "copy")
     return programs.start("publish", *command, "-flvflags", "no_duration_filesize", "-f", "flv", url)
 
 
@@ -145,3 +146,38 @@ def test_a_destination_is_killed_and_started_again_while_ffmpeg_publishes(far, p
     assert publisher.running
     publisher.interrupt()
     running.wait_for_line(r"relay to \S+ ended: .* 1 reconnect, [1-9]\d* failures?, 0 skips")
+
+
+def test_a_publisher_is_killed_and_started_again_and_the_destination_sees_one_publish(far, play, server, programs, clips):
+    running = server(RELAY.format(f"rtmp://127.0.0.1:{far.port}/far/{{name}}"))
+    player = programs.play(f"rtmp://127.0.0.1:{far.port}/far/cam", "-start_at_zero", name="play_far", seconds=3 * SECONDS)
+    publisher = publish_for_ever(programs, clips, running.url("cam"))
+    until(lambda: player.has_reached(SECONDS * 1000), "the player")
+    publisher.kill()
+    second = publish_for_ever(programs, clips, running.url("cam"))
+    # It goes on to play, and has nothing to say.
+    player.succeed()
+    assert len(player.pictures()) >= (3 * SECONDS - 2) * 25
+    times = [packet.dts for packet in player.packets()["video 0"]]
+    assert times == sorted(set(times))
+    second.interrupt()
+    running.wait_for_line(r"relay to \S+ ended: .* 0 reconnects, 0 failures, 0 skips")
+
+
+def test_a_publisher_returns_with_another_size_and_the_destination_gets_another_publish(far, play, server, programs, clips):
+    ini = RELAY.format(f"rtmp://127.0.0.1:{far.port}/far/{{name}}") + "relay_on_header_change = reconnect\n"
+    running = server(ini)
+    _ = clips[LARGER]
+    first = play("-start_at_zero")
+    publisher = publish_for_ever(programs, clips, running.url("cam"))
+    assert_decodes(first)
+    publisher.kill()
+    publisher = publish_for_ever(programs, clips, running.url("cam"), LARGER)
+    running.wait_for_line(r"INFO +live/cam: relay to \S+ publishes anew: ", PATIENCE_S)
+    running.wait_for_line(r"INFO +live/cam: relay to \S+ is up again, after \d\.\d s", PATIENCE_S)
+    second = play("-start_at_zero")
+    assert_decodes(second)
+    assert {picture.size for picture in first.pictures()} == {160 * 120 * 3 // 2}
+    assert {picture.size for picture in second.pictures()} == {320 * 180 * 3 // 2}
+    publisher.interrupt()
+    running.wait_for_line(r"relay to \S+ ended: .* 1 reconnect, 0 failures, 0 skips")
