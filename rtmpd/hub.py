@@ -216,6 +216,7 @@ class Hub:
         self._refusals = LogThrottle()
         self._holds = LogThrottle()
         self._watch = Watch(self.count)
+        self._taken_over: Stream | None = None  # while its publishers are replaced
         self.slates: Mapping[str, Slate] = {}
         self.chunk_size = config.server.chunk_size_bytes
         self._framing = RtmpFraming(self.chunk_size)
@@ -391,12 +392,20 @@ class Hub:
         self.counters["publishes"] += 1
         source.number = self.counters["publishes"]
         self._announced[key] = stream
+        role = role or self._role(stream, replaced)
+        self._replace(stream, replaced)
         announce(stream)
-        stream.begin(source, role or self._role(stream, replaced))
-        # Not before the new source is there: players are kept without any grace.
-        for lane in replaced:
-            lane.source.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
+        stream.begin(source, role)
         return stream
+
+    def _replace(self, stream: Stream, replaced: list[Lane]) -> None:
+        """Stop the publishers that a new one replaces. Players are kept without any grace."""
+        self._taken_over = stream
+        try:
+            for lane in replaced:
+                lane.source.stop(CloseReason(CloseKind.TAKEN_OVER, "another publisher took over"))
+        finally:
+            self._taken_over = None
 
     @staticmethod
     def _role(stream: Stream, replaced: list[Lane]) -> SourceRole:
@@ -476,6 +485,8 @@ class Hub:
         if stream.ingest.lane_of(source) is None:
             return
         stream.remove(source, reason)
+        if stream is self._taken_over:
+            return
         if not stream.ingest.publishers:
             if not stream.options.publish.publisher_grace_s or self.stopping:
                 stream.end(reason)
