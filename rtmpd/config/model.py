@@ -373,6 +373,15 @@ class Config:
             relay=self.relay,
         )
 
+    @property
+    def slate_files(self) -> dict[str, int]:
+        """Each ``slate_file`` with the largest ``slate_limit_bytes`` of the parts that name it."""
+        found: dict[str, int] = {}
+        for part in (self.slate, *(each.slate for each in self.applications.values())):
+            if part.slate_file:
+                found[part.slate_file] = max(found.get(part.slate_file, 0), part.slate_limit_bytes)
+        return found
+
     def application(self, app: str) -> tuple[str, ApplicationConfig] | None:
         """Find the application that the path *app* belongs to: the longest name that is a prefix of the path.
 

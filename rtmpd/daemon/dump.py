@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from greenlet import greenlet
 
+from rtmpd.live.lane import Mode
 from rtmpd.live.subscriber import State
 from rtmpd.util.event_loop import give_way
 
@@ -116,6 +117,7 @@ def _stream_lines(stream: Stream) -> Iterator[str]:
         f"{key}: {source}, {len(stream.players)} players, {time.monotonic() - stream.created_at:.0f} s, "
         f"log at {published.position}, join point {joins}"
     )
+    yield from _source_lines(stream)
     places = []
     for output in stream.outputs:
         for index, subscriber in enumerate(output.fanout.subscribers()):
@@ -137,3 +139,27 @@ def _stream_lines(stream: Stream) -> Iterator[str]:
         )
     if len(places) > _PLAYERS:
         yield f"{key}: and {len(places) - _PLAYERS} more players and relays, no further behind"
+
+
+def _source_lines(stream: Stream) -> Iterator[str]:
+    """Give a line for each source, if there are several, or one that is not active."""
+    ingest = stream.ingest
+    if len(ingest.lanes) == 1 and ingest.lanes[0] is ingest.active:
+        return
+    for lane in ingest.lanes:
+        source = lane.source
+        peer = f" from {source.info.peer}" if source.info.peer else ""
+        where = "is active" if lane is ingest.active else "is a copy" if lane.mode is Mode.COPY else "stands by"
+        copy = ", merged with its copies" if lane is ingest.active and lane.mode is Mode.COPY else ""
+        kept = f", {lane.held_bytes} bytes kept{'' if lane.has_join_point else ' without a keyframe'}" if lane.log else ""
+        yield (
+            f"{stream.key}: {lane.role}{peer} (id {source.number}) {where}: {lane.health.text or 'healthy'}, "
+            f"{source.stats.bitrate / 1000:.0f} kbit/s{copy}{kept}"
+        )
+    merged = ingest.merged
+    if ingest.switches or ingest.copies_joined:
+        yield (
+            f"{stream.key}: {ingest.switches} changes of the active source, {ingest.copies_joined} copies joined, "
+            f"{ingest.copies_broken} broken; of their frames {merged.duplicates} duplicates, {merged.filled} filled in, "
+            f"{merged.mismatches} mismatches, {merged.late} late"
+        )

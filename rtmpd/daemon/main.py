@@ -214,23 +214,25 @@ class Daemon:
     def _read_slates(self, config: Config, *, keep: bool) -> dict[str, Slate]:
         """Read each ``slate_file``; with *keep*, one that can't be used is replaced by what was read of it before.
 
+        A slate that is as it was stays the same object, so that players of it notice nothing.
+
         Raises:
             RtmpdError: One can't be used, or not be read in time.
         """
         found: dict[str, Slate] = {}
-        for path, limit_bytes in slate_files(config).items():
+        for path, limit_bytes in config.slate_files.items():
+            earlier = self.hub.slates.get(path)
             try:
-                slate = self._read(load_slate, path, limit_bytes)
+                found[path] = self._read(_load_slate, path, limit_bytes, earlier)
             except RtmpdError as error:
                 self.hub.count("slate_errors")
-                earlier = self.hub.slates.get(path)
+                problem = str(error).removeprefix(f"{path}: ")
                 if not keep or earlier is None:
-                    raise RtmpdError(f"slate_file {printable(path)}: {error}") from None
-                log.error("slate_file %s can't be used: %s; what was read of it before stays in use", printable(path), error)
-                slate = earlier
-            else:
-                log.info("slate_file %s was read: %s", printable(path), slate.description)
-            found[path] = slate
+                    raise RtmpdError(f"slate_file {printable(path)}: {problem}") from None
+                log.error("slate_file %s can't be used: %s; what was read of it before stays in use", printable(path), problem)
+                found[path] = earlier
+            if found[path] is not earlier:
+                log.info("slate_file %s was read: %s", printable(path), found[path].description)
         return found
 
     def _load_tls(self, options: TlsConfig) -> tuple[ServerTls | None, ClientTls]:
@@ -309,13 +311,9 @@ class Daemon:
         log.error("internal error in %r", context, exc_info=(type(error), error, traceback))
 
 
-def slate_files(config: Config) -> dict[str, int]:
-    """Return each ``slate_file`` with the largest ``slate_limit_bytes`` of those that name it."""
-    found: dict[str, int] = {}
-    for part in (config.slate, *(each.slate for each in config.applications.values())):
-        if part.slate_file:
-            found[part.slate_file] = max(found.get(part.slate_file, 0), part.slate_limit_bytes)
-    return found
+def _load_slate(path: str, limit_bytes: int, earlier: Slate | None) -> Slate:
+    slate = load_slate(path, limit_bytes)
+    return earlier if earlier is not None and slate == earlier else slate
 
 
 def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:

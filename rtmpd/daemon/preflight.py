@@ -30,7 +30,8 @@ from rtmpd.daemon.log_sinks import JournalSink
 from rtmpd.daemon.port_holders import holders_of, listening_sockets
 from rtmpd.daemon.ports import OptionPath, overlap_problems
 from rtmpd.daemon.privileges import drop_privileges
-from rtmpd.errors import RtmpdError
+from rtmpd.errors import RtmpdError, SlateError
+from rtmpd.media.slate import load_slate
 from rtmpd.net.listener import bind_problem, bound_socket, resolved
 from rtmpd.net.tls import tls_problems
 from rtmpd.protocol.naming import can_be_name, needs_escapes
@@ -40,7 +41,7 @@ from rtmpd.util.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from rtmpd.config.model import AuthConfig, Config, ListenAddress
+    from rtmpd.config.model import AuthConfig, Config, ListenAddress, PublishConfig, ServerConfig
     from rtmpd.daemon.port_holders import Holder, ListeningSocket
 
 _LIMIT_S = 20.0
@@ -48,6 +49,7 @@ _LIMIT_S = 20.0
 _READ_BYTES = 65536
 _INTERPRETER_LENGTH = 256
 _SYSTEMD = 1
+_STANDBY_OPTIONS = ("frame_rate_floor", "bitrate_floor", "keyframe_timeout_s", "frozen_timeout_s", "silence_timeout_s")
 
 
 class Finding(NamedTuple):
@@ -125,7 +127,7 @@ def _check_as_server(config: Config, config_file: str) -> list[Finding]:
         text = "files were checked as root, which can access all: if the service runs as another user, check as that user"
         notes = [Finding(option, text, is_note=True)]
     certificates = [Finding(("tls", name), text) for name, text in tls_problems(config.tls)]
-    return [*notes, *check_files(config, config_file), *certificates]
+    return [*notes, *check_files(config, config_file), *certificates, *check_sources(config)]
 
 
 def _in_child(check: Callable[[], Iterable[Finding]], limit_s: float) -> list[Finding]:
@@ -198,6 +200,7 @@ def check_files(config: Config, config_file: str = "") -> Iterator[Finding]:
         yield from _findings(("log", "log_target"), _journal_problem())
     yield from _check_tables(config)
     yield from _check_tokens(config)
+    yield from _check_slates(config)
     for program in dict.fromkeys(hook.argv[0] for hook in config.hooks.hook_scripts):
         yield from _findings(("hooks", "hook_scripts"), _program_problem(program))
     yield from _check_reload(config, config_file)
@@ -305,6 +308,20 @@ def _check_secrets(path: OptionPath, kind: str, secrets: Iterable[tuple[str, Sec
         yield Finding(path, f"the {kind} of {printable(name)} {text}", is_note=True)
 
 
+def _check_slates(config: Config) -> Iterator[Finding]:
+    """Read each ``slate_file`` once, and report it at the first option that names it."""
+    limits = config.slate_files
+    named: list[tuple[OptionPath, str]] = [(("slate", "slate_file"), config.slate.slate_file)]
+    named += [(("applications", name, "slate_file"), each.slate.slate_file) for name, each in config.applications.items()]
+    for path, file in named:
+        limit_bytes = limits.pop(file, 0)
+        if limit_bytes:
+            try:
+                load_slate(file, limit_bytes)
+            except SlateError as error:
+                yield Finding(path, f"{_shown(Path(file).absolute())}: {str(error).removeprefix(f'{file}: ')}")
+
+
 def _check_reload(config: Config, config_file: str) -> Iterator[Finding]:
     """Note files that a start could read, perhaps as root, but a reload could not."""
     if config_file and not os.access(config_file, os.R_OK):
@@ -365,6 +382,37 @@ def _interpreter_problem(path: Path) -> str:
     if not os.access(interpreter, os.X_OK):
         return f'{_shown(path)} begins with "#!{_shown(interpreter)}", which {_me()} can\'t run'
     return ""
+
+
+# Sources of streams -----------------------------------------------------------------------------------------------------
+
+
+def check_sources(config: Config) -> Iterator[Finding]:
+    """Note options of ``[publish]`` that have no effect beside the others."""
+    yield from _check_publish(("publish",), config.publish, config.server)
+    for name, each in config.applications.items():
+        if each.publish != config.publish:
+            yield from _check_publish(("applications", name), each.publish, config.server)
+
+
+def _check_publish(path: OptionPath, options: PublishConfig, server: ServerConfig) -> Iterator[Finding]:
+    if options.stall_timeout_s >= server.read_timeout_s:
+        text = f"a publisher that sends nothing is disconnected before, after read_timeout_s ({server.read_timeout_s:g} s)"
+        yield Finding((*path, "stall_timeout_s"), text, is_note=True)
+    if options.on_conflict != "backup":
+        for option in _STANDBY_OPTIONS:
+            if getattr(options, option):
+                text = f"has no effect with on_conflict = {options.on_conflict}: no publisher stands by"
+                yield Finding((*path, option), text, is_note=True)
+        if options.backup_alias:
+            text = f"with on_conflict = {options.on_conflict} a backup does not stand by beside a primary"
+            yield Finding((*path, "backup_alias"), text, is_note=True)
+    elif 0 < options.publisher_takeover_s < options.stall_timeout_s:
+        text = f"a publisher beyond standby_limit replaces a silent one before, after {options.publisher_takeover_s:g} s"
+        yield Finding((*path, "stall_timeout_s"), f"{text} (publisher_takeover_s)", is_note=True)
+    if options.on_conflict != "takeover" and options.takeover_by != "credential":
+        text = f"has no effect with on_conflict = {options.on_conflict}"
+        yield Finding((*path, "takeover_by"), text, is_note=True)
 
 
 # Ports ------------------------------------------------------------------------------------------------------------------

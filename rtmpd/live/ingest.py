@@ -345,24 +345,24 @@ class Ingest:
         assert host is not None
         usable = (self._candidate(lane, now_s) for lane in self.publishers)
         needed = host.has_viewers and not any(each.ready and each.condition is not Condition.DOWN for each in usable)
-        if player is not None and (not needed or player.slate is not host.slate):
+        slate = host.slate
+        if player is not None and (not needed or player.slate is not slate):
             if self.active is not None and self.active.role is SourceRole.SLATE and needed is False and host.has_viewers:
                 # Until a publisher has taken over, in `update`.
                 return
-            self._end_slate(player)
+            self._end_slate(player, replaced=needed and slate is not None)
             player = None
-        slate = host.slate
         if player is None and needed and slate is not None:
             player = self._slate = SlatePlayer(slate)
             self.add(player.source, SourceRole.SLATE)
             player.start()
 
-    def _end_slate(self, player: SlatePlayer) -> None:
+    def _end_slate(self, player: SlatePlayer, *, replaced: bool) -> None:
         self._slate = None
         player.stop()
         was_active = self.active is not None and self.active.source is player.source
         self.remove(player.source, "the slate has ended")
-        if was_active and self.active is None and self._host is not None:
+        if was_active and self.active is None and self._host is not None and not replaced:
             self._host.slate_ended()
 
     def _rules(self) -> SelectionRules:

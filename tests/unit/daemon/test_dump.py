@@ -101,6 +101,28 @@ def test_a_stream_without_a_source_is_shown(hub):
     assert line.endswith("join point none")
 
 
+def test_the_sources_of_a_stream_are_shown_with_their_roles_and_health():
+    hub = Hub(load_text("[publish]\non_conflict = backup\nstandby_limit = 2\nmatch_copies = no\n"))
+    for port in (1001, 1002, 1003):
+        stream = hub.publish("live/a", new_source(peer=f"192.0.2.1:{port}"))
+    first, second, _ = (lane.source for lane in stream.ingest.lanes)
+    for time_ms in (0, 1000):
+        first.video(time_ms, keyframe("a"))
+        second.video(time_ms, keyframe("b"))
+    stream.tick(time.monotonic())
+    lines = [line for line in Dump(hub).lines() if " (id " in line]
+    kept_bytes = stream.ingest.lanes[1].held_bytes
+    assert lines == [
+        "live/a: primary from 192.0.2.1:1001 (id 1) is active: healthy, 0 kbit/s",
+        f"live/a: backup from 192.0.2.1:1002 (id 2) stands by: healthy, 0 kbit/s, {kept_bytes} bytes kept",
+        "live/a: backup from 192.0.2.1:1003 (id 3) stands by: it has sent nothing, 0 kbit/s, 0 bytes kept without a keyframe",
+    ]
+    assert not [line for line in Dump(hub).lines() if "changes of the active source" in line]
+    for lane in list(stream.ingest.lanes):
+        hub.unpublish(stream, lane.source)
+    stream.end()
+
+
 def test_the_dump_is_bounded_and_lets_other_greenlets_run(hub):
     for number in range(300):
         hub.publish(f"live/{number}", new_source(peer="192.0.2.1:1000"))

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.daemon.preflight import check_files
+from rtmpd.daemon.preflight import check_files, check_sources
 
 
 def found(ini, config_file=""):
@@ -178,3 +178,40 @@ def test_a_file_that_a_reload_may_not_read_is_a_note(tmp_path, monkeypatch):
         "auth.auth_callback",
         "hooks.hook_secret",
     ]
+
+
+def test_a_slate_is_read_once_with_the_largest_limit_and_reported_where_it_is_named(tmp_path, media_files):
+    good, bad = tmp_path / "good.flv", tmp_path / "bad.flv"
+    good.write_bytes(media_files.path("h264_aac.flv").read_bytes())
+    bad.write_bytes(b"no media")
+    size = good.stat().st_size
+    applications = f"[applications]\n[[a]]\nslate_file = {good}\nslate_limit_bytes = {size}\n[[b]]\nslate_file = {bad}\n"
+    assert found(f"[slate]\nslate_file = {good}\nslate_limit_bytes = 2000\n{applications}") == [
+        (
+            "applications.b.slate_file",
+            f"{bad}: expected an FLV or MP4 file, found one that begins with 6e 6f 20 6d 65 64 69 61",
+        ),
+    ]
+    ((option, text),) = found(f"[slate]\nslate_file = {good}\nslate_limit_bytes = 2000\n")
+    assert option == "slate.slate_file"
+    assert "expected a slate of at most 2000 bytes (slate_limit_bytes)" in text
+    assert found("[slate]\nslate_file = /no/slate.flv\n") == [("slate.slate_file", "/no/slate.flv: No such file or directory")]
+
+
+@pytest.mark.parametrize(
+    ("ini", "options"),
+    [
+        ("", []),
+        ("[publish]\non_conflict = backup\nfrozen_timeout_s = 5\nsilence_timeout_s = 5\n", []),
+        ("[publish]\nfrozen_timeout_s = 5\nsilence_timeout_s = 5\n", ["publish.frozen_timeout_s", "publish.silence_timeout_s"]),
+        ("[publish]\nbackup_alias = {name}_b\ntakeover_by = any\n", ["publish.backup_alias", "publish.takeover_by"]),
+        ("[publish]\non_conflict = takeover\ntakeover_by = any\n", []),
+        ("[server]\nread_timeout_s = 5\n[publish]\nstall_timeout_s = 5\n", ["publish.stall_timeout_s"]),
+        ("[publish]\non_conflict = backup\nstall_timeout_s = 9\n", ["publish.stall_timeout_s"]),
+        ("[applications]\n[[a]]\n[[b]]\nbitrate_floor = 1M\n", ["applications.b.bitrate_floor"]),
+    ],
+)
+def test_options_of_sources_that_have_no_effect_are_noted(ini, options):
+    noted = list(check_sources(load_text(ini)))
+    assert all(each.is_note for each in noted)
+    assert [".".join(each.path) for each in noted] == options

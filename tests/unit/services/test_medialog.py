@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
 from rtmpd.config.loader import load_text
-from rtmpd.events import EventType
 from rtmpd.hub import Hub
 from rtmpd.media.audio_codecs import AudioConfig
 from rtmpd.media.description import describe_audio, describe_video
@@ -28,11 +28,9 @@ class Publisher:
         self.hub = hub
         self.source = new_source()
         self.stream = hub.publish("live/a", self.source)
-        hub.bus.emit(EventType.PUBLISH_START, stream=self.stream)
 
     def stop(self):
-        self.hub.bus.emit(EventType.PUBLISH_STOP, stream=self.stream)
-        self.hub.unpublish(self.stream, self.source)
+        self.hub.unpublish(self.stream, self.source, lost=False)
 
 
 @pytest.fixture
@@ -157,6 +155,71 @@ def test_no_state_is_kept_of_a_publish_that_has_ended(service):
         publisher.source.video(0, AVC)
         publisher.stop()
     assert service._entries == {}
+
+
+# Streams with several sources ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backup(clock):
+    config = load_text("[log]\nstream_summary_s = 10\n[publish]\non_conflict = backup\nmatch_copies = no\n")
+    hub = Hub(config)
+    made = MediaLog(hub, MediaLog.select(config))
+    made.hub = hub
+    made.start()
+    yield made
+    made.stop(0)
+    for stream in hub.streams.values():
+        close_stream(stream)
+
+
+def frames(source, count, size=4998):
+    for number in range(count):
+        source.video(number * 40, (b"\x27\x01" if number % 50 else b"\x17\x01") + bytes(size))
+
+
+def test_a_standby_changes_nothing_in_the_lines_but_is_named(backup, lines, clock):
+    first, second = Publisher(backup.hub), Publisher(backup.hub)
+    first.source.video(0, AVC)
+    first.source.audio(0, AAC)
+    second.source.video(0, VP9)
+    second.source.audio(0, AAC)
+    frames(first.source, 300)
+    frames(second.source, 100)
+    first.stream.tick(time.monotonic())
+    clock.now_s += 10
+    backup.tick(clock.now_s)
+    rates = "1200 kbit/s, 30.0 fps, a keyframe every 1.7 s, 0 players, 0 drops"
+    assert lines() == [f"live/a is: {VIDEO}, {AUDIO}", f"live/a: {rates}; primary is active, backup stands by"]
+    second.stop()
+    frames(first.source, 100)
+    clock.now_s += 10
+    backup.tick(clock.now_s)
+    assert lines()[2:] == ["live/a: 400 kbit/s, 10.0 fps, a keyframe every 5.0 s, 0 players, 0 drops"]
+
+
+def test_a_summary_counts_what_each_source_has_sent_while_it_was_active(backup, lines, clock):
+    first, second = Publisher(backup.hub), Publisher(backup.hub)
+    first.source.video(0, AVC)
+    frames(first.source, 100)
+    frames(second.source, 150)
+    assert backup.hub.streams["live/a"].ingest.request(second.source.number)
+    frames(second.source, 50)
+    frames(first.source, 200)
+    clock.now_s += 10
+    backup.tick(clock.now_s)
+    assert lines()[-1].startswith("live/a: 600 kbit/s, 15.0 fps, ")
+
+
+def test_other_codecs_of_a_source_that_takes_over_are_logged(backup, lines, clock):
+    first, second = Publisher(backup.hub), Publisher(backup.hub)
+    for publisher, size in ((first, b"\xaf\x00\x12\x08"), (second, b"\xaf\x00\x12\x10")):
+        publisher.source.video(0, AVC)
+        publisher.source.audio(0, size)
+    frames(second.source, 2)
+    backup.hub.streams["live/a"].ingest.request(second.source.number)
+    backup.tick(clock.now_s + 2)
+    assert lines() == [f"live/a is: {VIDEO}, {AUDIO}", f"live/a is now: {VIDEO}, audio aac LC 44100 Hz 2 channels"]
 
 
 def test_unknown_parts_are_omitted():
