@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _METADATA, _HEADER, _TRACK_KEYFRAME = int(Kind.METADATA), int(Kind.HEADER), int(Kind.TRACK_KEYFRAME)
 _FRAMES = _FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
 _MATCH_S = 0.5
+_OBSERVED_S, _OBSERVED_EVERY_S = 15.0, 60.0
 _COPY_WAIT_MS = 2000
 """A copy that is further behind is not waited for when another one has left out a frame: viewers would wait, too."""
 _CLOCK_LIMIT_MS = 10_000
@@ -152,7 +153,7 @@ class Ingest:
         self._matcher = CopyMatcher()
         self._merger: CopyMerger | None = None
         self._merged = MergeCounters()
-        self._matched_at = 0.0
+        self._matched_at = self._observed_from = 0.0
         self._slate: SlatePlayer | None = None
 
     # What others see ---------------------------------------------------------------------------------------------------
@@ -213,6 +214,7 @@ class Ingest:
         lane = Lane(self, source, role, host.published_log.framing, cache_limit_bytes, self.health_rules())
         self.lanes.append(lane)
         source.attach(lane, lambda found: self._codec_found(lane, found))
+        self._observed_from = time.monotonic()
         if self.active is None and not host.continued:
             self._activate(lane, Cause.FIRST, "")
         else:
@@ -284,12 +286,6 @@ class Ingest:
         lane, host = self.active, self._host
         if host is None:
             return
-        matches = self._publish_options().match_copies and len(self.publishers) > 1
-        matches = matches and any(each.mode is not Mode.COPY for each in self.publishers)
-        if not matches:
-            self._matcher = CopyMatcher()
-        for each in self.lanes:
-            each.observed = matches and each.role is not SourceRole.SLATE
         if len(self.lanes) > 1:
             self._watch()
             if lane is not None and lane.bypassed:
@@ -484,8 +480,15 @@ class Ingest:
 
     def _tick_copies(self, now_s: float) -> None:
         """Emit what has been held for too long, and look for copies of the active source."""
-        if self._merger is not None:
-            self._emit(self._merger.expire(now_s))
+        merger = self._merger
+        if merger is not None:
+            self.emit(merger.expire(now_s))
+            for lane in self.copies:
+                if merger.broken(lane.source.number):
+                    self._break_copy(lane)
+                    # That may have been the last pair.
+                    break
+        self._observe_for_a_while(now_s)
         active = self.active
         if active is None or not active.observed or active.splicing or now_s - self._matched_at < _MATCH_S:
             return
@@ -496,6 +499,17 @@ class Ingest:
                 if offsets is not None:
                     self._join_copies(active, lane, offsets)
                     return
+
+    def _observe_for_a_while(self, now_s: float) -> None:
+        """Observe frames when a source has come, and then again now and then: to compare them costs as much as to keep them."""
+        publishers = self.publishers
+        may_match = self._publish_options().match_copies and len(publishers) > 1
+        may_match = may_match and any(each.mode is Mode.STANDBY for each in publishers)
+        observes = may_match and (now_s - self._observed_from) % _OBSERVED_EVERY_S < _OBSERVED_S
+        if not observes:
+            self._matcher = CopyMatcher()
+        for each in publishers:
+            each.observed = observes
 
     def _join_copies(self, active: Lane, lane: Lane, offsets: CopyOffsets) -> None:
         """Merge a copy of the active source with it."""
@@ -508,11 +522,11 @@ class Ingest:
             for type_id, timestamp, payload, kind in _messages(host.published_log):
                 if kind in _FRAMES:
                     self._merger.take(active.source.number, type_id, timestamp, payload)
-            active.copy()
+            active.copy(self._merger)
         lane.source.timeline.shift(-offsets.video_ms)
         lane.shifted(-offsets.video_ms)
         self._merger.add(number, CopyOffsets(0, offsets.audio_ms - offsets.video_ms), relative_to=active.source.number)
-        lane.copy()
+        lane.copy(self._merger)
         lane.source.set_wanted(active.source.wanted)
         self._matcher.forget(number)
         self.copies_joined += 1
@@ -526,34 +540,20 @@ class Ingest:
         )
         self._settle()
 
-    def merge(self, lane: Lane, message: Kept) -> None:
-        """A copy has sent a frame or a sequence header."""
-        merger, number = self._merger, lane.source.number
-        if merger is None:
-            return
-        found = merger.take(number, message.type_id, message.timestamp, message.payload)
-        if found:
-            self._emit(found)
-        if merger.broken(number):
-            self._break_copy(lane)
-
-    def _emit(self, frames: list[Frame]) -> None:
+    def emit(self, frames: list[Frame]) -> None:
         """Hand merged frames to the stream."""
-        host = self._host
+        host, active = self._host, self.active
         if host is None:
             return
+        has_video = active is None or active.source.has_video
         for type_id, timestamp, payload in frames:
-            if type_id == VIDEO:
-                kind = video_kind(payload)
-                if kind == _FRAME:
-                    host.append(type_id, timestamp, payload, kind)
-                elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
-                    host.deliver(type_id, timestamp, payload, _KEYFRAME, join_point=True)
-                else:
-                    host.deliver(type_id, timestamp, payload, kind)
-                continue
-            joins = self.active is not None and not self.active.source.has_video and host.audio_joins_at(timestamp)
-            host.deliver(type_id, timestamp, payload, audio_kind(payload), joins)
+            kind = video_kind(payload) if type_id == VIDEO else audio_kind(payload)
+            if kind == _FRAME and (has_video or type_id == VIDEO):
+                host.append(type_id, timestamp, payload, kind)
+            elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
+                host.deliver(type_id, timestamp, payload, _KEYFRAME, join_point=True)
+            else:
+                host.deliver(type_id, timestamp, payload, kind, kind == _FRAME and host.audio_joins_at(timestamp))
 
     def _break_copy(self, lane: Lane) -> None:
         """A copy sends other frames than the rest: from now on it is another source."""
@@ -595,7 +595,7 @@ class Ingest:
         merger = self._merger
         if merger is None or lane.mode is not Mode.COPY:
             return
-        self._emit(merger.remove(lane.source.number))
+        self.emit(merger.remove(lane.source.number))
         lane.activate(None)
         rest = self.copies
         if len(rest) > 1:

@@ -20,6 +20,7 @@ from rtmpd.media.clock import USUAL_LAYOUT, ContentClock, data_time, frame_layou
 from rtmpd.media.tags import Kind
 
 if TYPE_CHECKING:
+    from rtmpd.live.copies import CopyMerger, Frame
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.health import HealthRules
     from rtmpd.live.source import Source, SourceStream
@@ -62,8 +63,8 @@ class LaneOwner(Protocol):
     def observe(self, lane: Lane, type_id: int, timestamp: int, payload: bytes) -> None:
         """A source that may be a copy of another one has sent a frame."""
 
-    def merge(self, lane: Lane, message: Kept) -> None:
-        """A copy has sent a frame or a sequence header."""
+    def emit(self, frames: list[Frame]) -> None:
+        """Hand merged frames to the stream."""
 
 
 class Lane:
@@ -94,6 +95,7 @@ class Lane:
         "_largest_inter",
         "_layout",
         "_layout_of",
+        "_merger",
         "_messages",
         "_owner",
         "_splice",
@@ -124,6 +126,7 @@ class Lane:
         self.lag_ms: float | None = None
         self._layout, self._layout_of = USUAL_LAYOUT, NO_HEADERS
         self._splice: Splice | None = None
+        self._merger: CopyMerger | None = None
         self._messages = 0
         self._keyframes = 0
         self._largest_inter = self._largest_audio = 0
@@ -133,14 +136,14 @@ class Lane:
 
     def stand_by(self) -> None:
         """Keep what the source sends from now on."""
-        self.mode, self._splice = Mode.STANDBY, None
+        self.mode, self._splice, self._merger = Mode.STANDBY, None, None
         self.log = Log(self._framing, self._cache_limit_bytes)
         self.log.headers = self.source.headers.current
         self.source.feed(self)
 
     def activate(self, splice: Splice | None) -> None:
         """Hand the messages to the stream from now on."""
-        self.mode, self._splice, self.log = Mode.ACTIVE, splice, None
+        self.mode, self._splice, self._merger, self.log = Mode.ACTIVE, splice, None, None
         self.source.feed(self)
 
     def bypass(self, stream: SourceStream) -> None:
@@ -164,14 +167,15 @@ class Lane:
         elif self._owner is not None:
             self._owner.stream.deliver(*message, join_point)
 
-    def copy(self) -> None:
+    def copy(self, merger: CopyMerger) -> None:
         """Hand the frames to the merger from now on."""
         self.mode, self._splice, self.log = Mode.COPY, None, None
+        self._merger = merger
         self.source.feed(self)
 
     def close(self) -> None:
         """Release what the lane refers to: a cycle would keep pages until the garbage collector runs."""
-        self._owner = self.log = None
+        self._owner = self.log = self._merger = None
 
     def take_group(self) -> tuple[Headers, list[Kept]]:
         """Return the headers at the join point, and the messages from there on; without one, the headers in force."""
@@ -198,8 +202,10 @@ class Lane:
             owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind)
-        elif self.mode is Mode.COPY:
-            owner.merge(self, Kept(type_id, timestamp, payload, kind))
+        elif self._merger is not None:
+            found = self._merger.take(self.source.number, type_id, timestamp, payload)
+            if found:
+                owner.emit(found)
         elif self._splice is not None:
             self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=False)
         else:
@@ -231,8 +237,8 @@ class Lane:
             self.log.append(type_id, timestamp, payload, kind, join_point)
             if join_point:
                 owner.joined(self)
-        elif self.mode is Mode.COPY:
-            self._deliver_copy(owner, Kept(type_id, timestamp, payload, kind))
+        elif self._merger is not None:
+            self._deliver_copy(owner, self._merger, Kept(type_id, timestamp, payload, kind))
         elif self._splice is not None:
             self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=join_point)
         else:
@@ -251,7 +257,7 @@ class Lane:
             self._layout = frame_layout(videos[-1]) if videos else USUAL_LAYOUT
         return self._layout
 
-    def _deliver_copy(self, owner: LaneOwner, message: Kept) -> None:
+    def _deliver_copy(self, owner: LaneOwner, merger: CopyMerger, message: Kept) -> None:
         """Take a message of a copy. Data come from the active source alone; what comes before a frame, in the place of one."""
         if message.type_id == DATA:
             if owner.is_active(self):
@@ -261,7 +267,9 @@ class Lane:
             timeline = self.source.timeline
             track = timeline.video if message.type_id == VIDEO else timeline.audio
             message = message._replace(timestamp=track.shown & 0xFFFFFFFF)
-        owner.merge(self, message)
+        found = merger.take(self.source.number, message.type_id, message.timestamp, message.payload)
+        if found:
+            owner.emit(found)
 
     def _note_size(self, type_id: int, size: int) -> None:
         if type_id == VIDEO:
