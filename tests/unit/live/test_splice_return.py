@@ -18,10 +18,8 @@ def test_no_two_frames_get_the_same_timestamp(behind_ms, step_ms):
     begins = shown + 1 - behind_ms
     keyframe = Kept(VIDEO, begins, HEAD, Kind.KEYFRAME)
     splice = Splice(End(shown), [keyframe])
-    taken = [splice.take(*keyframe)]
-    for number in range(1, 500):
-        taken.append(splice.take(VIDEO, begins + number * step_ms, HEAD, Kind.FRAME))
-    times = [found[0] for found in taken]
+    later = (splice.take(VIDEO, begins + number * step_ms, HEAD, Kind.FRAME) for number in range(1, 500))
+    times = [found[0] for found in (splice.take(*keyframe), *later)]
     assert times == sorted(set(times))
     assert times[0] > shown
     # It is soon over.
