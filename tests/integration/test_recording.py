@@ -275,6 +275,45 @@ def test_an_unpublish_closes_the_file_at_once(grace):
     assert files(directory) == ["cam-1-2.flv", "cam-1.flv"]
 
 
+def test_a_takeover_continues_the_file(server, tmp_path):
+    ini = f"record_all = yes\nrecord_directory = {tmp_path / 'recordings'}\nrecord_file_name = {{name}}-{{n}}\n"
+    made = server(f"[publish]\non_conflict = takeover\ntakeover_by = any\n[record]\n{ini}", level="info")
+    with Client(made.url("cam")) as first, Client(made.url("cam")) as second:
+        for number, client in enumerate((first, second)):
+            client.publish()
+            send(client, [*headers(), *gop(number)])
+        made.wait_for_line(r"stopped publishing live/cam: another publisher took over")
+        send(second, gop(2))
+        second.unpublish()
+        made.wait_for_line(r"live/cam: recorded ")
+    assert files(tmp_path / "recordings") == ["cam-1.flv"]
+    sent = [item.payload for number in range(3) for item in gop(number) if item.type_id == VIDEO]
+    assert [payload for _, payload in videos(tmp_path / "recordings" / "cam-1.flv")] == [AVC_HEADER, *sent]
+
+
+@pytest.mark.parametrize(("avc", "count"), [(AVC_HEADER, 1), (AVC_HEADER_2, 2)])
+def test_a_failover_continues_the_file_unless_the_parameters_differ(server, tmp_path, avc, count):
+    ini = f"record_all = yes\nrecord_directory = {tmp_path / 'recordings'}\nrecord_file_name = {{name}}-{{n}}\n"
+    made = server(f"[publish]\non_conflict = backup\nmatch_copies = no\n[record]\n{ini}", level="info")
+    with Client(made.url("cam")) as backup:
+        with Client(made.url("cam")) as primary:
+            primary.publish()
+            send(primary, [*headers(), *gop(0)])
+            backup.publish()
+            send(backup, [item._replace(payload=avc) if item.type_id == VIDEO else item for item in headers()])
+            send(backup, gop(1))
+        made.wait_for_line(r"live/cam: the backup from \S+ is active from now on")
+        send(backup, gop(2))
+        backup.unpublish()
+        for _ in range(count):
+            made.wait_for_line(rf"recorded .*/cam-{count}\.flv")
+    found = [videos(tmp_path / "recordings" / name) for name in files(tmp_path / "recordings")]
+    assert len(found) == count
+    sent = [item.payload for number in range(3) for item in gop(number) if item.type_id == VIDEO]
+    assert [payload for file in found for _, payload in file if payload not in (AVC_HEADER, AVC_HEADER_2)] == sent
+    assert found[-1][0][1] == avc
+
+
 FLOOD = 10_000
 PUBLISHERS = 4
 

@@ -224,6 +224,7 @@ class Assembler:
         self._begun_with: dict[str, tuple[int, bytes]] = {}
         self._written: dict[str, tuple[int, bytes]] = {}
         self._codecs: dict[int, int | bytes] = {}  # of its frames, by type
+        self._usual: set[int] = set()  # type and first byte of frames with these codecs: they need no second look
         self._headers_changed = self._codec_changed = False
         self._unwritten: frozenset[int] = frozenset()  # the types with headers in force that are not in the file
         self._changes = 0  # since the last call of `take`
@@ -284,13 +285,14 @@ class Assembler:
 
     def _frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
         segment = self.segment
-        codec = _codec_of(type_id, data)
+        mark = type_id << 8 | data[flv.TAG_HEADER_SIZE]
+        codec = None if mark in self._usual else _codec_of(type_id, data)
         if segment is None:
             self._read_frame(type_id, kind, timestamp, data)
             if not self._may_begin(type_id, kind, timestamp, data):
                 return
             segment = self.segment
-        else:
+        elif codec is not None:
             self._note_codec(type_id, codec)
         if segment is None:
             segment = self._begin(timestamp)
@@ -311,8 +313,8 @@ class Assembler:
             self._read_frame(type_id, kind, timestamp, data)
         if type_id == flv.VIDEO:
             self._last_video = timestamp
-        if codec is not None:
-            self._codecs.setdefault(type_id, codec)
+        if codec is not None and self._codecs.setdefault(type_id, codec) == codec and isinstance(codec, int):
+            self._usual.add(mark)
         segment.frame(type_id, kind, data, timestamp)
 
     def _read_frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
@@ -361,10 +363,16 @@ class Assembler:
 
     def _describe_afresh(self) -> None:
         """Describe the tracks by the headers in force, from now on."""
+        if self._codec_changed:
+            self._forget_codecs()
         self._headers_changed = self._codec_changed = False
         self._stats = _new_stats()
         for type_id, payload in self._headers.current.items:
             self._read_header(type_id, payload)
+
+    def _forget_codecs(self) -> None:
+        self._codecs.clear()
+        self._usual.clear()
 
     # The beginning of files --------------------------------------------------------------------------------------------
 
@@ -404,7 +412,6 @@ class Assembler:
             entries = min(entries, max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S)))
         self._begun_with = self._headers.sequence_headers
         self._written = dict(self._begun_with)
-        self._codecs.clear()
         self._headers_changed = self._codec_changed = False
         self._unwritten = frozenset()
         self.segment = Segment(self._count, timestamp, self._stats, self._metadata, self._headers.current, entries)
@@ -454,6 +461,7 @@ class Assembler:
         self._headers = HeaderCache()
         if self.segment is None:
             self._stats = _new_stats()
+            self._forget_codecs()
         for type_id, payload in headers.items:
             self._header(type_id, payload)
         if self.segment is not None:
