@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.config.loader import load_text
+from rtmpd.live.headers import HeaderCache
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
+from rtmpd.media.tags import Kind, video_kind
 from rtmpd.protocol import amf0
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
 from tests.unit.live.fakes import close_stream, new_source, new_stream
@@ -16,11 +18,12 @@ from tests.unit.services.recorder.recordings import write_pieces
 AVC = bytes.fromhex(
     "1700000000 0164000bffe1001a6764000bacd94284 7e22c044000003000400000300c83c50a658 01000668ebe3cb22c0 fdf8f800"
 )
+OTHER_AVC = bytes.fromhex("17000000000142c00affe100176742c00ad9047b011000000300100000030320f122648001000568cb83cb20")
 AAC = bytes.fromhex("af001208")
 METADATA = amf0.encode("onMetaData") + amf0.encode({"width": 160.0, "encoder": "x"})
 
 VIDEO_PAYLOADS = st.one_of(
-    st.sampled_from([AVC, b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter", b"\x17\x02\0\0\0", b"\x57\0"]),
+    st.sampled_from([AVC, OTHER_AVC, b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter", b"\x17\x02\0\0\0", b"\x57\0"]),
     st.sampled_from([b"\x90hvc1header", b"\x91hvc1\0\0\0key", b"\xa1hvc1\0\0\0inter", b"\x94hvc1meta", b"\x96\x00hvc1\0x"]),
     st.binary(max_size=40),
 )
@@ -53,6 +56,7 @@ class Reader:
         self.page, self.offset = self.log.tail, self.log.tail.end
         self.files = {}
         self.fed = []
+        self.cache = HeaderCache()
 
     def wake(self):
         raise AssertionError
@@ -62,7 +66,8 @@ class Reader:
     def take(self):
         for tag in self.log.read_all(self.page, self.offset):
             self.page, self.offset = tag.page, tag.offset
-            self.fed.append((tag.type_id, tag.kind, bytes(tag.data[flv.TAG_HEADER_SIZE : -4])))
+            payload = bytes(tag.data[flv.TAG_HEADER_SIZE : -4])
+            self.fed.append((tag.type_id, tag.kind, payload, header_for(self.cache, tag.type_id, payload)))
             self.assembler.feed(tag)
         write_pieces(self.assembler, self.files)
 
@@ -73,11 +78,19 @@ class Reader:
         return [self.files[number] for number in sorted(self.files)]
 
 
+def header_for(cache, type_id, payload):
+    """Return the header in force for a video message of one track."""
+    if type_id == 9 and video_kind(payload) == Kind.HEADER:
+        cache.add_video(payload)
+    return cache.sequence_headers.get("video 0")
+
+
 def frames_of(file):
-    """Audio and video payloads, in order."""
+    """Audio and video payloads, in order, with the video header that is in force in the file."""
     data = file.getvalue()
     position = flv.FILE_HEADER_SIZE
     payloads = []
+    cache = HeaderCache()
     last = {8: 0, 9: 0}
     while position < len(data):
         type_id = data[position]
@@ -86,7 +99,8 @@ def frames_of(file):
         assert data[position + 8 : position + 11] == b"\0\0\0"
         assert time < 1 << 31
         if type_id in last:
-            payloads.append((type_id, data[position + 11 : position + 11 + length]))
+            payload = data[position + 11 : position + 11 + length]
+            payloads.append((type_id, payload, header_for(cache, type_id, payload)))
         position += length + 15
     return payloads
 
@@ -120,8 +134,10 @@ def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limit
         assert plan.truncate_to == result.size
         recorded += frames_of(file)
     # Every video frame from the first that is recorded on is there, in order, once.
-    video = [payload for type_id, kind, payload in reader.fed if type_id == 9 and kind in (0, 1)]
-    got = [payload for type_id, payload in recorded if type_id == 9 and payload in set(video)]
+    # The header that it needs is in force there.
+    video = [(payload, header) for type_id, kind, payload, header in reader.fed if type_id == 9 and kind in (0, 1)]
+    frames = {payload for payload, _ in video}
+    got = [(payload, header) for type_id, payload, header in recorded if type_id == 9 and payload in frames]
     if got:
         assert got == video[len(video) - len(got) :]
     stream.stop_reading(reader)
