@@ -721,8 +721,10 @@ class Hub:
         self.stopping = True
         self._redirect_clients(limit_s)
         reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
+        self._watch.stop()
         slices = Slices()
         for stream in list(self.streams.values()):
+            stream.ingest.stop_slate()
             for lane in stream.ingest.publishers:
                 # What it still sends after that is discarded.
                 lane.source.stop(reason)
@@ -737,6 +739,5 @@ class Hub:
             connection.close(reason)
             slices.check()
         self.memory.stop()
-        self._watch.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)

@@ -441,6 +441,11 @@ class CopyMerger:
         lags = [lane.track.newest_ms - lane.last_ms for lane in (state.video, state.audio) if lane.last_ms != _NEVER]
         return max(0, min(lags, default=0))
 
+    def in_step(self, copy: Hashable) -> bool:
+        """Return whether a copy has brought the newest frames that were emitted, and nothing of it is held."""
+        state = self._copies[copy]
+        return not state.queue and all(lane.track.end in (0, lane.position + 1) for lane in (state.video, state.audio))
+
     @property
     def counters(self) -> MergeCounters:
         """The totals."""

@@ -141,7 +141,8 @@ class Health:
             now_s: The monotonic clock.
             figures: What the source has sent.
         """
-        before_s = now_s if self._ticked_at_s is None else self._ticked_at_s
+        # Messages may have come before the first tick: ticks were not needed until then, or the source has just been added.
+        before_s = now_s - TICK_S if self._ticked_at_s is None else self._ticked_at_s
         self._ticked_at_s = now_s
         was_late, self._late = self._late, now_s - before_s > _LATE_S
         before_s = max(before_s, now_s - _LATE_S)

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from rtmpd.media.audio_codecs import AudioConfig
     from rtmpd.media.clock import ContentClock
     from rtmpd.media.slate import Slate
-    from rtmpd.media.timestamps import Timeline
+    from rtmpd.media.timestamps import Timeline, Track
     from rtmpd.media.video_codecs import VideoConfig
 
 log = logging.getLogger(__name__)
 
 _METADATA, _HEADER, _TRACK_KEYFRAME = int(Kind.METADATA), int(Kind.HEADER), int(Kind.TRACK_KEYFRAME)
 _FRAMES = _FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
+_WORD = 0xFFFFFFFF
 _MATCH_S = 0.5
 _OBSERVED_S, _OBSERVED_EVERY_S = 15.0, 60.0
 _COPY_WAIT_MS = 2000
@@ -249,9 +250,11 @@ class Ingest:
 
     def reload(self) -> None:
         """Apply the options of the stream that have changed."""
-        rules = self.health_rules()
+        assert self._host is not None
+        rules, cache_limit_bytes = self.health_rules(), self._host.options.limits.gop_cache_limit_bytes
         for lane in self.lanes:
             lane.health.rules = rules
+            lane.limit_cache(cache_limit_bytes)
         self._settle()
         self.viewers_came()
 
@@ -290,6 +293,8 @@ class Ingest:
             self._watch()
             if lane is not None and lane.bypassed:
                 lane.activate(None)
+                # Nothing was watched so far.
+                lane.tick(time.monotonic())
         elif lane is not None and lane.mode is Mode.ACTIVE and not lane.splicing:
             lane.bypass(host)
 
@@ -322,13 +327,19 @@ class Ingest:
         self._tick_copies(now_s)
         self._tick_slate(now_s)
         self.update(now_s)
-        return len(self.lanes) > 1 or (bool(self.lanes) and self.active is None) or self._may_need_slate
+        several = len(self.lanes) > 1 or self._merger is not None
+        return several or (bool(self.lanes) and self.active is None) or self._may_need_slate
 
     # The slate ---------------------------------------------------------------------------------------------------------
 
     @property
     def _may_need_slate(self) -> bool:
         return self._slate is not None or (self._host is not None and self._host.has_viewers and self._host.slate is not None)
+
+    def stop_slate(self) -> None:
+        """End the slate, if it is played: the server stops."""
+        if self._slate is not None:
+            self._end_slate(self._slate, replaced=False)
 
     def viewers_came(self) -> None:
         """The stream has a player or relay: the slate may be needed."""
@@ -369,10 +380,10 @@ class Ingest:
         had_video = self._last is not None and self._last.has_video
         candidate = lane.candidate(now_s, had_video=had_video)
         assert self._host is not None
-        if self.active is None and not candidate.ready:
+        if (self.active is None or self.active.role is SourceRole.SLATE) and not candidate.ready:
             # Some encoders send one keyframe, or none: then readers start without. And those that come later start with one.
             wait_s, stood_by_s = self._host.options.live.keyframe_wait_s, now_s - lane.source.started_at
-            if not self._host.continued:
+            if self.active is None and not self._host.continued:
                 candidate = candidate._replace(ready=True, condition=Condition.HEALTHY)
             elif 0 < wait_s <= stood_by_s:
                 candidate = candidate._replace(ready=True)
@@ -432,13 +443,13 @@ class Ingest:
         afresh = not host.continued or host.timeline.newest < 0
         newest_before = host.timeline.newest
         if not afresh:
-            end = End.of(_messages(host.published_log))
+            end = self._end()
             shift_ms = self._shift_ms(lane, now_s)
             source.timeline.shift(shift_ms)
             lane.shifted(shift_ms)
             group = [_shifted(message, shift_ms) for message in group]
             self.switches += 1
-        splice = Splice(end, group) if not afresh else None
+        splice = Splice(end, group) if not afresh and end.known else None
         host.follow(source.timeline, afresh=afresh)
         self.active, self._changed_at, self._waited_for = lane, now_s, None
         changed = list(headers.items) if afresh else _changed(host.headers, headers)
@@ -449,14 +460,17 @@ class Ingest:
         )
         if not afresh and not changed and len(headers.items) == len(host.headers.items):
             # A reader is sent headers again if they are another object.
-            source.headers.current = host.headers
+            if headers is source.headers.current:
+                headers = source.headers.current = host.headers
         else:
             host.set_headers(headers)
         host.content_changed(ordinary=source.content.ordinary and (before is None or before.content.ordinary))
         lane.activate(splice)
-        at_ms = splice.begins if splice is not None and group else begins
+        at_ms = splice.begins if splice is not None else begins
+        audio_at_ms = splice.audio_begins if splice is not None else begins
         for type_id, payload in changed:
-            host.deliver(type_id, 0 if type_id == DATA else at_ms, payload, _METADATA if type_id == DATA else _HEADER)
+            header_at_ms = 0 if type_id == DATA else at_ms if type_id == VIDEO else audio_at_ms
+            host.deliver(type_id, header_at_ms, payload, _METADATA if type_id == DATA else _HEADER)
         for index, message in enumerate(group):
             lane.replay(message, join_point=index == 0)
         if headers is not source.headers.current:
@@ -466,6 +480,14 @@ class Ingest:
                 self._codec_found(lane, found)
         source.set_wanted(True)
         self._last, self._last_fault = source, ""
+
+    def _end(self) -> End:
+        """Return where the messages end that readers have been sent."""
+        host = self._host
+        assert host is not None
+        video, audio = ((track.shown & _WORD if track.offset is not None else None) for track in _tracks(host.timeline))
+        # The log may keep little: without a join point, or after an error in an output.
+        return End.of(_messages(host.published_log)).at_least(video, audio)
 
     # Identical copies --------------------------------------------------------------------------------------------------
 
@@ -488,8 +510,10 @@ class Ingest:
                     self._break_copy(lane)
                     # That may have been the last pair.
                     break
-        self._observe_for_a_while(now_s)
         active = self.active
+        if self._merger is not None and active is not None and self.copies == [active]:
+            self._end_copies(active, self._merger)
+        self._observe_for_a_while(now_s)
         if active is None or not active.observed or active.splicing or now_s - self._matched_at < _MATCH_S:
             return
         self._matched_at = now_s
@@ -551,7 +575,8 @@ class Ingest:
             if kind == _FRAME and (has_video or type_id == VIDEO):
                 host.append(type_id, timestamp, payload, kind)
             elif kind in (_KEYFRAME, _TRACK_KEYFRAME):
-                host.deliver(type_id, timestamp, payload, _KEYFRAME, join_point=True)
+                joins = active is None or active.source.joins_at(kind, payload)
+                host.deliver(type_id, timestamp, payload, _KEYFRAME if joins else _FRAME, joins)
             else:
                 host.deliver(type_id, timestamp, payload, kind, kind == _FRAME and host.audio_joins_at(timestamp))
 
@@ -587,6 +612,10 @@ class Ingest:
         self.switches += 1
         host.follow(source.timeline, afresh=False)
         host.source_changed(Switch(source, lane.role, before, cause, reason, headers_changed=False, gap_ms=0))
+        if source.headers.current.items == host.headers.items:
+            source.headers.current = host.headers
+        else:
+            host.set_headers(source.headers.current)
         source.set_wanted(True)
         self._last, self._last_fault = source, ""
 
@@ -598,20 +627,34 @@ class Ingest:
         self.emit(merger.remove(lane.source.number))
         lane.activate(None)
         rest = self.copies
-        if len(rest) > 1:
+        if rest == [self.active]:
+            # It may be behind what the other one has brought: until it has caught up, its frames are merged with those.
             return
-        self._merged, self._merger = self._merged.plus(merger.counters), None
-        for last in rest:
-            if last is self.active:
-                last.activate(None)
-            else:
+        if not rest:
+            lane.keep_beyond(self._end())
+        if len(rest) <= 1:
+            self._end_merger()
+            for last in rest:
                 last.stand_by()
+
+    def _end_copies(self, last: Lane, merger: CopyMerger) -> None:
+        """Let the last copy feed the stream itself, once it has brought all that others have."""
+        if merger.in_step(last.source.number):
+            self._end_merger()
+            last.activate(None)
+            self._settle()
+
+    def _end_merger(self) -> None:
+        self._merged, self._merger = self.merged, None
 
     def _shift_ms(self, lane: Lane, now_s: float) -> int:
         """Return by how much the source's timeline is to be moved for the stream's: content at its time, or by its arrival."""
         host, source = self._host, lane.source
         assert host is not None
         newest, own = host.timeline.newest, max(0, source.timeline.newest)
+        # Copies may have brought more than the active one.
+        sent = host.published_log.newest_timestamp
+        newest += max(0, signed(sent - newest)) if sent >= 0 else 0
         lag_ms = lane.lag_ms if lane.lag_ms is not None else now_s * 1000 - own
         before_ms = self._last_lag_ms if self._last_lag_ms is not None else now_s * 1000 - newest
         by_arrival = round(lag_ms - before_ms)
@@ -623,6 +666,10 @@ class Ingest:
             if difference_ms is not None and abs(difference_ms + by_arrival) <= _CLOCK_LIMIT_MS:
                 return max(newest - own, -difference_ms)
         return by_arrival
+
+
+def _tracks(timeline: Timeline) -> tuple[Track, Track]:
+    return timeline.video, timeline.audio
 
 
 def _shifted(message: Kept, by_ms: int) -> Kept:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.health import HealthRules
     from rtmpd.live.source import Source, SourceStream
-    from rtmpd.live.splice import Splice
+    from rtmpd.live.splice import End, Splice
     from rtmpd.media.clock import ContentTime, FrameLayout
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _LAG_WEIGHT = 0.1
 _AUDIO_ALONE_S = 1.0
 """A source without video is not taken for one that has none before this time: encoders may send audio first."""
 _AUDIO_JOIN_MS = 1000
+_UNKNOWN_BYTES = 1 << 24
 
 
 class Mode(enum.Enum):
@@ -286,7 +287,15 @@ class Lane:
             owner.stream.deliver(type_id, found[0], found[1], kind, join_point)
         if ends and kind in (_FRAME, _KEYFRAME) and splice.done(timestamp):
             self._splice = None
+            self.keep_beyond(splice.end)
             owner.spliced(self)
+
+    def keep_beyond(self, end: End) -> None:
+        """Let no frame be before what readers have been sent of another source, however late it comes."""
+        timeline = self.source.timeline
+        for track, sent in ((timeline.video, end.video), (timeline.audio, end.audio)):
+            if sent is not None:
+                timeline.keep_beyond(track, sent)
 
     def audio_joins_at(self, timestamp: int) -> bool:
         """Return whether readers may start at an audio frame of a source without video."""
@@ -298,12 +307,12 @@ class Lane:
         """Take note of changed headers."""
         if self.log is not None:
             self.log.headers = headers
-        elif self._owner is not None:
+        elif self._owner is not None and self._owner.is_active(self):
             self._owner.stream.set_headers(headers)
 
     def content_changed(self, ordinary: bool) -> None:
         """Take note of changed content."""
-        if self._owner is not None and self.log is None:
+        if self._owner is not None and self.log is None and self._owner.is_active(self):
             self._owner.stream.content_changed(ordinary)
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
@@ -323,8 +332,9 @@ class Lane:
             bytes=source.bytes_in,
             video_frames=source.video_frames,
             keyframes=source.stats.keyframes,
-            largest_inter_bytes=self._largest_inter,
-            largest_audio_bytes=self._largest_audio,
+            # Sizes are not observed of a source that feeds its stream directly.
+            largest_inter_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_inter,
+            largest_audio_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_audio,
             has_video=source.has_video,
             has_audio=source.audio_messages > 0,
         )
@@ -336,6 +346,12 @@ class Lane:
         if self.lag_ms is not None:
             self.lag_ms -= by_ms
         self.clock.shift(by_ms)
+
+    def limit_cache(self, limit_bytes: int) -> None:
+        """Keep no larger group of pictures from now on."""
+        self._cache_limit_bytes = limit_bytes
+        if self.log is not None:
+            self.log.cache_limit_bytes = limit_bytes
 
     @property
     def held_bytes(self) -> int:

@@ -352,7 +352,7 @@ class Source(SourceState):
             self._has_video = True
             timestamp = self._timeline.stamp(self._timeline.video, timestamp)
             if kind != _FRAME:
-                joins = self._joins_at(kind, payload)
+                joins = self.joins_at(kind, payload)
                 kind = _KEYFRAME if joins else _FRAME
                 if joins:
                     self.stats.keyframe(timestamp, payload, time.monotonic())
@@ -368,7 +368,7 @@ class Source(SourceState):
                 self._make_metadata()
         stream.deliver(VIDEO, timestamp, payload, kind, joins)
 
-    def _joins_at(self, kind: int, payload: bytes) -> bool:
+    def joins_at(self, kind: int, payload: bytes) -> bool:
         """Return whether readers may start at this keyframe: with several tracks, only at those of the lowest."""
         track = 0 if kind == _KEYFRAME else min(video_info(payload).tracks)
         if self._join_track is None or track < self._join_track:

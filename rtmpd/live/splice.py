@@ -23,6 +23,8 @@ _COMPOSITION_LIMIT_MS = 10_000
 """A longer composition time is taken for damage: it would hold back what follows for as long."""
 _SHORTEST_STEP_MS = 8
 """The time between two frames that follow, at least: that of 120 frames per second."""
+_INTERLEAVE_MS = 2000
+"""A frame may come this much later than frames of the other track with its timestamp, or be shown this much before its own."""
 _FRAME, _KEYFRAME, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.METADATA)
 
 
@@ -42,17 +44,20 @@ class End(NamedTuple):
         shown: The latest time at which a picture is shown: its timestamp and composition time; None without video.
         audio: The timestamp of the last audio frame; None without audio.
         audio_step_ms: The time between the last two audio frames; 0 if it is not known.
+        video: The timestamp of the last video frame; None without video.
     """
 
     shown: int | None = None
     audio: int | None = None
     audio_step_ms: int = 0
+    video: int | None = None
 
     @classmethod
     def of(cls, messages: Iterable[tuple[int, int, bytes, int]]) -> Self:
         """Return the end of messages: type, timestamp, payload (its beginning is enough) and kind of each."""
         shown: int | None = None
         audio: int | None = None
+        video: int | None = None
         step_ms = 0
         for type_id, timestamp, payload, kind in messages:
             if kind not in (_FRAME, _KEYFRAME):
@@ -62,10 +67,28 @@ class End(NamedTuple):
                 time = timestamp + (composition if 0 <= composition <= _COMPOSITION_LIMIT_MS else 0)
                 if shown is None or signed(time - shown) > 0:
                     shown = time & _WORD
+                video = timestamp
             elif type_id == AUDIO:
                 step_ms = signed(timestamp - audio) if audio is not None else 0
                 audio = timestamp
-        return cls(shown, audio, max(0, step_ms))
+        return cls(shown, audio, max(0, step_ms), video)
+
+    def at_least(self, video: int | None, audio: int | None) -> End:
+        """Return the end, if frames with these timestamps have been sent, too; None: there were none of the track."""
+        shown, own_video, own_audio = _later(self.shown, video), _later(self.video, video), _later(self.audio, audio)
+        return self._replace(shown=shown, video=own_video, audio=own_audio)
+
+    @property
+    def known(self) -> bool:
+        """Whether any frame was sent."""
+        return self.shown is not None or self.audio is not None
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    """Return the later timestamp; None: there is none."""
+    if one is None or other is None:
+        return one if other is None else other
+    return other if signed(other - one) > 0 else one
 
 
 def signed(difference: int) -> int:
@@ -83,13 +106,15 @@ class Splice:
         group: The messages that are kept of the source that takes over, from a keyframe on, or from an audio frame.
 
     Attributes:
+        end: Likewise.
         compressed: The number of video frames that have been moved.
         skipped_audio: The number of audio frames that were left out.
     """
 
-    __slots__ = ("_audio_from", "_first", "_length", "_start", "_video_from", "compressed", "skipped_audio")
+    __slots__ = ("_audio_from", "_first", "_length", "_start", "compressed", "end", "skipped_audio")
 
     def __init__(self, end: End, group: list[Kept]) -> None:
+        self.end = end
         self.compressed = 0
         self.skipped_audio = 0
         video = [each for each in group if each.type_id == VIDEO and each.kind in (_FRAME, _KEYFRAME)]
@@ -97,60 +122,65 @@ class Splice:
         # Where video begins, after all that has been shown.
         self._start = (end.shown if end.shown is not None else audio if audio is not None else 0) + 1
         self._first = self._length = 0
-        self._video_from: int | None = None
-        self._audio_from = audio
+        self._audio_from = audio if audio is not None or not end.known else self._start
         if not video:
             return
-        if end.shown is None and audio is None:
+        if not end.known:
             self._start = video[0].timestamp
         first = signed(video[0].timestamp - self._start)
-        self._video_from = video[0].timestamp
         if first < 0:
             self._first = first
             self._length = _compressed_ms(first, [signed(each.timestamp - self._start) for each in video])
-        elif audio is None or signed(video[0].timestamp - audio) > 0:
+            return
+        self._start = video[0].timestamp
+        if audio is None or signed(video[0].timestamp - audio) > 0:
             # A picture first: audio begins at it or behind it.
             self._audio_from = video[0].timestamp
 
     @property
     def begins(self) -> int:
-        """The timestamp of the first message of the source that takes over."""
-        video, audio = self._video_from, self._audio_from
-        if video is not None:
-            return (self._start if self._first < 0 else video) & _WORD
-        return audio & _WORD if audio is not None else self._start & _WORD
+        """The timestamp of the first video frame of the source that takes over."""
+        return self._start & _WORD
+
+    @property
+    def audio_begins(self) -> int:
+        """The timestamp before which none of its audio frames is."""
+        return (self._audio_from if self._audio_from is not None else self._start) & _WORD
 
     def _map(self, time: int) -> int:
         """Return where a time, relative to the start, is shown: not below it, and in the same order."""
-        if time >= self._length or self._first >= 0:
+        if time >= self._length:
             return time
+        if self._first >= 0:
+            return 0
         return max(0, (time - self._first) * self._length // (self._length - self._first))
 
     def take(self, type_id: int, timestamp: int, payload: bytes, kind: int) -> tuple[int, bytes] | None:
         """Return a message's timestamp and payload for the stream; None: it is left out."""
-        if kind not in (_FRAME, _KEYFRAME):
+        if type_id == DATA and kind == _METADATA:
             # Metadata have the time 0, see `Source.data`.
-            time = max(0, self._map(signed(timestamp - self._start)))
-            return timestamp if type_id == DATA and kind == _METADATA else (self._start + time) & _WORD, payload
+            return timestamp, payload
         if type_id == AUDIO:
-            if self._audio_from is not None and signed(timestamp - self._audio_from) < 0:
+            if self._audio_from is None or signed(timestamp - self._audio_from) >= 0:
+                return timestamp, payload
+            if kind in (_FRAME, _KEYFRAME):
                 self.skipped_audio += 1
                 return None
-            return timestamp, payload
+            return self.audio_begins, payload
         time = signed(timestamp - self._start)
-        if time >= self._length or self._first >= 0:
-            return timestamp, payload
-        self.compressed += 1
         moved = self._map(time)
-        composition = composition_ms(payload)
-        if composition:
-            payload = with_composition(payload, self._map(time + composition) - moved)
+        if type_id == VIDEO and kind in (_FRAME, _KEYFRAME):
+            self.compressed += moved != time
+            composition = composition_ms(payload)
+            own = self._map(time + composition) - moved
+            if own != composition:
+                payload = with_composition(payload, own)
         return (self._start + moved) & _WORD, payload
 
     def done(self, timestamp: int) -> bool:
-        """Return whether messages from a timestamp on need not be mapped."""
-        behind = signed(timestamp - self._start) >= self._length
-        return behind and (self._audio_from is None or signed(timestamp - self._audio_from) >= 0)
+        """Return whether messages need not be mapped any more, once a frame with a timestamp has come."""
+        behind = signed(timestamp - self._start) >= self._length + _INTERLEAVE_MS
+        return behind and (self._audio_from is None or signed(timestamp - self._audio_from) >= _INTERLEAVE_MS)
 
 
 def _compressed_ms(first: int, times: list[int]) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.grant import Grant
     from rtmpd.live.ingest import Switch
+    from rtmpd.live.lane import Lane
     from rtmpd.live.log import Log, LogReader
     from rtmpd.live.source import Received, Source
     from rtmpd.media.audio_codecs import AudioConfig
@@ -212,8 +213,10 @@ class Stream:
         if not lost and self.live:
             self._stop_being_live(reason)
             self._machine.to(StreamPhase.LINGER)
-            self._start_waiting()
-            self._forget_media()
+            if self.ingest.active is None:
+                # Otherwise a slate goes on.
+                self._start_waiting()
+                self._forget_media()
 
     def _stop_being_live(self, reason: str) -> None:
         if self.live:
@@ -433,9 +436,15 @@ class Stream:
         return output
 
     def _want_source(self) -> None:
-        if self.ingest.active is not None:
-            self.ingest.active.source.set_wanted(True)
+        for lane in self._feeding:
+            lane.source.set_wanted(True)
         self.ingest.viewers_came()
+
+    @property
+    def _feeding(self) -> list[Lane]:
+        """The lanes whose messages readers get: that of the active source, and those of its copies."""
+        active = self.ingest.active
+        return [active, *(each for each in self.ingest.copies if each is not active)] if active is not None else []
 
     @property
     def _has_readers(self) -> bool:
@@ -508,10 +517,11 @@ class Stream:
 
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
         """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
-        source = self.source
-        if source is not None:
+        feeding, read = self._feeding, self._has_readers
+        for lane in self.ingest.lanes:
+            source = lane.source
             young = now_s - source.started_at < _LAZY_AFTER_S
-            source.set_wanted(self._has_readers or young or source.stats.bitrate > _LAZY_LIMIT)
+            source.set_wanted((lane in feeding and (read or young)) or source.stats.bitrate > _LAZY_LIMIT)
         self.check_sources(now_s)
         kept = self.available and not self.ingest.publishers and self.ended_at is not None
         if kept and now_s - (self.ended_at or 0.0) >= self.options.publish.publisher_grace_s:

@@ -107,6 +107,11 @@ class Timeline(TimelineState):
         if self.newest >= 0:
             self.newest += by_ms
 
+    def keep_beyond(self, track: Track, timestamp: int) -> None:
+        """Let no frame of a track be before a timestamp, modulo 2**32, that another source's frame had on this timeline."""
+        track.shown += max(0, (timestamp - track.shown + _HALF) % _WRAP - _HALF)
+        self.newest = max(self.newest, track.shown)
+
     @completes(TimelineState)
     def stamp(self, track: Track, timestamp: int) -> int:
         """Map the timestamp of a frame of *track* (``audio`` or ``video`` of this timeline)."""

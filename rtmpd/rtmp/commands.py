@@ -16,7 +16,7 @@ from rtmpd.phases import ConnectionPhase
 from rtmpd.protocol import status
 from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
-from rtmpd.protocol.naming import NameProblem, is_printable, resolve, split_query, without_secrets
+from rtmpd.protocol.naming import NameProblem, is_printable, join_key, resolve, split_query, without_secrets
 from rtmpd.protocol.via import MEMBER, parse_via
 from rtmpd.rtmp.admission import Admission
 from rtmpd.rtmp.player import Player
@@ -281,16 +281,17 @@ def _role(connection: Connection, found: StreamName) -> tuple[StreamName, Source
 
     YouTube's second address has ``?backup=1``.
     """
-    asked = found.parameters.get("role", "")
-    if asked == SourceRole.BACKUP or found.parameters.get("backup", "") in _TRUE:
-        return found, SourceRole.BACKUP
     alias = connection.hub.publish_options(found.key).backup_alias
     if alias:
         before, _, after = alias.partition("{name}")
-        app, slash, name = found.key.rpartition("/")
+        app, _, name = found.key.rpartition("/")
         own = name[len(before) : len(name) - len(after)]
-        if own and f"{before}{own}{after}" == name:
-            return found._replace(key=StreamKey(f"{app}{slash}{own}")), SourceRole.BACKUP
+        key = StreamKey(f"{app}/{own}")
+        if own and f"{before}{own}{after}" == name and join_key(app, own) == key:
+            return found._replace(key=key), SourceRole.BACKUP
+    asked = found.parameters.get("role", "")
+    if asked == SourceRole.BACKUP or found.parameters.get("backup", "") in _TRUE:
+        return found, SourceRole.BACKUP
     return found, SourceRole.PRIMARY if asked == SourceRole.PRIMARY else None
 
 

@@ -253,11 +253,13 @@ class Auth:
     def _decide(self, request: Request, rules: Rules) -> tuple[Grant, bool]:
         """Return what a client is granted, and whether it had to prove anything. May wait; raises `Denied`."""
         exists = request.running_s is not None or request.key in self._hub.streams
-        decision = rules.decide(self._without_foreign_user(request, rules), time.time(), exists=exists)
-        credential = _credential(request) if decision.proof or decision.ask else ""
+        known = self._without_foreign_user(request, rules)
+        decision = rules.decide(known, time.time(), exists=exists)
         if not decision.ask:
-            return Grant(decision.key, credential=credential), bool(decision.proof)
+            return Grant(decision.key, credential=_credential(known) if decision.proof else ""), bool(decision.proof)
         grant = self._callback.ask(rules.options, request, decision.key)
+        # A callback may take the name for a secret, and then returns another one. Otherwise a bare name shows nothing.
+        credential = _credential(known) if known.user or known.parameters or grant.key != request.key else ""
         expires_s = grant.expires_s or rules.options.auth_recheck_s
         return replace(grant, expires_s=expires_s, credential=credential), True
 
