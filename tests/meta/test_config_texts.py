@@ -35,6 +35,7 @@ TYPES = {
     "boolean": bool,
     "option": str,
     "name": str,
+    "alias": str,
     "addresses": tuple[ListenAddress, ...],
     "path": str,
     "account": str,
