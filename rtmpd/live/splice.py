@@ -178,7 +178,7 @@ class Splice:
         return (self._start + moved) & _WORD, payload
 
     def done(self, timestamp: int) -> bool:
-        """Return whether messages need not be mapped any more, once a frame with a timestamp has come."""
+        """Return whether messages need no longer be mapped, once a frame with a timestamp has come."""
         behind = signed(timestamp - self._start) >= self._length + _INTERLEAVE_MS
         return behind and (self._audio_from is None or signed(timestamp - self._audio_from) >= _INTERLEAVE_MS)
 

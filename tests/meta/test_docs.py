@@ -134,7 +134,13 @@ def test_options_that_a_page_names_with_their_section_exist(page):
 def test_flags_that_the_pages_for_users_name_exist():
     for page in (ROOT / "docs" / "migrating.rst", ROOT / "docs" / "troubleshooting.rst"):
         flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", page.read_text("utf-8")))
-        assert flags <= {flag.name for flag in FLAGS} | {"--version", "--check-config", "--print-config"}
+        assert flags <= {flag.name for flag in FLAGS} | {
+            "--version",
+            "--check-config",
+            "--print-config",
+            "--make-slate",
+            "--like",
+        }
 
 
 def test_operations_names_every_limit_and_timeout():
