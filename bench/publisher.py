@@ -84,17 +84,18 @@ class Template:
         self.data = wire.message(chunk_stream, kind, 0, payload, CHUNK_BYTES)
         self._stamp_at = CHUNK_HEADER_BYTES + payload.index(CLOCK_MARK) + len(CLOCK_MARK)
 
-    def stamped(self, stream_id, timestamp_ms, number):
+    def stamped(self, stream_id, timestamp_ms, number, time_ns):
         self.data[1:4] = timestamp_ms.to_bytes(3, "big")
         self.data[8:12] = stream_id.to_bytes(4, "little")
-        STAMP.pack_into(self.data, self._stamp_at, time.monotonic_ns(), number)
+        STAMP.pack_into(self.data, self._stamp_at, time_ns, number)
         return self.data
 
 
 class Load:
     """The templates, the schedule and the counts that all publishers of this process share."""
 
-    def __init__(self, kbps, published):
+    def __init__(self, kbps, published, copies=False):
+        self.copies = copies
         small = inter_frame_bytes(kbps)
         self.key_frame = Template(6, wire.VIDEO, _video_payload(small * KEY_FRAME_TIMES, KEY_SLICE))
         self.inter_frames = [
@@ -181,7 +182,9 @@ class Publisher(rtmp.Client):
             self.sent_audio += fits
             load.audio += fits
         if fits:
-            self.send(template.stamped(self.stream_id, timestamp_ms, number))
+            # Copies of a stream are equal to the last byte.
+            time_ns = number if load.copies else time.monotonic_ns()
+            self.send(template.stamped(self.stream_id, timestamp_ms, number, time_ns))
             load.sent_bytes += len(template.data)
             load.pending_max_bytes = max(load.pending_max_bytes, len(self.pending))
         else:
@@ -205,7 +208,8 @@ class Run:
     def __init__(self, options):
         self.options = options
         self.loop = self.LOOP()
-        self.load = Load(options.kbps, Published(options.stat, create=options.publishers) if options.stat else None)
+        published = Published(options.stat, create=options.publishers) if options.stat else None
+        self.load = Load(options.kbps, published, getattr(options, "copies", False))
         self.publishers = []
         self.stopping = False
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -234,7 +238,8 @@ class Run:
         count = options.publishers
         pause_s = over_s / count if count > 1 else 0
         for index in range(count):
-            name = f"{options.name}_{index}" if count > 1 else options.name
+            stream = index // getattr(options, "sources", 1)
+            name = f"{options.name}_{stream}" if count > 1 else options.name
             self.publishers.append(Publisher(self.loop, options.port, options.app, name, self.load, index))
             self.spin(pause_s)
         settled = len(self.publishers)
@@ -280,6 +285,8 @@ def main():
     parser.add_argument("--app", default="live")
     parser.add_argument("--name", default="bench", help="stream name; several publishers add _0, _1 ...")
     parser.add_argument("--publishers", type=int, default=1)
+    parser.add_argument("--sources", type=int, default=1, help="publishers of each stream (on_conflict = backup)")
+    parser.add_argument("--copies", action="store_true", help="the publishers of a stream send identical frames")
     parser.add_argument("--kbps", type=int, default=1000, help="video bitrate of each publisher")
     parser.add_argument("--settle", type=float, default=1, help="seconds between the last publisher and the window")
     parser.add_argument("--seconds", type=float, default=10, help="length of the window")

@@ -212,6 +212,29 @@ def ingest(bench):
             bench.ratio(f"ingest  publishers={publishers}", *rows)
 
 
+def sources(bench):
+    """Two publishers of each stream: what one that stands by costs, and identical copies; beside as many streams of one each."""
+    options = bench.options
+    for publishers in options.publishers:
+        rows = []
+        for name, more, match in (
+            ("alone", (), "yes"),
+            ("standby", ("--sources", 2), "no"),
+            ("copies", ("--sources", 2, "--copies"), "yes"),
+        ):
+            ini = f"[publish]\non_conflict = backup\nmatch_copies = {match}\n"
+
+            def measure(server, _work, more=more):
+                arguments = ["--port", server.port, "--publishers", publishers, *more, "--kbps", options.kbps or 1000]
+                with Load("publisher", *arguments, "--settle", 5, "--seconds", options.seconds, "--pid", server.pid) as load:
+                    return load.figures(options.seconds + 60)
+
+            kind = servers.rtmpd_with(f"rtmpd-{name}", ini)
+            rows.append(bench.measure("sources", kind, measure, publishers=publishers, sources=name))
+        for row in rows[1:]:
+            bench.ratio(f"sources  publishers={publishers}  {row['sources']}", row, rows[0])
+
+
 def many(bench, *, unpaced=False):
     """Streams of a few players each, or of none: paired turns of all servers, which run at the same time."""
     scenario, ini, suffix = ("many-unpaced", servers.UNPACED_INI, "-unpaced") if unpaced else ("many", "", "")
@@ -436,6 +459,7 @@ SCENARIOS = {
     "many-unpaced": many_unpaced,
     "relay": relay,
     "slow": slow,
+    "sources": sources,
     "stall": stall,
     "record": record,
     "tls": tls_players,
