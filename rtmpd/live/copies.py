@@ -32,6 +32,7 @@ _STRONG_BYTES = 1024
 _VIDEO_BYTES, _AUDIO_BYTES = 256, 64  # smaller frames are no evidence: any encoder makes the same of a still picture or silence
 _AUDIO_AGREEING = 3  # audio frames that tell the offset of audio
 _OFFSET_SPREAD_MS = 2
+_TRACKS_APART_MS = 200  # of one encoder, the offsets of audio and video differ by a frame at most
 
 # Merging.
 _JUMP_MS = 10_000  # a longer step is another clock
@@ -139,7 +140,8 @@ class CopyMatcher:
         """Return the timestamps of the second source minus those of the first; None unless they send identical frames.
 
         24 frames must agree, two of them keyframes or large video frames. Tiny payloads, and those that a source has sent more
-        than once, are no evidence. Of sources without video, 24 audio frames must agree. A call takes half a millisecond.
+        than once, are no evidence. Of sources without video, 24 audio frames must agree. Audio and video must have the same
+        offset within 200 ms. A call takes half a millisecond.
         """
         one, two = self._rings.get(first), self._rings.get(second)
         if one is None or two is None or one.has_video is not two.has_video:
@@ -165,7 +167,10 @@ class CopyMatcher:
         video_ms, of_video = _agreement(video)
         if of_video + of_audio < _AGREEING or _votes(strong, video_ms) < _STRONG:
             return None
-        return CopyOffsets(video_ms, audio_ms if of_audio >= _AUDIO_AGREEING else video_ms)
+        if of_audio < _AUDIO_AGREEING:
+            return CopyOffsets(video_ms, video_ms)
+        # Two encoders may make the same of one tone, at any offset.
+        return CopyOffsets(video_ms, audio_ms) if abs(_difference(audio_ms, video_ms)) <= _TRACKS_APART_MS else None
 
 
 def _difference(later: int, earlier: int) -> int:

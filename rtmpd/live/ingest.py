@@ -239,14 +239,15 @@ class Ingest:
         source.detach()
         if lane.role is not SourceRole.SLATE:
             self._received = self._received.plus(source.received)
-        if lane is self.active:
+        lost = lane is self.active
+        if lost:
             self._note_last(lane)
             self._last_fault = reason
             self.active = None
         lane.close()
         self._matcher.forget(source.number)
         self._settle()
-        self.update(time.monotonic())
+        self.update(time.monotonic(), lost=lost and lane.role is not SourceRole.SLATE)
 
     def reload(self) -> None:
         """Apply the options of the stream that have changed."""
@@ -389,8 +390,8 @@ class Ingest:
                 candidate = candidate._replace(ready=True)
         return candidate
 
-    def update(self, now_s: float) -> None:
-        """Change the active source if that has to be."""
+    def update(self, now_s: float, *, lost: bool = False) -> None:
+        """Change the active source if that has to be. *lost*: the active publisher has just ended."""
         if self._host is None or not self.lanes:
             return
         active = self.active
@@ -401,6 +402,8 @@ class Ingest:
         if choice is None:
             return
         lane = next(each for each in self.lanes if each.source.number == choice.number)
+        if lost and choice.cause is Cause.RETURN:
+            choice = choice._replace(cause=Cause.FAILOVER)
         if choice.at_keyframe and lane.mode is not Mode.COPY:
             self._waited_for = choice
         else:
@@ -444,7 +447,7 @@ class Ingest:
         newest_before = host.timeline.newest
         if not afresh:
             end = self._end()
-            shift_ms = self._shift_ms(lane, now_s)
+            shift_ms = self._shift_ms(lane, end, now_s)
             source.timeline.shift(shift_ms)
             lane.shifted(shift_ms)
             group = [_shifted(message, shift_ms) for message in group]
@@ -647,7 +650,7 @@ class Ingest:
     def _end_merger(self) -> None:
         self._merged, self._merger = self.merged, None
 
-    def _shift_ms(self, lane: Lane, now_s: float) -> int:
+    def _shift_ms(self, lane: Lane, end: End, now_s: float) -> int:
         """Return by how much the source's timeline is to be moved for the stream's: content at its time, or by its arrival."""
         host, source = self._host, lane.source
         assert host is not None
@@ -655,6 +658,10 @@ class Ingest:
         # Copies may have brought more than the active one.
         sent = host.published_log.newest_timestamp
         newest += max(0, signed(sent - newest)) if sent >= 0 else 0
+        if end.video is not None and source.timeline.video.offset is not None:
+            # An encoder that ends may have sent its audio further than its video: that much of the other one's is left out.
+            newest += signed(end.video - newest)
+            own = source.timeline.video.shown
         lag_ms = lane.lag_ms if lane.lag_ms is not None else now_s * 1000 - own
         before_ms = self._last_lag_ms if self._last_lag_ms is not None else now_s * 1000 - newest
         by_arrival = round(lag_ms - before_ms)

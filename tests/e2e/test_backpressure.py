@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +16,7 @@ import pytest
 
 from tests.conftest import Server
 from tests.e2e.media import PATIENCE_S, Clips, Player, Programs, assert_same, until
+from tests.e2e.namespaces import Namespace, link
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,26 +48,6 @@ POLICIES = ("keyframe", "nonref", "disconnect")
 pytestmark = pytest.mark.peer
 
 
-class Namespace:
-    """A network namespace, for as long as this is open."""
-
-    def __init__(self) -> None:
-        self._holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
-        assert self._holder.stdout is not None
-        self._holder.stdout.readline()
-        self.pid = self._holder.pid
-        self.prefix = ("nsenter", "-t", str(self.pid), "-n")
-        self.run("ip link set lo up")
-
-    def run(self, command: str) -> None:
-        done = subprocess.run([*self.prefix, *command.split()], capture_output=True, text=True, timeout=20, check=False)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-
-    def close(self) -> None:
-        self._holder.kill()
-        self._holder.communicate()
-
-
 class Outcome(NamedTuple):
     """What there is to look at, when all is over."""
 
@@ -76,17 +56,6 @@ class Outcome(NamedTuple):
     counted: dict[str, int]
     slow: dict[str, Player]
     fast: dict[str, Player]
-
-
-def link(near: Namespace, far: Namespace, number: int) -> str:
-    """Join two namespaces by a slow link; return the address of the near end."""
-    near.run(f"ip link add far{number} type veth peer name near netns {far.pid}")
-    near.run(f"ip addr add 10.97.{number}.1/24 dev far{number}")
-    near.run(f"ip link set far{number} up")
-    far.run(f"ip addr add 10.97.{number}.2/24 dev near")
-    far.run("ip link set near up")
-    near.run(f"tc qdisc add dev far{number} root tbf rate {LINK} burst 16k latency 300ms")
-    return f"10.97.{number}.1"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +80,7 @@ def outcome(ffmpeg: str, clips: Clips, tmp_path_factory) -> Iterator[Outcome]:
         return player
 
     try:
-        addresses = {policy: link(near, far[policy], number) for number, policy in enumerate(POLICIES)}
+        addresses = {policy: link(near, far[policy], number, LINK) for number, policy in enumerate(POLICIES)}
         server = Server(
             INI.format(script=script), "--listen", f":{PORT}", directory=directory, level="info", prefix=near.prefix
         )

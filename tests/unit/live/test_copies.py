@@ -55,6 +55,16 @@ def test_audio_has_an_offset_of_its_own():
     assert matcher.match("a", "b") == CopyOffsets(500, 510)
 
 
+def test_two_encoders_that_make_the_same_of_a_picture_and_a_tone_do_not_match():
+    """A tone is periodic: its frames are the same seconds later, which no single encoder would send with the same pictures."""
+    matcher = CopyMatcher()
+    for source, audio_ms in (("a", 0), ("b", 2500)):
+        note_video(matcher, source, range(30))
+        for number in range(10):
+            matcher.note(source, AUDIO, number * 21 + audio_ms, sound(number))
+    assert matcher.match("a", "b") is None
+
+
 def test_a_source_without_video_matches_by_audio():
     matcher = CopyMatcher()
     for source in "ab":

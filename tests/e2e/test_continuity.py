@@ -1,0 +1,443 @@
+"""A stream with two encoders goes on when one of them fails: what viewers decode, what is recorded, and what relays send.
+
+The encoders are ffmpeg; the camera gives all of them the same pictures, each with its number. Encoders are killed, stopped,
+ended and cut off, ten times each, while one viewer decodes the stream; all these streams run at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from rtmpd.media.flv_repair import scan
+from tests.conftest import Server
+from tests.e2e.clocked import FRAME_S, H264, H264_B_FRAMES, RATE, Camera, Viewer, backward, longest_freeze_s, pause, shown
+from tests.e2e.media import AT_ONCE, NGINX_CONF, PATIENCE_S, Programs, read_framemd5
+from tests.e2e.namespaces import Namespace, link
+from tests.e2e.test_peers import find_nginx_module
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.e2e.clocked import Encoder, Seen
+    from tests.e2e.media import Clips, Tracks
+
+FAILURES = 10
+STALL_S = 1.0
+NEVER_S = 20  # no encoder that is merely slow fails
+SETTLE = 30  # pictures after which an encoder that has come, or has come back, has sent a keyframe
+BUSY_S = 1.5
+"""A slow machine: one freeze may take this much longer than on a quiet one."""
+USUAL_S = 0.3
+"""The median of the freezes may be this much longer than the time in which the failure is noticed."""
+
+
+class Log:
+    """The log of a server, for several threads."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+
+    def find(self, pattern: str) -> list[re.Match[str]]:
+        with self._lock:
+            lines = list(self._server.log())
+        return [found for line in lines if (found := re.search(pattern, line))]
+
+
+@dataclass
+class Place:
+    """One of the two encoders of a stream.
+
+    Attributes:
+        role: Its role.
+        encoding: The arguments of ffmpeg.
+        host: The address of the server, as the encoder sees it.
+        prefix: The prefix of its command.
+        cut, join: Cut its network, and end that.
+    """
+
+    role: str
+    encoding: str
+    host: str
+    prefix: tuple[str, ...] = ()
+    cut: Callable[[], None] = lambda: None
+    join: Callable[[], None] = lambda: None
+    encoder: Encoder | None = None
+    starts: int = 0
+
+    @property
+    def running(self) -> Encoder:
+        assert self.encoder is not None
+        return self.encoder
+
+
+class Failure(NamedTuple):
+    """A failure: when it begins, and when the viewer is behind it."""
+
+    begun_s: float
+    ended_s: float
+
+
+@dataclass
+class Outcome:
+    """What is known of a stream at the end."""
+
+    pictures: list[Seen] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    running: bool = False
+    error: BaseException | None = None
+
+    @property
+    def freezes_s(self) -> list[float]:
+        return [longest_freeze_s(self.pictures, *each) for each in self.failures]
+
+
+class Drill(threading.Thread):
+    """Lets the active encoder of a stream fail again and again; the encoder comes back as the one that stands by.
+
+    Args:
+        camera: Gives the pictures.
+        log: The server's.
+        key: The stream.
+        places: Its encoders.
+        viewer: Its viewer.
+        fail: Lets an encoder fail; its second argument is the number of the failure.
+        recover: Lets it come back, after another one has become active. Returns False if a new encoder is needed.
+    """
+
+    def __init__(
+        self,
+        camera: Camera,
+        log: Log,
+        key: str,
+        places: tuple[Place, Place],
+        viewer: Viewer,
+        fail: Callable[[Place, int], object],
+        recover: Callable[[Place, int], bool] = lambda place, number: False,
+        failures: int = FAILURES,
+    ) -> None:
+        super().__init__(name=key, daemon=True)
+        self.outcome = Outcome()
+        self._camera, self._log, self._key, self._places, self._viewer = camera, log, key, places, viewer
+        self._fail, self._recover, self._failures = fail, recover, failures
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self._viewer.running, f"{self._key}: the viewer has ended: {self._viewer.err.read_text()[-1000:]}"
+            assert time.monotonic() < deadline, f"{self._key}: waited {PATIENCE_S} s for {what}"
+            pause()
+
+    def see(self, pictures: int) -> None:
+        """Wait until the viewer sees pictures that are taken later than now."""
+        number = self._camera.number + pictures
+        self.wait(lambda: self._viewer.newest >= number, f"picture {number}")
+
+    def start_encoder(self, place: Place) -> None:
+        before = len(self._log.find(f" publishes {self._key}$"))
+        url = f"rtmp://{place.host}/{self._key}?role={place.role}"
+        name = f"{self._key.replace('/', '_')}_{place.role}"
+        place.encoder = self._camera.encoder(name, place.encoding, url, prefix=place.prefix)
+        self.wait(lambda: len(self._log.find(f" publishes {self._key}$")) > before, f"the {place.role}")
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - raised by the test
+            self.outcome.error = error
+
+    def _run(self) -> None:
+        pattern = rf"{self._key}: the (\w+) from \S+ is active from now on"
+        active, standby = self._places
+        self.start_encoder(active)
+        self.see(0)
+        self.start_encoder(standby)
+        for number in range(self._failures):
+            self.see(SETTLE)
+            switches = len(self._log.find(pattern))
+            begun_s = time.monotonic()
+            self._fail(active, number)
+            self.wait(lambda: len(self._log.find(pattern)) > switches, "a failover")  # noqa: B023
+            self.see(RATE // 2)
+            self.outcome.failures.append(Failure(begun_s, time.monotonic()))
+            if not self._recover(active, number):
+                self.start_encoder(active)
+            active, standby = standby, active
+            assert self._log.find(pattern)[-1][1] == active.role, "another encoder failed"
+        self.see(SETTLE)
+
+    def finish(self) -> Outcome:
+        """Wait for the end, and return what was seen."""
+        self.join(10 * PATIENCE_S)
+        outcome = self.outcome
+        outcome.running = self._viewer.running
+        outcome.pictures = self._viewer.pictures()
+        outcome.problems = self._viewer.problems()
+        return outcome
+
+
+def kill(place: Place, number: int) -> None:
+    place.running.kill()
+
+
+def stall(place: Place, number: int) -> None:
+    place.running.stall()
+
+
+def resume(place: Place, number: int) -> bool:
+    place.running.resume()
+    return True
+
+
+def end(place: Place, number: int) -> None:
+    place.running.end()
+
+
+def cut(place: Place, number: int) -> None:
+    place.cut()
+
+
+def restore(place: Place, number: int) -> bool:
+    """End a cut. Every second encoder connects again; the others go on with their connections."""
+    if number % 2:
+        place.running.kill()
+    place.join()
+    return number % 2 == 0
+
+
+def assert_decodes_on(key: str, outcome: Outcome, *, noticed_s: float = 0.0) -> None:
+    """The viewer has noticed nothing but a short freeze."""
+    if outcome.error is not None:
+        raise outcome.error
+    pictures, on_screen = outcome.pictures, shown(outcome.pictures)
+    freezes_s = outcome.freezes_s
+    latency_s = [seen.pts_s - seen.number * FRAME_S for seen in on_screen]
+    print(
+        f"{key}: {len(freezes_s)} failures, freezes of {' '.join(f'{each * 1000:.0f}' for each in freezes_s)} ms, median"
+        f" {statistics.median(freezes_s) * 1000:.0f}; {len(pictures) - len(on_screen)} of {len(pictures)} pictures compressed;"
+        f" the time of a picture varies by {(max(latency_s) - min(latency_s)) * 1000:.0f} ms"
+    )
+    assert outcome.running
+    assert backward(pictures) == []
+    assert outcome.problems == []
+    assert [(one, other) for one, other in pairwise(on_screen) if other.number < one.number - RATE // 5] == []
+    # Pictures that are only for the decoder take no time.
+    assert statistics.median(freezes_s) <= noticed_s + USUAL_S
+    assert max(freezes_s) <= noticed_s + BUSY_S
+
+
+INI = """
+[publish]
+on_conflict = backup
+failback = never
+stall_timeout_s = {never}
+[record]
+record_all = yes
+record_directory = {directory}
+record_file_name = {{app}}-{{n:02}}
+[applications]
+[[kill]]
+relay_to = {destinations}
+[[end]]
+[[stall]]
+stall_timeout_s = {stall}
+[[cut]]
+publisher_takeover_s = {stall}
+stall_timeout_s = {stall}
+"""
+FAR = "application far { live on; }"
+
+
+class Failures(NamedTuple):
+    """What is left of the failures of all kinds.
+
+    Attributes:
+        outcomes: By the name of the application.
+        recordings: The directory.
+        nginx_log: The log of nginx-rtmp; empty without it.
+        rtmpd_log: The log of the other rtmpd.
+        lines: The log of the server.
+    """
+
+    outcomes: dict[str, Outcome]
+    recordings: Path
+    nginx_log: str
+    rtmpd_log: list[str]
+    lines: list[str]
+
+
+class Network:
+    """The network namespaces of the server and of two encoders, whose links can be cut; without root, nothing."""
+
+    def __init__(self) -> None:
+        self.usable = os.geteuid() == 0 and bool(shutil.which("nsenter")) and bool(shutil.which("ip"))
+        self._namespaces = [Namespace() for _ in range(3)] if self.usable else []
+        self.prefix = self._namespaces[0].prefix if self.usable else ()
+
+    def place(self, role: str, encoding: str, number: int, port: int) -> Place:
+        near, far = self._namespaces[0], self._namespaces[number]
+        host = link(near, far, number)
+        up, down = (lambda: near.run(f"ip link set far{number} up"), lambda: near.run(f"ip link set far{number} down"))
+        return Place(role, encoding, f"{host}:{port}", far.prefix, down, up)
+
+    def close(self) -> None:
+        for each in self._namespaces:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def failures(ffmpeg: str, clips: Clips, tmp_path_factory) -> Iterator[Failures]:
+    """Let encoders fail in each way, all at the same time."""
+    directory: Path = tmp_path_factory.mktemp("failures")
+    recordings = directory / "recordings"
+    (directory / "far").mkdir()
+    programs = Programs(ffmpeg, directory, clips)
+    network = Network()
+    camera = Camera(ffmpeg, directory)
+    servers: list[Server] = []
+    viewers: list[Viewer] = []
+    nginx, module = shutil.which("nginx"), find_nginx_module()
+    try:
+        far = Server(AT_ONCE, directory=directory / "far", level="info", prefix=network.prefix)
+        servers.append(far)
+        destinations = [f"rtmp://127.0.0.1:{far.port}/far/rtmpd"]
+        if nginx and module:
+            port = free_port()
+            conf = directory / "nginx.conf"
+            conf.write_text(NGINX_CONF.format(module=module, directory=directory, port=port, applications=FAR))
+            programs.start("nginx", *network.prefix, nginx, "-p", directory, "-c", conf, "-e", directory / "nginx.log")
+            destinations.append(f"rtmp://127.0.0.1:{port}/far/nginx")
+        ini = INI.format(never=NEVER_S, stall=STALL_S, directory=recordings, destinations=", ".join(destinations))
+        port = free_port()
+        server = Server(ini, "--listen", f":{port}", directory=directory, level="info", prefix=network.prefix)
+        servers.append(server)
+        log = Log(server)
+        host = f"127.0.0.1:{port}"
+
+        def drill(app: str, places: tuple[Place, Place], *how) -> Drill:
+            viewer = Viewer(ffmpeg, directory, f"viewer_{app}", f"rtmp://{host}/{app}/cam", network.prefix)
+            viewers.append(viewer)
+            return Drill(camera, log, f"{app}/cam", places, viewer, *how)
+
+        def pair(first: str, second: str) -> tuple[Place, Place]:
+            return Place("primary", first, host, network.prefix), Place("backup", second, host, network.prefix)
+
+        drills = {
+            "kill": drill("kill", pair(H264, H264), kill),
+            "stall": drill("stall", pair(H264_B_FRAMES, H264_B_FRAMES), stall, resume),
+            "end": drill("end", pair(H264, H264_B_FRAMES), end),
+        }
+        if network.usable:
+            places = (network.place("primary", H264, 1, port), network.place("backup", H264, 2, port))
+            drills["cut"] = drill("cut", places, cut, restore)
+        for each in drills.values():
+            each.start()
+        outcomes = {name: each.finish() for name, each in drills.items()}
+        camera.close()
+        code = server.stop()
+        lines = list(server.lines)
+        far.stop()
+        nginx_log = (directory / "nginx.log").read_text() if nginx and module else ""
+        assert code == 0
+        yield Failures(outcomes, recordings, nginx_log, list(far.lines), lines)
+    finally:
+        (directory / "server.log").write_text("\n".join(servers[-1].log()))
+        camera.close()
+        for viewer in viewers:
+            viewer.close()
+        programs.kill_all()
+        for each in servers:
+            each.stop()
+        network.close()
+
+
+NOTICED_S = {"kill": 0.0, "end": 0.0, "stall": STALL_S, "cut": STALL_S}
+"""The streams, and how long it takes until a failure is noticed."""
+SAME_HEADERS = ("kill", "stall", "cut")
+
+
+def outcome_of(failures: Failures, name: str) -> Outcome:
+    if name not in failures.outcomes:
+        pytest.skip("needs root")
+    return failures.outcomes[name]
+
+
+@pytest.mark.parametrize("name", NOTICED_S)
+def test_a_viewer_decodes_on_when_the_active_encoder_fails(failures, name):
+    assert_decodes_on(name, outcome_of(failures, name), noticed_s=NOTICED_S[name])
+
+
+def test_every_failure_is_reported(failures):
+    for name in failures.outcomes:
+        lines = [
+            line for line in failures.lines if re.search(rf"WARNING {name}/cam: the \w+ from \S+ is active from now on", line)
+        ]
+        assert len(lines) >= FAILURES, name
+    assert [line for line in failures.lines if "internal error" in line or "Traceback" in line or " CRITICAL" in line] == []
+
+
+def assert_recording_is_whole(ffmpeg: str, path: Path) -> Tracks:
+    """A recording decodes without a warning, and its times go forward. Return its packets."""
+    with path.open("rb") as file:
+        assert scan(file).clean
+    listed = path.with_suffix(".packets")
+    decode = "-map 0 -fps_mode passthrough -enc_time_base:v 1:1000 -f null -"
+    command = [ffmpeg, "-v", "warning", "-nostdin", "-y", "-copyts", "-i", path, *decode.split()]
+    command += ["-map", "0", "-c", "copy", "-f", "framemd5", listed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), path.name
+    tracks = read_framemd5(listed)
+    for track in tracks.values():
+        assert [(one, other) for one, other in pairwise(track) if other.dts <= one.dts] == []
+    shown_ms = sorted(packet.pts for packet in tracks["video 0"])
+    assert [(a, b) for a, b in pairwise(shown_ms) if b <= a] == []
+    return tracks
+
+
+@pytest.mark.parametrize("name", SAME_HEADERS)
+def test_one_recording_decodes_across_all_failures(failures, ffmpeg, name):
+    outcome = outcome_of(failures, name)
+    (path,) = failures.recordings.glob(f"{name}-*")
+    tracks = assert_recording_is_whole(ffmpeg, path)
+    # It has what the viewer has seen.
+    seen_s = outcome.pictures[-1].pts_s - outcome.pictures[0].pts_s
+    assert len(tracks["video 0"]) >= len(outcome.pictures)
+    assert tracks["video 0"][-1].dts / 1000 >= seen_s
+
+
+def test_encoders_with_other_parameters_begin_another_file(failures, ffmpeg):
+    paths = sorted(failures.recordings.glob("end-*"))
+    assert len(paths) >= FAILURES + 1
+    for path in paths:
+        assert_recording_is_whole(ffmpeg, path)
+
+
+def test_a_relay_stays_up_across_all_failures(failures):
+    ended = [line for line in failures.lines if re.search(r"kill/cam: relay to \S+ ended", line)]
+    assert ended
+    for line in ended:
+        assert line.endswith(" 0 reconnects, 0 failures, 0 skips"), line
+    assert sum(line.endswith(" publishes far/rtmpd") for line in failures.rtmpd_log) == 1
+    assert not [line for line in failures.rtmpd_log if "WARNING #" in line or " ERROR" in line]
+
+
+@pytest.mark.peer
+def test_nginx_gets_one_publish_across_all_failures(failures):
+    if not failures.nginx_log:
+        pytest.skip("nginx-rtmp is not installed (apt-get install libnginx-mod-rtmp)")
+    assert failures.nginx_log.count("publish: name='nginx'") == 1
+    assert "[error]" not in failures.nginx_log
