@@ -41,6 +41,8 @@ _METADATA, _HEADER, _TRACK_KEYFRAME = int(Kind.METADATA), int(Kind.HEADER), int(
 _FRAMES = _FRAME, _KEYFRAME = int(Kind.FRAME), int(Kind.KEYFRAME)
 _WORD = 0xFFFFFFFF
 _MATCH_S = 0.5
+_JUDGE_S = 0.2
+"""How often sources that send are judged; one that is silent is, in each tick."""
 _OBSERVED_S, _OBSERVED_EVERY_S = 15.0, 60.0
 _COPY_WAIT_MS = 2000
 """A copy that is further behind is not waited for when another one has left out a frame: viewers would wait, too."""
@@ -154,7 +156,7 @@ class Ingest:
         self._matcher = CopyMatcher()
         self._merger: CopyMerger | None = None
         self._merged = MergeCounters()
-        self._matched_at = self._observed_from = 0.0
+        self._matched_at = self._observed_from = self._judged_at = 0.0
         self._slate: SlatePlayer | None = None
 
     # What others see ---------------------------------------------------------------------------------------------------
@@ -323,8 +325,15 @@ class Ingest:
         """Check the health of all sources, and change the active one if that has to be. Return whether to be called again."""
         if self._host is None:
             return False
+        judges = now_s - self._judged_at >= _JUDGE_S or self._slate is not None or self.active is None
+        judged = False
         for lane in list(self.lanes):
-            lane.tick(now_s)
+            judged |= lane.tick(now_s, judges=judges)
+        if self._merger is not None:
+            self.emit(self._merger.expire(now_s))
+        if not judged and not judges:
+            return True
+        self._judged_at = now_s
         self._tick_copies(now_s)
         self._tick_slate(now_s)
         self.update(now_s)
@@ -504,10 +513,9 @@ class Ingest:
         self._matcher.note(lane.source.number, type_id, timestamp, payload)
 
     def _tick_copies(self, now_s: float) -> None:
-        """Emit what has been held for too long, and look for copies of the active source."""
+        """Part copies that are none, and look for others of the active source."""
         merger = self._merger
         if merger is not None:
-            self.emit(merger.expire(now_s))
             for lane in self.copies:
                 if merger.broken(lane.source.number):
                     self._break_copy(lane)

@@ -317,8 +317,8 @@ class Lane:
 
     # Upkeep ------------------------------------------------------------------------------------------------------------
 
-    def tick(self, now_s: float) -> None:
-        """Update health and lag."""
+    def tick(self, now_s: float, *, judges: bool = True) -> bool:
+        """Update lag and health, and return whether the health was judged. A source that is silent always is."""
         source = self.source
         messages = source.audio_messages + source.video_messages
         if messages != self._messages and source.timeline.newest >= 0:
@@ -326,6 +326,10 @@ class Lane:
             # Another clock, or the first sample.
             far = self.lag_ms is None or abs(sample_ms - self.lag_ms) > _AUDIO_JOIN_MS
             self.lag_ms = sample_ms if far or self.lag_ms is None else self.lag_ms + _LAG_WEIGHT * (sample_ms - self.lag_ms)
+        if messages != self._messages and not judges:
+            self._messages = messages
+            self.health.note(now_s, messages)
+            return False
         self._messages = messages
         figures = HealthFigures(
             messages=messages,
@@ -340,6 +344,7 @@ class Lane:
         )
         self._largest_inter = self._largest_audio = 0
         self.health.tick(now_s, figures)
+        return True
 
     def shifted(self, by_ms: int) -> None:
         """Take note that the source's timeline was shifted."""
