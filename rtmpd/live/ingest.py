@@ -151,6 +151,7 @@ class Ingest:
         self._last: Source | None = None  # the last active source
         self._last_clock: ContentClock | None = None
         self._last_fault = ""
+        self._left_behind: set[int] = set()  # the numbers of the publishers that stood by when the active one ended
         self._last_lag_ms: float | None = None
         self._received = Received()
         self._matcher = CopyMatcher()
@@ -241,15 +242,16 @@ class Ingest:
         source.detach()
         if lane.role is not SourceRole.SLATE:
             self._received = self._received.plus(source.received)
-        lost = lane is self.active
-        if lost:
+        if lane is self.active:
             self._note_last(lane)
             self._last_fault = reason
             self.active = None
+            if lane.role is not SourceRole.SLATE:
+                self._left_behind = {each.source.number for each in self.publishers}
         lane.close()
         self._matcher.forget(source.number)
         self._settle()
-        self.update(time.monotonic(), lost=lost and lane.role is not SourceRole.SLATE)
+        self.update(time.monotonic())
 
     def reload(self) -> None:
         """Apply the options of the stream that have changed."""
@@ -399,8 +401,8 @@ class Ingest:
                 candidate = candidate._replace(ready=True)
         return candidate
 
-    def update(self, now_s: float, *, lost: bool = False) -> None:
-        """Change the active source if that has to be. *lost*: the active publisher has just ended."""
+    def update(self, now_s: float) -> None:
+        """Change the active source if that has to be."""
         if self._host is None or not self.lanes:
             return
         active = self.active
@@ -410,9 +412,9 @@ class Ingest:
         self._waited_for = None
         if choice is None:
             return
-        lane = next(each for each in self.lanes if each.source.number == choice.number)
-        if lost and choice.cause is Cause.RETURN:
+        if choice.cause is Cause.RETURN and choice.number in self._left_behind:
             choice = choice._replace(cause=Cause.FAILOVER)
+        lane = next(each for each in self.lanes if each.source.number == choice.number)
         if choice.at_keyframe and lane.mode is not Mode.COPY:
             self._waited_for = choice
         else:
@@ -464,6 +466,8 @@ class Ingest:
         splice = Splice(end, group) if not afresh and end.known else None
         host.follow(source.timeline, afresh=afresh)
         self.active, self._changed_at, self._waited_for = lane, now_s, None
+        if lane.role is not SourceRole.SLATE:
+            self._left_behind = set()
         changed = list(headers.items) if afresh else _changed(host.headers, headers)
         begins = group[0].timestamp if group else 0
         gap_ms = max(0, signed(begins - (newest_before & 0xFFFFFFFF))) if not afresh and group else 0

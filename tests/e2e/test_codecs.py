@@ -48,7 +48,7 @@ def broadcasts(ffmpeg, clips, tmp_path_factory) -> Iterator[dict[str, Broadcast]
     options = ("-analyzeduration", 1_000_000)
     try:
         # FFmpeg reads several tracks, but does not say so.
-        with serving(AT_ONCE + "multitrack_fallback = all\n", directory) as server:
+        with serving(AT_ONCE + "[live]\nmultitrack_fallback = all\n", directory) as server:
             players = {name: programs.play(server.url(name), *options, name=f"play_{name}") for name in NAMES}
             for name in NAMES:
                 wait_for_plays(server, f"live/{name}")

@@ -30,7 +30,7 @@ def players(ffmpeg, clips, tmp_path_factory) -> Iterator[dict[str, Player]]:
     programs = Programs(ffmpeg, directory, clips)
     with ExitStack() as stack:
         stack.callback(programs.kill_all)
-        far = stack.enter_context(serving(AT_ONCE + "multitrack_fallback = all\n", directory / "far"))
+        far = stack.enter_context(serving(AT_ONCE + "[live]\nmultitrack_fallback = all\n", directory / "far"))
         relay = f"[relay]\nrelay_to = rtmp://127.0.0.1:{far.port}/live\n"
         near = stack.enter_context(serving(AT_ONCE + relay, directory))
         made = {name: programs.play(far.url(name), *OPTIONS, name=f"far_{name}") for name in RELAYED}

@@ -197,6 +197,8 @@ def test_a_backup_takes_over_at_once_when_the_primary_ends(make, base_ms):
     assert names(frames) == names(frames, AUDIO) == ["one", "two"]
     assert longest_step_ms(frames) <= 120
     assert longest_step_ms(frames, AUDIO) <= 60
+    assert room.causes == [Cause.FIRST, Cause.FAILOVER]
+    assert room.switches[-1].reason == "the publisher left"
     assert room.switches[-1].gap_ms == 0
     assert room.stream.phase is StreamPhase.LIVE
     # Content stays at its time: both encoders are live.
