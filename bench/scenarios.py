@@ -212,23 +212,25 @@ def ingest(bench):
             bench.ratio(f"ingest  publishers={publishers}", *rows)
 
 
+SOURCES = (("alone", (), True), ("standby", ("--sources", 2), False), ("copies", ("--sources", 2, "--copies"), True))
+"""How publishers share streams: a name, arguments of bench.publisher, and match_copies."""
+
+
 def sources(bench):
-    """Two publishers of each stream: what one that stands by costs, and identical copies; beside as many streams of one each."""
+    """Two publishers of each stream, one that stands by, and identical copies; beside as many publishers, each alone."""
     options = bench.options
     for publishers in options.publishers:
         rows = []
-        for name, more, match in (
-            ("alone", (), "yes"),
-            ("standby", ("--sources", 2), "no"),
-            ("copies", ("--sources", 2, "--copies"), "yes"),
-        ):
-            ini = f"[publish]\non_conflict = backup\nmatch_copies = {match}\n"
+        for name, more, match in SOURCES:
+            arguments = ("--publishers", publishers, *more, "--kbps", options.kbps or 1000, "--settle", 5)
 
-            def measure(server, _work, more=more):
-                arguments = ["--port", server.port, "--publishers", publishers, *more, "--kbps", options.kbps or 1000]
-                with Load("publisher", *arguments, "--settle", 5, "--seconds", options.seconds, "--pid", server.pid) as load:
+            def measure(server, _work, arguments=arguments):
+                with Load(
+                    "publisher", "--port", server.port, "--pid", server.pid, *arguments, "--seconds", options.seconds
+                ) as load:
                     return load.figures(options.seconds + 60)
 
+            ini = f"[publish]\non_conflict = backup\nmatch_copies = {'yes' if match else 'no'}\n"
             kind = servers.rtmpd_with(f"rtmpd-{name}", ini)
             rows.append(bench.measure("sources", kind, measure, publishers=publishers, sources=name))
         for row in rows[1:]:

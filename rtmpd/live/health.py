@@ -162,7 +162,7 @@ class Health:
         return True
 
     def note(self, now_s: float, messages: int) -> None:
-        """Take note that the source has sent messages since the last tick: a tick that judges nothing, at a fraction of the cost.
+        """Take note that the source has sent messages since the last tick: a tick that judges nothing, and costs a fraction.
 
         Args:
             now_s: The monotonic clock.

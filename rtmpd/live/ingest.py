@@ -253,12 +253,18 @@ class Ingest:
         self._settle()
         self.update(time.monotonic())
 
+    def outputs_changed(self) -> None:
+        """Take note that frames for the stream go elsewhere."""
+        for lane in self.lanes:
+            lane.route()
+
     def reload(self) -> None:
         """Apply the options of the stream that have changed."""
         assert self._host is not None
         rules, cache_limit_bytes = self.health_rules(), self._host.options.limits.gop_cache_limit_bytes
         for lane in self.lanes:
             lane.health.rules = rules
+            lane.route()
             lane.limit_cache(cache_limit_bytes)
         self._settle()
         self.viewers_came()
@@ -548,7 +554,7 @@ class Ingest:
         if not observes:
             self._matcher = CopyMatcher()
         for each in publishers:
-            each.observed = observes
+            each.observe(observed=observes)
 
     def _join_copies(self, active: Lane, lane: Lane, offsets: CopyOffsets) -> None:
         """Merge a copy of the active source with it."""

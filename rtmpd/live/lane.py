@@ -20,6 +20,8 @@ from rtmpd.media.clock import USUAL_LAYOUT, ContentClock, data_time, frame_layou
 from rtmpd.media.tags import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.live.copies import CopyMerger, Frame
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.health import HealthRules
@@ -35,6 +37,10 @@ _AUDIO_ALONE_S = 1.0
 """A source without video is not taken for one that has none before this time: encoders may send audio first."""
 _AUDIO_JOIN_MS = 1000
 _UNKNOWN_BYTES = 1 << 24
+
+
+def _discard(type_id: int, timestamp: int, payload: bytes, kind: int) -> None:
+    pass
 
 
 class Mode(enum.Enum):
@@ -83,7 +89,7 @@ class Lane:
         source, role, health: Likewise.
         clock: The clock in its content.
         mode: Where its messages go.
-        observed: The owner observes its frames, to recognize copies.
+        append: Takes a frame that begins no group of pictures; see `route`.
         log: What is kept of a source that stands by; None: it does not.
         lag_ms: The time of arrival minus the newest timestamp, as a moving mean, milliseconds; None: not known.
     """
@@ -98,15 +104,16 @@ class Lane:
         "_layout_of",
         "_merger",
         "_messages",
+        "_observed",
         "_owner",
         "_splice",
         "_stood_by_at",
+        "append",
         "clock",
         "health",
         "lag_ms",
         "log",
         "mode",
-        "observed",
         "role",
         "source",
     )
@@ -120,7 +127,7 @@ class Lane:
         self.health = Health(rules)
         self.clock = ContentClock()
         self.mode = Mode.ACTIVE
-        self.observed = False
+        self._observed = False
         self.log: Log | None = None
         self._framing = framing
         self._cache_limit_bytes = cache_limit_bytes
@@ -128,6 +135,7 @@ class Lane:
         self._layout, self._layout_of = USUAL_LAYOUT, NO_HEADERS
         self._splice: Splice | None = None
         self._merger: CopyMerger | None = None
+        self.append: Callable[[int, int, bytes, int], None] = _discard
         self._messages = 0
         self._keyframes = 0
         self._largest_inter = self._largest_audio = 0
@@ -140,11 +148,13 @@ class Lane:
         self.mode, self._splice, self._merger = Mode.STANDBY, None, None
         self.log = Log(self._framing, self._cache_limit_bytes)
         self.log.headers = self.source.headers.current
+        self.route()
         self.source.feed(self)
 
     def activate(self, splice: Splice | None) -> None:
         """Hand the messages to the stream from now on."""
         self.mode, self._splice, self._merger, self.log = Mode.ACTIVE, splice, None, None
+        self.route()
         self.source.feed(self)
 
     def bypass(self, stream: SourceStream) -> None:
@@ -155,6 +165,17 @@ class Lane:
     def bypassed(self) -> bool:
         """Whether the source feeds its stream directly."""
         return not self.source.feeds(self)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the owner observes its frames, to recognize copies."""
+        return self._observed
+
+    def observe(self, *, observed: bool) -> None:
+        """Set whether the owner observes the frames."""
+        if observed is not self._observed:
+            self._observed = observed
+            self.route()
 
     @property
     def splicing(self) -> bool:
@@ -172,11 +193,13 @@ class Lane:
         """Hand the frames to the merger from now on."""
         self.mode, self._splice, self.log = Mode.COPY, None, None
         self._merger = merger
+        self.route()
         self.source.feed(self)
 
     def close(self) -> None:
         """Release what the lane refers to: a cycle would keep pages until the garbage collector runs."""
         self._owner = self.log = self._merger = None
+        self.route()
 
     def take_group(self) -> tuple[Headers, list[Kept]]:
         """Return the headers at the join point, and the messages from there on; without one, the headers in force."""
@@ -188,7 +211,18 @@ class Lane:
 
     # As a `SourceStream` -----------------------------------------------------------------------------------------------
 
-    def append(self, type_id: int, timestamp: int, payload: bytes, kind: int) -> None:
+    def route(self) -> None:
+        """Decide where frames go that begin no group of pictures: past the lane, unless something has to look at each."""
+        owner, rules = self._owner, self.health.rules
+        looks = self._observed or self._merger is not None or self._splice is not None
+        if owner is None:
+            self.append = _discard
+        elif looks or rules.frozen_timeout_s or rules.silence_timeout_s:
+            self.append = self._append
+        else:
+            self.append = self.log.append if self.log is not None else owner.stream.append
+
+    def _append(self, type_id: int, timestamp: int, payload: bytes, kind: int) -> None:
         """Take a frame that begins no group of pictures."""
         size = len(payload)
         if type_id == VIDEO:
@@ -199,7 +233,7 @@ class Lane:
         owner = self._owner
         if owner is None:
             return
-        if self.observed:
+        if self._observed:
             owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind)
@@ -217,6 +251,7 @@ class Lane:
         if self.log is not None:
             log.error("internal error in what is kept of a source that stands by", exc_info=error)
             self.log = Log(self._framing, self._cache_limit_bytes)
+            self.route()
         elif self._owner is not None:
             self._owner.stream.append_failed(error)
 
@@ -232,7 +267,7 @@ class Lane:
             self._note_time(timestamp, data_time(payload))
         elif kind == _FRAME:
             self._note_size(type_id, len(payload))
-        if self.observed and kind in (_FRAME, _KEYFRAME):
+        if self._observed and kind in (_FRAME, _KEYFRAME):
             owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind, join_point)

@@ -142,14 +142,15 @@ class Stream:
         self._grant = NOTHING_GRANTED
         self.published = Output(key, options, framing, counters=self.counters, courier=self._courier)
         self._outputs: list[Output] = []
-        self._set_outputs([self.published])
         self.ingest = Ingest(self, lambda: watch(self))
+        self._set_outputs([self.published])
 
     def _set_outputs(self, outputs: list[Output]) -> None:
         """Set the outputs. A list is never changed: `deliver` may be iterating over it."""
         self._outputs = outputs
         # The hot path of ordinary streams: no loop, and one call less.
         self.append: Callable[[int, int, bytes, int], None] = self.deliver if len(outputs) > 1 else self.published.log.append
+        self.ingest.outputs_changed()
 
     @property
     def phase(self) -> StreamPhase:
