@@ -63,6 +63,7 @@ FLAGS: Final = (
     Flag("--auth-callback", "URL", "auth", "auth_callback", False, "web server that authorizes clients"),
     Flag("--auth-callback-timeout", "SECONDS", "auth", "auth_callback_timeout_s", False, "time for its answer"),
     Flag("--relay-to", "URL", "relay", "relay_to", True, "push each stream to this rtmp[s]:// URL; can be repeated"),
+    Flag("--http-listen", "ADDR", "http", "http_listen", True, "serve HTTP on this address; can be repeated"),
     Flag("--metrics-addr", "ADDR", "metrics", "metrics_listen", True, "serve metrics on HOST:PORT or :PORT; can be repeated"),
     Flag("--hook-script", "HOOK", "hooks", "hook_scripts", True, "run a program for events: EVENT=PATH; can be repeated"),
     Flag("--hook-webhook", "HOOK", "hooks", "hook_webhooks", True, "post events to a web server: EVENT=URL; can be repeated"),

@@ -9,6 +9,8 @@ from rtmpd.config.access_rules import address_group
 from rtmpd.util.token_bucket import KeyedTokenBuckets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.config.model import LimitsConfig
 
 DEFAULT_CONNECTION_LIMIT = 10_000
@@ -39,19 +41,22 @@ class ConnectionLimits:
         self._open = 0
         self._rates = KeyedTokenBuckets(_REMEMBERED, _BURST_S)
 
-    def refusal(self, address: str, now_s: float) -> str:
+    def refusal(self, address: str, now_s: float, give_way: Callable[[str], str | None] = lambda group: None) -> str:
         """Return why a new connection must be refused; empty if it is accepted, after which the caller must call `enter`.
 
         Args:
             address: The peer's address without the port.
             now_s: The time of the monotonic clock.
+            give_way: Closes an idle connection of an address group, or with "" of any, and returns its address; `leave` is
+                called here. None: there is none.
         """
         limits = self.limits
         limit = limits.connection_limit or self.capacity
-        if self._open >= limit:
+        if self._open >= limit and not self._make_room(give_way, ""):
             return f"connection_limit is {limit}"
         limit = limits.connections_per_address_limit
-        if limit and self._by_group[address_group(address)] >= limit:
+        group = address_group(address)
+        if limit and self._by_group[group] >= limit and not self._make_room(give_way, group):
             return f"connections_per_address_limit is {limit}"
         rate = limits.connection_rate_limit
         if not rate:
@@ -59,6 +64,14 @@ class ConnectionLimits:
         elif not self._rates.take(address_group(address), now_s, rate):
             return f"connection_rate_limit is {rate} per second"
         return ""
+
+    def _make_room(self, give_way: Callable[[str], str | None], group: str) -> bool:
+        """Let an idle connection give way; return whether there was one."""
+        closed = give_way(group)
+        if closed is None:
+            return False
+        self.leave(closed)
+        return True
 
     def handshake_refusal(self, waiting: int) -> str:
         """Return why a new RTMPS connection must be refused; empty if it is accepted.
@@ -68,8 +81,13 @@ class ConnectionLimits:
         Args:
             waiting: The number of TLS handshakes that wait for their turn.
         """
-        limit = max(1, (self.limits.connection_limit or self.capacity) // _HANDSHAKES_DIVISOR)
+        limit = self.waiting_limit
         return f"{waiting} TLS handshakes wait already, a quarter of connection_limit" if waiting >= limit else ""
+
+    @property
+    def waiting_limit(self) -> int:
+        """How many connections may wait for a TLS handshake, and how many for an HTTP request: a quarter of all."""
+        return max(1, (self.limits.connection_limit or self.capacity) // _HANDSHAKES_DIVISOR)
 
     def enter(self, address: str) -> None:
         """Add a connection from an address."""

@@ -13,6 +13,7 @@
     ├── TransportClosed          the connection has ended
     │   └── TlsError             TLS failed, in the handshake or later
     ├── DeadlineExceeded         a phase exceeded its deadline
+    ├── HttpError                an HTTP request can't be served
     ├── Mp4Error                 an MP4 file is damaged or not supported
     ├── SlateError               a file can't be used as a slate
     └── Refused                  policy does not allow a connect, publish or play
@@ -20,6 +21,11 @@
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class RtmpdError(Exception):
@@ -94,6 +100,22 @@ class DeadlineExceeded(RtmpdError):
         super().__init__(f"{phase} took longer than {limit_s:g} s")
         self.phase = phase
         self.limit_s = limit_s
+
+
+class HttpError(RtmpdError):
+    """An HTTP request can't be served.
+
+    Attributes:
+        status: The status code of the response.
+        text: The text for the client, without secrets.
+        headers: Further headers of the response.
+    """
+
+    def __init__(self, status: int, text: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.headers = headers
 
 
 class Mp4Error(RtmpdError):

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ from rtmpd.connection_limits import ConnectionLimits
 from rtmpd.errors import Refused, RtmpdError, TransportClosed
 from rtmpd.events import EventBus, EventType
 from rtmpd.live.courier import Courier
-from rtmpd.live.memory import MemoryGuard
+from rtmpd.live.memory import Holder, MemoryGuard
 from rtmpd.live.rtmp_framing import RtmpFraming
 from rtmpd.live.selection import Arrival, Cause, Conflict, ConflictRules, OnConflict, SourceRole
 from rtmpd.live.stream import Stream, StreamPlayer
@@ -30,6 +31,7 @@ from rtmpd.media.video_codecs import VideoConfig
 from rtmpd.net.load_balancer import is_from, read_proxy_header
 from rtmpd.net.readers import readers
 from rtmpd.net.tls import Tls
+from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
 from rtmpd.protocol.via import LOOP, is_loop
@@ -41,11 +43,12 @@ from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rtmpd.authorization import Authorizer
     from rtmpd.config.model import ApplicationConfig, Config, LiveConfig, PublishConfig
     from rtmpd.events import Scalar
+    from rtmpd.http.connection import HttpConnection
     from rtmpd.live.ingest import Switch
     from rtmpd.live.lane import Lane
     from rtmpd.live.source import Source
@@ -156,6 +159,27 @@ def _no_relays() -> Iterable[RelayFigures]:
     return ()
 
 
+class _AllConnections(Collection[Holder]):
+    """The connections of all protocols.
+
+    Args:
+        parts: The connections of each.
+    """
+
+    def __init__(self, *parts: Collection[Holder]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[Holder]:
+        for part in self._parts:
+            yield from part
+
+    def __contains__(self, each: object) -> bool:
+        return any(each in part for part in self._parts)
+
+
 class Configured(Protocol):
     """A part of the server that uses a part of the configuration."""
 
@@ -175,7 +199,10 @@ class Hub:
 
     Attributes:
         streams: By key.
-        connections: The open ones.
+        connections: The open ones of RTMP.
+        http_connections: The open ones of the HTTP listener.
+        give_way: Closes an idle HTTP connection of an address group, or with "" of any, and returns its address; None: there is
+            none. Set by the daemon.
         bus: Publishes events to services.
         counters: Failures and totals by name. Those of streams are of streams that have ended; `totals` includes all.
         gauges: Figures of services that go up and down, by name: functions that return the present one.
@@ -196,7 +223,7 @@ class Hub:
         self.config = config
         self.streams: dict[str, Stream] = {}
         self._announced: dict[str, Stream] = {}  # those with a source, or within the grace after it
-        self._turn = self._sweeps = 0
+        self._turn = self._sweeps = self._numbers = 0
         self.connections: set[Connection] = set()
         self.bus = EventBus()
         self.counters: Counter[str] = Counter()
@@ -210,7 +237,10 @@ class Hub:
         self.turns = Turns()
         self.stopping = False
         self.connection_limits = ConnectionLimits(config.limits)
-        self.memory = MemoryGuard(self.streams, self.connections, self.counters, config.limits.memory_limit_bytes)
+        self.http_connections: set[HttpConnection] = set()
+        self.give_way: Callable[[str], str | None] = lambda group: None
+        holders = _AllConnections(self.connections, self.http_connections)
+        self.memory = MemoryGuard(self.streams, holders, self.counters, config.limits.memory_limit_bytes)
         self.gauges["wire_log_bytes"] = self.memory.page_bytes
         self.gauges["connection_buffer_bytes"] = lambda: self.memory.connection_bytes
         self._refusals = LogThrottle()
@@ -267,36 +297,52 @@ class Hub:
 
     # Connections -------------------------------------------------------------------------------------------------------
 
-    def serve(self, transport: Transport) -> None:
-        """Run a connection to its end, in the greenlet that accepted it."""
+    def next_number(self) -> int:
+        """Return the number of a new connection."""
+        self._numbers += 1
+        return self._numbers
+
+    def _admit(self, transport: Transport) -> bytes | None:
+        """Decide whether a connection is served; return what was read of the client's own bytes. None: close it.
+
+        If it is, `connection_limits` counts it.
+        """
         try:
             first = self._unwrap(transport)
         except TransportClosed:
             # Load balancers check like this whether the server is up.
             self.counters["early_closes"] += 1
-            return
+            return None
         except RtmpdError as error:
             self.counters["proxy_errors"] += 1
             log.warning("%s: %s", transport.peer, error)
-            return
+            return None
         address = transport.address
         if self.authorizer.bars(address):
-            return
+            return None
         now = time.monotonic()
         refused = "the server is stopping" if self.stopping else ""
-        if not refused and transport.scheme == "rtmps":
+        if not refused and isinstance(transport, TlsTransport):
             refused = self.connection_limits.handshake_refusal(self.tls.turns.waiting)
-        refused = refused or self.connection_limits.refusal(address, now)
+        refused = refused or self.connection_limits.refusal(address, now, self.give_way)
         if refused:
             self.counters["connections_refused"] += 1
             if self._refusals.due():
                 total = self.counters["connections_refused"]
                 log.warning("connection from %s refused: %s (%d refused so far)", transport.peer, refused, total)
-            return
-        self.counters["connections"] += 1
-        connection = Connection(transport, self, self._connection_options(), self.counters["connections"])
-        self.connections.add(connection)
+            return None
         self.connection_limits.enter(address)
+        return first
+
+    def serve(self, transport: Transport) -> None:
+        """Run an RTMP connection to its end, in the greenlet that accepted it."""
+        first = self._admit(transport)
+        if first is None:
+            return
+        address = transport.address
+        self.counters["connections"] += 1
+        connection = Connection(transport, self, self._connection_options(), self.next_number())
+        self.connections.add(connection)
         connection.emit(EventType.CONNECTION_ACCEPT)
         reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
@@ -330,6 +376,44 @@ class Hub:
                 **connection.client.as_event_data(),
                 **connection.last_request.as_event_data(),
             )
+
+    # As the gate of the HTTP listener ----------------------------------------------------------------------------------
+
+    @property
+    def waiting_limit(self) -> int:
+        """How many HTTP connections may wait for a request, or send one."""
+        return self.connection_limits.waiting_limit
+
+    def admit_http(self, transport: Transport) -> tuple[int, bytes] | None:
+        """Decide about an HTTP connection as about one of RTMP; as `rtmpd.http.server.Gate`."""
+        first = self._admit(transport)
+        return (self.next_number(), first) if first is not None else None
+
+    def enter_http(self, connection: HttpConnection) -> None:
+        """Take note of an HTTP connection that begins."""
+        self.counters["http_connections"] += 1
+        self.http_connections.add(connection)
+        data = {"remote_addr": connection.peer}
+        self.bus.emit(EventType.CONNECTION_ACCEPT, data, connection_id=str(connection.number))
+
+    def leave_http(self, connection: HttpConnection) -> None:
+        """Take note that an HTTP connection has ended."""
+        try:
+            if self.bus.wanted(EventType.CONNECTION_CLOSE):
+                data: dict[str, Scalar] = {
+                    "remote_addr": connection.peer,
+                    "reason": str(connection.close_reason),
+                    "duration_s": round(time.monotonic() - connection.opened_at, 3),
+                    "bytes_in": connection.bytes_received,
+                    "bytes_out": connection.bytes_out,
+                    **({"agent": connection.agent} if connection.agent else {}),
+                    **connection.outcome,
+                }
+                self.bus.emit(EventType.CONNECTION_CLOSE, data, connection_id=str(connection.number))
+        finally:
+            self.http_connections.discard(connection)
+            if not connection.gave_way:
+                self.connection_limits.leave(connection.transport.address)
 
     # Policy ------------------------------------------------------------------------------------------------------------
 
@@ -735,8 +819,8 @@ class Hub:
             stream.flush(max(0.0, deadline - time.monotonic()))
             # A stream with players is removed with the last of them.
             self._drop_if_idle(stream)
-        for connection in list(self.connections):
-            connection.close(reason)
+        for each in list(self.memory.connections):
+            each.close(reason)
             slices.check()
         self.memory.stop()
         if self._greenlet is not None:

@@ -40,6 +40,9 @@ class Server:
     ) -> None:
         # A test with its own start command passes no flags: its file decides.
         own = start or ("-m", "rtmpd", "--listen", "127.0.0.1:0", "--log-level", level)
+        if not start and "http_listen" not in ini:
+            # The default port can be taken only once.
+            own += ("--http-listen", "")
         command = [*prefix, sys.executable, *own, *arguments]
         if ini:
             assert directory is not None

@@ -34,6 +34,7 @@ _ACCOUNT = re.compile(r"[0-9]{1,9}|[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", re.ASCII)
 _TC_URL = re.compile(r"rtmps?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/[^\s?#\"'@]+")
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 # ASCII only: int() and float() would also read the digits of other scripts.
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]{1,260}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _TIMES = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -244,7 +245,8 @@ class _Addresses(_Check):
         self._empty = empty
 
     def convert(self, value: str | list[str]) -> tuple[ListenAddress, ...]:
-        if self._empty and not value:
+        if self._empty and value in ("", [], [""]):
+            # A flag that can be repeated makes a list, also of nothing.
             return ()
         addresses: list[ListenAddress] = []
         for text in [value] if isinstance(value, str) else value:
@@ -267,6 +269,12 @@ class _Addresses(_Check):
 
 def _parse_pattern(text: str) -> str:
     if not text or text != text.strip("/") or set(text) & set("[]") or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _parse_origin(text: str) -> str:
+    if text != "*" and not _ORIGIN.fullmatch(text):
         raise ValueError
     return text
 
@@ -299,6 +307,7 @@ _CHECKS: Mapping[str, Callable[..., _Check]] = {
         "APPLICATION/NAME or NAME with * and ? for any text and any character",
     ),
     "networks": partial(_Several, parse_network, "addresses or networks such as 192.0.2.0/24"),
+    "origins": partial(_Several, _parse_origin, "origins such as https://example.com, or *"),
     "secrets": partial(_Several, parse_secret, "secrets", hidden=True),
     "stream_secrets": partial(_Several, parse_stream_secret, "APPLICATION/NAME=SECRET", hidden=True),
     "user_secrets": partial(_Several, parse_user, "USER=PASSWORD", hidden=True),

@@ -314,6 +314,25 @@ class RecordConfig:
     record_retry_s: float
 
 
+DEFAULT_HTTP: Final = ListenAddress("127.0.0.1", 8080)
+"""The default of ``http_listen``. Unlike any other address, it may be in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The options of ``[http]``."""
+
+    http_listen: tuple[ListenAddress, ...]
+    http_tls_listen: tuple[ListenAddress, ...]
+    http_allow_origin: tuple[str, ...]
+    http_metrics_from: tuple[Network, ...]
+
+    @property
+    def may_be_in_use(self) -> bool:
+        """Whether ``http_listen`` is the default address: the server starts without it if it is in use."""
+        return self.http_listen == (DEFAULT_HTTP,)
+
+
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
     """The options of ``[metrics]``."""
@@ -356,6 +375,7 @@ class Config:
     auth: AuthConfig
     record: RecordConfig
     relay: RelayConfig
+    http: HttpConfig
     metrics: MetricsConfig
     hooks: HooksConfig
     applications: Mapping[str, ApplicationConfig]

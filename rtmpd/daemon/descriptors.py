@@ -44,7 +44,8 @@ def needs(config: Config, connections: int) -> dict[str, int]:
     callbacks = any(each.auth.auth_callback for each in everywhere)
     recorded = min(connections, limits.stream_limit or connections)
     destinations = len(hooks.hook_scripts) + len(hooks.hook_webhooks)
-    listeners = len(config.server.listen) + len(config.tls.tls_listen) + len(config.metrics.metrics_listen)
+    sections = (config.server.listen, config.tls.tls_listen, config.metrics.metrics_listen)
+    listeners = sum(map(len, (*sections, config.http.http_listen, config.http.http_tls_listen)))
     found = {
         "connections": connections,
         "relays": limits.relay_limit if callbacks or any(each.relay.relay_to for each in everywhere) else 0,

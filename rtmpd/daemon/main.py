@@ -97,8 +97,23 @@ class Daemon:
         self.hub = Hub(config)
         self._sockets = _by_purpose(inherited)
         addresses = listening_places(config.metrics.metrics_listen, self._sockets["metrics"])
-        metrics = Metrics(self.hub, Metrics.select(config), served=bool(addresses))
-        self._pages = pages = HttpServer("metrics", addresses, metrics.routes, self.hub.count)
+        http_addresses = listening_places(config.http.http_listen, self._sockets["http"])
+        https_addresses = listening_places(config.http.http_tls_listen, self._sockets["https"])
+        served = bool(addresses or http_addresses or https_addresses)
+        metrics = Metrics(self.hub, Metrics.select(config), served=served)
+        self._pages = HttpServer("metrics", addresses, metrics.routes(), self.hub.count, page="/metrics")
+        self._http = HttpServer(
+            "HTTP",
+            http_addresses,
+            metrics.routes(restricted=True),
+            self.hub.count,
+            tls_addresses=https_addresses,
+            tls=self.hub.tls,
+            gate=self.hub,
+            optional=config.http.may_be_in_use,
+            allow_origin=config.http.http_allow_origin,
+        )
+        self.hub.give_way = self._http.places.give_way
         self._auth = Auth(self.hub, Auth.select(config))
         self.services: list[Service] = [
             *first,
@@ -108,7 +123,8 @@ class Daemon:
             MediaLog(self.hub, MediaLog.select(config)),
             Hooks(self.hub, Hooks.select(config)),
             AccessLog(self.hub, AccessLog.select(config)),
-            pages,
+            self._pages,
+            self._http,
             metrics,
         ]
         self.hub.parts.extend(self.services)
@@ -134,6 +150,7 @@ class Daemon:
         try:
             self.ports.open(*Ports.select(self.config))
             self._pages.bind()
+            self._http.bind()
             # Before a service opens a directory or runs a program, and before the first connection.
             drop_privileges(self.config.server)
             # As the user that will read the files again at a reload.
@@ -237,7 +254,7 @@ class Daemon:
 
     def _load_tls(self, options: TlsConfig) -> tuple[ServerTls | None, ClientTls]:
         """Load the certificates; raises RtmpdError if one can't be used."""
-        needed = options.tls_listen or self._sockets["rtmps"]
+        needed = options.tls_listen or self._sockets["rtmps"] or self._sockets["https"] or self.config.http.http_tls_listen
         server, client = ServerTls(options) if needed else None, ClientTls(options)
         for warning in server.warnings(time.time()) if server is not None else ():
             log.warning("%s: clients that verify certificates will refuse to connect", warning)
@@ -318,10 +335,12 @@ def _load_slate(path: str, limit_bytes: int, earlier: Slate | None) -> Slate:
 
 def _by_purpose(inherited: Sequence[Inherited]) -> dict[str, list[socket]]:
     """Return inherited sockets by purpose: a socket without a name is for RTMP."""
-    found: dict[str, list[socket]] = {"rtmp": [], "rtmps": [], "metrics": []}
+    found: dict[str, list[socket]] = {name: [] for name in ("rtmp", "rtmps", "metrics", "http", "https")}
     for name, descriptor in inherited:
         if (name or "rtmp") not in found:
-            raise RtmpdError(f"expected FileDescriptorName=rtmp, rtmps or metrics in the socket unit, got {name!r}")
+            raise RtmpdError(
+                f"expected FileDescriptorName=rtmp, rtmps, http, https or metrics in the socket unit, got {name!r}"
+            )
         found[name or "rtmp"].append(inherited_socket(descriptor))
     return found
 

@@ -126,7 +126,9 @@ def _check_as_server(config: Config, config_file: str) -> list[Finding]:
     elif os.geteuid() == 0:
         text = "files were checked as root, which can access all: if the service runs as another user, check as that user"
         notes = [Finding(option, text, is_note=True)]
-    certificates = [Finding(("tls", name), text) for name, text in tls_problems(config.tls)]
+    certificates = [
+        Finding(("tls", name), text) for name, text in tls_problems(config.tls, https=bool(config.http.http_tls_listen))
+    ]
     return [*notes, *check_files(config, config_file), *certificates, *check_sources(config)]
 
 
@@ -427,6 +429,8 @@ def check_ports(config: Config, config_file: str = "") -> Iterator[Finding]:
     """
     wanted = [(("server", "listen"), each) for each in config.server.listen]
     wanted += [(("tls", "tls_listen"), each) for each in config.tls.tls_listen]
+    wanted += [(("http", "http_listen"), each) for each in config.http.http_listen if not config.http.may_be_in_use]
+    wanted += [(("http", "http_tls_listen"), each) for each in config.http.http_tls_listen]
     wanted += [(("metrics", "metrics_listen"), each) for each in config.metrics.metrics_listen]
     overlaps = overlap_problems(wanted)
     with ExitStack() as stack:

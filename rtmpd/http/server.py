@@ -1,269 +1,70 @@
-"""The HTTP listener: WSGI applications by path, with the bounds that gevent.pywsgi lacks.
-
-Pywsgi waits without limit for a request, reads megabytes of headers, and prints to standard error. Here a request has one
-deadline, its head has a largest size, and a connection serves one request: a client that asks now and then gains nothing by
-keeping a connection, and an idle one would take a place.
-"""
+"""The HTTP server: its listeners, plain and with TLS, and the connections that they accept."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
-import time
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import gevent
-from gevent.lock import BoundedSemaphore
-from gevent.pool import Pool
-from gevent.pywsgi import WSGIHandler, WSGIServer
-
-from rtmpd.config.model import ListenAddress
-from rtmpd.net.listener import listening_socket
-from rtmpd.net.transport import format_address
+from rtmpd.errors import RtmpdError
+from rtmpd.http.connection import HttpConnection
+from rtmpd.http.places import Places
+from rtmpd.http.routes import Routes
+from rtmpd.net.listener import Listener
+from rtmpd.net.tls_transport import TlsTransport
+from rtmpd.net.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from collections.abc import Callable, Sequence
 
     from gevent.socket import socket
 
-    from rtmpd.config.model import Config
+    from rtmpd.config.model import Config, ListenAddress
+    from rtmpd.http.routes import Route
+    from rtmpd.net.tls import Tls
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 16
-"""The requests that are answered at the same time on one address; further ones wait."""
+RESPONSES = 16
+"""The responses under way at the same time, each with its body in memory; further requests wait."""
 
-_READING = 64
-"""The connections whose request is not complete. Another one takes the place of the oldest of the address that has most."""
+WAITING = 64
+"""The connections that may wait for a request, or send one, unless a `Gate` says otherwise."""
 
-OPEN = 96
-"""The connections on one address; further ones wait in the kernel's queue."""
-
-_SLOW_S = 1.0
-"""A client that has not taken a piece of its response for this long gives way to requests that wait."""
-
-_REQUEST_S = 10.0
-_WRITE_S = 10.0
-"""The longest time to send one piece of a response."""
+OPEN = WAITING + 2 * RESPONSES
+"""About how many connections there are with `WAITING`."""
 
 _STOP_S = 1.0
-_HEAD_BYTES = 16 << 10
-"""The largest size of all headers together; pywsgi bounds the request line, to 8 KiB."""
-
-_BODY_BYTES = 64 << 10
-"""A longer body is not read."""
-
-_METHODS = ("GET", "HEAD")
 
 
-class _Head:
-    """The lines of a request's headers, as long as they are not too long all together."""
+class Gate(Protocol):
+    """Decides which connections are served, and counts them."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = _HEAD_BYTES
+    @property
+    def waiting_limit(self) -> int:
+        """How many connections may wait for a request, or send one."""
 
-    def readline(self, limit: int) -> bytes:
-        line: bytes = self._file.readline(min(limit, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise ValueError(f"the headers are longer than {_HEAD_BYTES} bytes")
-        return line
+    def admit_http(self, transport: Transport) -> tuple[int, bytes] | None:
+        """Decide about a connection; may wait for a PROXY header, and sets the peer of the transport by it.
+
+        Returns:
+            Its number, and what was read of the client's own bytes. None: it must be closed.
+        """
+
+    def enter_http(self, connection: HttpConnection) -> None:
+        """Take note of a connection that begins."""
+
+    def leave_http(self, connection: HttpConnection) -> None:
+        """Take note that it has ended."""
 
 
-class _Displaced(BaseException):
-    """Thrown into the greenlet of a client that is too slow while others wait. Not an Exception: pywsgi would print that."""
+class HttpOptions(NamedTuple):
+    """The part of the configuration that applies to a running server.
 
-
-class _Places:
-    """The connections of one listener: those that send their requests, and those that are answered.
-
-    Slow clients delay no others: of those that still send a request the oldest is closed when there are too many; of those that
-    are answered, one that does not read gives way to a request that waits.
+    Attributes:
+        allow_origin: ``http_allow_origin``.
     """
 
-    def __init__(self) -> None:
-        self._reading: dict[Any, str] = {}
-        self._sending: dict[Any, float] = {}
-        self._free = BoundedSemaphore(CONNECTIONS)
-
-    def begin_reading(self, peer: str) -> None:
-        """Take note that this greenlet reads a request; end the oldest that does if they are too many."""
-        self._reading[gevent.getcurrent()] = peer.rpartition(":")[0]
-        if len(self._reading) > _READING:
-            most = Counter(self._reading.values()).most_common(1)[0][0]
-            self._displace(self._reading, next(each for each, address in self._reading.items() if address == most))
-
-    def end_reading(self) -> None:
-        """Take note that the request is complete, or the connection over."""
-        self._reading.pop(gevent.getcurrent(), None)
-
-    def take(self) -> None:
-        """Wait for a place."""
-        while not self._free.acquire(timeout=_SLOW_S / 4):
-            since_s, slowest = min(
-                ((since_s, each) for each, since_s in self._sending.items()), default=(math.inf, None), key=_first
-            )
-            if time.monotonic() - since_s > _SLOW_S:
-                self._displace(self._sending, slowest)
-
-    def leave(self) -> None:
-        """Free the place."""
-        self._free.release()
-
-    def begin_sending(self) -> None:
-        """Take note that this greenlet waits for its client to read."""
-        self._sending[gevent.getcurrent()] = time.monotonic()
-
-    def end_sending(self) -> None:
-        """Take note that the client has read."""
-        self._sending.pop(gevent.getcurrent(), None)
-
-    @staticmethod
-    def _displace(those: dict[Any, Any], greenlet: Any) -> None:
-        del those[greenlet]
-        greenlet.kill(_Displaced, block=False)
-
-
-def _first(pair: tuple[float, Any]) -> float:
-    return pair[0]
-
-
-class _Handler(WSGIHandler):
-    """A connection, which serves one request."""
-
-    server: _Server
-    # What a send raises if the client is gone or does not read.
-    ignored_socket_errors = (
-        *WSGIHandler.ignored_socket_errors,
-        errno.ETIMEDOUT,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        "timed out",  # type: ignore[arg-type]
-    )
-
-    def __init__(self, sock: socket, address: Any, server: _Server) -> None:
-        sock.settimeout(_WRITE_S)
-        super().__init__(sock, address, server)
-        self._peer = format_address(address)
-        self._deadline: gevent.Timeout | None = None
-
-    def handle(self) -> None:
-        """Serve the connection."""
-        places = self.server.places
-        places.begin_reading(self._peer)
-        try:
-            super().handle()
-        except OSError as error:
-            log.debug("http %s: %s", self._peer, error)
-        except _Displaced:
-            self.server.count("http_deadlines")
-            log.debug("http %s: too slow while others wait, connection closed", self._peer)
-        finally:
-            places.end_reading()
-
-    def run_application(self) -> None:
-        """Wait for a place, then respond."""
-        places = self.server.places
-        places.end_reading()
-        places.take()
-        try:
-            super().run_application()
-        finally:
-            places.leave()
-
-    def _sendall(self, data: bytes) -> None:
-        places = self.server.places
-        places.begin_sending()
-        try:
-            super()._sendall(data)  # type: ignore[misc]
-        finally:
-            places.end_sending()
-
-    def handle_one_request(self) -> Any:
-        """Read a request and respond to it. The deadline is for reading."""
-        self._deadline = deadline = gevent.Timeout.start_new(_REQUEST_S)
-        try:
-            return super().handle_one_request()
-        except gevent.Timeout as timeout:
-            if timeout is not deadline:
-                raise
-            if not self.requestline:
-                # Browsers and monitors connect before they have a request.
-                log.debug("http %s: no request within %g s", self._peer, _REQUEST_S)
-                return None
-            self.server.count("http_deadlines")
-            log.warning("http %s: request not complete within %g s, connection closed", self._peer, _REQUEST_S)
-            return "408", _response("408 Request Timeout")
-        finally:
-            deadline.close()
-
-    def read_requestline(self) -> str:
-        """Read the request line; `requestline` is set as soon as it has begun."""
-        first = self.rfile.peek(1)
-        self.requestline = first[:1].decode("latin-1")
-        return super().read_requestline()
-
-    def read_request(self, raw_requestline: str) -> bool:  # type: ignore[override]
-        """Read the headers and the body: a client that still sends would not read the response."""
-        super().read_request(raw_requestline)
-        self.close_connection = True
-        if "transfer-encoding" in self.headers:
-            # A chunked body is not read.
-            del self.headers["transfer-encoding"]
-        elif self.content_length and self.content_length <= _BODY_BYTES:
-            self.rfile.read(self.content_length)
-        self.content_length = 0
-        if self._deadline is not None:
-            self._deadline.cancel()
-        return True
-
-    def MessageClass(self, file: Any, *arguments: Any) -> Any:  # noqa: N802 - pywsgi's name
-        """Parse the headers."""
-        return super().MessageClass(_Head(file), *arguments)  # type: ignore[arg-type]
-
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        """Start the response, with the header that closes the connection."""
-        if not any(name.lower() == "connection" for name, _ in headers):
-            headers = [*headers, ("Connection", "close")]
-        return super().start_response(status, headers, exc_info)
-
-    def _handle_client_error(self, error: Exception) -> tuple[str, bytes] | None:
-        """Respond to a malformed request. Pywsgi's own hook would print a traceback."""
-        if isinstance(error, OSError):
-            return None
-        self.server.count("http_bad_requests")
-        # Pywsgi quotes the request line, and a query may contain a token.
-        reason = str(error).partition("?")[0] or type(error).__name__
-        log.warning("http %s: bad request: %.200r", self._peer, reason)
-        return "400", _response("400 Bad Request")
-
-    def log_error(self, msg: str, *arguments: Any) -> None:
-        """Log an error of pywsgi."""
-        log.debug("http %s: %.200r", self._peer, msg % arguments if arguments else msg)
-
-    def log_request(self) -> None:
-        """Log the response, without the query, which may contain a token."""
-        status = self.status.decode() if isinstance(self.status, bytes) else self.status
-        request = str(self.requestline or "").partition("?")[0].rstrip()
-        spent_ms = (time.time() - self.time_start) * 1000
-        log.debug("http %s: %.80r: %s, %d bytes, %.1f ms", self._peer, request, status, self.response_length, spent_ms)
-
-
-class _Server(WSGIServer):
-    """Pywsgi's server, with a counter of failures."""
-
-    handler_class = _Handler
-
-    def __init__(self, sock: socket, application: WSGIApplication, count: Callable[[str], None]) -> None:
-        # With a name for the environment: pywsgi would look one up.
-        name = {"SERVER_NAME": str(sock.getsockname()[0])}
-        super().__init__(sock, application, spawn=Pool(OPEN), log=None, error_log=log, environ=name)
-        self.count = count
-        self.places = _Places()
+    allow_origin: tuple[str, ...]
 
 
 class HttpServer:
@@ -272,24 +73,51 @@ class HttpServer:
     Args:
         name: What is served, for the log.
         addresses: The addresses to listen on, and sockets that listen already; none: the service does nothing.
-        routes: WSGI applications by path; the log shows the first path. They get GET and HEAD, may wait, and may give a
-            response in pieces.
-        count: Called with the name of a failure.
+        routes: The table of routes.
+        count: Adds to a counter of failures.
+        tls_addresses: Likewise, for TLS.
+        tls: The certificates.
+        gate: Decides about connections; None: all are served.
+        optional: An address that can't be listened on is logged, and ends nothing.
+        page: The page that the log shows.
+
+    Attributes:
+        allow_origin: The origins whose pages may use routes with ``cors``.
+        bound: The addresses of the listeners.
     """
 
     def __init__(
         self,
         name: str,
         addresses: Sequence[ListenAddress | socket],
-        routes: Mapping[str, WSGIApplication],
+        routes: Sequence[Route],
         count: Callable[[str], None],
+        *,
+        tls_addresses: Sequence[ListenAddress | socket] = (),
+        tls: Tls | None = None,
+        gate: Gate | None = None,
+        optional: bool = False,
+        page: str = "/",
+        allow_origin: tuple[str, ...] = (),
     ) -> None:
         self._name = name
-        self._addresses = addresses
-        self._routes = routes
-        self._count = count
-        self._servers: list[_Server] = []
-        self.bound: list[str] = []
+        self._addresses: list[tuple[ListenAddress | socket, type[Transport]]] = [(each, Transport) for each in addresses]
+        self._addresses += [(each, TlsTransport) for each in tls_addresses]
+        self._gate = gate
+        self._optional = optional
+        self._page = page
+        self._listeners: list[Listener] = []
+        self._bound = False
+        self.routes = Routes(routes)
+        self.count = count
+        self.tls = tls
+        self.allow_origin = allow_origin
+        self.places = Places(lambda: gate.waiting_limit if gate is not None else WAITING, RESPONSES, count)
+
+    @property
+    def bound(self) -> list[str]:
+        """The addresses of the listeners, as text."""
+        return [listener.bound for listener in self._listeners]
 
     def bind(self) -> None:
         """Listen, without accepting connections yet.
@@ -297,10 +125,16 @@ class HttpServer:
         Raises:
             RtmpdError: An address can't be listened on.
         """
-        for address in self._addresses[len(self._servers) :]:
-            sock = listening_socket(address) if isinstance(address, ListenAddress) else address
-            self._servers.append(_Server(sock, self._dispatch, self._count))
-            self.bound.append(format_address(sock.getsockname()))
+        if self._bound:
+            return
+        self._bound = True
+        for address, kind in self._addresses:
+            try:
+                self._listeners.append(Listener(address, self._serve, kind))
+            except RtmpdError as error:
+                if not self._optional:
+                    raise
+                log.warning("%s: the server runs without this listener (http_listen)", error)
 
     def start(self) -> None:
         """Listen on addresses that are not bound yet, and serve.
@@ -309,53 +143,42 @@ class HttpServer:
             RtmpdError: An address can't be listened on.
         """
         self.bind()
-        for server, bound in zip(self._servers, self.bound, strict=True):
-            server.start()
-            log.info("%s on http://%s%s", self._name, bound, next(iter(self._routes)))
+        for listener in self._listeners:
+            listener.start()
+            scheme = "https" if listener.kind is TlsTransport else "http"
+            log.info("%s on %s://%s%s", self._name, scheme, listener.bound, self._page)
 
     @staticmethod
-    def select(config: Config) -> None:
-        """Return nothing: the service uses no options."""
+    def select(config: Config) -> HttpOptions:
+        """Return the options of ``[http]`` that a reload may change."""
+        return HttpOptions(config.http.http_allow_origin)
 
-    def reload(self, options: None) -> None:
-        """Do nothing."""
+    def reload(self, options: HttpOptions) -> None:
+        """Apply new options."""
+        self.allow_origin = options.allow_origin
 
     def stop(self, limit_s: float) -> None:
         """Close the listeners, and wait a moment for responses under way."""
-        for server in self._servers:
-            server.close()
-        for server in self._servers:
-            server.stop(timeout=min(limit_s, _STOP_S))
+        for listener in self._listeners:
+            listener.close()
+        while self.places.close_idle():
+            pass
+        for listener in self._listeners:
+            listener.wait(min(limit_s, _STOP_S))
+            listener.kill()
 
-    def _dispatch(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        method = environ["REQUEST_METHOD"]
-        route = self._routes.get(environ["PATH_INFO"])
-        if route is None:
-            pages = " ".join(self._routes)
-            result: Iterable[bytes] = _text(start_response, "404 Not Found", f"This page does not exist. Pages: {pages}")
-        elif method not in _METHODS:
-            result = _text(start_response, "405 Method Not Allowed", "Only GET and HEAD.", ("Allow", ", ".join(_METHODS)))
-        else:
-            result = route(environ, start_response)
-        return result if method != "HEAD" else _without_body(result)
-
-
-def _without_body(result: Iterable[bytes]) -> Iterable[bytes]:
-    # An application that is a generator sets its headers when the first piece is taken.
-    next(iter(result), None)
-    close = getattr(result, "close", None)
-    if close is not None:
-        close()
-    return []
-
-
-def _text(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
-    body = text.encode() + b"\n"
-    plain = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
-    start_response(status, [*plain, *headers])
-    return [body]
-
-
-def _response(status: str) -> bytes:
-    """Return a whole response to a request that could not be read."""
-    return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    def _serve(self, transport: Transport) -> None:
+        gate = self._gate
+        if gate is None:
+            HttpConnection(transport, self).serve()
+            return
+        admitted = gate.admit_http(transport)
+        if admitted is None:
+            return
+        number, first = admitted
+        connection = HttpConnection(transport, self, number)
+        gate.enter_http(connection)
+        try:
+            connection.serve(first)
+        finally:
+            gate.leave_http(connection)

@@ -84,6 +84,7 @@ class MemoryGuard:
 
     Attributes:
         limit_bytes: Likewise; see `reload`.
+        connections: The connections.
         connection_bytes: The memory of the buffers of connections, by the last count, and by how much they have grown since.
     """
 
@@ -96,7 +97,7 @@ class MemoryGuard:
         self._sweeps_left = 0
         self._wake_bytes = 0  # growth above this wakes the greenlet
         self._streams = streams
-        self._connections = connections
+        self.connections = connections
         self._counters = counters
         self._excess = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -157,7 +158,7 @@ class MemoryGuard:
         short = self.limit_bytes and self.total_bytes() > self.limit_bytes // 2
         self._sweeps_left -= 1
         if short or self._sweeps_left <= 0:
-            self._sweeps_left = _SELDOM + len(self._connections) // _COUNTED
+            self._sweeps_left = _SELDOM + len(self.connections) // _COUNTED
             self.count_connections()
 
     def count_connections(self) -> list[tuple[int, Holder]]:
@@ -165,7 +166,7 @@ class MemoryGuard:
         grown_before = self._grown_bytes
         found: list[tuple[int, Holder]] = []
         begun = time.thread_time()
-        for number, connection in enumerate(list(self._connections), 1):
+        for number, connection in enumerate(list(self.connections), 1):
             if not connection.ending:
                 found.append((connection.held_bytes(), connection))
             if number % _BLOCK == 0:

@@ -222,16 +222,19 @@ def _client_context(*, verify: bool) -> ssl.SSLContext:
     return context
 
 
-def tls_problems(tls: TlsConfig, now_s: float | None = None) -> list[Problem]:
+def tls_problems(tls: TlsConfig, now_s: float | None = None, *, https: bool = False) -> list[Problem]:
     """Return every problem of the options and their files.
 
     Args:
         tls: The options.
         now_s: The time at which certificates must be valid (Unix, seconds); now by default.
+        https: There is an address for HTTPS, which needs a certificate, too.
     """
     loaded, problems = _load(tls)
     if tls.tls_listen and not tls.tls_cert:
         problems.append(("tls_cert", "not set, but tls_listen is: RTMPS needs a certificate"))
+    elif https and not tls.tls_cert:
+        problems.append(("tls_cert", "not set, but http_tls_listen is: HTTPS needs a certificate"))
     if tls.tls_ca:
         problems += _read_authorities("tls_ca", tls.tls_ca)[1]
     now_s = time.time() if now_s is None else now_s

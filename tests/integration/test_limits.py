@@ -374,7 +374,7 @@ def test_more_connections_than_open_files_are_no_start(tmp_path):
     )
     assert done.returncode == 1
     assert re.search(
-        r"ERROR +connection_limit = 1000 needs 1065 open files \(1000 connections, 1 addresses, 64 spare\), "
+        r"ERROR +connection_limit = 1000 needs 1066 open files \(1000 connections, 2 addresses, 64 spare\), "
         r"but the hard limit is 200: lower connection_limit, or raise "
         r"the hard limit \(LimitNOFILE= in the unit, ulimit -Hn in a shell\)$",
         done.stderr,

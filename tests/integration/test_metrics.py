@@ -174,7 +174,7 @@ def test_other_paths_and_methods_are_refused(port):
     assert fetch(port, "/")[0].status == 404
     assert fetch(port, "/metrics/")[0].status == 404
     answer, _ = fetch(port, method="POST")
-    assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD")
+    assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD, OPTIONS")
 
 
 def test_slow_http_clients_disturb_no_stream_and_are_disconnected(server):

@@ -334,7 +334,7 @@ def test_a_socket_for_metrics(manager, held):
 def test_a_socket_with_a_name_that_means_nothing_is_a_clear_error(manager, held):
     process = manager.start(held, names="rtmpx")
     assert process.wait(LIMIT_S) == 1
-    manager.wait_for(r"ERROR +expected FileDescriptorName=rtmp, rtmps or metrics in the socket unit, got 'rtmpx'$")
+    manager.wait_for(r"ERROR +expected FileDescriptorName=rtmp, rtmps, http, https or metrics in the socket unit, got 'rtmpx'$")
 
 
 def test_programs_of_hooks_see_nothing_of_systemd(manager, held, tmp_path):

@@ -50,6 +50,7 @@ TYPES = {
     "stream_secrets": tuple[NamedSecret, ...],
     "user_secrets": tuple[NamedSecret, ...],
     "networks": tuple[Network, ...],
+    "origins": tuple[str, ...],
 }
 WRONG = {"paths": '"", b', "path": "a, b", "secrets": "env:", "patterns": "/x", "secret": "env:"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"

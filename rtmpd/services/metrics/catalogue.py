@@ -24,6 +24,7 @@ class Column(NamedTuple):
 
 COUNTERS: Final = {
     "connections": Total("rtmp_connections", "Connections accepted and served."),
+    "http_connections": Total("rtmpd_http_connections", "HTTP connections accepted and served."),
     "publishes": Total("rtmp_publishers", "Publishes started."),
     "plays": Total("rtmp_subscribers", "Plays started."),
     "auth_successes": Total("rtmp_auth_successes", "Publishes and plays that authentication allowed."),

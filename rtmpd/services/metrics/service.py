@@ -1,4 +1,4 @@
-"""The metrics service: ``/metrics`` and ``/debug/vars`` as WSGI applications, which the daemon gives to the HTTP listener."""
+"""The metrics service: ``/metrics`` and ``/debug/vars`` as routes, which the daemon gives to the HTTP listeners."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 from gevent.lock import BoundedSemaphore
 from prometheus_client import CollectorRegistry
 
+from rtmpd.config.access_rules import parse_address, within
+from rtmpd.errors import HttpError
+from rtmpd.http.messages import JSON, Response
+from rtmpd.http.routes import Route
 from rtmpd.services.metrics.exposition import HubCollector, LoopLag, ProcessFigures, render_json, render_text
 from rtmpd.services.metrics.figures import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from collections.abc import Callable
 
     from rtmpd.config.model import Config, MetricsConfig
+    from rtmpd.http.messages import Request
+    from rtmpd.http.routes import Exchange
     from rtmpd.hub import Hub
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_JSON = "application/json; charset=utf-8"
 _TURN_S = 5.0
 
 
@@ -36,6 +40,7 @@ class Metrics:
     """
 
     def __init__(self, hub: Hub, options: MetricsConfig, *, served: bool = False) -> None:
+        self._hub = hub
         self._served = served or bool(options.metrics_listen)
         self._pace = Pace()
         self._collector = HubCollector(hub, options.stream_series_limit, self._pace)
@@ -51,10 +56,10 @@ class Metrics:
         """Return the options of ``[metrics]``."""
         return config.metrics
 
-    @property
-    def routes(self) -> Mapping[str, WSGIApplication]:
-        """The WSGI applications, by path."""
-        return {"/metrics": partial(self._serve, _TEXT, self.text), "/debug/vars": partial(self._serve, _JSON, self.json)}
+    def routes(self, *, restricted: bool = False) -> list[Route]:
+        """Return the routes; if *restricted*, only for clients in ``http_metrics_from``."""
+        pages = (("/metrics", _TEXT, self.text), ("/debug/vars", JSON, self.json))
+        return [Route(path, partial(self._serve, content_type, render, restricted)) for path, content_type, render in pages]
 
     def start(self) -> None:
         """Start to measure the lag of the event loop, if the metrics are served at all."""
@@ -81,17 +86,14 @@ class Metrics:
         return render_json(collector.overview(), collector.streams(), collector.sources(), collector.relays(), self._pace)
 
     def _serve(
-        self, content_type: str, render: Callable[[], bytes], environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
+        self, content_type: str, render: Callable[[], bytes], restricted: bool, request: Request, exchange: Exchange
+    ) -> Response:
+        if restricted and not within(parse_address(request.address), self._hub.config.http.http_metrics_from):
+            raise HttpError(403, "Metrics are not served to this address (http_metrics_from).")
         if not self._turn.acquire(timeout=_TURN_S):
-            body = b"Another request is being served.\n"
-            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Retry-After", "5")]
-            start_response("503 Service Unavailable", headers)
-            return [body]
+            raise HttpError(503, "Another request is being served.", [("Retry-After", "5")])
         try:
             body = render()
         finally:
             self._turn.release()
-        # In one piece: the listener limits the time for each piece.
-        start_response("200 OK", [("Content-Type", content_type), ("Content-Length", str(len(body)))])
-        return [body]
+        return Response(body=body, content_type=content_type)

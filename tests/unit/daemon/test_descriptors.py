@@ -18,7 +18,7 @@ from rtmpd.daemon.descriptors import (
 from rtmpd.errors import RtmpdError
 
 RECORDING = "[record]\nrecord_all = yes\n"
-SPARE = 64 + 1  # and the one address that is listened on
+SPARE = 64 + 2  # and the addresses of RTMP and HTTP
 
 
 def needed(ini, connections=100):
@@ -29,7 +29,7 @@ def needed(ini, connections=100):
 
 
 def test_a_server_that_only_serves_needs_a_file_for_each_connection():
-    assert needed("") == {"connections": 100, "addresses": 1, "spare": 64}
+    assert needed("") == {"connections": 100, "addresses": 2, "spare": 64}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_hooks_callbacks_metrics_and_addresses_count():
         "hooks": 80,
         "authentication callbacks": 32,
         "clients of metrics": 192,
-        "addresses": 4,
+        "addresses": 5,
         "spare": 64,
     }
 
@@ -79,7 +79,7 @@ def test_an_explicit_limit_that_just_fits_is_no_problem():
     assert descriptors_problem(config, 1000 + SPARE) == ""
     assert descriptors_problem(config, resource.RLIM_INFINITY) == ""
     assert descriptors_problem(config, 999 + SPARE) == (
-        "connection_limit = 1000 needs 1065 open files (1000 connections, 1 addresses, 64 spare), but the hard limit is 1064: "
+        "connection_limit = 1000 needs 1066 open files (1000 connections, 2 addresses, 64 spare), but the hard limit is 1065: "
         "lower connection_limit, or raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
     )
 
@@ -88,8 +88,8 @@ def test_without_a_limit_only_room_for_fewer_than_16_connections_is_a_problem():
     config = load_text("")
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE) == ""
     assert descriptors_problem(config, LEAST_CONNECTIONS + SPARE - 1) == (
-        "a server of only 16 connections needs 81 open files (16 connections, 1 addresses, 64 spare), "
-        "but the hard limit is 80: raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
+        "a server of only 16 connections needs 82 open files (16 connections, 2 addresses, 64 spare), "
+        "but the hard limit is 81: raise the hard limit (LimitNOFILE= in the unit, ulimit -Hn in a shell)"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_soft_limit_that_is_high_enough_stays(limits):
 
 
 def test_a_limit_that_does_not_fit_is_refused_and_changes_nothing(limits):
-    with pytest.raises(RtmpdError, match=r"^connection_limit = 4096 needs 4161 open files .*, but the hard limit is 4096: "):
+    with pytest.raises(RtmpdError, match=r"^connection_limit = 4096 needs 4162 open files .*, but the hard limit is 4096: "):
         provide_descriptors(load_text("[limits]\nconnection_limit = 4096\n"))
     assert limits == [1024, 4096]
 
@@ -144,8 +144,8 @@ def test_a_reduced_number_of_connections_is_logged(limits, caplog):
     assert limits == [4096, 4096]
     (message,) = caplog.messages
     assert message == (
-        "connection_limit = 0 means 4031 connections here, not 10000: the hard limit of open files is 4096 ("
-        "4031 connections, 1 addresses, "
+        "connection_limit = 0 means 4030 connections here, not 10000: the hard limit of open files is 4096 ("
+        "4030 connections, 2 addresses, "
         "64 spare)"
     )
 

@@ -1,0 +1,323 @@
+"""Requests and responses of HTTP: what a handler gets and returns, and how they are read and written. Pure.
+
+Requests are parsed by h11. Before that `RequestHead` refuses spellings that a proxy in front of the server may read in another
+way (RFC 9112 section 11.2), which h11 accepts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import re
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NoReturn
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import h11
+
+from rtmpd.errors import HttpError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+HEAD_LIMIT_BYTES = 16 << 10
+"""The largest size of a request line and all headers together."""
+
+LINE_LIMIT_BYTES = 8 << 10
+"""The largest size of a request line."""
+
+_HEADERS_LIMIT = 100
+_PARAMETERS_LIMIT = 100
+_GZIP_LEAST_BYTES = 1024
+_GZIP_LEVEL = 4
+_OTHER_VERSION = re.compile(rb"HTTP/[02-9]\.[0-9]")
+_VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are supported."
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+TEXT: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+JSON: Final = "application/json; charset=utf-8"
+_COMPRESSIBLE = ("text/", "application/json", "application/javascript", "application/vnd.apple.mpegurl", "image/svg")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request.
+
+    Attributes:
+        method: As the client sent it: methods are case-sensitive.
+        path: Without the query, percent-decoded once; it begins with ``/`` and has no part ``.`` or ``..``.
+        query: As the client sent it. Secret: it may hold a token.
+        headers: By name in lower case; several of one name are joined by commas. Secret.
+        head: The bytes of the request line and the headers.
+        peer: The client's address and port.
+        secure: It came by TLS.
+        keep_alive: The connection may serve another request after it.
+        captured: What the placeholders of the route stand for.
+        body: The body, if the route takes one.
+    """
+
+    method: str
+    path: str
+    query: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    head: bytes = field(default=b"", repr=False)
+    peer: str = ""
+    secure: bool = False
+    keep_alive: bool = True
+    captured: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+
+    @property
+    def address(self) -> str:
+        """The client's address without the port."""
+        return self.peer.rpartition(":")[0]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The parameters of the query. Secret."""
+        first = "&".join(self.query.split("&", _PARAMETERS_LIMIT)[:_PARAMETERS_LIMIT])
+        return dict(parse_qsl(first, keep_blank_values=True))
+
+    @property
+    def bearer_token(self) -> str:
+        """The token of the header ``Authorization: Bearer``; empty without one. Secret."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+    def accepts(self, *types: str) -> str:
+        """Return which of these media types the client prefers; the first if it does not care, or accepts none."""
+        wanted: dict[str, float] = {}
+        for item in self.headers.get("accept", "*/*").split(","):
+            name, *parameters = [part.strip().lower() for part in item.split(";")]
+            wanted[name] = next((_quality(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
+
+        def quality(media_type: str) -> float:
+            group = media_type.partition("/")[0]
+            return next((wanted[each] for each in (media_type, f"{group}/*", "*/*") if each in wanted), 0.0)
+
+        return max(types, key=quality)
+
+    @property
+    def accepts_gzip(self) -> bool:
+        """Whether the client accepts a body that is compressed with gzip."""
+        for item in self.headers.get("accept-encoding", "").split(","):
+            name, *parameters = [part.strip().lower() for part in item.split(";")]
+            if name in ("gzip", "*"):
+                return all(_quality(part[2:]) > 0 for part in parameters if part.startswith("q="))
+        return False
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response with its whole body.
+
+    Attributes:
+        status: The status code.
+        body: The body; not sent for HEAD.
+        content_type: The media type of the body.
+        headers: Further headers.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = TEXT
+    headers: Sequence[tuple[str, str]] = ()
+
+    def compressed(self, request: Request) -> Response:
+        """Return the response with a compressed body, if the client accepts that and it is worth it."""
+        worth = len(self.body) >= _GZIP_LEAST_BYTES and self.content_type.startswith(_COMPRESSIBLE)
+        if not worth:
+            return self
+        headers = [*self.headers, ("Vary", "Accept-Encoding")]
+        if not request.accepts_gzip:
+            return Response(self.status, self.body, self.content_type, headers)
+        body = gzip.compress(self.body, _GZIP_LEVEL, mtime=0)
+        return Response(self.status, body, self.content_type, [*headers, ("Content-Encoding", "gzip")])
+
+
+def response_head(status: int, headers: Sequence[tuple[str, str]]) -> bytes:
+    """Return the status line and the headers of a response.
+
+    Raises:
+        ValueError: A header contains a line break.
+    """
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers)]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a header of a response contains a line break")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def error_response(error: HttpError, request: Request | None) -> Response:
+    """Return the response to a request that failed: plain text, JSON or HTML, as the client accepts."""
+    title = f"{error.status} {HTTPStatus(error.status).phrase}"
+    kind = "text/plain" if request is None else request.accepts("text/plain", "application/json", "text/html")
+    if kind == "application/json":
+        body, content_type = json.dumps({"status": error.status, "error": error.text}) + "\n", JSON
+    elif kind == "text/html":
+        text = f"<title>{title}</title><h1>{title}</h1><p>{html.escape(error.text)}</p>"
+        body, content_type = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{text}</html>\n', HTML
+    else:
+        body, content_type = f"{error.text}\n", TEXT
+    return Response(error.status, body.encode(), content_type, error.headers)
+
+
+class RequestHead:
+    """Collects the bytes of a request line and its headers, and parses them.
+
+    Attributes:
+        data: What has come so far.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._checked = 0
+
+    def feed(self, data: bytes) -> int:
+        """Add bytes; return the size of the head if it is complete, else 0.
+
+        Raises:
+            HttpError: It is too long, or lines end in another way than in CR LF.
+        """
+        self.data += data
+        if not self._checked:
+            # Empty lines before a request are allowed (RFC 9112 section 2.2).
+            while self.data.startswith(b"\r\n"):
+                del self.data[:2]
+            if bytes(self.data[:2]) in (b"", b"\r"):
+                return 0
+        found = self.data.find(b"\r\n\r\n", max(0, self._checked - 3))
+        size = found + 4 if found >= 0 else 0
+        end = size or len(self.data)
+        line_end = self.data.find(b"\n", 0, LINE_LIMIT_BYTES + 1)
+        if line_end < 0 and end > LINE_LIMIT_BYTES:
+            raise HttpError(414, f"The request line is longer than {LINE_LIMIT_BYTES} bytes.")
+        self._check_line_ends(end)
+        if end > HEAD_LIMIT_BYTES:
+            raise HttpError(431, f"The headers are longer than {HEAD_LIMIT_BYTES} bytes.")
+        self._checked = end
+        return size
+
+    def _check_line_ends(self, end: int) -> None:
+        position = max(0, self._checked - 1)
+        while (position := self.data.find(b"\n", position, end)) >= 0:
+            if position == 0 or self.data[position - 1] != 0x0D:
+                raise HttpError(400, "A line of the request does not end in CR LF.")
+            position += 1
+
+    def parse(self, size: int, peer: str = "", *, secure: bool = False) -> tuple[Request, h11.Connection]:
+        """Parse a head of that size, and forget it.
+
+        Returns:
+            The request, and h11's parser, from which the body can be read.
+
+        Raises:
+            HttpError: It is malformed, ambiguous or not supported.
+        """
+        head = bytes(self.data[:size])
+        del self.data[:size]
+        self._checked = 0
+        lines = head[:-4].split(b"\r\n")[1:]
+        if len(lines) > _HEADERS_LIMIT:
+            raise HttpError(431, f"There are more than {_HEADERS_LIMIT} headers.")
+        if any(line[:1] in (b" ", b"\t") for line in lines):
+            raise HttpError(400, "A header is folded over several lines.")
+        if b"\r" in head.replace(b"\r\n", b""):
+            raise HttpError(400, "A carriage return stands within a line.")
+        names = [line.partition(b":")[0].strip().lower() for line in lines]
+        _check_framing(names)
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=2 * HEAD_LIMIT_BYTES)
+        try:
+            parser.receive_data(head)
+            event = parser.next_event()
+        except h11.RemoteProtocolError as error:
+            _refuse(head, error)
+        if not isinstance(event, h11.Request):
+            raise HttpError(400, "The request is not complete.")
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise HttpError(505, _VERSIONS)
+        if event.http_version == b"1.0" and b"transfer-encoding" in names:
+            raise HttpError(400, "HTTP/1.0 has no transfer codings.")
+        headers: dict[str, str] = {}
+        for name, value in event.headers:
+            key, text = name.decode("ascii"), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        path, query = split_target(event.target)
+        request = Request(
+            event.method.decode("ascii"),
+            path,
+            query,
+            headers,
+            head,
+            peer,
+            secure,
+            _keeps_alive(event.http_version, headers.get("connection", "")),
+        )
+        return request, parser
+
+
+def _refuse(head: bytes, error: h11.RemoteProtocolError) -> NoReturn:
+    """Raise the error of a head that h11 does not accept. Nothing of the head is quoted, since it may contain a token."""
+    if error.error_status_hint == 501:
+        raise HttpError(501, "Only the transfer coding chunked is supported.") from None
+    version = head.partition(b"\r\n")[0].rpartition(b" ")[2]
+    if _OTHER_VERSION.fullmatch(version):
+        raise HttpError(505, _VERSIONS) from None
+    raise HttpError(400, "The request is malformed.") from None
+
+
+def _check_framing(names: Sequence[bytes]) -> None:
+    """Refuse what says in more than one way where the body ends, or what the server is."""
+    lengths, codings = names.count(b"content-length"), names.count(b"transfer-encoding")
+    if lengths > 1 or codings > 1 or (lengths and codings):
+        raise HttpError(400, "The headers say in more than one way where the body ends.")
+    if names.count(b"host") > 1:
+        raise HttpError(400, "There is more than one Host header.")
+
+
+def _keeps_alive(version: bytes, connection: str) -> bool:
+    tokens = {token.strip().lower() for token in connection.split(",")}
+    return "close" not in tokens and (version == b"1.1" or "keep-alive" in tokens)
+
+
+def split_target(target: bytes) -> tuple[str, str]:
+    """Return the decoded path and the query of a request target (RFC 9112 section 3.2).
+
+    The path is decoded once, here. A slash, a control character, and ``.`` and ``..`` have no second spelling.
+
+    Raises:
+        HttpError: The target is none that a server is asked for, or its path is ambiguous.
+    """
+    path, _, query = target.partition(b"#")[0].partition(b"?")
+    if b"://" in path:
+        _, _, rest = path.partition(b"://")
+        path = b"/" + rest.partition(b"/")[2]
+    if path == b"*":
+        return "*", ""
+    if not path.startswith(b"/"):
+        raise HttpError(400, "The target of the request is not a path.")
+    position = -1
+    while (position := path.find(b"%", position + 1)) >= 0:
+        digits = path[position + 1 : position + 3]
+        if len(digits) < 2 or not _HEX.issuperset(digits):
+            raise HttpError(400, "The path has an invalid percent escape.")
+        if digits.lower() in (b"2f", b"5c"):
+            raise HttpError(400, "The path contains an escaped slash or backslash.")
+    try:
+        decoded = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise HttpError(400, "The path is not UTF-8.") from None
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in decoded) or "\\" in decoded:
+        raise HttpError(400, "The path contains a control character or a backslash.")
+    if any(part in (".", "..") for part in decoded.split("/")):
+        raise HttpError(400, 'The path contains a part "." or "..".')
+    return decoded, query.decode("latin-1")
