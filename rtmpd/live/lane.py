@@ -322,6 +322,7 @@ class Lane:
             owner.stream.deliver(type_id, found[0], found[1], kind, join_point)
         if ends and kind in (_FRAME, _KEYFRAME) and splice.done(timestamp):
             self._splice = None
+            self.route()
             self.keep_beyond(splice.end)
             owner.spliced(self)
 
