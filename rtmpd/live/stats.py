@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rtmpd.media.audio_codecs import AudioConfig, audio_config, refine_audio
 from rtmpd.media.tags import Kind, audio_info, video_info
 from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, video_config
+from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,20 @@ def _ignore(found: VideoConfig | AudioConfig) -> None:
     pass
 
 
-class Stats:
+@accelerated
+class StatsState:
+    """What a frame asks of the statistics.
+
+    Attributes:
+        asks_audio: Whether `Stats.audio_frame` is to be called: no header has named the audio codec.
+    """
+
+    __slots__ = ("asks_audio",)
+
+    asks_audio: bool
+
+
+class Stats(StatsState):
     """The statistics of one source, from its first message to its last.
 
     Args:
@@ -39,7 +53,6 @@ class Stats:
 
     Attributes:
         video, audio: What the lowest track of each is encoded with; None while that is not known.
-        asks_audio: Whether `audio_frame` is to be called: no header has named the audio codec.
         keyframes: The number of keyframes.
         keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
         keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
@@ -56,7 +69,6 @@ class Stats:
         "_tries",
         "_video_reported",
         "_video_track",
-        "asks_audio",
         "audio",
         "bitrate",
         "fps",
