@@ -53,7 +53,7 @@ cdef extern from *:
     """
     void _prefetch_line "rtmpd_prefetch" (const void *address) noexcept nogil
 
-INTERFACE = 11
+INTERFACE = 12
 
 # Memory that will be needed ----------------------------------------------------------------------------------------------
 
@@ -761,6 +761,7 @@ cdef enum:
     _VIDEO = 9
     _DATA = 18
     _FRAME = 0  # Kind.FRAME
+    _KEYFRAME = 1  # Kind.KEYFRAME
     _MAX_MESSAGE_SIZE = 0xFFFFFF
     _STEP_LIMIT_MS = 2000
     _SHORT_HEADER = 12
@@ -1079,15 +1080,26 @@ cdef CFunction _LOG_APPEND = (<MethodDescriptor *><PyObject *>LogState.__dict__[
 
 
 cdef class StatsState:
-    """What a frame asks of the statistics. As `rtmpd.live.stats.StatsState`."""
+    """What frames ask of the statistics, and what a keyframe changes. As `rtmpd.live.stats.StatsState`."""
 
     cdef public bint asks_audio
+    cdef public int64_t keyframes, keyframe_interval_ms, _keyframe_timestamp
+    cdef public double keyframe_at
+    cdef public object _video_reported
+
+    cdef void _keyframe(self, int64_t timestamp, double now_s) noexcept:
+        """Count a keyframe of a codec that is known."""
+        if self.keyframes:
+            self.keyframe_interval_ms = (timestamp - self._keyframe_timestamp) & _WORD
+        self.keyframes += 1
+        self.keyframe_at = now_s
+        self._keyframe_timestamp = timestamp
 
 
 cdef class SourceState:
     """What an ordinary frame changes of a source, and what it needs. As `rtmpd.live.source.SourceState`."""
 
-    cdef public object _stream, _timeline, stats
+    cdef public object _stream, _timeline, _join_track, stats
     cdef public int64_t bytes_in, audio_messages, video_messages
     cdef public bint _has_video
 
@@ -1121,6 +1133,8 @@ cdef class SourceState:
         if stream is None or length < 2 or type(self._timeline) is not _Timeline:
             return False
         timeline = <TimelineState>self._timeline
+        if type_id == _VIDEO and data[0] == 0x17 and data[1] == 1:
+            return self._take_keyframe(timestamp, data, length, payload)
         if type_id == _VIDEO:
             # A frame of AVC with a legacy header: it begins no group of pictures, is no command and no sequence header.
             if data[0] & 15 != 7 or data[0] >= 0x80 or data[0] >> 4 == 1 or data[0] >> 4 == 5 or data[1] != 1:
@@ -1157,19 +1171,46 @@ cdef class SourceState:
         return True
 
 
+    cdef bint _take_keyframe(self, int64_t timestamp, const uint8_t *data, Py_ssize_t length, bytes payload) except -1:
+        """Take a keyframe of AVC with a legacy header, whose configuration is known; return whether it was one."""
+        cdef TimelineState timeline = <TimelineState>self._timeline
+        cdef StatsState stats
+        cdef int64_t stamped
+        if not isinstance(self.stats, StatsState) or timeline.video is None or not _is_source(self):
+            return False
+        stats = <StatsState>self.stats
+        if stats._video_reported is None:
+            return False
+        if payload is None:
+            payload = PyBytes_FromStringAndSize(<char *>data, length)
+        self.video_messages += 1
+        self.bytes_in += length
+        self._has_video = True
+        stamped = timeline._stamp(timeline.video, timestamp)
+        if stamped < 0:
+            stamped = timeline.stamp(timeline.video, timestamp)
+        # Readers may start here, whatever tracks there are: this is the lowest one.
+        if self._join_track is None or self._join_track != 0:
+            self._join_track = 0
+        stats._keyframe(stamped, _source_module.time.monotonic())
+        self._stream.deliver(_VIDEO, stamped, payload, _KEYFRAME, True)
+        return True
+
     cdef inline bint _asks_audio(self) except -1:
         cdef object stats = self.stats
         return (<StatsState>stats).asks_audio if isinstance(stats, StatsState) else stats.asks_audio
 
 
 # Of rtmpd.live.source, which imports this module: known when the first frame comes. A subclass may have other rules.
-cdef object _Source = None
+cdef object _Source = None, _source_module
 
 
 cdef bint _is_source(object source) except -1:
-    global _Source
+    global _Source, _source_module
     if _Source is None:
-        from rtmpd.live.source import Source as _Source
+        from rtmpd.live import source as _source_module
+
+        _Source = _source_module.Source
     return type(source) is _Source
 
 

@@ -34,15 +34,23 @@ def _ignore(found: VideoConfig | AudioConfig) -> None:
 
 @accelerated
 class StatsState:
-    """What a frame asks of the statistics.
+    """What frames ask of the statistics, and what a keyframe of a known codec changes.
 
     Attributes:
         asks_audio: Whether `Stats.audio_frame` is to be called: no header has named the audio codec.
+        keyframes: The number of keyframes.
+        keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
+        keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
     """
 
-    __slots__ = ("asks_audio",)
+    __slots__ = ("_keyframe_timestamp", "_video_reported", "asks_audio", "keyframe_at", "keyframe_interval_ms", "keyframes")
 
     asks_audio: bool
+    keyframes: int
+    keyframe_at: float
+    keyframe_interval_ms: int
+    _keyframe_timestamp: int
+    _video_reported: VideoConfig | None
 
 
 class Stats(StatsState):
@@ -53,9 +61,6 @@ class Stats(StatsState):
 
     Attributes:
         video, audio: What the lowest track of each is encoded with; None while that is not known.
-        keyframes: The number of keyframes.
-        keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
-        keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
         bitrate: Bits per second of media, over the last seconds.
         fps: Video frames per second, likewise.
     """
@@ -63,18 +68,13 @@ class Stats(StatsState):
     __slots__ = (
         "_audio_track",
         "_color",
-        "_keyframe_timestamp",
         "_on_codec",
         "_samples",
         "_tries",
-        "_video_reported",
         "_video_track",
         "audio",
         "bitrate",
         "fps",
-        "keyframe_at",
-        "keyframe_interval_ms",
-        "keyframes",
         "video",
     )
 
@@ -88,7 +88,7 @@ class Stats(StatsState):
         self.keyframe_interval_ms = 0
         self.bitrate = 0.0
         self.fps = 0.0
-        self._video_reported: VideoConfig | None = None
+        self._video_reported = None
         self._keyframe_timestamp = 0
         self._tries = 0
         self._video_track = self._audio_track = _NO_TRACK
