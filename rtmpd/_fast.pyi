@@ -8,11 +8,13 @@ from rtmpd.live.log import LogState as LogState
 from rtmpd.live.pages import PageAccount as PageAccount
 from rtmpd.live.pages import PageState as PageState
 from rtmpd.live.source import SourceState as SourceState
+from rtmpd.live.stats import StatsState as StatsState
 from rtmpd.live.subscriber import SubscriberState as SubscriberState
 from rtmpd.live.subscriber import send_each as send_each
 from rtmpd.media.timestamps import TimelineState as TimelineState
 from rtmpd.media.timestamps import TrackState as TrackState
 from rtmpd.net.readers import read_each as read_each
+from rtmpd.net.transport import TransportState as TransportState
 from rtmpd.protocol.chunk import ChunkReader as ChunkReader
 from rtmpd.protocol.endpoint import EndpointState as EndpointState
 from rtmpd.protocol.intake import FrameIntake as FrameIntake

@@ -10,6 +10,7 @@ from cpython cimport array
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
@@ -35,12 +36,85 @@ cdef extern from "Python.h":
         CFunction ml_meth
     ctypedef struct MethodDescriptor "PyMethodDescrObject":
         MethodDef *d_method
+    ctypedef struct PyListObject:
+        PyObject **ob_item
     object PyType_GenericAlloc(PyTypeObject *, Py_ssize_t)
     bint PyCFunction_CheckExact(object)
     CFunction PyCFunction_GET_FUNCTION(object)
     PyObject *PyCFunction_GET_SELF(object)
 
-INTERFACE = 10
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define rtmpd_prefetch(address) __builtin_prefetch(address)
+    #else
+    #define rtmpd_prefetch(address) ((void)(address))
+    #endif
+    """
+    void _prefetch_line "rtmpd_prefetch" (const void *address) noexcept nogil
+
+INTERFACE = 12
+
+# Memory that will be needed ----------------------------------------------------------------------------------------------
+
+# Between two messages of a stream come those of all others, and what the next one needs is no longer in the near caches. So it
+# is remembered where the last one has found things, and these are asked for before the system call that comes first. The
+# addresses are never read: what was there may be gone.
+
+cdef enum:
+    _LINE = 64
+
+
+cdef struct _Touched:
+    const void *source
+    const void *timeline
+    const void *track
+    const void *stream
+    const void *append
+    const void *stats
+    const void *log
+    const void *page
+    const void *buffer
+    const void *end
+    const void *starts
+    const void *starts_end
+    const void *kinds
+    const void *kinds_end
+    const void *growth
+    const void *fanout
+    const void *reader
+    const void *chunk_stream
+
+
+cdef _Touched _touched  # by the last frame
+
+
+cdef inline void _prefetch(const void *address, int lines) noexcept:
+    cdef int line
+    for line in range(lines):
+        _prefetch_line(<const char *>address + line * _LINE)
+
+
+cdef void _prefetch_touched(const _Touched *each) noexcept:
+    """Ask for what a frame will probably need."""
+    _prefetch(each.reader, 5)
+    _prefetch(each.chunk_stream, 2)
+    _prefetch(each.source, 2)
+    _prefetch(each.timeline, 2)
+    _prefetch(each.track, 1)
+    _prefetch(<const char *>each.stream - _LINE, 2)
+    _prefetch(each.append, 1)
+    _prefetch(each.stats, 1)
+    _prefetch(each.log, 3)
+    _prefetch(each.page, 2)
+    _prefetch(each.buffer, 1)
+    _prefetch(each.end, 2)
+    _prefetch(each.starts, 1)
+    _prefetch(each.starts_end, 1)
+    _prefetch(each.kinds, 1)
+    _prefetch(each.kinds_end, 1)
+    _prefetch(each.growth, 1)
+    _prefetch(each.fanout, 3)
 
 # Sending -----------------------------------------------------------------------------------------------------------------
 
@@ -64,10 +138,33 @@ _SEND = _method_of_socket("send")
 _FILENO = _method_of_socket("fileno")
 
 
+cdef struct _Socket:
+    # The beginning of the interpreter's sockets, if `_sockets_begin_so` finds it confirmed.
+    PyObject head
+    int descriptor
+
+
+cdef bint _sockets_begin_so() except -1:
+    """Return whether sockets have the expected layout: open ones and a closed one."""
+    cdef object first = _socket_type(), second = _socket_type()
+    cdef bint found
+    try:
+        found = all((<_Socket *><PyObject *>each).descriptor == each.fileno() for each in (first, second))
+    finally:
+        first.close()
+        second.close()
+    return found and (<_Socket *><PyObject *>first).descriptor == -1
+
+
+cdef bint _HAS_DESCRIPTORS = _sockets_begin_so()
+
+
 cdef inline int _descriptor_of(object send) except -2:
     """Return the descriptor of the socket whose own method *send* is; -1: it is something else, or the socket is closed."""
     if not PyCFunction_CheckExact(send) or PyCFunction_GET_FUNCTION(send) != _SEND:
         return -1
+    if _HAS_DESCRIPTORS:
+        return (<_Socket *>PyCFunction_GET_SELF(send)).descriptor
     return (<_NoArguments>_FILENO)(PyCFunction_GET_SELF(send), NULL)
 
 
@@ -588,6 +685,7 @@ cdef class ChunkReader:
             self._chunk_control(stream.type_id, _take_payload(found))
             return _NOTHING
         found.type_id, found.timestamp, found.message_stream_id = stream.type_id, stream.timestamp, stream.message_stream_id
+        _touched.chunk_stream = <PyObject *>stream
         return _MESSAGE
 
     cdef int _chunk_control(self, int type_id, bytes payload) except -1:
@@ -663,6 +761,7 @@ cdef enum:
     _VIDEO = 9
     _DATA = 18
     _FRAME = 0  # Kind.FRAME
+    _KEYFRAME = 1  # Kind.KEYFRAME
     _MAX_MESSAGE_SIZE = 0xFFFFFF
     _STEP_LIMIT_MS = 2000
     _SHORT_HEADER = 12
@@ -905,6 +1004,11 @@ cdef class LogState:
         (<uint8_t *>PyByteArray_AS_STRING(page.kinds))[PyByteArray_GET_SIZE(page.kinds) - 1] = kind
         page.end = start + size
         self.position += size
+        _touched.log, _touched.page, _touched.growth = <PyObject *>self, <PyObject *>page, <PyObject *>self.on_growth
+        _touched.buffer, _touched.end = <PyObject *>page.buffer, PyByteArray_AS_STRING(page.buffer) + page.end
+        _touched.starts, _touched.starts_end = <PyObject *>page.starts, page.starts.data.as_uints + len(page.starts)
+        _touched.kinds = <PyObject *>page.kinds
+        _touched.kinds_end = PyByteArray_AS_STRING(page.kinds) + PyByteArray_GET_SIZE(page.kinds)
         if self.on_growth is not None:
             _tell_growth(self.on_growth)
         if self.position >= self._alarm_at:
@@ -975,10 +1079,27 @@ cdef void _frame(
 cdef CFunction _LOG_APPEND = (<MethodDescriptor *><PyObject *>LogState.__dict__["append"]).d_method.ml_meth
 
 
+cdef class StatsState:
+    """What frames ask of the statistics, and what a keyframe changes. As `rtmpd.live.stats.StatsState`."""
+
+    cdef public bint asks_audio
+    cdef public int64_t keyframes, keyframe_interval_ms, _keyframe_timestamp
+    cdef public double keyframe_at
+    cdef public object _video_reported
+
+    cdef void _keyframe(self, int64_t timestamp, double now_s) noexcept:
+        """Count a keyframe of a codec that is known."""
+        if self.keyframes:
+            self.keyframe_interval_ms = (timestamp - self._keyframe_timestamp) & _WORD
+        self.keyframes += 1
+        self.keyframe_at = now_s
+        self._keyframe_timestamp = timestamp
+
+
 cdef class SourceState:
     """What an ordinary frame changes of a source, and what it needs. As `rtmpd.live.source.SourceState`."""
 
-    cdef public object _stream, _timeline, stats
+    cdef public object _stream, _timeline, _join_track, stats
     cdef public int64_t bytes_in, audio_messages, video_messages
     cdef public bint _has_video
 
@@ -1012,6 +1133,8 @@ cdef class SourceState:
         if stream is None or length < 2 or type(self._timeline) is not _Timeline:
             return False
         timeline = <TimelineState>self._timeline
+        if type_id == _VIDEO and data[0] == 0x17 and data[1] == 1:
+            return self._take_keyframe(timestamp, data, length, payload)
         if type_id == _VIDEO:
             # A frame of AVC with a legacy header: it begins no group of pictures, is no command and no sequence header.
             if data[0] & 15 != 7 or data[0] >= 0x80 or data[0] >> 4 == 1 or data[0] >> 4 == 5 or data[1] != 1:
@@ -1021,7 +1144,7 @@ cdef class SourceState:
             track = timeline.video
         else:
             # A frame of AAC, whose configuration is known.
-            if data[0] >> 4 != 10 or data[1] == 0 or not self._has_video or self.stats.asks_audio:
+            if data[0] >> 4 != 10 or data[1] == 0 or not self._has_video or self._asks_audio():
                 return False
             self.audio_messages += 1
             track = timeline.audio
@@ -1029,8 +1152,11 @@ cdef class SourceState:
         stamped = timeline._stamp(track, timestamp) if track is not None else -1
         if stamped < 0:
             stamped = timeline.stamp(track, timestamp)
+        _touched.source, _touched.timeline, _touched.track = <PyObject *>self, <PyObject *>timeline, <PyObject *>track
+        _touched.stream, _touched.stats = <PyObject *>stream, <PyObject *>self.stats
         try:
             append = stream.append
+            _touched.append = <PyObject *>append
             # The method of the only output's log.
             if not (
                 PyCFunction_CheckExact(append)
@@ -1045,14 +1171,46 @@ cdef class SourceState:
         return True
 
 
+    cdef bint _take_keyframe(self, int64_t timestamp, const uint8_t *data, Py_ssize_t length, bytes payload) except -1:
+        """Take a keyframe of AVC with a legacy header, whose configuration is known; return whether it was one."""
+        cdef TimelineState timeline = <TimelineState>self._timeline
+        cdef StatsState stats
+        cdef int64_t stamped
+        if not isinstance(self.stats, StatsState) or timeline.video is None or not _is_source(self):
+            return False
+        stats = <StatsState>self.stats
+        if stats._video_reported is None:
+            return False
+        if payload is None:
+            payload = PyBytes_FromStringAndSize(<char *>data, length)
+        self.video_messages += 1
+        self.bytes_in += length
+        self._has_video = True
+        stamped = timeline._stamp(timeline.video, timestamp)
+        if stamped < 0:
+            stamped = timeline.stamp(timeline.video, timestamp)
+        # Readers may start here, whatever tracks there are: this is the lowest one.
+        if self._join_track is None or self._join_track != 0:
+            self._join_track = 0
+        stats._keyframe(stamped, _source_module.time.monotonic())
+        self._stream.deliver(_VIDEO, stamped, payload, _KEYFRAME, True)
+        return True
+
+    cdef inline bint _asks_audio(self) except -1:
+        cdef object stats = self.stats
+        return (<StatsState>stats).asks_audio if isinstance(stats, StatsState) else stats.asks_audio
+
+
 # Of rtmpd.live.source, which imports this module: known when the first frame comes. A subclass may have other rules.
-cdef object _Source = None
+cdef object _Source = None, _source_module
 
 
 cdef bint _is_source(object source) except -1:
-    global _Source
+    global _Source, _source_module
     if _Source is None:
-        from rtmpd.live.source import Source as _Source
+        from rtmpd.live import source as _source_module
+
+        _Source = _source_module.Source
     return type(source) is _Source
 
 
@@ -1060,6 +1218,7 @@ cdef bint _is_source(object source) except -1:
 
 cdef enum:
     _RECEIVE_BYTES = 32 << 10  # rtmpd.net.transport.RECEIVE_BYTES
+    _BLOCK = 16
     _EPOLLIN = 1
 
 cdef uint8_t _buffer[_RECEIVE_BYTES]  # what sockets are read into; nothing refers to it after a read was taken
@@ -1084,6 +1243,7 @@ cdef class FrameIntake:
     cdef dict _sources
     cdef object _take_data, _take_messages
     cdef public bint direct
+    cdef _Touched _needs  # what the last frame has touched
 
     def __init__(self, EndpointState endpoint not None, dict sources not None, take_data, take_messages):
         self._endpoint = endpoint
@@ -1111,10 +1271,41 @@ cdef class FrameIntake:
         if endpoint.bytes_received >= endpoint.ack_at:
             endpoint.acknowledge()
         handed = reader._feed_frames(data, size, _FRAMES, self._sources, messages)
+        if handed:
+            self._needs = _touched
+            self._needs.reader = <PyObject *>reader
         endpoint.messages_received += handed + len(messages)
         if messages or reader.unread or endpoint.outgoing:
             return self._take_messages(messages)
         return None
+
+
+cdef class TransportState:
+    """What a read needs of a transport. As `rtmpd.net.transport.TransportState`."""
+
+    cdef public object intake
+
+
+cdef inline object _intake_of(object sock):
+    return (<TransportState>sock).intake if isinstance(sock, TransportState) else sock.intake
+
+
+cdef int _prefetch_sockets(list events, dict sockets) except -1:
+    """Ask for what reads begin with. One after the other they would wait for it."""
+    cdef PyObject *found[_BLOCK]
+    cdef int count = 0, index
+    cdef object event
+    for event in events:
+        if count == _BLOCK:
+            break
+        found[count] = PyDict_GetItem(sockets, (<tuple>event)[0])
+        if found[count] != NULL:
+            _prefetch(found[count], 1)
+            count += 1
+    for index in range(count):
+        if isinstance(<object>found[index], TransportState):
+            _prefetch(<PyObject *>(<TransportState>found[index]).intake, 4)
+    return 0
 
 
 def read_each(list events not None, dict sockets not None):
@@ -1122,15 +1313,19 @@ def read_each(list events not None, dict sockets not None):
     cdef object sock, intake, taken
     cdef int number, found
     cdef ssize_t size
+    _prefetch_sockets(events, sockets)
     for number, found in events:
         # It may have been closed since, by what came for another one.
         sock = sockets.get(number)
         if sock is None:
             continue
-        intake = sock.intake if found == _EPOLLIN else None
+        intake = _intake_of(sock) if found == _EPOLLIN else None
         if type(intake) is not FrameIntake or not (<FrameIntake>intake).direct:
             sock.readable(ending=found != _EPOLLIN)
             continue
+        _prefetch(<PyObject *>(<FrameIntake>intake)._endpoint, 2)
+        _prefetch(<PyObject *>(<FrameIntake>intake)._sources, 1)
+        _prefetch_touched(&(<FrameIntake>intake)._needs)
         size = c_recv(number, _buffer, _RECEIVE_BYTES, MSG_DONTWAIT)
         if size < 0:
             if errno != EAGAIN and errno != EINTR:
@@ -1158,6 +1353,7 @@ cdef enum:
     _STREAMS = 16  # _BLOCK of rtmpd.live.courier
     _CALLED = 1
     _RESTING = 2
+    _NEEDS = 19
     _GATHER_BYTES = 1 << 20
     _JOINED_BYTES = 64 << 10  # a range on two pages is copied together
 
@@ -1220,6 +1416,9 @@ cdef class FanoutState:
     cdef public set _lagging, _waiting
     cdef public list _after_pass
     cdef public bint _noted
+    cdef object _known_options
+    cdef bint _gop_cache  # of these
+    cdef const void *_needs[_NEEDS]  # what the last pass has touched, beside the log
 
     @cython.binding(False)
     def _note_growth(self):
@@ -1250,7 +1449,10 @@ cdef class FanoutState:
         cdef const char *data
         cdef Py_ssize_t index = 0, count, size, accepted
         cdef int descriptor, error
-        if not self.options.gop_cache or not self._is_ordinary():
+        if self.options is not self._known_options:
+            self._gop_cache = self.options.gop_cache
+            self._known_options = self.options
+        if not self._gop_cache or not self._is_ordinary():
             _pure_deliver_if_small(self)
             return 0
         group = self._group
@@ -1302,7 +1504,26 @@ cdef class FanoutState:
         group.page = tail
         group.offset = tail.end
         self.counters.bytes_sent = bytes_sent
+        self._remember(group)
         return 0
+
+    cdef inline void _remember(self, GroupState group) noexcept:
+        """Take note of what a pass touches: of the members, the first ones."""
+        cdef Py_ssize_t index
+        cdef PyObject *member
+        cdef PyObject *send
+        cdef int place = 4
+        self._needs[0] = <PyObject *>group
+        self._needs[1] = <PyObject *>group.members
+        self._needs[2] = <PyObject *>self.counters
+        self._needs[3] = (<PyListObject *>group.members).ob_item
+        for index in range(min(len(group.members), 5)):
+            member = (<PyListObject *>group.members).ob_item[index]
+            send = <PyObject *>(<SubscriberState>member).send
+            self._needs[place] = member
+            self._needs[place + 1] = send
+            self._needs[place + 2] = PyCFunction_GET_SELF(<object>send)
+            place += 3
 
     cdef bint _is_ordinary(self) noexcept:
         """Whether the group is small, in sync, and on the log's last page or the one before, and nothing else is to be done."""
@@ -1340,16 +1561,42 @@ cdef CFunction _NOTE_GROWTH = (<MethodDescriptor *><PyObject *>FanoutState.__dic
 
 cdef inline int _tell_growth(object on_growth) except -1:
     if PyCFunction_CheckExact(on_growth) and PyCFunction_GET_FUNCTION(on_growth) == _NOTE_GROWTH:
+        _touched.fanout = PyCFunction_GET_SELF(on_growth)
         return (<FanoutState>PyCFunction_GET_SELF(on_growth))._note()
     on_growth()
     return 0
 
 
+# Of rtmpd.live.fanout, which imports this module: known at the first turn. A subclass may have other rules.
+cdef object _Fanout = None
+
+
+cdef int _import_fanout() except -1:
+    global _Fanout
+    from rtmpd.live.fanout import Fanout as _Fanout
+
+    return 0
+
+
 def deliver_each(list due not None, clock, double begun):
     """Let fan-outs deliver. As `rtmpd.live.courier.deliver_each`."""
-    cdef Py_ssize_t index = 0
+    cdef Py_ssize_t index = 0, place
+    cdef object fanout, following
+    if _Fanout is None:
+        _import_fanout()
     for fanout in due:
-        fanout.deliver_if_small()
+        # Ask for what the next ones need.
+        if index + 2 < len(due):
+            _prefetch(<PyObject *>due[index + 2], 8)
+        if index + 1 < len(due):
+            following = due[index + 1]
+            if isinstance(following, FanoutState):
+                for place in range(_NEEDS):
+                    _prefetch((<FanoutState>following)._needs[place], 1)
+        if type(fanout) is _Fanout:
+            (<FanoutState>fanout)._deliver()
+        else:
+            fanout.deliver_if_small()
         index += 1
         if index % _STREAMS == 0 and clock() - begun > _SLICE_S:
             break

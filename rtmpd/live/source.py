@@ -169,13 +169,14 @@ class SourceState:
         bytes_in, audio_messages, video_messages: Totals; see `Received`.
     """
 
-    __slots__ = ("_has_video", "_stream", "_timeline", "audio_messages", "bytes_in", "stats", "video_messages")
+    __slots__ = ("_has_video", "_join_track", "_stream", "_timeline", "audio_messages", "bytes_in", "stats", "video_messages")
 
     stats: Stats
     bytes_in: int
     audio_messages: int
     video_messages: int
     _has_video: bool
+    _join_track: int | None
     _stream: SourceStream | None
     _timeline: Timeline
 
@@ -204,7 +205,6 @@ class Source(SourceState):
 
     __slots__ = (
         "_bitrate_watch",
-        "_join_track",
         "_makes_metadata",
         "_on_stop",
         "_on_wanted",
@@ -248,7 +248,7 @@ class Source(SourceState):
         self.wanted = True
         self._stream = None
         self._timeline = Timeline()
-        self._join_track: int | None = None
+        self._join_track = None
         self._has_video = False
         self._makes_metadata = False  # those of the publisher can't be decoded
         self._rates_from_s = 0.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rtmpd.media.audio_codecs import AudioConfig, audio_config, refine_audio
 from rtmpd.media.tags import Kind, audio_info, video_info
 from rtmpd.media.video_codecs import VideoConfig, refine_video, video_color, video_config
+from rtmpd.util.speed import accelerated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,28 @@ def _ignore(found: VideoConfig | AudioConfig) -> None:
     pass
 
 
-class Stats:
+@accelerated
+class StatsState:
+    """What frames ask of the statistics, and what a keyframe of a known codec changes.
+
+    Attributes:
+        asks_audio: Whether `Stats.audio_frame` is to be called: no header has named the audio codec.
+        keyframes: The number of keyframes.
+        keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
+        keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
+    """
+
+    __slots__ = ("_keyframe_timestamp", "_video_reported", "asks_audio", "keyframe_at", "keyframe_interval_ms", "keyframes")
+
+    asks_audio: bool
+    keyframes: int
+    keyframe_at: float
+    keyframe_interval_ms: int
+    _keyframe_timestamp: int
+    _video_reported: VideoConfig | None
+
+
+class Stats(StatsState):
     """The statistics of one source, from its first message to its last.
 
     Args:
@@ -39,10 +61,6 @@ class Stats:
 
     Attributes:
         video, audio: What the lowest track of each is encoded with; None while that is not known.
-        asks_audio: Whether `audio_frame` is to be called: no header has named the audio codec.
-        keyframes: The number of keyframes.
-        keyframe_at: When the last keyframe came (monotonic, seconds); 0 before the first.
-        keyframe_interval_ms: The time between the last two keyframes; 0 before there are two.
         bitrate: Bits per second of media, over the last seconds.
         fps: Video frames per second, likewise.
     """
@@ -50,19 +68,13 @@ class Stats:
     __slots__ = (
         "_audio_track",
         "_color",
-        "_keyframe_timestamp",
         "_on_codec",
         "_samples",
         "_tries",
-        "_video_reported",
         "_video_track",
-        "asks_audio",
         "audio",
         "bitrate",
         "fps",
-        "keyframe_at",
-        "keyframe_interval_ms",
-        "keyframes",
         "video",
     )
 
@@ -76,7 +88,7 @@ class Stats:
         self.keyframe_interval_ms = 0
         self.bitrate = 0.0
         self.fps = 0.0
-        self._video_reported: VideoConfig | None = None
+        self._video_reported = None
         self._keyframe_timestamp = 0
         self._tries = 0
         self._video_track = self._audio_track = _NO_TRACK

@@ -25,6 +25,7 @@ from rtmpd.net.readers import readers
 from rtmpd.phases import NOT_CLOSED
 from rtmpd.util.deadline import Deadline
 from rtmpd.util.event_loop import give_way
+from rtmpd.util.speed import accelerated
 from rtmpd.util.text import connection_error
 
 if TYPE_CHECKING:
@@ -76,7 +77,20 @@ def format_address(address: tuple[object, ...] | str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Transport:
+@accelerated
+class TransportState:
+    """What a read needs of a transport.
+
+    Attributes:
+        intake: What takes the bytes of a read; None: only `Transport.readable` knows what to do with them.
+    """
+
+    __slots__ = ("intake",)
+
+    intake: Callable[[bytes | memoryview], object] | None
+
+
+class Transport(TransportState):
     """A connected TCP socket.
 
     Args:
@@ -90,7 +104,6 @@ class Transport:
         close_reason: The reason given to `close`; empty (`NOT_CLOSED`) while the transport is open.
         bytes_sent: Bytes sent by `send_all`; ``try_send`` does not count.
         sending: `send_all` is waiting with a part sent; other bytes would end up inside its data.
-        intake: What takes the bytes of a read; None: only `readable` knows what to do with them.
         interactive: Acknowledge received data at once (TCP_QUICKACK). FFmpeg and librtmp write C2 and each command in several
             small pieces with Nagle's algorithm on, and would wait 40 ms for the delayed acknowledgement at every step.
     """
@@ -106,7 +119,6 @@ class Transport:
         "_write_watcher",
         "bytes_sent",
         "close_reason",
-        "intake",
         "interactive",
         "peer",
         "sending",
@@ -131,7 +143,7 @@ class Transport:
         self._more = False
         self._readers: Readers | None = None
         self._consume: Callable[[bytes | memoryview], object] | None = None
-        self.intake: Callable[[bytes | memoryview], object] | None = None
+        self.intake = None
         self._waiter: Waiter[Any] | None = None
         self._unread = False  # the socket has had an event for which it was not read to its end
         self._unsent = 0  # bytes that `send_all` still holds

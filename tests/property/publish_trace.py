@@ -214,7 +214,8 @@ class Trace:
             (log.position, log.newest_timestamp, log.joins, log.join_offset, log.join_position, log.join_timestamp),
             (log.join_page is not None, log.headers.items, log.join_headers.items),
             clock_of(timeline),
-            (tuple(source.received), source.stats.keyframes, source.stats.asks_audio, source.content.known),
+            (tuple(source.received), source.stats.asks_audio, source.content.known),
+            (source.stats.keyframes, source.stats.keyframe_interval_ms, source.stats.keyframe_at),
             [reader.woken for reader in self.readers],
             (self.stream.counters.errors, self.stopped, self.messages, self.reader.export_state()),
         ]
