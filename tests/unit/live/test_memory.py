@@ -11,6 +11,7 @@ import pytest
 from rtmpd.live import memory
 from rtmpd.live.memory import MemoryGuard
 from rtmpd.live.pages import ALL_PAGES, MAX_PAGE_BYTES, Page, PageAccount
+from rtmpd.live.selection import SourceRole
 from rtmpd.live.subscriber import State
 from rtmpd.phases import CloseKind
 from rtmpd.protocol.chunk import GROWTH_BYTES
@@ -652,3 +653,47 @@ def test_the_guard_may_be_stopped_twice(streams, make_guard):
     guard.stop()
     guard.stop()
     assert ALL_PAGES.alarm_bytes is None
+
+
+# Sources that stand by --------------------------------------------------------------------------------------------------
+
+
+def stand_by(stream, count, size=20_000):
+    """Add a source that stands by, with one keyframe and as many frames."""
+    source = new_source()
+    source.number = 2
+    stream.begin(source, SourceRole.BACKUP)
+    for number in range(count):
+        source.video(number * 40, (frame if number else keyframe)("", size))
+    return source
+
+
+def test_what_is_kept_of_a_standby_is_bounded(streams, before):
+    stream = publish(streams, "live/a", gop_cache_limit_bytes=MB)
+    source = stand_by(stream, 40)
+    lane = stream.ingest.lane_of(source)
+    assert lane.has_join_point
+    assert MB // 2 < lane.held_bytes <= ALL_PAGES.bytes - before
+    for number in range(40, 400):
+        source.video(number * 40, frame("", 20_000))
+    assert not lane.has_join_point
+    assert lane.held_bytes < 2 * MAX_PAGE_BYTES
+    assert stream.held_bytes() >= lane.held_bytes
+
+
+def test_a_standby_is_forgotten_before_what_new_players_start_with(streams, make_guard, before):
+    stream = publish(streams, "live/a", gop_cache_limit_bytes=64 * MB)
+    play(stream)
+    Sender(stream).send(24)
+    source = stand_by(stream, 200)
+    assert ALL_PAGES.bytes - before > 3 * MB
+    guard = make_guard(0)
+    guard.limit_bytes = before + 2 * MB
+    guard.shed(0.0)
+    lane = stream.ingest.lane_of(source)
+    assert not lane.has_join_point
+    assert stream.published.log.join_page is not None
+    assert ALL_PAGES.bytes <= guard.limit_bytes
+    # The next keyframe makes it ready again.
+    source.video(200 * 40, keyframe("", 20_000))
+    assert lane.has_join_point
