@@ -153,6 +153,7 @@ class Ingest:
         self._last_fault = ""
         self._left_behind: set[int] = set()  # the numbers of the publishers that stood by when the active one ended
         self._last_lag_ms: float | None = None
+        self._left = End()  # where the last active source has ended, if it was removed
         self._received = Received()
         self._matcher = CopyMatcher()
         self._merger: CopyMerger | None = None
@@ -244,6 +245,8 @@ class Ingest:
             self._received = self._received.plus(source.received)
         if lane is self.active:
             self._note_last(lane)
+            # The stream may forget what it has sent.
+            self._left = self._end()
             self._last_fault = reason
             self.active = None
             if lane.role is not SourceRole.SLATE:
@@ -371,7 +374,7 @@ class Ingest:
         usable = (self._candidate(lane, now_s) for lane in self.publishers)
         needed = host.has_viewers and not any(each.ready and each.condition is not Condition.DOWN for each in usable)
         slate = host.slate
-        if player is not None and (not needed or player.slate is not slate):
+        if player is not None and (not needed or player.slate is not slate or self._is_left(player)):
             if self.active is not None and self.active.role is SourceRole.SLATE and needed is False and host.has_viewers:
                 # Until a publisher has taken over, in `update`.
                 return
@@ -381,6 +384,11 @@ class Ingest:
             player = self._slate = SlatePlayer(slate)
             self.add(player.source, SourceRole.SLATE)
             player.start()
+
+    def _is_left(self, player: SlatePlayer) -> bool:
+        """Return whether a publisher has taken over from the slate: its next keyframe may be seconds away."""
+        lane = self.lane_of(player.source)
+        return lane is not None and lane is not self.active and not lane.has_join_point
 
     def _end_slate(self, player: SlatePlayer, *, replaced: bool) -> None:
         self._slate = None
@@ -470,6 +478,7 @@ class Ingest:
             group = [_shifted(message, shift_ms) for message in group]
             self.switches += 1
         splice = Splice(end, group) if not afresh and end.known else None
+        self._left = End()
         host.follow(source.timeline, afresh=afresh)
         self.active, self._changed_at, self._waited_for = lane, now_s, None
         if lane.role is not SourceRole.SLATE:
@@ -509,7 +518,7 @@ class Ingest:
         assert host is not None
         video, audio = ((track.shown & _WORD if track.offset is not None else None) for track in _tracks(host.timeline))
         # The log may keep little: without a join point, or after an error in an output.
-        return End.of(_messages(host.published_log)).at_least(video, audio)
+        return End.of(_messages(host.published_log)).at_least(video, audio).shown_after(self._left)
 
     # Identical copies --------------------------------------------------------------------------------------------------
 

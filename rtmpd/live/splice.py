@@ -78,6 +78,10 @@ class End(NamedTuple):
         shown, own_video, own_audio = _later(self.shown, video), _later(self.video, video), _later(self.audio, audio)
         return self._replace(shown=shown, video=own_video, audio=own_audio)
 
+    def shown_after(self, other: End) -> End:
+        """Return the end, if pictures were shown until another end, too."""
+        return self._replace(shown=_later(self.shown, other.shown))
+
     @property
     def known(self) -> bool:
         """Whether any frame was sent."""

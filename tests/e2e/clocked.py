@@ -32,11 +32,12 @@ _PIPE_BYTES = 1 << 18  # half a second of pictures
 _INPUT = f"-f rawvideo -pix_fmt gray -s {WIDTH}x{HEIGHT} -r {RATE} -i -"
 TONE = "-f lavfi -i sine=frequency=440:sample_rate=48000"
 AAC = "-c:a aac -b:a 64k"
+SOUND = AAC
 H264 = f"-c:v libx264 -preset ultrafast -tune zerolatency -pix_fmt yuv420p -sc_threshold 0 -g {RATE} {AAC}"
 H264_B_FRAMES = H264.replace("-preset ultrafast", "-preset veryfast").replace(AAC, f"-bf 2 {AAC}")
 HEVC = (
     "-c:v libx265 -preset ultrafast -tune zerolatency -pix_fmt yuv420p"
-    f" -x265-params log-level=none:keyint={RATE}:min-keyint={RATE}:scenecut=0 {AAC}"
+    f" -x265-params log-level=none:keyint={RATE}:min-keyint={RATE}:scenecut=0:open-gop=0 {AAC}"
 )
 
 
@@ -113,21 +114,21 @@ class Camera:
         self._thread.start()
 
     def encoder(self, name: str, encoding: str, *output: str, prefix: Iterable[str] = ()) -> Encoder:
-        """Start an encoder that publishes to a URL, or with ffmpeg's output arguments. *prefix*: of its command."""
-        inputs = f"{self.ffmpeg} -hide_banner -nostats -loglevel warning -probesize 32 {_INPUT} {TONE} -map 0:v -map 1:a"
-        made = self._start(name, [*prefix, *inputs.split(), *encoding.split()], output)
-        self._encoders.append(made)
-        return made
+        """Start an encoder that publishes to a URL, or with ffmpeg's output arguments.
 
-    def sound(self, name: str, *output: str) -> Encoder:
-        """Start an encoder of a tone, without pictures."""
-        command = f"{self.ffmpeg} -hide_banner -nostats -loglevel warning -re {TONE} {AAC}"
-        return self._start(name, command.split(), output)
-
-    def _start(self, name: str, command: list[str], output: tuple[str, ...]) -> Encoder:
+        Args:
+            name: Of the file of what it prints.
+            encoding: The arguments of ffmpeg; `SOUND`: without pictures.
+            output: The URL, or arguments that end with it.
+            prefix: The prefix of its command.
+        """
+        inputs = f"-re {TONE}" if encoding == SOUND else f"-probesize 32 {_INPUT} {TONE} -map 0:v -map 1:a"
+        command = f"{self.ffmpeg} -hide_banner -nostats -loglevel warning -y {inputs} {encoding} -flush_packets 1"
         output = output if len(output) > 1 else ("-f", "flv", *output)
-        made = Encoder([*command, "-flush_packets", "1", *output], self.directory / f"{name}.err")
+        made = Encoder([*prefix, *command.split(), *output], self.directory / f"{name}.err")
         self._made.append(made)
+        if encoding != SOUND:
+            self._encoders.append(made)
         return made
 
     def _run(self) -> None:
@@ -167,7 +168,7 @@ class Viewer:
     def __init__(self, ffmpeg: str, directory: Path, name: str, url: str, prefix: Iterable[str] = ()) -> None:
         self.err = directory / f"{name}.err"
         command = (
-            f"{ffmpeg} -hide_banner -nostdin -nostats -loglevel info -fflags nobuffer -flags low_delay -copyts -probesize 5000"
+            f"{ffmpeg} -hide_banner -nostdin -nostats -loglevel info -flags low_delay -copyts -probesize 5000"
             f" -analyzeduration 500000 -rtmp_live live -i {url} -map 0:v -fps_mode passthrough -enc_time_base 1:1000"
             " -vf showinfo=checksum=0 -pix_fmt gray -f rawvideo -flush_packets 1 -"
         )
