@@ -122,6 +122,10 @@ class Mp4Error(RtmpdError):
     """An MP4 or MOV file is damaged, or uses something that the reader does not support. The message says what."""
 
 
+class UnsupportedByMp4(Mp4Error):
+    """MP4 can't carry a track, or not with what is known of it so far. The message says why."""
+
+
 class SlateError(RtmpdError):
     """A file can't be used as a slate, or a slate can't be made. The message says what was expected and what was found."""
 

@@ -552,7 +552,8 @@ class Fanout(FanoutState):
         If its socket is full, it gets them with the first frame.
         """
         stream_log = self.log
-        if self._before_frames and stream_log.headers.items and not subscriber.blocked:
+        early = self._before_frames and subscriber.framing.sends_early
+        if early and stream_log.headers.items and not subscriber.blocked:
             self._queue_headers(subscriber, stream_log.headers, max(stream_log.newest_timestamp, 0), only_new=True)
         self._serve(subscriber)
 

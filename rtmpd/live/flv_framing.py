@@ -20,6 +20,13 @@ class FlvFraming:
 
     name = "flv"
 
+    def for_log(self) -> FlvFraming:
+        """Return itself: a tag depends on nothing else."""
+        return self
+
+    def set_headers(self, headers: Headers) -> None:
+        """Do nothing: a tag depends on nothing else."""
+
     def size(self, timestamp: int, length: int) -> int:
         """Return the number of bytes that a message takes as a tag."""
         return length + _OVERHEAD
@@ -59,6 +66,7 @@ class FlvSubscriberFraming:
     __slots__ = ("_begun",)
 
     shared = True
+    sends_early = True
 
     def __init__(self) -> None:
         self._begun = False

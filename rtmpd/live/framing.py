@@ -82,6 +82,10 @@ class SubscriberFraming(Protocol):
     def shared(self) -> bool:
         """Whether the subscriber gets the log's own bytes."""
 
+    @property
+    def sends_early(self) -> bool:
+        """Whether headers are sent before the source's first frame, as they come. If not, all are sent with that frame."""
+
     def headers(self, headers: Headers, timestamp: int) -> bytes:
         """Return headers, as they precede a message of that timestamp."""
 
@@ -93,19 +97,32 @@ class SubscriberFraming(Protocol):
 
 
 class Framing(Protocol):
-    """How messages become the bytes of a log. The bytes of a message depend on no reader and on no other message."""
+    """How messages become the bytes of a log. The bytes of a message depend on no reader.
+
+    A reader may begin at any message. From before, it needs the headers in force, and the frames that the codec refers to.
+    """
 
     @property
     def name(self) -> str:
         """The name of the format."""
 
+    def for_log(self) -> Framing:
+        """Return the framing of one log: itself, if it does not depend on what the log holds.
+
+        A log's framing may also be asked, for a log that is joined with it: then both use the same clock.
+        """
+
+    def set_headers(self, headers: Headers) -> None:
+        """Set the headers in force for the messages that follow."""
+
     def size(self, timestamp: int, length: int) -> int:
-        """Return the number of bytes that a message with a payload of *length* bytes takes."""
+        """Return the number of bytes that a message with a payload of *length* bytes takes at most."""
 
     def write(self, page: Page, type_id: int, timestamp: int, payload: bytes) -> int:
         """Write a message behind a page's last one; return its end, or -1 if it does not fit. The hot path.
 
-        Only the page's buffer is changed: the log does the rest.
+        Only the page's buffer is changed: the log does the rest. The page's end is returned for a message that the format does
+        not carry.
         """
 
     def read(self, page: Page, index: int) -> Message:

@@ -142,6 +142,11 @@ class Log(LogState):
         self._formats_of: Headers = NO_HEADERS
         self._formats: Mapping[int, FrameFormat] = {}
 
+    def set_headers(self, headers: Headers) -> None:
+        """Set the headers in force for the messages that follow."""
+        self.headers = headers
+        self.framing.set_headers(headers)
+
     # Appending ---------------------------------------------------------------------------------------------------------
 
     @completes(LogState)
@@ -171,8 +176,11 @@ class Log(LogState):
             self.schedule()
         if type_id != DATA:
             self.newest_timestamp = timestamp
-            if self._finds_disposable and type_id == VIDEO and self._is_disposable(payload):
-                page.disposable.append(start)
+        if end == start:
+            # The format does not carry the message.
+            return
+        if self._finds_disposable and type_id == VIDEO and self._is_disposable(payload):
+            page.disposable.append(start)
         page.starts.append(start)
         page.kinds.append(kind)
         page.end = end

@@ -36,6 +36,7 @@ class Output:
         courier: Delivers to small groups of subscribers; None: one of its own.
 
     Attributes:
+        framing: The format, as it was given.
         log: The messages.
         fanout: Delivers them to subscribers.
         keeps_join_point: New readers start at the newest keyframe. An output that is only read in batches keeps none.
@@ -53,7 +54,8 @@ class Output:
     ) -> None:
         self.rewrite = rewrite
         self.rewrites = not rewrite.identity
-        self.log = Log(framing, options.limits.gop_cache_limit_bytes)
+        self.framing = framing
+        self.log = Log(framing.for_log(), options.limits.gop_cache_limit_bytes)
         self.fanout = Fanout(self.log, options, name, counters, courier)
         self.keeps_join_point = True
         self.unused_since: float | None = None
@@ -87,7 +89,7 @@ class Output:
         if self.rewrites:
             rewritten = ((type_id, self._rewritten(type_id, payload)) for type_id, payload in headers.items)
             headers = Headers(tuple(dict.fromkeys((type_id, own) for type_id, own in rewritten if own is not None)))
-        self.log.headers = headers
+        self.log.set_headers(headers)
 
     def replay(self, published: Log) -> None:
         """Append what another log keeps from its join point on. Only while this one is empty."""
@@ -110,8 +112,9 @@ class Output:
         self.keeps_join_point = True
         page = published.join_page
         if page is not None and self.log.join_page is None:
-            older = Log(self.log.framing, self.log.cache_limit_bytes, self.log.account)
-            older.headers, joins = published.join_headers, True
+            older = Log(self.log.framing.for_log(), self.log.cache_limit_bytes, self.log.account)
+            older.set_headers(published.join_headers)
+            joins = True
             for message in published.read_all(page, published.join_offset):
                 if message.type_id in (AUDIO, VIDEO, DATA):
                     older.append(message.type_id, message.timestamp, bytes(message.payload), message.kind, joins)

@@ -80,6 +80,13 @@ class RtmpFraming:
         """The chunk size, if the extension may write chunks instead of `write`; 0 if a subclass writes in another way."""
         return self.chunk_size if type(self).write is RtmpFraming.write else 0
 
+    def for_log(self) -> RtmpFraming:
+        """Return itself: chunks depend on nothing else."""
+        return self
+
+    def set_headers(self, headers: Headers) -> None:
+        """Do nothing: chunks depend on nothing else."""
+
     def size(self, timestamp: int, length: int) -> int:
         """Return the number of bytes that a message takes as chunks."""
         return framed_size(length, timestamp, self.chunk_size)
@@ -156,6 +163,8 @@ class RtmpSubscriberFraming:
     """
 
     __slots__ = ("chunk_size", "message_stream_id", "receive_audio", "receive_video", "video_gate")
+
+    sends_early = True
 
     def __init__(self, chunk_size: int, message_stream_id: int = 1) -> None:
         self.chunk_size = chunk_size

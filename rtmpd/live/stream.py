@@ -411,7 +411,7 @@ class Stream:
             reader.fail()
         output.close()
         if output is self.published:
-            self.published = Output(self.key, self.options, output.log.framing, counters=self.counters, courier=self._courier)
+            self.published = Output(self.key, self.options, output.framing, counters=self.counters, courier=self._courier)
             self.published.set_headers(self._headers)
             self.published.fanout.timeline = self.timeline
             self.begun_at = 0
@@ -432,7 +432,7 @@ class Stream:
             framing: The format; None: that of the published output.
         """
         self._want_source()
-        output = self._find(self.content.narrow(wanted), framing or self.published.log.framing, keeps_join_point=True)
+        output = self._find(self.content.narrow(wanted), framing or self.published.framing, keeps_join_point=True)
         output.keep_join_point(self.published.log)
         return output
 
@@ -453,7 +453,7 @@ class Stream:
 
     def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
         for output in self._outputs:
-            if output.rewrite == rewrite and output.log.framing is framing:
+            if output.rewrite == rewrite and output.framing is framing:
                 return output
         output = Output(self.key, self.options, framing, rewrite, self.counters, self._courier)
         output.fanout.timeline = self.timeline

@@ -53,6 +53,12 @@ class RecordFraming:
 
     name = "records"
 
+    def for_log(self):
+        return self
+
+    def set_headers(self, headers):
+        pass
+
     def size(self, timestamp, length):
         return HEAD.size + length
 
@@ -86,6 +92,7 @@ class RecordSubscriberFraming:
     """The framing of one reader: the bytes of the log."""
 
     shared = True
+    sends_early = True
 
     def headers(self, headers, timestamp):
         return b"".join(record(type_id, timestamp, payload) for type_id, payload in headers.items)
