@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rtmpd import __version__
-from rtmpd.errors import ConfigError, SlateError
+from rtmpd.errors import ConfigError, RemuxError, SlateError
 from rtmpd.util import speed
 
 # Modules that --version and --help do not need are imported where they are used, since gevent and the configuration are slow.
@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.make_slate:
         picture, out = arguments.make_slate
         return _make_slate(picture, out, arguments.like)
+    if arguments.remux:
+        return _remux(*arguments.remux)
     try:
         config = _load(arguments)
     except ConfigError as error:
@@ -129,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("PICTURE", "OUT"),
         help="make a slate, a short FLV or MP4 file to be sent in a loop, from a picture with ffmpeg, and exit",
+    )
+    actions.add_argument(
+        "--remux",
+        nargs=2,
+        metavar=("RECORDING", "OUT"),
+        help="make a fragmented MP4 file of an FLV recording, without encoding it again, and exit",
     )
     parser.add_argument("--like", metavar="RECORDING", help="encode the slate as this FLV or MP4 file is encoded")
     parser.add_argument("--version", action="version", version=f"rtmpd {__version__} ({speed.IN_USE})")
@@ -205,6 +213,20 @@ def _make_slate(picture: str, out: str, like: str | None) -> int:
         for difference in differences(slate, form):
             print(f"rtmpd: note: the slate has {difference}", file=sys.stderr)
     return _print(f"{out}: {slate.description}\n")
+
+
+def _remux(recording: str, out: str) -> int:
+    """Make an MP4 file of a recording and print its description."""
+    from rtmpd.remuxer import remux
+
+    try:
+        remuxed = remux(recording, out)
+    except RemuxError as error:
+        print(f"rtmpd: can't remux: {error}", file=sys.stderr)
+        return 1
+    for note in remuxed.notes:
+        print(f"rtmpd: note: {note}", file=sys.stderr)
+    return _print(f"{out}: {remuxed.description}\n")
 
 
 def _print(text: str) -> int:

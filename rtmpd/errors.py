@@ -126,6 +126,10 @@ class UnsupportedByMp4(Mp4Error):
     """MP4 can't carry a track, or not with what is known of it so far. The message says why."""
 
 
+class RemuxError(RtmpdError):
+    """A recording can't be made an MP4 file. The message says why."""
+
+
 class SlateError(RtmpdError):
     """A file can't be used as a slate, or a slate can't be made. The message says what was expected and what was found."""
 

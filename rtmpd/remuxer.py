@@ -1,0 +1,277 @@
+"""Makes a fragmented MP4 file of an FLV recording, for the command ``rtmpd --remux``. It blocks; the server does not use it.
+
+The recording is read twice: for its tracks, which the file begins with, and for its frames. At most a fragment is in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+from rtmpd.errors import Mp4Error, RemuxError
+from rtmpd.media.flv import AUDIO, FILE_HEADER_SIZE, SCRIPT, TAG_HEADER, TAG_HEADER_SIZE, TAG_OVERHEAD, VIDEO
+from rtmpd.media.fmp4.boxes import full_box
+from rtmpd.media.fmp4.fragmenter import Fragmenter
+from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
+from rtmpd.media.fmp4.tracks import Tracks
+from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.media.timestamps import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rtmpd.media.fmp4.codecs import Track
+    from rtmpd.media.fmp4.fragmenter import Fragment
+
+SUFFIXES: Final = (".mp4", ".m4a", ".m4v")
+
+_FRAGMENT_MS = 1000
+"""The shortest fragment: it ends before a keyframe, or, without video, anywhere."""
+_LONGEST_FRAGMENT_MS = 10_000
+_LARGEST_FRAGMENT_BYTES = 16 << 20
+_MAX_INDEX = 1_000_000
+_PREFIX_BYTES = 64
+"""The part of a frame that its kind is read from."""
+_BEGIN = b"FLV\1"
+_FRAMES = (int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.TRACK_KEYFRAME))
+_KEYFRAMES = (int(Kind.KEYFRAME), int(Kind.TRACK_KEYFRAME))
+_HEADERS = (int(Kind.HEADER), int(Kind.METADATA))
+_KINDS = {VIDEO: "video", AUDIO: "audio"}
+
+
+@dataclass(frozen=True, slots=True)
+class Remuxed:
+    """The new file.
+
+    Attributes:
+        description: Its MIME type, duration and size.
+        notes: What of the recording is not in it.
+    """
+
+    description: str
+    notes: tuple[str, ...]
+
+
+def remux(recording: str, out: str) -> Remuxed:
+    """Make a fragmented MP4 file of an FLV recording, with an index of its fragments (mfra).
+
+    Args:
+        recording: The path of the recording.
+        out: The path of the new file, which ends in ``.mp4``, ``.m4a`` or ``.m4v``. A file there is replaced when all has
+            succeeded.
+
+    Raises:
+        RemuxError: The recording is damaged or can't be an MP4 file, or a file can't be read or written.
+    """
+    target = Path(out).absolute()
+    if target.suffix.lower() not in SUFFIXES:
+        raise RemuxError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if not Path(recording).is_file():
+        raise RemuxError(f"{recording}: expected a recording, found no such file")
+    try:
+        if target.exists() and target.samefile(recording):
+            raise RemuxError(f"{out}: is the recording itself")
+        with Path(recording).open("rb") as source:
+            contents = _Contents(source)
+            # Beside the target: a file is renamed within its file system only.
+            with tempfile.TemporaryDirectory(prefix=".rtmpd-remux-", dir=target.parent) as directory:
+                made = Path(directory, "remuxed")
+                with made.open("wb") as file:
+                    remuxed = _write(source, contents, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                made.replace(target)
+    except Mp4Error as error:
+        raise RemuxError(f"{recording}: {error}") from None
+    except OSError as error:
+        raise RemuxError(f"{error.filename or out}: {error.strerror or error}") from None
+    return remuxed
+
+
+# The recording ------------------------------------------------------------------------------------------------------------
+
+
+class _Tag(NamedTuple):
+    """A tag; *payload* is its beginning or all of it, *position* that of its payload."""
+
+    type_id: int
+    timestamp: int
+    payload: bytes
+    position: int
+    length: int
+
+
+def _tags(file: BinaryIO, limit_bytes: int | None) -> Iterator[_Tag]:
+    """Yield the tags of a file; one that is not complete ends it.
+
+    Args:
+        file: The file.
+        limit_bytes: How much of each payload is read; None: all.
+
+    Raises:
+        Mp4Error: The file is damaged.
+    """
+    file.seek(0)
+    head = file.read(FILE_HEADER_SIZE)
+    position = int.from_bytes(head[5:9], "big") + 4
+    if head[:4] != _BEGIN or position < FILE_HEADER_SIZE:
+        raise Mp4Error("expected an FLV file")
+    size = os.fstat(file.fileno()).st_size
+    while position + TAG_OVERHEAD <= size:
+        file.seek(position)
+        head = file.read(TAG_HEADER_SIZE)
+        if len(head) < TAG_HEADER_SIZE:
+            return
+        word, time = TAG_HEADER.unpack(head)
+        type_id, length = word >> 24, word & 0xFFFFFF
+        end = position + length + TAG_OVERHEAD
+        if type_id not in (AUDIO, VIDEO, SCRIPT):
+            raise Mp4Error(f"damaged: expected an audio, video or script tag at byte {position}, found type {type_id}")
+        if end > size:
+            return
+        payload = file.read(length if limit_bytes is None else min(length, limit_bytes))
+        yield _Tag(type_id, time >> 8 | (time & 0xFF) << 24, payload, position + TAG_HEADER_SIZE, length)
+        position = end
+
+
+class _Contents:
+    """What a recording contains.
+
+    Args:
+        file: The recording.
+
+    Attributes:
+        tracks: Its tracks.
+        begin_ms: The timestamp of its first frame, on a timeline without jumps.
+        end: The end of the last complete tag, bytes.
+
+    Raises:
+        Mp4Error: The file is damaged, has no track for MP4, or changes one.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tracks = tracks = Tracks()
+        self.end = 0
+        timeline = Timeline()
+        first: dict[int, int] = {}
+        for tag in _tags(file, _PREFIX_BYTES):
+            self.end = tag.position + tag.length + 4
+            payload, type_id = tag.payload, tag.type_id
+            if type_id == SCRIPT:
+                if not first:
+                    tracks.take(SCRIPT, _whole(file, tag))
+                continue
+            kind = _kind(type_id, payload)
+            if kind in _FRAMES:
+                stamp = timeline.stamp(timeline.video if type_id == VIDEO else timeline.audio, tag.timestamp)
+                if not tracks.settled(type_id):
+                    tracks.take(type_id, _whole(file, tag))
+                first.setdefault(type_id, stamp)
+            elif kind in _HEADERS and tracks.take(type_id, _whole(file, tag)) and kind == Kind.HEADER and type_id in first:
+                raise Mp4Error(
+                    f"the parameters of {_KINDS[type_id]} change at {tag.timestamp / 1000:.3f} s, "
+                    f"an MP4 file of several kinds of {_KINDS[type_id]} is not supported"
+                )
+        self.begin_ms = min(first.values(), default=0)
+        require_tracks(tracks)
+
+
+def _kind(type_id: int, payload: bytes) -> int:
+    return video_kind(payload) if type_id == VIDEO else audio_kind(payload)
+
+
+def _whole(file: BinaryIO, tag: _Tag) -> bytes:
+    if len(tag.payload) == tag.length:
+        return tag.payload
+    file.seek(tag.position)
+    return file.read(tag.length)
+
+
+# The new file -------------------------------------------------------------------------------------------------------------
+
+
+def _write(source: BinaryIO, contents: _Contents, file: BinaryIO) -> Remuxed:
+    tracks = contents.tracks
+    fragmenter, timeline = Fragmenter(tracks), Timeline()
+    # The duration is written when it is known; its field has the same size.
+    init = init_segment(tracks.tracks, duration_ms=0)
+    file.write(init)
+    output = _Output(file, tracks.tracks[0], len(init))
+    # The track that decides where a fragment ends: the times of the other one may be far off.
+    leading = VIDEO if tracks.video is not None else AUDIO
+    cut_ms = 0
+    for tag in _tags(source, None):
+        type_id, payload = tag.type_id, tag.payload
+        kind = Kind.OTHER if type_id == SCRIPT else _kind(type_id, payload)
+        if kind not in _FRAMES:
+            continue
+        stamp = timeline.stamp(timeline.video if type_id == VIDEO else timeline.audio, tag.timestamp)
+        time_ms = (stamp - contents.begin_ms) & 0xFFFFFFFF
+        fragmenter.add(type_id, time_ms, payload)
+        large = fragmenter.held_bytes >= _LARGEST_FRAGMENT_BYTES
+        if type_id == leading:
+            lasted_ms = time_ms - cut_ms
+            ends = kind in _KEYFRAMES or leading == AUDIO
+            if large or lasted_ms >= _LONGEST_FRAGMENT_MS or (ends and lasted_ms >= _FRAGMENT_MS):
+                output.add(fragmenter.cut())
+                cut_ms = time_ms
+        elif large:
+            output.add(fragmenter.cut())
+    output.add(fragmenter.finish())
+    size = output.finish()
+    file.seek(0)
+    file.write(init_segment(tracks.tracks, duration_ms=output.end_ms))
+    notes = [f"not in the new file: {problem}" for problem in tracks.problems.values()]
+    rest_bytes = os.fstat(source.fileno()).st_size - contents.end
+    if rest_bytes:
+        notes.append(f"the recording is truncated within a tag: its last {rest_bytes} bytes are not in the new file")
+    description = f"{mime_type(tracks.tracks)}, {output.end_ms / 1000:.3f} s, {size} bytes"
+    return Remuxed(description, tuple(notes))
+
+
+class _Output:
+    """The fragments of the new file, and their index (ISO/IEC 14496-12 section 8.8.9 to 8.8.11).
+
+    Args:
+        file: The new file.
+        track: The track that the index is of.
+        position: The position of the first fragment.
+
+    Attributes:
+        end_ms: The end of the last sample.
+    """
+
+    def __init__(self, file: BinaryIO, track: Track, position: int) -> None:
+        self._file = file
+        self._track = track
+        self._position = position
+        self._index = array("Q")
+        self.end_ms = 0
+
+    def add(self, fragment: Fragment | None) -> None:
+        """Write a fragment."""
+        if fragment is None:
+            return
+        time = fragment.sync_times.get(self._track.track_id)
+        if time is not None and time >= 0 and len(self._index) < 2 * _MAX_INDEX:
+            self._index.extend((time, self._position))
+        self._file.write(fragment.data)
+        self._position += len(fragment.data)
+        self.end_ms = max(self.end_ms, fragment.end_ms)
+
+    def finish(self) -> int:
+        """Write the index; return the size of the file."""
+        entries = b"".join(
+            struct.pack(">QQ3B", time, position, 1, 1, 1)
+            for time, position in zip(self._index[::2], self._index[1::2], strict=True)
+        )
+        tfra = full_box(b"tfra", 1, 0, struct.pack(">III", self._track.track_id, 0, len(self._index) // 2), entries)
+        size = 8 + len(tfra) + 16
+        mfro = full_box(b"mfro", 0, 0, struct.pack(">I", size))
+        self._file.write(struct.pack(">I4s", size, b"mfra") + tfra + mfro)
+        return self._position + size
