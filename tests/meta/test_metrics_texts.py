@@ -140,7 +140,8 @@ def counted():
                     owner, method = ast.unparse(node.func.value), node.func.attr
                     # A close reason has its counters in a table.
                     table = ast.unparse(node) == "self.hub.count(counter)"
-                    if method == "_count" or (method == "count" and owner.endswith(("hub", "server")) and not table):
+                    counts = owner == "host" or owner.endswith(("hub", "server"))
+                    if method == "_count" or (method == "count" and counts and not table):
                         name = node.args[0]
                 elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("counters"):
                     name = node.slice
