@@ -257,7 +257,7 @@ def test_above_the_memory_limit_further_publishes_are_refused(server, raw, tmp_p
     raw(running).publish("b")
     assert scrape(metrics_port(running))["rtmpd_wire_log_bytes",] > 19e6
     reload(running, tmp_path, ENDLESS + "[limits]\nmemory_limit_bytes = 16M\n", "memory_limit_bytes = 16777216")
-    running.wait_for_line(r"WARNING memory_limit_bytes is 16777216, .* [1-9]\d* streams freed what they kept for new players")
+    running.wait_for_line(r"WARNING memory_limit_bytes is 16777216, .* [1-9]\d* what they kept for new players")
     assert scrape(metrics_port(running))["rtmpd_wire_log_bytes",] < 2e6
     assert refused(raw(running), "publish", "c") == (FAILED, "The server has too little memory.")
     running.wait_for_line(
