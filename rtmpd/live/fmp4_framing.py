@@ -2,8 +2,9 @@
 
 Each frame is a fragment of its own, a moof and an mdat box, so that it is sent as soon as it comes. A reader first gets an
 initialization segment of the headers in force. When headers change, another one precedes the next frame, in the log: readers
-that are there get it, and one that joins just there gets it twice, which does no harm. Data messages, headers, and frames that
-MP4 can't carry are not in the log.
+that are there get it, and one that joins just there gets it twice, which browsers allow. They take another size or profile in
+it, but neither another codec nor a track more or less: then `mime_type` changes, and a page has to begin anew. Data messages,
+headers, and frames that MP4 can't carry are not in the log.
 
 How long a frame lasts is not known before the next one comes. It is estimated for video (`VideoTimes`), and exact for audio
 whose codec says it.
@@ -17,7 +18,7 @@ from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, Message, Notic
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, OVERHEAD_BYTES, SYNC, sample_of, write_sample
 from rtmpd.media.fmp4.frames import opus_ticks
-from rtmpd.media.fmp4.movie import init_segment
+from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 from rtmpd.media.fmp4.tracks import Tracks
 from rtmpd.media.tags import Kind, audio_kind, video_kind
@@ -90,8 +91,19 @@ class Fmp4Framing:
 
     def init_segment(self, headers: Headers) -> bytes:
         """Return the initialization segment of headers, and of what frames have shown; empty if MP4 carries no track of it."""
-        tracks = self._tracks if headers is self._headers else self._tracks.with_headers(headers.items)
-        return init_segment(tracks.tracks) if tracks.tracks else b""
+        tracks = self._tracks_of(headers).tracks
+        return init_segment(tracks) if tracks else b""
+
+    def mime_type(self, headers: Headers) -> str:
+        """Return the MIME type of headers, and of what frames have shown: what a browser is asked whether it plays it.
+
+        Raises:
+            UnsupportedByMp4: MP4 carries no track of it. The message says why.
+        """
+        return mime_type(require_tracks(self._tracks_of(headers)))
+
+    def _tracks_of(self, headers: Headers) -> Tracks:
+        return self._tracks if headers is self._headers else self._tracks.with_headers(headers.items)
 
     def _take(self, type_id: int, payload: bytes) -> None:
         if self._tracks.take(type_id, payload):

@@ -12,7 +12,7 @@ from rtmpd.errors import AmfError, LimitExceeded, UnsupportedByMp4
 from rtmpd.media.flv import AUDIO, SCRIPT, VIDEO
 from rtmpd.media.fmp4.codecs import audio_track, mp3_track, video_track
 from rtmpd.media.fmp4.frames import Plain
-from rtmpd.media.tags import Kind, audio_info, first_track_data, video_info
+from rtmpd.media.tags import MAX_RECORD_BYTES, Kind, audio_info, first_track_data, video_info
 from rtmpd.media.video_codecs import read_color_info
 from rtmpd.protocol import amf0
 from rtmpd.protocol.amf_values import AmfLimits
@@ -29,6 +29,12 @@ _HIGHEST_RATE = 48000
 _SELF_DESCRIBING = ("mp3", "ac3", "eac3")
 """Codecs of audio whose frames have the configuration."""
 _MAX_SIDE = 0xFFFF
+
+MAX_HEADER_BYTES = 64 << 10
+"""The longest sequence header that is taken: no real encoder's comes near."""
+
+_FRAME_BYTES = 64
+"""The part of a frame of audio that its configuration is in."""
 
 
 class Tracks:
@@ -124,11 +130,15 @@ class Tracks:
         info = video_info(payload)
         if info.kind is Kind.METADATA:
             color = read_color_info(first_track_data(payload, info))
-            if color is not None and color != self._color:
+            mine = info.tracks[0] == (self.plain.video_track or 0)
+            if mine and color is not None and color != self._color:
                 self._color = color
                 self._set_video()
             return
         if info.kind is Kind.HEADER:
+            if len(payload) > MAX_HEADER_BYTES:
+                self.problems[VIDEO] = _too_long(payload)
+                return
             self.plain.note_tracks(VIDEO, payload)
             header = self.plain.message(VIDEO, payload)
             if header:
@@ -138,7 +148,7 @@ class Tracks:
         elif info.kind in (Kind.KEYFRAME, Kind.TRACK_KEYFRAME):
             if self._video_header:
                 if not self._keyframe:
-                    self._keyframe = self.plain.message(VIDEO, payload) or b""
+                    self._keyframe = (self.plain.message(VIDEO, payload) or b"")[:MAX_RECORD_BYTES]
                     self._set_video()
             elif self.video is None:
                 self.problems[VIDEO] = f"MP4 can't carry video codec {info.codec or 'without a name'} without a sequence header"
@@ -156,6 +166,9 @@ class Tracks:
     def _take_audio(self, payload: bytes) -> None:
         info = audio_info(payload)
         if info.kind is Kind.HEADER and info.packet_type == 0:
+            if len(payload) > MAX_HEADER_BYTES:
+                self.problems[AUDIO] = _too_long(payload)
+                return
             self.plain.note_tracks(AUDIO, payload)
             header = self.plain.message(AUDIO, payload)
             if header:
@@ -165,8 +178,8 @@ class Tracks:
         elif info.kind is Kind.FRAME:
             described = self._audio_header and info.codec not in _SELF_DESCRIBING
             frame = b"" if described else self.plain.message(AUDIO, payload)
-            if frame is not None and frame != self._audio_frame:
-                self._audio_frame = frame
+            if frame is not None and frame[:_FRAME_BYTES] != self._audio_frame:
+                self._audio_frame = frame[:_FRAME_BYTES]
                 self._set_audio()
 
     def _set_audio(self) -> None:
@@ -207,3 +220,7 @@ class Tracks:
     def tracks(self) -> list[Track]:
         """The tracks, video first."""
         return [track for track in (self.video, self.audio) if track is not None]
+
+
+def _too_long(header: bytes) -> str:
+    return f"a sequence header has {len(header)} bytes, expected at most {MAX_HEADER_BYTES}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rtmpd.errors import UnsupportedByMp4
 from rtmpd.live.flv_framing import FLV
 from rtmpd.live.fmp4_framing import FMP4
 from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO, Headers, Notice, NoticeKind
@@ -116,6 +117,17 @@ def test_a_changed_header_is_an_initialization_segment_before_the_next_frame():
         (VIDEO, 80, b"key"),
         (VIDEO, 100, b"inter"),
     ]
+
+
+def test_the_mime_type_is_that_of_headers_and_frames():
+    log, _ = new_log()
+    assert log.framing.mime_type(HEADERS) == 'video/mp4; codecs="avc1.64000a,mp4a.40.2"'
+    assert log.framing.mime_type(Headers(((VIDEO, OTHER_AVC),))) == 'video/mp4; codecs="avc1.64001f"'
+    log.set_headers(NO_HEADERS)
+    with pytest.raises(UnsupportedByMp4, match="neither an audio nor a video track"):
+        log.framing.mime_type(NO_HEADERS)
+    log.append(AUDIO, 0, b"\x2e\xff\xfb\x90\xc0" + bytes(20), Kind.FRAME)
+    assert log.framing.mime_type(NO_HEADERS) == 'audio/mp4; codecs="mp3"'
 
 
 def test_the_same_headers_again_are_no_bytes():

@@ -174,6 +174,15 @@ def test_a_frame_of_another_codec_without_a_sequence_header_replaces_the_track()
     assert tracks.audio.codec == "mp4a.40.2"
 
 
+@pytest.mark.parametrize(("type_id", "header"), [(VIDEO, AVC), (AUDIO, AAC)])
+def test_a_sequence_header_that_no_encoder_sends_changes_nothing(type_id, header):
+    tracks = Tracks()
+    tracks.take(type_id, header)
+    assert not tracks.take(type_id, header + bytes(70_000))
+    assert "bytes, expected at most 65536" in tracks.problems[type_id]
+    assert tracks.of(type_id) is not None
+
+
 def test_the_lowest_track_of_several_is_carried():
     first, second = AVC[5:], AVC[5:].replace(b"\1\x64\0\x0a", b"\1\x64\0\x1f")
     both = b"\x96\x10avc1" + b"".join(
