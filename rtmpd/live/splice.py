@@ -8,6 +8,7 @@ Audio needs no frame before it: what readers have heard is left out.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
@@ -22,7 +23,7 @@ _HALF = 0x8000_0000
 _COMPOSITION_LIMIT_MS = 10_000
 """A longer composition time is taken for damage: it would hold back what follows for as long."""
 _SHORTEST_STEP_MS = 8
-"""The time between two frames that follow, at least: that of 120 frames per second."""
+"""The time between two frames that follow, at least, if only one is known: that of 120 frames per second."""
 _INTERLEAVE_MS = 2000
 """A frame may come this much later than frames of the other track with its timestamp, or be shown this much before its own."""
 _FRAME, _KEYFRAME, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.METADATA)
@@ -192,12 +193,15 @@ def _compressed_ms(first: int, times: list[int]) -> int:
 
     Args:
         first: The time of the keyframe, relative to the start: negative.
-        times: The times of all frames.
+        times: The times of the frames that are known, in their order.
     """
     before = sum(1 for time in times if time < 0)
     if not before:
         return 0
-    # Often only the keyframe is known so far: its successors must not get the same timestamp either.
-    step_ms = max(1.5, min(_SHORTEST_STEP_MS, -first / before))
+    # Often only the keyframe is known so far: its successors must not get the same timestamp either. Milliseconds are rounded: a
+    # step that is yet to come may be shorter by one.
+    steps = [other - one for one, other in pairwise(times) if other > one]
+    usual_ms = (times[-1] - times[0]) / len(steps) if steps else 0.0
+    step_ms = max(1.5, min(steps, default=_SHORTEST_STEP_MS + 1) - 1, usual_ms / 2)
     # With this length the frames that are compressed, those before the start and those within it, are a millisecond apart.
     return min(-first, int(-first / (step_ms - 1)) + 1)
