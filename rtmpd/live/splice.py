@@ -198,8 +198,8 @@ def _compressed_ms(first: int, times: list[int]) -> int:
     before = sum(1 for time in times if time < 0)
     if not before:
         return 0
-    # Often only the keyframe is known so far: its successors must not get the same timestamp either. Milliseconds are rounded: a
-    # step that is yet to come may be shorter by one.
+    # Often only the keyframe is known so far: its successors must not get the same timestamp either. Milliseconds are rounded:
+    # a step that is yet to come may be shorter by one.
     steps = [other - one for one, other in pairwise(times) if other > one]
     usual_ms = (times[-1] - times[0]) / len(steps) if steps else 0.0
     step_ms = max(1.5, min(steps, default=_SHORTEST_STEP_MS + 1) - 1, usual_ms / 2)

@@ -109,7 +109,6 @@ class Place:
     cut: Callable[[], None] = lambda: None
     join: Callable[[], None] = lambda: None
     encoder: Encoder | None = None
-    starts: int = 0
 
     @property
     def running(self) -> Encoder:
@@ -209,11 +208,19 @@ class Drill(threading.Thread):
         self.wait(lambda: self._viewer.newest >= number, f"picture {number}")
 
     def start_encoder(self, place: Place) -> None:
+        """Start an encoder, again if it is refused: what its predecessor has sent before a cut may still come in."""
         before = len(self._log.find(f" publishes {self._key}$"))
         url = f"{place.scheme}://{place.host}/{self._key}?role={place.role}"
         name = f"{self._key.replace('/', '_')}_{place.role}"
-        place.encoder = self._camera.encoder(name, place.encoding, *place.output, url, prefix=place.prefix)
-        self.wait(lambda: len(self._log.find(f" publishes {self._key}$")) > before, f"the {place.role}")
+
+        def publishes() -> bool:
+            if place.encoder is None or place.encoder.process.poll() is not None:
+                place.encoder = self._camera.encoder(name, place.encoding, *place.output, url, prefix=place.prefix)
+            return len(self._log.find(f" publishes {self._key}$")) > before
+
+        if place.encoder is not None:
+            place.encoder.process.wait(PATIENCE_S)
+        self.wait(publishes, f"the {place.role}")
 
     def run(self) -> None:
         try:
