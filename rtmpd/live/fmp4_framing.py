@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, Message, Notice
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, OVERHEAD_BYTES, SYNC, sample_of, write_sample
-from rtmpd.media.fmp4.frames import opus_ticks
+from rtmpd.media.fmp4.frames import frame_ticks
 from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 from rtmpd.media.fmp4.tracks import Tracks
@@ -162,10 +162,7 @@ class Fmp4Framing:
             return page.end
         if type_id == VIDEO:
             return self._write_video(page, timestamp, frame.payload, frame.body, frame.key, frame.composition_ms)
-        ticks = track.frame_ticks
-        if frame.codec == b"Opus":
-            ticks = opus_ticks(frame.payload[frame.body : frame.body + 2])
-        return self._write_audio(page, timestamp, frame.payload, frame.body, ticks)
+        return self._write_audio(page, timestamp, frame.payload, frame.body, frame_ticks(frame, track.frame_ticks))
 
     def _write_video(self, page: Page, timestamp: int, payload: bytes, body: int, key: bool, composition_ms: int) -> int:
         start = page.end

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rtmpd.media.flv import AUDIO, VIDEO
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, Sample, fragment
-from rtmpd.media.fmp4.frames import opus_ticks
+from rtmpd.media.fmp4.frames import frame_ticks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Fragmenter:
             lane.add(_Waiting(time, SYNC if frame.key else NOT_SYNC, composition, data), self._video_times.duration)
             return
         assert self._audio is not None
-        ticks = opus_ticks(data[:2].tobytes()) if frame.codec == b"Opus" else self._audio.frame_ticks
+        ticks = frame_ticks(frame, self._audio.frame_ticks)
         before = self._audio_times.duration
         time = self._audio_times.place(time_ms, ticks)
         lane.add(_Waiting(time, SYNC, 0, data), before)

@@ -115,6 +115,23 @@ def _audio_frame(payload: bytes) -> FrameData | None:
 _OPUS_TICKS = (*(480, 960, 1920, 2880) * 3, *(480, 960) * 2, *(120, 240, 480, 960) * 4)
 """The duration of a frame by the configuration of an Opus packet, at 48 kHz (RFC 6716 table 2)."""
 
+_HEAD_BYTES = 16
+"""The longest header of a FLAC frame (RFC 9639 section 9.1)."""
+
+
+def frame_ticks(frame: FrameData, usual: int) -> int:
+    """Return the duration of an audio frame, in samples; 0: unknown.
+
+    Args:
+        frame: The frame.
+        usual: The duration of the frames of a codec whose frames all have the same.
+    """
+    if frame.codec == b"Opus":
+        return opus_ticks(frame.payload[frame.body : frame.body + 2])
+    if frame.codec == b"fLaC":
+        return flac_ticks(frame.payload[frame.body : frame.body + _HEAD_BYTES]) or usual
+    return usual
+
 
 def opus_ticks(packet: bytes) -> int:
     """Return the duration of an Opus packet at 48 kHz (RFC 6716 section 3.1); 0 if it is truncated."""
@@ -125,3 +142,23 @@ def opus_ticks(packet: bytes) -> int:
         return 0
     count = (1, 2, 2, packet[1] & 63 if code == 3 else 0)[code]
     return _OPUS_TICKS[packet[0] >> 3] * count
+
+
+def flac_ticks(frame: bytes) -> int:
+    """Return the number of samples of a FLAC frame (RFC 9639 section 9.1); 0 if it is truncated."""
+    if len(frame) < 5 or frame[0] != 0xFF or frame[1] >> 1 != 0xF8 >> 1:
+        return 0
+    code = frame[2] >> 4
+    if code == 1:
+        return 192
+    if code >= 8:
+        return 256 << (code - 8)
+    if code in (6, 7):
+        # Behind the number of the frame, which is coded as a character of UTF-8.
+        ones = 8 - (frame[4] ^ 0xFF).bit_length()
+        if ones in (1, 8):
+            return 0
+        begin = 4 + max(1, ones)
+        field = frame[begin : begin + code - 5]
+        return int.from_bytes(field, "big") + 1 if len(field) == code - 5 else 0
+    return 576 << (code - 2) if code >= 2 else 0

@@ -17,6 +17,9 @@ _TICKS_PER_MS = VIDEO_TIMESCALE // 1000
 _FIRST_DURATION = VIDEO_TIMESCALE // 30
 """What the first frame of video is assumed to last."""
 
+_ASSUMED_RATE_HZ = 50
+"""The number of frames of audio in a second that is assumed, if nothing is known of their duration."""
+
 _LONGEST_DURATION = VIDEO_TIMESCALE
 """The longest duration that is estimated: a still picture may last for hours."""
 
@@ -111,8 +114,8 @@ class AudioTimes:
         last = self._last
         off = ticks - self._expected
         if last < 0:
-            self.duration = frame_ticks or self._rate_hz // 50
-        elif -self.duration <= 2 * off <= self.duration:
+            self.duration = self._rate_hz // _ASSUMED_RATE_HZ
+        elif frame_ticks and -self.duration <= 2 * off <= self.duration:
             ticks = self._expected
         elif ticks <= last and ticks > last - self._rate_hz * _RESTART_MS // 1000:
             ticks = last + 1

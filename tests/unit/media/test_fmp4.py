@@ -12,7 +12,7 @@ from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TRACK
 from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, fragment, sample_of, write_sample
 from rtmpd.media.fmp4.fragments import Sample as Made
-from rtmpd.media.fmp4.frames import opus_ticks
+from rtmpd.media.fmp4.frames import flac_ticks, opus_ticks
 from rtmpd.media.fmp4.movie import init_segment, mime_type, read_tracks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 from rtmpd.media.fmp4.tracks import Tracks
@@ -261,6 +261,13 @@ def test_audio_has_no_gap_for_hours_though_timestamps_are_rounded(rate, ticks):
         assert times.place(number * ticks * 1000 // rate, ticks) == number * ticks
 
 
+def test_audio_of_unknown_durations_begins_where_its_timestamps_say():
+    times = AudioTimes(48000)
+    placed = [times.place(number * 4096 * 1000 // 48000, 0) for number in range(1000)]
+    assert all(abs(time - number * 4096) <= 48 for number, time in enumerate(placed))
+    assert abs(times.duration - 4096) <= 48
+
+
 def test_a_lost_frame_of_audio_is_a_gap():
     times = AudioTimes(48000)
     assert [times.place(time, 1024) for time in (0, 21, 64, 85)] == [0, 1024, 3072, 4096]
@@ -316,3 +323,22 @@ def test_the_duration_of_video_follows_the_longest_step_of_late():
 )
 def test_the_duration_of_opus_packets(packet, ticks):
     assert opus_ticks(packet) == ticks
+
+
+@pytest.mark.parametrize(
+    ("head", "samples_"),
+    [
+        ("fff8 1908 00", 192),
+        ("fff8 5908 05", 4608),
+        ("fff8 c908 c280", 4096),
+        ("fff8 6908 0b ff", 256),
+        ("fff8 7908 c280 037f", 896),
+        ("fff8 7908 c280 03", 0),
+        ("fff8 0908 00", 0),
+        ("fff8 6908 ff ff", 0),
+        ("fff8", 0),
+        ("1234 5678 9abc", 0),
+    ],
+)
+def test_the_duration_of_flac_frames(head, samples_):
+    assert flac_ticks(bytes.fromhex(head)) == samples_
