@@ -181,7 +181,7 @@ class CloseKind(enum.Enum):
     REFUSED = "policy does not allow the connect, publish or play"
     LOGIN = "the client has to connect again with its login: a normal step"
     EXPELLED = "a rule that logs and counts by itself: bitrate, back-pressure policy, unsupported codec"
-    TAKEN_OVER = "a new publisher replaced a silent one (publisher_takeover_s)"
+    TAKEN_OVER = "a new publisher replaced this one (on_conflict, publisher_takeover_s)"
     COMMAND = "the client ended a publish or play with a command; the connection stays"
     SHUTDOWN = "the server stops"
     INTERNAL = "an error of the server: logged and counted where it happens"
