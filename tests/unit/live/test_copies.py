@@ -65,6 +65,16 @@ def test_two_encoders_that_make_the_same_of_a_picture_and_a_tone_do_not_match():
     assert matcher.match("a", "b") is None
 
 
+def test_the_same_pictures_with_other_sound_do_not_match():
+    """Two encoders of one test pattern send the same coded pictures."""
+    matcher = CopyMatcher()
+    for source, salt in (("a", 0), ("b", 1)):
+        note_video(matcher, source, range(60))
+        for number in range(60):
+            matcher.note(source, AUDIO, number * 21, sound(number, salt=salt))
+    assert matcher.match("a", "b") is None
+
+
 def test_a_source_without_video_matches_by_audio():
     matcher = CopyMatcher()
     for source in "ab":
