@@ -142,9 +142,9 @@ class CopyMatcher:
     def match(self, first: Hashable, second: Hashable) -> CopyOffsets | None:
         """Return the timestamps of the second source minus those of the first; None unless they send identical frames.
 
-        24 frames must agree, two of them keyframes or large video frames. Tiny payloads, and those that a source has sent more
-        than once, are no evidence. If both have audio, some of it must agree, too; of sources without video, 24 frames. Audio and video must have the same
-        offset within 200 ms. A call takes half a millisecond.
+        24 frames must agree, two of them keyframes or large video frames. Tiny payloads, and those that a source has sent
+        more than once, are no evidence. If both have audio, some of it must agree, too; of sources without video, 24 frames.
+        Audio and video must have the same offset within 200 ms. A call takes half a millisecond.
         """
         one, two = self._rings.get(first), self._rings.get(second)
         if one is None or two is None or one.has_video is not two.has_video:
