@@ -49,6 +49,9 @@ _COPY_WAIT_MS = 2000
 _CLOCK_LIMIT_MS = 10_000
 """Clocks in the content of two sources that differ by more than this from what their arrival says are not comparable."""
 _AHEAD_LIMIT_MS = 1000
+_BEHIND_LIMIT_MS = 100
+"""A source that takes over may be this much behind the one before: the splice compresses that. Without it, each switch would
+move the timeline forward by a frame or so."""
 
 
 def _nothing() -> None:
@@ -692,13 +695,13 @@ class Ingest:
         lag_ms = lane.lag_ms if lane.lag_ms is not None else now_s * 1000 - own
         before_ms = self._last_lag_ms if self._last_lag_ms is not None else now_s * 1000 - newest
         by_arrival = round(lag_ms - before_ms)
-        # What has arrived by now is not earlier than what readers have been sent, and not much later than now.
-        present = max(0, round(now_s * 1000 - before_ms - newest))
-        by_arrival = max(newest - own, min(by_arrival, newest - own + present + _AHEAD_LIMIT_MS))
+        # What has arrived by now is not much earlier than what readers have been sent, and not much later than now.
+        earliest, present = newest - own - _BEHIND_LIMIT_MS, max(0, round(now_s * 1000 - before_ms - newest))
+        by_arrival = max(earliest, min(by_arrival, newest - own + present + _AHEAD_LIMIT_MS))
         if self._publish_options().align_clocks and self._last_clock is not None:
             difference_ms = timestamp_shift_ms(self._last_clock, lane.clock, -by_arrival)
             if difference_ms is not None and abs(difference_ms + by_arrival) <= _CLOCK_LIMIT_MS:
-                return max(newest - own, -difference_ms)
+                return max(earliest, -difference_ms)
         return by_arrival
 
 
