@@ -372,14 +372,15 @@ class Lane:
             self.health.note(now_s, messages)
             return False
         self._messages = messages
+        bypassed = self.bypassed
         figures = HealthFigures(
             messages=messages,
             bytes=source.bytes_in,
             video_frames=source.video_frames,
             keyframes=source.stats.keyframes,
             # Sizes are not observed of a source that feeds its stream directly.
-            largest_inter_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_inter,
-            largest_audio_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_audio,
+            largest_inter_bytes=_UNKNOWN_BYTES if bypassed else self._largest_inter,
+            largest_audio_bytes=_UNKNOWN_BYTES if bypassed else self._largest_audio,
             has_video=source.has_video,
             has_audio=source.audio_messages > 0,
         )
