@@ -1,5 +1,8 @@
 from collections.abc import Callable
 
+from rtmpd.live.copies import CopyInputState as CopyInputState
+from rtmpd.live.copies import CopyLaneState as CopyLaneState
+from rtmpd.live.copies import MergedTrackState as MergedTrackState
 from rtmpd.live.courier import CourierState as CourierState
 from rtmpd.live.courier import deliver_each as deliver_each
 from rtmpd.live.fanout import FanoutState as FanoutState

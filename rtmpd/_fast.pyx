@@ -11,7 +11,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject, PyObject_Hash, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EALREADY, EINPROGRESS, EINTR, errno
@@ -53,7 +53,7 @@ cdef extern from *:
     """
     void _prefetch_line "rtmpd_prefetch" (const void *address) noexcept nogil
 
-INTERFACE = 12
+INTERFACE = 20
 
 # Memory that will be needed ----------------------------------------------------------------------------------------------
 
@@ -773,7 +773,7 @@ cdef int64_t _WORD = 0xFFFFFFFF
 
 # The methods that have the rules, for everything that is not ordinary.
 cdef object _pure_append, _pure_stamp, _pure_video, _pure_audio
-cdef object _pure_add, _pure_note_growth, _pure_deliver_if_small
+cdef object _pure_add, _pure_note_growth, _pure_deliver_if_small, _pure_append_copy
 
 # Of rtmpd.media.timestamps, which imports this module: known when the first source is made. A subclass may have other rules.
 cdef object _Timeline = None
@@ -782,7 +782,7 @@ cdef object _Timeline = None
 def hand_over(str name, method):
     """Take the pure form of a method of a base, by ``class.method``."""
     global _pure_append, _pure_stamp, _pure_video, _pure_audio
-    global _pure_add, _pure_note_growth, _pure_deliver_if_small
+    global _pure_add, _pure_note_growth, _pure_deliver_if_small, _pure_append_copy
     if name == "LogState.append":
         _pure_append = method
     elif name == "TimelineState.stamp":
@@ -797,6 +797,8 @@ def hand_over(str name, method):
         _pure_note_growth = method
     elif name == "FanoutState.deliver_if_small":
         _pure_deliver_if_small = method
+    elif name == "CopyInputState.append":
+        _pure_append_copy = method
     else:
         raise ValueError(name)
 
@@ -1096,6 +1098,226 @@ cdef class StatsState:
         self._keyframe_timestamp = timestamp
 
 
+# Identical copies --------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    # As in rtmpd.live.copies.
+    _WINDOW_MS = 8000
+    _FIRST_FRAMES = 64
+    _MAX_FRAMES = 4096  # a power of two, as all capacities
+    _MEASURED = 16
+    _MEASURED_EVERY = 8
+    _JUMP_MS = 10000
+    _BACK_MS = 1000
+    _FIRST_TOLERANCE_MS = 5
+    _MAX_TOLERANCE_MS = 20
+    _APART = -2
+    _DUPLICATE = -1
+    _OTHER = -2
+
+cdef double _GAP_FACTOR = 1.5
+cdef int64_t _NEVER = -(<int64_t>1 << 62)
+
+
+cdef struct _Merged:
+    Py_hash_t signature
+    int64_t time_ms
+    bint alone  # until a second copy has brought the frame
+
+
+cdef class MergedTrackState:
+    """The newest frames of one type of the merged sequence. As `rtmpd.live.copies.MergedTrackState`."""
+
+    cdef readonly int64_t first, end, newest_ms, usual_ms, filled
+    cdef public int64_t duplicates
+    cdef readonly double gap_ms, tolerance_ms
+    cdef _Merged *_frames  # a ring: the place of a frame is its number modulo the capacity
+    cdef int64_t _capacity
+
+    def __cinit__(self, *args, **kwargs):
+        # Memory is zeroed before this.
+        self.newest_ms = _NEVER
+        self.gap_ms = _JUMP_MS
+        self.tolerance_ms = _FIRST_TOLERANCE_MS
+
+    def __dealloc__(self):
+        free(self._frames)
+
+    def append(self, Py_hash_t signature, int64_t time_ms):
+        """Append a frame; return its time."""
+        return self._append(signature, time_ms)
+
+    def matched(self, number):
+        """Take note that another copy has brought a frame, too."""
+        self._find(number).alone = False
+        self.duplicates += 1
+
+    def signature_of(self, number):
+        """Return the hash of a frame."""
+        return self._find(number).signature
+
+    def time_of(self, number):
+        """Return the time of a frame."""
+        return self._find(number).time_ms
+
+    cdef _Merged *_find(self, int64_t number) except NULL:
+        if not self.first <= number < self.end:
+            raise KeyError(number)
+        return self._at(number)
+
+    cdef inline _Merged *_at(self, int64_t number) noexcept:
+        return &self._frames[number & (self._capacity - 1)]
+
+    cdef int64_t _append(self, Py_hash_t signature, int64_t time_ms) except? -1:
+        cdef int64_t number = self.end
+        cdef _Merged *frame
+        if number - self.first == self._capacity:
+            self._make_room()
+        if time_ms < self.newest_ms:
+            time_ms = self.newest_ms
+        else:
+            self.newest_ms = time_ms
+        frame = self._at(number)
+        frame.signature, frame.time_ms, frame.alone = signature, time_ms, True
+        self.end = number + 1
+        if number % _MEASURED_EVERY == 0 and number:
+            self._measure()
+        # The newest frame stays.
+        while self._at(self.first).time_ms < time_ms - _WINDOW_MS:
+            self._drop()
+        return time_ms
+
+    cdef inline void _drop(self) noexcept:
+        self.filled += self._at(self.first).alone
+        self.first += 1
+
+    cdef int _make_room(self) except -1:
+        cdef int64_t capacity = self._capacity * 2 if self._capacity else _FIRST_FRAMES, number
+        cdef _Merged *frames
+        if capacity > _MAX_FRAMES:
+            self._drop()
+            return 0
+        frames = <_Merged *>realloc(NULL, capacity * sizeof(_Merged))
+        if frames == NULL:
+            raise MemoryError
+        for number in range(self.first, self.end):
+            frames[number & (capacity - 1)] = self._at(number)[0]
+        free(self._frames)
+        self._frames = frames
+        self._capacity = capacity
+        return 0
+
+    cdef void _measure(self) noexcept:
+        """Measure the usual step: the median of the newest ones."""
+        cdef int64_t steps[_MEASURED]
+        cdef int64_t step, number
+        cdef int count = 0, place
+        for number in range(max(self.first, self.end - _MEASURED - 1) + 1, self.end):
+            step = self._at(number).time_ms - self._at(number - 1).time_ms
+            if step <= 0:
+                continue
+            place = count
+            while place > 0 and steps[place - 1] > step:
+                steps[place] = steps[place - 1]
+                place -= 1
+            steps[place] = step
+            count += 1
+        if count:
+            self.usual_ms = steps[count // 2]
+            self.gap_ms = self.usual_ms * _GAP_FACTOR + 1
+            self.tolerance_ms = min(max(2.0, self.usual_ms / 2.0), <double>_MAX_TOLERANCE_MS)
+
+
+cdef class CopyLaneState:
+    """What an ordinary frame changes of one type of one copy. As `rtmpd.live.copies.CopyLaneState`."""
+
+    cdef readonly MergedTrackState track
+    cdef public int64_t offset_ms, last_ms, position, mismatches
+
+    def __init__(self, MergedTrackState track not None, int64_t offset_ms):
+        self.track = track
+        self.offset_ms = offset_ms
+        self.last_ms = _NEVER
+        self.position = _APART
+        self.mismatches = 0
+
+    def take(self, int64_t time_ms, Py_hash_t signature):
+        """Take a frame if it is simply the next one of its copy, while no copy is held."""
+        return self._take(time_ms, signature)
+
+    cdef int64_t _take(self, int64_t time_ms, Py_hash_t signature) except? -3:
+        cdef MergedTrackState track = self.track
+        cdef int64_t number = self.position + 1, timestamp_ms
+        cdef _Merged *frame
+        if track is None:
+            return _OTHER
+        if number == track.end:
+            if not (-_BACK_MS <= time_ms - self.last_ms and time_ms - self.last_ms <= track.gap_ms):
+                return _OTHER
+            timestamp_ms = track._append(signature, time_ms) & _WORD
+            self.last_ms = time_ms
+            self.position = number
+            return timestamp_ms
+        if not track.first <= number < track.end:
+            return _OTHER
+        frame = track._at(number)
+        if frame.signature != signature or not -track.tolerance_ms <= time_ms - frame.time_ms <= track.tolerance_ms:
+            return _OTHER
+        self.last_ms = time_ms
+        self.position = number
+        self.mismatches = 0
+        frame.alone = False
+        track.duplicates += 1
+        return _DUPLICATE
+
+
+cdef class CopyInputState:
+    """What an ordinary frame of a copy needs. As `rtmpd.live.copies.CopyInputState`."""
+
+    cdef public CopyLaneState video, audio
+    cdef public list held
+    cdef public object output
+
+    @cython.binding(False)
+    def append(self, type_id, timestamp_ms, payload, kind):
+        if not PyBytes_CheckExact(payload) or not self._append(type_id, timestamp_ms, payload, kind):
+            _pure_append_copy(self, type_id, timestamp_ms, payload, kind)
+
+    cdef bint _append(self, int type_id, int64_t timestamp_ms, bytes payload, int kind) except -1:
+        """Take a frame if it is simply the next one of its copy; return whether it was."""
+        cdef CopyLaneState lane = self.video if type_id == _VIDEO else self.audio
+        cdef int64_t found
+        cdef object append
+        if lane is None or self.held is None or len(self.held) != 0:
+            return False
+        found = lane._take(timestamp_ms - lane.offset_ms, PyObject_Hash(payload))
+        if found == _OTHER:
+            return False
+        if found >= 0:
+            append = self.output.append
+            if not _append_to_log(append, type_id, found, payload, kind):
+                append(type_id, found, payload, kind)
+        return True
+
+
+cdef inline bint _append_to_log(object append, int type_id, int64_t timestamp, bytes payload, int kind) except -1:
+    """Append an ordinary message if *append* is the method of the only output's log; return whether it was that."""
+    return (
+        PyCFunction_CheckExact(append)
+        and PyCFunction_GET_FUNCTION(append) == _LOG_APPEND
+        and (<LogState>PyCFunction_GET_SELF(append))._append(
+            type_id, timestamp, <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), kind, False
+        )
+    )
+
+
+cdef CFunction _COPY_APPEND = (<MethodDescriptor *><PyObject *>CopyInputState.__dict__["append"]).d_method.ml_meth
+
+
+# Sources -----------------------------------------------------------------------------------------------------------------
+
+
+
 cdef class SourceState:
     """What an ordinary frame changes of a source, and what it needs. As `rtmpd.live.source.SourceState`."""
 
@@ -1165,7 +1387,12 @@ cdef class SourceState:
             ):
                 if payload is None:
                     payload = PyBytes_FromStringAndSize(<char *>data, length)
-                append(type_id, stamped, payload, _FRAME)
+                if not (
+                    PyCFunction_CheckExact(append)
+                    and PyCFunction_GET_FUNCTION(append) == _COPY_APPEND
+                    and (<CopyInputState>PyCFunction_GET_SELF(append))._append(type_id, stamped, payload, _FRAME)
+                ):
+                    append(type_id, stamped, payload, _FRAME)
         except Exception as error:
             stream.append_failed(error)
         return True

@@ -109,13 +109,15 @@ class HttpError(RtmpdError):
         status: The status code of the response.
         text: The text for the client, without secrets.
         headers: Further headers of the response.
+        closes: The connection is closed after the response.
     """
 
-    def __init__(self, status: int, text: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, status: int, text: str, headers: Sequence[tuple[str, str]] = (), *, closes: bool = False) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
         self.headers = headers
+        self.closes = closes
 
 
 class Mp4Error(RtmpdError):
@@ -141,13 +143,15 @@ class Refused(RtmpdError):
         code: The status code for the peer, such as ``NetStream.Publish.BadName``.
         description: The text for the peer, without secrets.
         reason: The text for the log, without secrets; the description by default.
+        unproved: The client has to prove that it may: a token, signature or login is missing or wrong.
     """
 
-    def __init__(self, code: str, description: str, reason: str = "") -> None:
+    def __init__(self, code: str, description: str, reason: str = "", *, unproved: bool = False) -> None:
         super().__init__(f"{code}: {reason or description}")
         self.code = code
         self.description = description
         self.reason = reason or description
+        self.unproved = unproved
 
 
 class LoginRequired(Refused):

@@ -57,9 +57,9 @@ class EventType(enum.StrEnum):
     FAILBACK = "failback"
     """The preferred source is active again: the same data as FAILOVER."""
     PLAY_START = "play_start"
-    """A play has started: id, remote_addr."""
+    """A play has started: id, remote_addr, protocol (rtmp, rtmps, http, https, ws or wss)."""
     PLAY_STOP = "play_stop"
-    """A play has ended: the same data as PUBLISH_STOP, with the skips and dropped messages of this player."""
+    """A play has ended: protocol, and the same data as PUBLISH_STOP, with the skips and dropped messages of this player."""
     PLAYER_SLOW = "player_slow"
     """A player is too slow and starts to miss messages: id, remote_addr, user, action (skip, thin or disconnect), policy,
     lag_ms, lag_bytes, skips, dropped. Emitted once until the player has caught up and at most every ten seconds, and for each

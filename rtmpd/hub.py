@@ -578,8 +578,13 @@ class Hub:
                 stream.wait_for_source(lost=False, reason=reason)
         self._drop_if_idle(stream)
 
-    def play(self, key: str, player: StreamPlayer) -> Stream:
+    def play(self, key: str, player: StreamPlayer, *, may_wait: bool = True) -> Stream:
         """Register a player of the stream *key*; return the stream.
+
+        Args:
+            key: The stream.
+            player: The player.
+            may_wait: The player may wait for a publisher, if ``wait_for_publisher`` allows it.
 
         Raises:
             Refused: The stream is not published and players may not wait for it, the key belongs to no application, or there
@@ -588,7 +593,7 @@ class Hub:
         options = self._options(key, status.PLAY_STREAM_NOT_FOUND)
         stream = self.streams.get(key)
         if stream is None or not stream.available:
-            if not options.live.wait_for_publisher:
+            if not (may_wait and options.live.wait_for_publisher):
                 raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
             if stream is None:
                 self._check_waiting_limit()

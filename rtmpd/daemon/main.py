@@ -44,6 +44,7 @@ from rtmpd.util.files import being_read
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.text import count_of, printable
 from rtmpd.util.threads import Result, Threads
+from rtmpd.viewers.service import Viewers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,10 +103,11 @@ class Daemon:
         served = bool(addresses or http_addresses or https_addresses)
         metrics = Metrics(self.hub, Metrics.select(config), served=served)
         self._pages = HttpServer("metrics", addresses, metrics.routes(), self.hub.count, page="/metrics")
+        viewers = Viewers(self.hub)
         self._http = HttpServer(
             "HTTP",
             http_addresses,
-            metrics.routes(restricted=True),
+            [*metrics.routes(restricted=True), *viewers.routes],
             self.hub.count,
             tls_addresses=https_addresses,
             tls=self.hub.tls,
@@ -125,6 +127,7 @@ class Daemon:
             AccessLog(self.hub, AccessLog.select(config)),
             self._pages,
             self._http,
+            viewers,
             metrics,
         ]
         self.hub.parts.extend(self.services)

@@ -294,6 +294,7 @@ class HttpConnection:
                 response = route.handler(request, self)
             except HttpError as error:
                 response = error_response(error, request)
+                keep = keep and not error.closes
             except (TransportClosed, DeadlineExceeded):
                 raise
             except Exception:
@@ -312,9 +313,11 @@ class HttpConnection:
         headers.append(("Connection", "keep-alive" if keep else "close"))
         without_body = response.status in (204, 304)
         if not without_body:
-            headers += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+            headers.append(("Content-Type", response.content_type))
+            if response.sized:
+                headers.append(("Content-Length", str(len(response.body))))
         body = b"" if without_body or (request is not None and request.method == "HEAD") else response.body
-        self.outcome = {**self.outcome, "served": response.status < 400}
+        self.outcome = {"served": response.status < 400, **self.outcome}
         head = response_head(response.status, headers)
         # A small body leaves with its head, in one packet; a large one is not copied.
         parts = [head + body] if len(body) <= _SMALL_BYTES else [head, body]

@@ -126,12 +126,14 @@ class Response:
         body: The body; not sent for HEAD.
         content_type: The media type of the body.
         headers: Further headers.
+        sized: It has a Content-Length. Not so for HEAD, if that of the response to GET is not known.
     """
 
     status: int = 200
     body: bytes = b""
     content_type: str = TEXT
     headers: Sequence[tuple[str, str]] = ()
+    sized: bool = True
 
     def compressed(self, request: Request) -> Response:
         """Return the response with a compressed body, if the client accepts that and it is worth it."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from rtmpd.live.framing import VIDEO
+from rtmpd.util.speed import accelerated, completes
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 _WRAP, _HALF, _MASK = 1 << 32, 1 << 31, (1 << 32) - 1
 
@@ -51,6 +52,7 @@ _BROKEN_AFTER = 5  # mismatches of one track without a match between them
 _NEVER = -(1 << 62)
 _APART = -2  # the position of a copy whose place in the sequence is unknown
 _CONFLICT, _HOLE = -1, -2
+_DUPLICATE, _OTHER = -1, -2
 
 
 class CopyOffsets(NamedTuple):
@@ -230,42 +232,30 @@ class MergeCounters(NamedTuple):
 _SIGNATURE, _TIME, _ALONE = 0, 1, 2
 
 
-class _Track:
+@accelerated
+class MergedTrackState:
     """The merged sequence of one type: the newest frames, numbered from 0.
 
     Attributes:
-        frames: Hash, time, and 1 until a second copy has brought the frame, by number.
-        first, end: The numbers in `frames` are first..end-1.
+        first, end: The numbers of the frames that are remembered are first..end-1.
         newest_ms: The time of the newest frame.
+        usual_ms: The usual step; 0 before it was measured.
         gap_ms: A longer step may be a gap.
         tolerance_ms: Frames so near to each other may be at the same place: about half the usual step.
+        duplicates: Frames that had been emitted already.
         filled: Frames that have left the window and that only one copy has brought.
     """
 
-    __slots__ = (
-        "_legitimate_ms",
-        "_legitimate_seen",
-        "_legitimate_until",
-        "_usual_ms",
-        "end",
-        "filled",
-        "first",
-        "frames",
-        "gap_ms",
-        "newest_ms",
-        "tolerance_ms",
-    )
+    __slots__ = ("_frames", "duplicates", "end", "filled", "first", "gap_ms", "newest_ms", "tolerance_ms", "usual_ms")
 
     def __init__(self) -> None:
-        self.frames: dict[int, list[int]] = {}
+        self._frames: dict[int, list[int]] = {}  # by number: hash, time, and 1 until a second copy has brought the frame
         self.first = self.end = 0
         self.newest_ms = _NEVER
+        self.usual_ms = 0
         self.gap_ms: float = _JUMP_MS
         self.tolerance_ms: float = _FIRST_TOLERANCE_MS
-        self.filled = 0
-        self._usual_ms = 0
-        self._legitimate_ms = self._legitimate_seen = 0
-        self._legitimate_until = 0
+        self.duplicates = self.filled = 0
 
     def append(self, signature: int, time_ms: int) -> int:
         """Append a frame; return its time, which is not before that of the frame before it."""
@@ -273,7 +263,7 @@ class _Track:
             time_ms = self.newest_ms
         else:
             self.newest_ms = time_ms
-        frames, number = self.frames, self.end
+        frames, number = self._frames, self.end
         frames[number] = [signature, time_ms, 1]
         self.end = number + 1
         if not number % _MEASURED_EVERY and number:
@@ -287,19 +277,43 @@ class _Track:
 
     def _measure(self) -> None:
         """Measure the usual step: the median of the newest ones."""
-        times = [self.frames[number][_TIME] for number in range(max(self.first, self.end - _MEASURED - 1), self.end)]
+        times = [self._frames[number][_TIME] for number in range(max(self.first, self.end - _MEASURED - 1), self.end)]
         # Frames of several tracks may have one timestamp.
         steps = sorted(after - before for before, after in pairwise(times) if after > before)
         if steps:
-            self._usual_ms = steps[len(steps) // 2]
-            self.gap_ms = self._usual_ms * _GAP_FACTOR + 1
-            self.tolerance_ms = min(max(2.0, self._usual_ms / 2), _MAX_TOLERANCE_MS)
+            self.usual_ms = steps[len(steps) // 2]
+            self.gap_ms = self.usual_ms * _GAP_FACTOR + 1
+            self.tolerance_ms = min(max(2.0, self.usual_ms / 2), _MAX_TOLERANCE_MS)
+
+    def matched(self, number: int) -> None:
+        """Take note that another copy has brought a frame, too. Raises KeyError if it is not remembered, as the next two."""
+        self._frames[number][_ALONE] = 0
+        self.duplicates += 1
+
+    def signature_of(self, number: int) -> int:
+        """Return the hash of a frame."""
+        return self._frames[number][_SIGNATURE]
+
+    def time_of(self, number: int) -> int:
+        """Return the time of a frame."""
+        return self._frames[number][_TIME]
+
+
+class _Track(MergedTrackState):
+    """The merged sequence of one type, and what its long steps mean."""
+
+    __slots__ = ("_legitimate_ms", "_legitimate_seen", "_legitimate_until")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._legitimate_ms = self._legitimate_seen = 0
+        self._legitimate_until = 0
 
     def allow(self, step_ms: int) -> None:
         """Take note that a long step is in all copies. After the fourth, such steps are the encoder's habit for some time."""
         if self.end >= self._legitimate_until:
             self._legitimate_ms, self._legitimate_seen = 0, 0
-        if step_ms <= self._usual_ms * _LEGITIMATE_FACTOR:
+        if step_ms <= self.usual_ms * _LEGITIMATE_FACTOR:
             self._legitimate_ms = max(step_ms, self._legitimate_ms)
             self._legitimate_seen += 1
             self._legitimate_until = self.end + _LEGITIMATE_FRAMES
@@ -320,44 +334,91 @@ class _Track:
 
     def find(self, time_ms: int, signature: int) -> int:
         """Return the number of a frame, by its time and hash; `_CONFLICT` if there are only others, `_HOLE` if none."""
-        frames, end = self.frames, self.end
+        end = self.end
         low, high = self.first, end
         earliest, latest = time_ms - self.tolerance_ms, time_ms + self.tolerance_ms
         while low < high:
             middle = (low + high) >> 1
-            if frames[middle][_TIME] < earliest:
+            if self.time_of(middle) < earliest:
                 low = middle + 1
             else:
                 high = middle
         found = _HOLE
-        while low < end and frames[low][_TIME] <= latest:
-            if frames[low][_SIGNATURE] == signature:
+        while low < end and self.time_of(low) <= latest:
+            if self.signature_of(low) == signature:
                 return low
             found = _CONFLICT
             low += 1
         return found
 
 
-class _Lane:
-    """One type of one copy.
+@accelerated
+class CopyLaneState:
+    """What an ordinary frame changes of one type of one copy.
+
+    Args:
+        track: The merged sequence.
+        offset_ms: See below.
 
     Attributes:
+        track: Likewise.
         offset_ms: The timestamps of the copy minus those of the common clock, which are not modulo 2**32 here.
         last_ms: The time of the last frame that came.
-        done_ms: While the copy is held: the time of the last frame that was not held.
         position: The number of its last frame in the merged sequence; `_APART` if that is not there.
         mismatches: Since its last match.
-        waived_ms: `last_ms` when it was last waited for in vain.
     """
 
-    __slots__ = ("done_ms", "last_ms", "mismatches", "offset_ms", "position", "track", "waived_ms")
+    __slots__ = ("last_ms", "mismatches", "offset_ms", "position", "track")
+
+    track: _Track
 
     def __init__(self, track: _Track, offset_ms: int) -> None:
         self.track = track
         self.offset_ms = offset_ms
-        self.last_ms = self.done_ms = self.waived_ms = _NEVER
+        self.last_ms = _NEVER
         self.position = _APART
         self.mismatches = 0
+
+    def take(self, time_ms: int, signature: int) -> int:
+        """Take a frame if it is simply the next one of its copy, while no copy is held.
+
+        Returns:
+            The timestamp with which it is to be emitted, modulo 2**32; `_DUPLICATE` if it was emitted already; `_OTHER` if it
+            is not simply the next one: nothing has changed then.
+        """
+        track, number = self.track, self.position + 1
+        if number == track.end:
+            if -_BACK_MS <= time_ms - self.last_ms <= track.gap_ms:
+                timestamp_ms = track.append(signature, time_ms) & _MASK
+                self.last_ms = time_ms
+                self.position = number
+                return timestamp_ms
+            return _OTHER
+        frame = track._frames.get(number)
+        if frame is not None and frame[0] == signature:
+            tolerance_ms = track.tolerance_ms
+            if -tolerance_ms <= time_ms - frame[1] <= tolerance_ms:
+                self.last_ms = time_ms
+                self.position = number
+                self.mismatches = frame[2] = 0
+                track.duplicates += 1
+                return _DUPLICATE
+        return _OTHER
+
+
+class _Lane(CopyLaneState):
+    """One type of one copy.
+
+    Attributes:
+        done_ms: While the copy is held: the time of the last frame that was not held.
+        waived_ms: `last_ms` when it was last waited for in vain.
+    """
+
+    __slots__ = ("done_ms", "waived_ms")
+
+    def __init__(self, track: _Track, offset_ms: int) -> None:
+        super().__init__(track, offset_ms)
+        self.done_ms = self.waived_ms = _NEVER
 
 
 _Item = tuple[int, int, int, bytes]  # type, time, hash, payload
@@ -388,6 +449,71 @@ class _Copy:
         return self.queue[0][1]
 
 
+class FrameOutput(Protocol):
+    """Where frames of the merged sequence go."""
+
+    @property
+    def append(self) -> Callable[[int, int, bytes, int], None]:
+        """Appends a frame that begins no group of pictures: type, timestamp, payload, kind."""
+
+
+@accelerated
+class CopyInputState:
+    """What an ordinary frame of a copy needs.
+
+    Attributes:
+        video, audio: The lanes of the copy.
+        held: The copies that are held; a list that stays the same.
+        output: See `CopyInput`.
+    """
+
+    __slots__ = ("audio", "held", "output", "video")
+
+    video: _Lane
+    audio: _Lane
+    held: list[_Copy]
+    output: FrameOutput
+
+
+class CopyInput(CopyInputState):
+    """Takes the frames of one copy that begin no group of pictures: nearly all. See `CopyMerger.input`."""
+
+    __slots__ = ("_copy", "_emit", "_merger")
+
+    def __init__(
+        self, merger: CopyMerger, copy: _Copy, held: list[_Copy], output: FrameOutput, emit: Callable[[list[Frame]], None]
+    ) -> None:
+        self.video, self.audio = copy.video, copy.audio
+        self.held = held
+        self.output = output
+        self._copy = copy
+        self._merger = merger
+        self._emit = emit
+
+    @completes(CopyInputState)
+    def append(self, type_id: int, timestamp_ms: int, payload: bytes, kind: int) -> None:
+        """Take a frame of the copy.
+
+        Args:
+            type_id: Audio or video.
+            timestamp_ms: As the copy has sent it, modulo 2**32.
+            payload: The payload of the message.
+            kind: Handed to the output with it.
+        """
+        lane = self.video if type_id == VIDEO else self.audio
+        time_ms, signature = timestamp_ms - lane.offset_ms, hash(payload)
+        if not self.held:
+            found = lane.take(time_ms, signature)
+            if found >= 0:
+                self.output.append(type_id, found, payload, kind)
+                return
+            if found == _DUPLICATE:
+                return
+        frames = self._merger.take_slowly(self._copy, lane, (type_id, time_ms, signature, payload))
+        if frames:
+            self._emit(frames)
+
+
 class CopyMerger:
     """Merges identical copies into one sequence, in which every frame is emitted once.
 
@@ -401,8 +527,7 @@ class CopyMerger:
       copies are broken, nothing is emitted: the caller must go back to a single source.
 
     A message that is no frame may be taken as one if all copies send it: a sequence header inside the stream, with the newest
-    timestamp of its type. A matched frame takes 0.5 µs, an emitted one 1 µs, besides the hash of the payload,
-    which takes 0.2 µs for a KiB. Frames with one timestamp, of several tracks, must come in the same order in all copies.
+    timestamp of its type. Frames with one timestamp, of several tracks, must come in the same order in all copies.
 
     Args:
         max_held_bytes: A bound for the payloads of all held messages.
@@ -417,7 +542,7 @@ class CopyMerger:
         self._held: list[_Copy] = []  # removed copies stay until their queues are empty
         self._held_bytes = 0
         self._expired_at_s = 0.0
-        self._duplicates = self._mismatches = self._held_frames = self._late = 0
+        self._mismatches = self._held_frames = self._late = 0
 
     # Copies --------------------------------------------------------------------------------------------------------------
 
@@ -460,8 +585,8 @@ class CopyMerger:
     @property
     def counters(self) -> MergeCounters:
         """The totals."""
-        filled = self._video.filled + self._audio.filled
-        return MergeCounters(self._duplicates, filled, self._mismatches, self._held_frames, self._late)
+        duplicates, filled = self._video.duplicates + self._audio.duplicates, self._video.filled + self._audio.filled
+        return MergeCounters(duplicates, filled, self._mismatches, self._held_frames, self._late)
 
     @property
     def _newest_ms(self) -> int:
@@ -483,25 +608,24 @@ class CopyMerger:
         time_ms = timestamp_ms - lane.offset_ms
         signature = hash(payload)
         if not self._held:
-            track, number = lane.track, lane.position + 1
-            if number == track.end:
-                if -_BACK_MS <= time_ms - lane.last_ms <= track.gap_ms:
-                    lane.last_ms = time_ms
-                    lane.position = number
-                    return [(type_id, track.append(signature, time_ms) & _MASK, payload)]
-            else:
-                frame = track.frames.get(number)
-                if frame is not None and frame[0] == signature:
-                    tolerance_ms = track.tolerance_ms
-                    if -tolerance_ms <= time_ms - frame[1] <= tolerance_ms:
-                        lane.last_ms = time_ms
-                        lane.position = number
-                        lane.mismatches = frame[2] = 0
-                        self._duplicates += 1
-                        return []
-        return self._take_slowly(state, lane, (type_id, time_ms, signature, payload))
+            found = lane.take(time_ms, signature)
+            if found >= 0:
+                return [(type_id, found, payload)]
+            if found == _DUPLICATE:
+                return []
+        return self.take_slowly(state, lane, (type_id, time_ms, signature, payload))
 
-    def _take_slowly(self, state: _Copy, lane: _Lane, item: _Item) -> list[Frame]:
+    def input(self, copy: Hashable, output: FrameOutput, emit: Callable[[list[Frame]], None]) -> CopyInput:
+        """Return what takes the frames of a copy that begin no group of pictures, for less than `take`. Until it is removed.
+
+        Args:
+            copy: Its key.
+            output: Where a frame goes if it is all that is emitted.
+            emit: Called with what is emitted otherwise.
+        """
+        return CopyInput(self, self._copies[copy], self._held, output, emit)
+
+    def take_slowly(self, state: _Copy, lane: _Lane, item: _Item) -> list[Frame]:
         """Take a frame that is not simply the next one of its copy, or any frame while a copy is held."""
         out: list[Frame] = []
         time_ms, last_ms = self._unwrap(lane, item[1]), lane.last_ms
@@ -547,8 +671,8 @@ class CopyMerger:
         if not (runs and track.continues(step_ms)):
             found = track.find(time_ms, signature)
             if found >= 0:
-                self._duplicates += 1
-                track.frames[found][_ALONE] = lane.mismatches = 0
+                track.matched(found)
+                lane.mismatches = 0
                 lane.position = max(found, lane.position)
                 return True
             if not track.is_beyond(time_ms):
@@ -571,7 +695,7 @@ class CopyMerger:
             lane.mismatches += 1
             if lane.mismatches >= _BROKEN_AFTER:
                 self._break(state)
-        elif time_ms >= track.frames[track.first][_TIME]:
+        elif time_ms >= track.time_of(track.first):
             self._late += 1
 
     # Held copies ---------------------------------------------------------------------------------------------------------

@@ -729,6 +729,15 @@ class Fanout(FanoutState):
         else:
             action(self, subscriber)
 
+    def has_all(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber was sent all that there is for it."""
+        if subscriber.pending:
+            return False
+        tail = self.log.tail
+        if subscriber.state is State.GROUP:
+            return not self._group.passing and self._group.is_at(tail, tail.end)
+        return subscriber.page is None or (subscriber.page is tail and subscriber.offset == tail.end)
+
     def take_requests(self, subscriber: Subscriber) -> list[Callable[[Fanout, Subscriber], None]]:
         """Return what was requested for a subscriber during the pass under way, and forget it: another fan-out will do it."""
         taken = [action for each, action in self._after_pass if each is subscriber]

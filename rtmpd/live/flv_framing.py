@@ -8,6 +8,8 @@ from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, Message, Notice
 from rtmpd.media import flv
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rtmpd.live.pages import Page
 
 _HEADER, _OVERHEAD = flv.TAG_HEADER_SIZE, flv.TAG_OVERHEAD
@@ -56,25 +58,41 @@ class FlvFraming:
         return ()
 
     def for_subscriber(self) -> FlvSubscriberFraming:
-        """Return the framing of an FLV viewer."""
+        """Return the framing of an FLV viewer, whose file header lists the tracks that have headers."""
         return FlvSubscriberFraming()
+
+    def for_viewer(self, tracks: Callable[[], tuple[bool, bool]]) -> FlvSubscriberFraming:
+        """Return the framing of an FLV viewer; as `FlvSubscriberFraming`."""
+        return FlvSubscriberFraming(tracks)
 
 
 class FlvSubscriberFraming:
-    """The tags of one viewer: the log's own, behind a file header."""
+    """The tags of one viewer: the log's own, behind a file header.
 
-    __slots__ = ("_begun",)
+    The file header is sent with the first frame, since it says which tracks there are.
+
+    Args:
+        tracks: Returns whether the stream has audio, and whether it has video; None: the headers show it. Not every codec has
+            headers.
+    """
+
+    __slots__ = ("_begun", "_tracks")
 
     shared = True
-    sends_early = True
+    sends_early = False
 
-    def __init__(self) -> None:
+    def __init__(self, tracks: Callable[[], tuple[bool, bool]] | None = None) -> None:
         self._begun = False
+        self._tracks = tracks
+
+    def _file_header(self, headers: Headers) -> bytes:
+        types = {type_id for type_id, _ in headers.items}
+        has_audio, has_video = self._tracks() if self._tracks is not None else (False, False)
+        return flv.file_header(has_audio=has_audio or AUDIO in types, has_video=has_video or VIDEO in types)
 
     def headers(self, headers: Headers, timestamp: int) -> bytes:
         """Return headers as tags, the first time behind the file header."""
-        types = {type_id for type_id, _ in headers.items}
-        begin = b"" if self._begun else flv.file_header(has_audio=AUDIO in types, has_video=VIDEO in types)
+        begin = b"" if self._begun else self._file_header(headers)
         self._begun = True
         return begin + b"".join(
             flv.tag(type_id, 0 if type_id == DATA else timestamp, payload) for type_id, payload in headers.items

@@ -16,7 +16,7 @@ from rtmpd.live.copies import CopyMatcher, CopyMerger, CopyOffsets, MergeCounter
 from rtmpd.live.framing import DATA, VIDEO, Headers
 from rtmpd.live.health import HealthRules
 from rtmpd.live.lane import Lane, Mode
-from rtmpd.live.selection import Candidate, Cause, Choice, Condition, Failback, SelectionRules, SourceRole
+from rtmpd.live.selection import Candidate, Cause, Choice, Condition, Failback, SelectionRules, SourceRole, is_preferred
 from rtmpd.live.slate_player import SlatePlayer
 from rtmpd.live.source import Received, Source, SourceStream
 from rtmpd.live.splice import End, Kept, Splice, signed
@@ -344,7 +344,9 @@ class Ingest:
         for lane in list(self.lanes):
             judged |= lane.tick(now_s, judges=judges)
         if self._merger is not None:
-            self.emit(self._merger.expire(now_s))
+            frames = self._merger.expire(now_s)
+            if frames:
+                self.emit(frames)
         if not judged and not judges:
             return True
         self._judged_at = now_s
@@ -374,9 +376,11 @@ class Ingest:
         """Start or stop the slate."""
         host, player = self._host, self._slate
         assert host is not None
+        slate = host.slate
+        if player is None and slate is None:
+            return
         usable = (self._candidate(lane, now_s) for lane in self.publishers)
         needed = host.has_viewers and not any(each.ready and each.condition is not Condition.DOWN for each in usable)
-        slate = host.slate
         if player is not None and (not needed or player.slate is not slate or self._is_left(player)):
             if self.active is not None and self.active.role is SourceRole.SLATE and needed is False and host.has_viewers:
                 # Until a publisher has taken over, in `update`.
@@ -423,6 +427,14 @@ class Ingest:
         if self._host is None or not self.lanes:
             return
         active = self.active
+        if (
+            active is not None
+            and active.health.fault is None
+            and not any(is_preferred(each.role, active.role) for each in self.lanes)
+        ):
+            # It stays, whatever the others are.
+            self._waited_for = None
+            return
         others = [self._candidate(lane, now_s) for lane in self.lanes if lane is not active]
         own = self._candidate(active, now_s) if active is not None else None
         choice = self._rules().choose(own, others, now_s - self._changed_at)

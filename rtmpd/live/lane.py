@@ -22,7 +22,7 @@ from rtmpd.media.tags import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rtmpd.live.copies import CopyMerger, Frame
+    from rtmpd.live.copies import CopyInput, CopyMerger, Frame
     from rtmpd.live.framing import Framing, Headers
     from rtmpd.live.health import HealthRules
     from rtmpd.live.source import Source, SourceStream
@@ -96,6 +96,7 @@ class Lane:
 
     __slots__ = (
         "_cache_limit_bytes",
+        "_copy_input",
         "_framing",
         "_keyframes",
         "_largest_audio",
@@ -135,6 +136,7 @@ class Lane:
         self._layout, self._layout_of = USUAL_LAYOUT, NO_HEADERS
         self._splice: Splice | None = None
         self._merger: CopyMerger | None = None
+        self._copy_input: CopyInput | None = None
         self.append: Callable[[int, int, bytes, int], None] = _discard
         self._messages = 0
         self._keyframes = 0
@@ -145,7 +147,7 @@ class Lane:
 
     def stand_by(self) -> None:
         """Keep what the source sends from now on."""
-        self.mode, self._splice, self._merger = Mode.STANDBY, None, None
+        self.mode, self._splice, self._merger, self._copy_input = Mode.STANDBY, None, None, None
         self.log = Log(self._framing, self._cache_limit_bytes)
         self.log.headers = self.source.headers.current
         self.route()
@@ -153,7 +155,8 @@ class Lane:
 
     def activate(self, splice: Splice | None) -> None:
         """Hand the messages to the stream from now on."""
-        self.mode, self._splice, self._merger, self.log = Mode.ACTIVE, splice, None, None
+        self.mode, self._splice, self.log = Mode.ACTIVE, splice, None
+        self._merger = self._copy_input = None
         self.route()
         self.source.feed(self)
 
@@ -193,12 +196,14 @@ class Lane:
         """Hand the frames to the merger from now on."""
         self.mode, self._splice, self.log = Mode.COPY, None, None
         self._merger = merger
+        if self._owner is not None:
+            self._copy_input = merger.input(self.source.number, self._owner.stream, self._owner.emit)
         self.route()
         self.source.feed(self)
 
     def close(self) -> None:
         """Release what the lane refers to: a cycle would keep pages until the garbage collector runs."""
-        self._owner = self.log = self._merger = None
+        self._owner = self.log = self._merger = self._copy_input = None
         self.route()
 
     def take_group(self) -> tuple[Headers, list[Kept]]:
@@ -214,11 +219,13 @@ class Lane:
     def route(self) -> None:
         """Decide where frames go that begin no group of pictures: past the lane, unless something has to look at each."""
         owner, rules = self._owner, self.health.rules
-        looks = self._observed or self._merger is not None or self._splice is not None
+        looks = self._observed or self._splice is not None
         if owner is None:
             self.append = _discard
         elif looks or rules.frozen_timeout_s or rules.silence_timeout_s:
             self.append = self._append
+        elif self._copy_input is not None:
+            self.append = self._copy_input.append
         else:
             self.append = self.log.append if self.log is not None else owner.stream.append
 
@@ -237,10 +244,8 @@ class Lane:
             owner.observe(self, type_id, timestamp, payload)
         if self.log is not None:
             self.log.append(type_id, timestamp, payload, kind)
-        elif self._merger is not None:
-            found = self._merger.take(self.source.number, type_id, timestamp, payload)
-            if found:
-                owner.emit(found)
+        elif self._copy_input is not None:
+            self._copy_input.append(type_id, timestamp, payload, kind)
         elif self._splice is not None:
             self._map(self._splice, Kept(type_id, timestamp, payload, kind), join_point=False)
         else:
@@ -367,14 +372,15 @@ class Lane:
             self.health.note(now_s, messages)
             return False
         self._messages = messages
+        bypassed = self.bypassed
         figures = HealthFigures(
             messages=messages,
             bytes=source.bytes_in,
             video_frames=source.video_frames,
             keyframes=source.stats.keyframes,
             # Sizes are not observed of a source that feeds its stream directly.
-            largest_inter_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_inter,
-            largest_audio_bytes=_UNKNOWN_BYTES if self.bypassed else self._largest_audio,
+            largest_inter_bytes=_UNKNOWN_BYTES if bypassed else self._largest_inter,
+            largest_audio_bytes=_UNKNOWN_BYTES if bypassed else self._largest_audio,
             has_video=source.has_video,
             has_audio=source.audio_messages > 0,
         )

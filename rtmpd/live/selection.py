@@ -21,6 +21,11 @@ class SourceRole(enum.StrEnum):
 _RANK = {role: rank for rank, role in enumerate(SourceRole)}
 
 
+def is_preferred(role: SourceRole, to: SourceRole) -> bool:
+    """Return whether sources of a role are preferred to those of another."""
+    return role is not to and _RANK[role] < _RANK[to]
+
+
 class Conflict(enum.Enum):
     """What happens to a publisher of a stream that has one already."""
 
@@ -197,7 +202,7 @@ class SelectionRules(NamedTuple):
         if self.failback is not Failback.AUTO:
             return None
         for each in usable:
-            preferred = _RANK[each.role] < _RANK[active.role]
+            preferred = is_preferred(each.role, active.role)
             if preferred and each.condition is Condition.HEALTHY and each.healthy_s >= self.failback_after_s:
                 return Choice(each.number, Cause.FAILBACK, at_keyframe=True)
         return None

@@ -79,6 +79,9 @@ class StreamPlayer(Protocol):
             decisions: What has been decided for other players in this round; the player adds its own.
         """
 
+    def ended(self) -> None:
+        """Take note that the stream has ended, after it has been notified of it. Must not wait."""
+
 
 class Stream:
     """One live stream.
@@ -245,6 +248,8 @@ class Stream:
         self._machine.to(StreamPhase.IDLE)
         self._start_waiting()
         self._notify(NoticeKind.UNPUBLISHED, f"{self.key} is now unpublished.")
+        for player in list(self.players):
+            player.ended()
         self._forget_media()
 
     def _forget_media(self) -> None:

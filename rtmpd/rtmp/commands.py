@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from rtmpd.admission import Admission
 from rtmpd.authorization import Action, ClientFacts, Connect, Request
 from rtmpd.errors import LoginRequired, Refused, RemoteProtocolError
 from rtmpd.events import EventType
@@ -18,7 +19,6 @@ from rtmpd.protocol.enhanced import parse_capabilities, server_answer
 from rtmpd.protocol.message import UserControlType
 from rtmpd.protocol.naming import NameProblem, is_printable, join_key, resolve, split_query, without_secrets
 from rtmpd.protocol.via import MEMBER, parse_via
-from rtmpd.rtmp.admission import Admission
 from rtmpd.rtmp.player import Player
 from rtmpd.rtmp.publisher import Publisher
 from rtmpd.util.stream_key import StreamKey

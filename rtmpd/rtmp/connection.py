@@ -359,6 +359,21 @@ class Connection:
         return self._machine.phase
 
     @property
+    def protocol(self) -> str:
+        """``rtmp`` or ``rtmps``."""
+        return self.transport.scheme
+
+    @property
+    def user(self) -> str:
+        """The user that the client has logged in as; empty: none."""
+        return self.client.user
+
+    @property
+    def unsent_limit_bytes(self) -> int:
+        """``unsent_limit_bytes``."""
+        return self.options.server.unsent_limit_bytes
+
+    @property
     def messages(self) -> int:
         """The number of messages received."""
         return self.endpoint.messages_received

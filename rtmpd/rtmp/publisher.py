@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import gevent
 
+from rtmpd.admission import LINGER_S
 from rtmpd.events import EventType
 from rtmpd.live.grant import NOTHING_GRANTED
 from rtmpd.live.source import Source, SourceInfo, SourceKind
 from rtmpd.net.readers import Pace
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
-from rtmpd.rtmp.admission import LINGER_S
 from rtmpd.rtmp.connection import WITH_CONNECTION, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rtmpd.admission import Admission
     from rtmpd.live.stream import Stream
-    from rtmpd.rtmp.admission import Admission
     from rtmpd.rtmp.connection import Connection, MessageStream
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-INTERFACE: Final = 12
+INTERFACE: Final = 20
 """What `rtmpd._fast` must have, as a number that changes with it: an extension of other sources is not used."""
 
 PURE: Final[dict[str, object]] = {}

@@ -23,11 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.errors import RemoteProtocolError
+from rtmpd.live.copies import CopyMerger
+from rtmpd.live.framing import VIDEO
 from rtmpd.live.pages import MAX_PAGE_BYTES
 from rtmpd.media.rewrite import Content
 from rtmpd.protocol.chunk import ChunkStreamState, RawMessage, ReaderState
 from rtmpd.util import speed
-from tests.property import delivery_trace, publish_trace
+from tests.property import copies_trace, delivery_trace, publish_trace
 from tests.property.delivery_trace import BUFFERS, SocketTransport, drain
 from tests.property.digests import digest
 from tests.property.test_chunk import generators, message_lists, noise, pieces_of, write_interleaved
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
+    from rtmpd.live.copies import CopyInput
     from rtmpd.live.fanout import Fanout
 
 _fast = pytest.importorskip("rtmpd._fast", reason="the extension is not built")
@@ -458,11 +461,14 @@ def in_pure_python(trace: ModuleType, *arguments: int) -> list[str]:
 @pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
 @pytest.mark.timeout(120 + FUZZ_STREAMS)
 @pytest.mark.parametrize(
-    "trace", [publish_trace, delivery_trace], ids=["from the wire to the log", "from the log to the sockets"]
+    "trace",
+    [publish_trace, copies_trace, delivery_trace],
+    ids=["from the wire to the log", "identical copies", "from the log to the sockets"],
 )
 def test_streams_are_alike_from_the_wire_to_the_players(trace):
     """Log bytes, starts and kinds of messages, join point, timeline, counters, wake-ups, and what each player was sent.
 
+    Of identical copies: what is emitted, counters, and which copy is held, behind or broken.
     From the log to the sockets: cursors, places of players, counters, the courier's turns, and what each socket has received.
     """
     for seed, expected in enumerate(in_pure_python(trace, 0, FUZZ_STREAMS)):
@@ -497,6 +503,114 @@ def test_the_ordinary_frames_are_those_of_the_pure_form(name):
             assert found[0] == found[1], (first, second)
     stream.deliver = deliver
     close_stream(stream)
+
+
+TRACK = ("first", "end", "newest_ms", "usual_ms", "gap_ms", "tolerance_ms", "duplicates", "filled")
+LANE = ("offset_ms", "last_ms", "position", "mismatches")
+
+
+def fields_of(state: object, names: tuple[str, ...]) -> list[int | float]:
+    return [getattr(state, name) for name in names]
+
+
+def remembered(track: object) -> list[tuple[int, int]]:
+    """The frames of a merged sequence, and the errors beside them."""
+    for number in (track.first - 1, track.end, -1):
+        for ask in (track.time_of, track.signature_of, track.matched):
+            with pytest.raises(KeyError):
+                ask(number)
+    return [(track.signature_of(number), track.time_of(number)) for number in range(track.first, track.end)]
+
+
+def both_lanes(copies: int) -> list[list[object]]:
+    """The lanes of copies with one merged sequence, in each form."""
+    found = []
+    for module in (PURE, vars(_fast)):
+        track = module["MergedTrackState"]()
+        found.append([module["CopyLaneState"](track, 0) for _ in range(copies)])
+    return found
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from([0, 1, 2, 20, 20, 20, 21, 40, 900, 5000, -1, -20, -1500]),
+            st.sampled_from([0, 0, 0, 1, -2, 9, 40]),
+            st.integers(0, 9),
+        ),
+        max_size=200,
+    ),
+    st.sampled_from([0, 2**31, 2**32 - 60]),
+)
+def test_lanes_of_copies_take_the_same_frames(steps, base):
+    """One copy appends frames, two follow: at any place, with other times and other payloads."""
+    forms = both_lanes(3)
+    time_ms = base
+    for follower, step_ms, off_ms, deed in steps:
+        time_ms += step_ms
+        seen = []
+        for lanes in forms:
+            track, found = lanes[0].track, []
+            found.append(lanes[0].take(time_ms, -deed))
+            if found[0] == -2:
+                found.append(track.append(-deed, time_ms))
+                lanes[0].last_ms, lanes[0].position = time_ms, track.end - 1
+            lane = lanes[1 + follower]
+            number = lane.position + 1 if deed else max(track.first, track.end - 3)
+            if number < track.end and number >= track.first:
+                lane.position = number - 1
+                found.append(lane.take(track.time_of(number) + off_ms, track.signature_of(number) + (deed == 9)))
+            if deed == 8:
+                track.matched(track.end - 1)
+            seen.append((found, fields_of(track, TRACK), remembered(track), [fields_of(each, LANE) for each in lanes]))
+        assert seen[0] == seen[1]
+
+
+def test_merged_sequences_remember_4096_frames_or_8_s():
+    for step_ms in (0, 1, 2, 50):
+        pure, fast = both_lanes(1)
+        for number in range(4500):
+            for (lane,) in (pure, fast):
+                if not number:
+                    lane.position, lane.last_ms = -1, 0
+                assert lane.take(number * step_ms, number) == number * step_ms
+            if number % 500 == 499:
+                assert fields_of(pure[0].track, TRACK) == fields_of(fast[0].track, TRACK)
+                assert remembered(pure[0].track) == remembered(fast[0].track)
+        # What is past 8 s after a pause is not remembered.
+        for (lane,) in (pure, fast):
+            lane.track.append(1, 4500 * step_ms + 8001)
+            assert remembered(lane.track) == [(1, 4500 * step_ms + 8001)]
+
+
+@pytest.mark.skipif(speed.IN_USE != "compiled", reason="the extension is not in use")
+def test_only_the_first_frames_of_copies_and_those_after_a_gap_are_handed_over():
+    found, pure = [], PURE["CopyInputState.append"]
+    merger, scene = CopyMerger(), Scene()
+    for copy in (1, 2):
+        merger.add(copy)
+    inputs = [merger.input(copy, scene.log, found.append) for copy in (1, 2)]
+    handed: list[tuple[int, int]] = []
+
+    def append(taking: CopyInput, *frame: object) -> None:
+        handed.append((inputs.index(taking) + 1, frame[1]))
+        pure(taking, *frame)
+
+    _fast.hand_over("CopyInputState.append", append)
+    try:
+        for number in range(100):
+            for index, each in enumerate(inputs):
+                if index or number != 50:
+                    each.append(VIDEO, number * 40, frame(str(number)), 0)
+    finally:
+        _fast.hand_over("CopyInputState.append", pure)
+    # The first one of each copy has no place yet. After the gap, the leading copy waits for the other one.
+    assert handed == [(1, 0), (2, 0), (1, 2040), (2, 2040)]
+    assert [[timestamp for _, timestamp, _ in frames] for frames in found] == [[0], [2040]]
+    assert merger.counters == (99, 0, 0, 1, 0)
+    scene.close()
 
 
 @pytest.fixture

@@ -90,6 +90,9 @@ class FakePlayer:
 
     number = 0
 
+    def ended(self):
+        pass
+
 
 class Playing:
     """A player that has joined the published output.

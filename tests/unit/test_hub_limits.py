@@ -42,6 +42,9 @@ class Player:
     def revise(self, decisions):
         pass
 
+    def ended(self):
+        pass
+
 
 def play(hub, key):
     player = Player()

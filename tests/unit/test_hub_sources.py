@@ -90,6 +90,9 @@ class Viewer:
     def revise(self, decisions):
         pass
 
+    def ended(self):
+        pass
+
 
 def watch(hub):
     """Let a player join; return its transport."""

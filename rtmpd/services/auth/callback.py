@@ -74,7 +74,7 @@ class Callback:
         if grant is None:
             # A play without a token has guessed nothing.
             guess = bool(request.parameters.get("token")) or request.action is Action.PUBLISH
-            raise Denied("the callback said no", guess=guess)
+            raise Denied("the callback said no", guess=guess, unproved=False)
         return grant
 
     def failed(self, options: AuthConfig, problem: str, *, recheck: bool) -> None:

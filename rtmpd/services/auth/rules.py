@@ -27,12 +27,14 @@ class Denied(Exception):
     Attributes:
         reason: Why, for the log and for the client; contains no secret and no name that may be one.
         guess: Whether the client may have guessed a secret: that counts towards a ban.
+        unproved: Whether a token, signature or login is missing or wrong; None: if it may have been guessed.
     """
 
-    def __init__(self, reason: str, *, guess: bool) -> None:
+    def __init__(self, reason: str, *, guess: bool, unproved: bool | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.guess = guess
+        self.unproved = guess if unproved is None else unproved
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Rules:
         if options.auth_mode in ("token", "file"):
             self._check_token(request, key)
             return Decision(key, "token")
-        raise Denied("no signature" if options.auth_sign_secrets else "no login", guess=False)
+        raise Denied("no signature" if options.auth_sign_secrets else "no login", guess=False, unproved=True)
 
     def _check_address(self, request: Request) -> None:
         options = self.options
@@ -147,12 +149,12 @@ class Rules:
         if until_s is None:
             raise Denied("wrong signature", guess=True)
         if now_s > until_s:
-            raise Denied("the signed URL has expired", guess=False)
+            raise Denied("the signed URL has expired", guess=False, unproved=True)
 
     def _check_token(self, request: Request, key: str) -> None:
         given = request.parameters.get("token", "")
         if not given:
-            raise Denied("no token", guess=False)
+            raise Denied("no token", guess=False, unproved=True)
         tokens = self._tokens.publish_tokens if request.action is Action.PUBLISH else self._tokens.play_tokens
         right = False
         for token in tokens.get(key, ()):

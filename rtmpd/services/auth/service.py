@@ -245,7 +245,8 @@ class Auth:
             grant, proved = self._decide(request, rules)
         except Denied as denied:
             self._fail(rules, request.address, denied)
-            raise Refused(_CODES[request.action], f"Not authorized: {denied.reason}.", denied.reason) from None
+            text = f"Not authorized: {denied.reason}."
+            raise Refused(_CODES[request.action], text, denied.reason, unproved=denied.unproved) from None
         if proved:
             self._hub.count("auth_successes")
         return grant

@@ -244,16 +244,10 @@ def test_a_viewer_from_the_beginning_and_one_that_is_late_can_decode_what_they_g
 
 def samples_after_init(data):
     assert all_kinds(data)[:2] == [b"ftyp", b"moov"]
-    cut = next(start - 8 for kind, start, _ in boxes(data) if kind == b"moof")
     # The numbers of fragments go on from where the viewer has joined.
-    first = int.from_bytes(data[cut + 20 : cut + 24], "big")
-    count = all_kinds(data).count(b"moof")
     numbers = [int.from_bytes(data[start + 12 : start + 16], "big") for kind, start, _ in boxes(data) if kind == b"moof"]
-    assert numbers == list(range(first, first + count))
-    for at, (kind, start, _) in enumerate(list(boxes(data))[2::2]):
-        assert kind == b"moof"
-        data = data[: start + 12] + (at + 1).to_bytes(4, "big") + data[start + 16 :]
-    return samples(data[cut:])
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return samples(data, numbered=False)
 
 
 def test_a_viewer_that_waits_gets_one_initialization_segment_with_the_first_frame(stream):
@@ -310,6 +304,34 @@ def test_an_output_for_viewers_begins_with_the_group_of_pictures_that_is_kept(st
     assert [each.data for each in samples(viewer.data)] == [b"key", b"sound", b"inter"]
     source.video(66, INTER)
     assert [each.time for each in samples(viewer.data) if each.track == VIDEO_TRACK] == [0, 2970, 5940]
+
+
+class Reader:
+    """Reads a log in batches."""
+
+    wake_at = NEVER
+
+    def wake(self):
+        pass
+
+    def fail(self):
+        pass
+
+
+def test_a_viewer_of_an_output_that_was_read_in_batches_begins_with_the_group_of_pictures_too(stream):
+    source, reader = new_source(), Reader()
+    stream.begin(source)
+    publish(stream, source, [(VIDEO, 0, AVC), (AUDIO, 0, AAC), (VIDEO, 0, KEY), (AUDIO, 10, SOUND)])
+    log = stream.read(reader, FMP4)
+    publish(stream, source, [(VIDEO, 33, INTER), (AUDIO, 31, SOUND)])
+    viewer = Viewer(stream)
+    assert viewer.output.log is log
+    publish(stream, source, [(VIDEO, 66, INTER)])
+    kinds = all_kinds(viewer.data)
+    assert kinds == [b"ftyp", b"moov"] + [b"moof", b"mdat"] * 5
+    times = [each.time for each in samples(viewer.data, numbered=False) if each.track == VIDEO_TRACK]
+    assert times == [0, 2970, 5940]
+    stream.stop_reading(reader)
 
 
 def test_nothing_is_left_of_an_output_without_viewers(stream):

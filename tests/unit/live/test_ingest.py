@@ -69,6 +69,9 @@ class Viewer:
     def revise(self, decisions):
         pass
 
+    def ended(self):
+        pass
+
 
 def make_slate(count=10):
     key = SlateMessage(VIDEO, 0, b"\x17\x01\x00\x00\x00slate 0 0 ")

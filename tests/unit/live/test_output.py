@@ -79,6 +79,9 @@ class Player:
         settle()
         return [m.timestamp for m in self.transport.messages() if m.type_id in _MEDIA]
 
+    def ended(self):
+        pass
+
 
 def rewritten(stream):
     """Return the outputs of a stream that rewrite its messages."""

@@ -84,6 +84,9 @@ class Player:
     def revise(self, decisions):
         pass
 
+    def ended(self):
+        pass
+
 
 def data_message(*values, type_id=MessageType.DATA_AMF0, timestamp=0, prefix=b""):
     return RawMessage(type_id, 1, timestamp, prefix + amf0.encode(*values))

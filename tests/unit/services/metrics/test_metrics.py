@@ -39,6 +39,9 @@ class FakePlayer:
 
     number = 0
 
+    def ended(self):
+        pass
+
 
 class Publish:
     """A source and its stream."""

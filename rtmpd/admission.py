@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import gevent
 
@@ -16,17 +16,40 @@ from rtmpd.events import EventType
 from rtmpd.phases import CloseKind, CloseReason
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
-    from rtmpd.authorization import Request
+    from rtmpd.authorization import Authorizer, Request
+    from rtmpd.events import Scalar
     from rtmpd.live.grant import Grant
-    from rtmpd.rtmp.connection import Connection
+    from rtmpd.live.stream import Stream
 
 LINGER_S = 1.5
 """The time that a client has to read why it is expelled, before its connection is closed."""
 
 _EARLY = 0.1
 """A grant is renewed before it expires, by up to this share of its time: those of many clients expire together."""
+
+
+class _Hub(Protocol):
+    @property
+    def authorizer(self) -> Authorizer:
+        """Authorizes connections, publishes and plays."""
+
+
+class AdmittedConnection(Protocol):
+    """A connection that publishes or plays."""
+
+    @property
+    def hub(self) -> _Hub:
+        """The hub."""
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Its log."""
+
+    def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
+        """Publish an event of it."""
 
 
 class Admission:
@@ -46,13 +69,13 @@ class Admission:
         self.grant = grant
         # Thousands of players have an admission; most need no request.
         self._request = request if grant.expires_s else None
-        self._connection: Connection | None = None
+        self._connection: AdmittedConnection | None = None
         self._end: Callable[[CloseReason], None] | None = None
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._began_at_s = 0.0
         self._key = ""
 
-    def begin(self, connection: Connection, key: str, end: Callable[[CloseReason], None]) -> None:
+    def begin(self, connection: AdmittedConnection, key: str, end: Callable[[CloseReason], None]) -> None:
         """Renew the grant whenever it expires, from now on.
 
         Args:

@@ -1,0 +1,115 @@
+"""A rendition: frames go in, and its window is filled with fragments, by the rule of `rtmpd.media.hls.cutting`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from rtmpd.media.flv import AUDIO, VIDEO
+from rtmpd.media.hls.cutting import Cutter, Frame, When
+from rtmpd.media.hls.window import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rtmpd.media.hls.cutting import Cut
+    from rtmpd.media.hls.window import Window
+
+
+class Fragment(Protocol):
+    """A fragment of a `Fragmenter`."""
+
+    @property
+    def data(self) -> bytes:
+        """moof and mdat."""
+
+
+class Fragmenter(Protocol):
+    """Collects samples. The last sample of each track waits for its successor, which says how long it lasts."""
+
+    def add(self, type_id: int, timestamp: int, payload: bytes) -> None:
+        """Add a message."""
+
+    def cut(self) -> Fragment | None:
+        """Return a fragment of the samples that do not wait; None: there are none."""
+
+    def finish(self) -> Fragment | None:
+        """Return a fragment of all samples; None: there are none."""
+
+
+class Rendition:
+    """Fills a window.
+
+    Args:
+        window: The window; its targets are those of the session.
+        fragmenter: Makes fragments for the initialization segment *init_id*.
+        init_id: The initialization segment.
+        has_video: Whether there is video.
+        date_of: Returns the wall clock at a time of the timeline, both in milliseconds; None: it is not known.
+    """
+
+    __slots__ = ("_cutter", "_date_of", "_fragmenter", "_init_id", "_is_discontinuity", "window")
+
+    def __init__(
+        self,
+        window: Window,
+        fragmenter: Fragmenter,
+        *,
+        init_id: str,
+        has_video: bool,
+        date_of: Callable[[int], int | None],
+    ) -> None:
+        self.window = window
+        self._fragmenter = fragmenter
+        self._init_id = init_id
+        self._date_of = date_of
+        self._is_discontinuity = False
+        self._cutter = Cutter(window.targets, has_video=has_video)
+
+    def add(self, type_id: int, timestamp_ms: int, payload: bytes, *, is_keyframe: bool) -> bool:
+        """Add a frame of audio or video; return whether the window has changed.
+
+        Args:
+            type_id: `AUDIO` or `VIDEO`.
+            timestamp_ms: Its timestamp, unwrapped.
+            payload: The payload of the message. One without a frame must not be added.
+            is_keyframe: Whether it is a keyframe of video.
+        """
+        is_video = type_id == VIDEO
+        was_started = self._cutter.started
+        cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe, len(payload)))
+        self._apply([cut for cut in cuts if cut.when is not When.THIS])
+        if self._cutter.started:
+            if not was_started:
+                self._open(self._cutter.segment_start_ms)
+            self._fragmenter.add(VIDEO if is_video else AUDIO, timestamp_ms & 0xFFFFFFFF, payload)
+        self._apply([cut for cut in cuts if cut.when is When.THIS])
+        return bool(cuts)
+
+    def restart(self, fragmenter: Fragmenter, *, init_id: str, has_video: bool) -> None:
+        """Continue with other headers, or with another source, behind a discontinuity."""
+        self._apply(self._cutter.restart(has_video=has_video), goes_on=False)
+        self._fragmenter = fragmenter
+        self._init_id = init_id
+        self._is_discontinuity = True
+
+    def finish(self) -> None:
+        """End the stream."""
+        self._apply(self._cutter.finish(), goes_on=False)
+        self.window.end()
+
+    def _open(self, start_ms: int) -> None:
+        self.window.open_segment(self._init_id, date_ms=self._date_of(start_ms), is_discontinuity=self._is_discontinuity)
+        self._is_discontinuity = False
+
+    def _apply(self, cuts: Sequence[Cut], *, goes_on: bool = True) -> None:
+        window = self.window
+        for index, cut in enumerate(cuts, 1):
+            take = self._fragmenter.finish if cut.when is When.FINISH else self._fragmenter.cut
+            fragment = take() if cut.frames else None
+            data = fragment.data if fragment is not None else b""
+            window.add_part(Part(cut.duration_ms, cut.is_independent and bool(data), data))
+            if cut.ends_segment:
+                window.close_segment()
+                self._is_discontinuity = cut.next_discontinuity
+                if goes_on or index < len(cuts):
+                    self._open(cut.next_start_ms)

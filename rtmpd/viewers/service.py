@@ -1,0 +1,196 @@
+"""The viewers: the routes of streams, and what ends viewers when their stream has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import Event
+
+from rtmpd.admission import Admission
+from rtmpd.authorization import Action, ClientFacts
+from rtmpd.authorization import Request as PlayRequest
+from rtmpd.errors import HttpError, Refused
+from rtmpd.events import EventType
+from rtmpd.http.messages import Response
+from rtmpd.http.routes import Route
+from rtmpd.live.flv_framing import FLV
+from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.protocol import status
+from rtmpd.protocol.naming import NameProblem, is_printable, resolve, without_secrets
+from rtmpd.util.text import printable
+from rtmpd.viewers.viewer import Viewer, ViewerConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rtmpd.config.model import Config
+    from rtmpd.http.messages import Request
+    from rtmpd.http.routes import Exchange
+    from rtmpd.hub import Hub
+    from rtmpd.live.stream import Stream
+    from rtmpd.util.stream_key import StreamKey
+
+_FLV_TYPE = "video/x-flv"
+_FLV_HEADERS = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
+_TRUE = ("1", "true", "yes", "on")
+_LAST_S = 5.0
+"""How long a viewer that lags may take to read the rest of a stream that has ended."""
+
+_STEP_S = 0.02
+_URL_LENGTH = 1024
+_RETRY = (("Retry-After", "5"),)
+_ENDED = CloseReason(CloseKind.COMMAND, "the stream has ended")
+
+
+class Viewers:
+    """The service.
+
+    Args:
+        hub: The hub.
+
+    Attributes:
+        routes: The routes of streams.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._ending: dict[Viewer, float] = {}
+        self._wakeup = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self.routes = [Route("/{key}.flv", self._serve_flv, long=True, cors=True)]
+
+    @staticmethod
+    def select(config: Config) -> None:
+        """Return nothing: the options are those of the hub and of the streams."""
+
+    def start(self) -> None:
+        """Start to close viewers whose streams have ended."""
+        self._greenlet = gevent.spawn(self._run)
+
+    def reload(self, options: None) -> None:
+        """Do nothing."""
+
+    def stop(self, limit_s: float) -> None:
+        """Stop. The hub has closed all viewers."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    # The end of streams --------------------------------------------------------------------------------------------------
+
+    def _end(self, viewer: Viewer) -> None:
+        """Close a viewer when it was sent everything."""
+        self._ending.setdefault(viewer, time.monotonic() + _LAST_S)
+        self._wakeup.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wakeup.wait()
+            self._wakeup.clear()
+            while self._ending:
+                # At least once: a pass may just have been requested.
+                gevent.sleep(_STEP_S)
+                self._close_those_that_have_all()
+
+    def _close_those_that_have_all(self) -> None:
+        now_s = time.monotonic()
+        for viewer in [each for each, until_s in self._ending.items() if each.has_all or now_s >= until_s]:
+            del self._ending[viewer]
+            viewer.finish(_ENDED)
+
+    # Requests ----------------------------------------------------------------------------------------------------------
+
+    def _serve_flv(self, request: Request, exchange: Exchange) -> Response | None:
+        protocol = "https" if request.secure else "http"
+        connection = ViewerConnection(exchange, self._hub, protocol)
+        key, parameters = _resolve(request)
+        exchange.outcome = {"wanted": str(Action.PLAY), "served": False}
+        try:
+            admission = self._authorize(request, exchange, connection, key, parameters)
+            if request.method == "HEAD":
+                return self._describe(admission.grant.key)
+            viewer = Viewer(connection, admission, FLV, self._end)
+            stream = self._hub.play(admission.grant.key, viewer, may_wait=parameters.get("wait", "").lower() in _TRUE)
+        except Refused as refused:
+            self._hub.count("refused")
+            connection.log.warning("play by %s refused: %s", protocol, refused)
+            exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
+            raise _error_of(refused) from None
+        exchange.outcome = {**exchange.outcome, "served": True}
+        exchange.extra_held = lambda: viewer.held_bytes
+        try:
+            viewer.wait_for_tracks(stream)
+            exchange.begin_stream(request, _FLV_HEADERS, _FLV_TYPE)
+            viewer.run(stream, exchange.take_unread())
+        finally:
+            exchange.bytes_streamed = connection.bytes_played
+            # Harmless if the end of the play has done it.
+            self._hub.unplay(stream, viewer)
+        return None
+
+    def _describe(self, key: StreamKey) -> Response:
+        """Return the response to HEAD: whether the stream is there."""
+        stream: Stream | None = self._hub.streams.get(key)
+        if stream is None or not stream.available:
+            raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
+        return Response(content_type=_FLV_TYPE, headers=_FLV_HEADERS, sized=False)
+
+    def _authorize(
+        self, request: Request, exchange: Exchange, connection: ViewerConnection, key: StreamKey, parameters: Mapping[str, str]
+    ) -> Admission:
+        """Ask the authorizer whether a client may play; return its admission. May wait; raises `Refused`."""
+        host = printable(request.headers.get("host", ""))[:_URL_LENGTH]
+        asked = PlayRequest(
+            Action.PLAY,
+            exchange.transport.peer,
+            exchange.transport.address,
+            key,
+            parameters,
+            client=ClientFacts(
+                connection_id=str(exchange.number),
+                protocol=connection.protocol,
+                agent=printable(exchange.agent),
+                tc_url=f"{connection.protocol}://{host}/{key.app}",
+                page_url=without_secrets(request.headers.get("referer", ""))[:_URL_LENGTH],
+            ),
+        )
+        try:
+            grant = self._hub.authorizer.authorize(asked)
+        except Refused as refused:
+            connection.emit(EventType.AUTH_FAILED, action=str(Action.PLAY), reason=refused.reason)
+            raise
+        exchange.outcome = {**exchange.outcome, "wanted_stream": grant.key}
+        exchange.transport.ensure_open()
+        return Admission(asked, grant)
+
+
+def _resolve(request: Request) -> tuple[StreamKey, dict[str, str]]:
+    """Return the stream that a request is for, and the parameters.
+
+    Raises:
+        HttpError: The path can't be the name of a stream.
+    """
+    path = request.captured["key"]
+    app, _, name = path.rpartition("/")
+    try:
+        found = resolve(app, "", name, "")
+    except NameProblem:
+        raise HttpError(400, "This can't be the name of a stream.", closes=True) from None
+    if "?" in path or "#" in path or not is_printable(found.key) or not app.strip("/"):
+        raise HttpError(404, "Streams have names like /APPLICATION/NAME.flv.")
+    parameters = request.parameters
+    if request.bearer_token:
+        parameters.setdefault("token", request.bearer_token)
+    return found.key, parameters
+
+
+def _error_of(refused: Refused) -> HttpError:
+    """Return a refusal as an error of HTTP."""
+    if refused.unproved:
+        return HttpError(401, refused.description, [("WWW-Authenticate", "Bearer")], closes=True)
+    if refused.code == status.PLAY_STREAM_NOT_FOUND:
+        return HttpError(404, refused.description, closes=True)
+    if refused.reason.partition(" ")[0].endswith("_limit"):
+        return HttpError(503, refused.description, _RETRY, closes=True)
+    return HttpError(403, refused.description, closes=True)
