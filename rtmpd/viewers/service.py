@@ -15,12 +15,14 @@ from rtmpd.errors import HttpError, Refused
 from rtmpd.events import EventType
 from rtmpd.http.messages import Response
 from rtmpd.http.routes import Route
+from rtmpd.http.websocket import WebSocket, is_upgrade
 from rtmpd.live.flv_framing import FLV
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
 from rtmpd.protocol.naming import NameProblem, is_printable, resolve, without_secrets
 from rtmpd.util.text import printable
 from rtmpd.viewers.viewer import Viewer, ViewerConnection
+from rtmpd.viewers.ws_viewer import WsViewer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +40,7 @@ _TRUE = ("1", "true", "yes", "on")
 _LAST_S = 5.0
 """How long a viewer that lags may take to read the rest of a stream that has ended."""
 
+_HANDSHAKE_S = 10.0
 _STEP_S = 0.02
 _URL_LENGTH = 1024
 _RETRY = (("Retry-After", "5"),)
@@ -102,7 +105,8 @@ class Viewers:
     # Requests ----------------------------------------------------------------------------------------------------------
 
     def _serve_flv(self, request: Request, exchange: Exchange) -> Response | None:
-        protocol = "https" if request.secure else "http"
+        websocket = self._websocket(request, exchange)
+        protocol = ("ws" if websocket is not None else "http") + ("s" if request.secure else "")
         connection = ViewerConnection(exchange, self._hub, protocol)
         key, parameters = _resolve(request)
         exchange.outcome = {"wanted": str(Action.PLAY), "served": False}
@@ -110,8 +114,12 @@ class Viewers:
             admission = self._authorize(request, exchange, connection, key, parameters)
             if request.method == "HEAD":
                 return self._describe(admission.grant.key)
-            viewer = Viewer(connection, admission, FLV, self._end)
-            stream = self._hub.play(admission.grant.key, viewer, may_wait=parameters.get("wait", "").lower() in _TRUE)
+            if websocket is not None:
+                viewer: Viewer = WsViewer(connection, admission, websocket, self._end)
+            else:
+                viewer = Viewer(connection, admission, FLV, self._end)
+            may_wait = parameters.get("wait", "").lower() in _TRUE
+            stream = self._hub.play(admission.grant.key, viewer, may_wait=may_wait)
         except Refused as refused:
             self._hub.count("refused")
             connection.log.warning("play by %s refused: %s", protocol, refused)
@@ -121,13 +129,30 @@ class Viewers:
         exchange.extra_held = lambda: viewer.held_bytes
         try:
             viewer.wait_for_tracks(stream)
-            exchange.begin_stream(request, _FLV_HEADERS, _FLV_TYPE)
+            if websocket is not None:
+                exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
+            else:
+                exchange.begin_stream(request, _FLV_HEADERS, _FLV_TYPE)
             viewer.run(stream, exchange.take_unread())
         finally:
             exchange.bytes_streamed = connection.bytes_played
             # Harmless if the end of the play has done it.
             self._hub.unplay(stream, viewer)
         return None
+
+    @staticmethod
+    def _websocket(request: Request, exchange: Exchange) -> WebSocket | None:
+        """Return the WebSocket that a request asks for, if it does.
+
+        Raises:
+            HttpError: The handshake is invalid, or the page that asks is of an origin that may not use streams: browsers leave
+                it to the server to check that.
+        """
+        if not is_upgrade(request):
+            return None
+        if not exchange.allows_origin(request):
+            raise HttpError(403, "Pages of this origin may not use streams (http_allow_origin).", closes=True)
+        return WebSocket(request)
 
     def _describe(self, key: StreamKey) -> Response:
         """Return the response to HEAD: whether the stream is there."""

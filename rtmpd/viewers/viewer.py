@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rtmpd.hub import Hub
     from rtmpd.live.flv_framing import FlvFraming
     from rtmpd.live.stream import Stream
+    from rtmpd.live.ws_flv_framing import WsFlvFraming
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.net.transport import Transport
 
@@ -120,7 +121,11 @@ class Viewer(StreamReader):
     """
 
     def __init__(
-        self, connection: ViewerConnection, admission: Admission, framing: FlvFraming, end: Callable[[Viewer], None]
+        self,
+        connection: ViewerConnection,
+        admission: Admission,
+        framing: FlvFraming | WsFlvFraming,
+        end: Callable[[Viewer], None],
     ) -> None:
         super().__init__(connection, admission, framing)
         self.connection = connection

@@ -407,7 +407,7 @@ def test_a_stop_ends_viewers_behind_the_last_frame(server, raw, watch):
 # The listener ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_default_port_is_a_warning_and_any_other_an_error(server, tmp_path):
+def test_a_busy_port_is_an_error(server, tmp_path):
     with contextlib.closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
