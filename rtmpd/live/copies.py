@@ -709,7 +709,7 @@ class CopyMerger:
         Args:
             now_s: The monotonic clock.
         """
-        passed_ms = 1000 * max(0.0, min(now_s - self._expired_at_s, _LONGEST_TICK_S))
+        passed_ms = 1000 * max(0.0, min(now_s - self._expired_at_s, _LONGEST_TICK_S)) if self._held else 0.0
         self._expired_at_s = now_s
         out: list[Frame] = []
         for state in list(self._held):

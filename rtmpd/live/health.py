@@ -171,7 +171,8 @@ class Health:
         before_s = now_s if self._ticked_at_s is None else self._ticked_at_s
         self._ticked_at_s = now_s
         self._late = now_s - before_s > _LATE_S
-        before_s = max(before_s, now_s - _LATE_S)
+        if self._late:
+            before_s = now_s - _LATE_S
         self._clock_s += now_s - before_s
         if self._messages:
             self._messages = messages

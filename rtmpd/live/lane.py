@@ -362,16 +362,19 @@ class Lane:
         """Update lag and health, and return whether the health was judged. A source that is silent always is."""
         source = self.source
         messages = source.audio_messages + source.video_messages
-        if messages != self._messages and source.timeline.newest >= 0:
-            sample_ms = now_s * 1000 - source.timeline.newest
-            # Another clock, or the first sample.
-            far = self.lag_ms is None or abs(sample_ms - self.lag_ms) > _AUDIO_JOIN_MS
-            self.lag_ms = sample_ms if far or self.lag_ms is None else self.lag_ms + _LAG_WEIGHT * (sample_ms - self.lag_ms)
-        if messages != self._messages and not judges:
+        if messages != self._messages:
             self._messages = messages
-            self.health.note(now_s, messages)
-            return False
-        self._messages = messages
+            newest_ms, lag_ms = source.timeline.newest, self.lag_ms
+            if newest_ms >= 0:
+                sample_ms = now_s * 1000 - newest_ms
+                if lag_ms is None or not -_AUDIO_JOIN_MS <= sample_ms - lag_ms <= _AUDIO_JOIN_MS:
+                    # Another clock, or the first sample.
+                    self.lag_ms = sample_ms
+                else:
+                    self.lag_ms = lag_ms + _LAG_WEIGHT * (sample_ms - lag_ms)
+            if not judges:
+                self.health.note(now_s, messages)
+                return False
         bypassed = self.bypassed
         figures = HealthFigures(
             messages=messages,
