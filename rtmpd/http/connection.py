@@ -8,6 +8,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol
 
+import gevent
 import h11
 
 from rtmpd.errors import DeadlineExceeded, HttpError, TlsError, TransportClosed
@@ -172,6 +173,9 @@ class HttpConnection:
         except DeadlineExceeded as error:
             log.debug("http %s: %s", self.peer, error)
             reason = CloseReason(CloseKind.DEADLINE, str(error))
+        except gevent.GreenletExit:
+            # The time limit of a stop is over.
+            reason = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
         finally:
             places.end(self)
             self.close_reason = transport.close_reason or reason

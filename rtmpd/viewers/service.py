@@ -129,6 +129,8 @@ class Viewers:
         exchange.extra_held = lambda: viewer.held_bytes
         try:
             viewer.wait_for_tracks(stream)
+            if viewer.over:
+                raise HttpError(404, f"{stream.key} has ended.", closes=True)
             if websocket is not None:
                 exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
             else:
@@ -136,6 +138,8 @@ class Viewers:
             viewer.run(stream, exchange.take_unread())
         finally:
             exchange.bytes_streamed = connection.bytes_played
+            # A reference cycle would keep the viewer until the garbage collector runs, which is seldom.
+            exchange.extra_held = None
             # Harmless if the end of the play has done it.
             self._hub.unplay(stream, viewer)
         return None

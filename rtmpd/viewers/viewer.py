@@ -118,6 +118,9 @@ class Viewer(StreamReader):
         admission: What it was granted.
         framing: The format of its output.
         end: Called when the stream has ended; has it closed when it was sent everything. Must not wait.
+
+    Attributes:
+        over: The stream has ended.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class Viewer(StreamReader):
         self._likeness_id = id(framing)
         self._flv = framing
         self._end = end
+        self.over = False
         self._received = 0
         self._began_s = time.monotonic()
 
@@ -155,6 +159,7 @@ class Viewer(StreamReader):
 
     def ended(self) -> None:
         """Take note that the stream has ended: the viewer leaves when it was sent everything."""
+        self.over = True
         if self.subscriber is not None:
             self._end(self)
 
@@ -201,6 +206,9 @@ class Viewer(StreamReader):
         reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
             self._join(stream)
+            if self.over:
+                # While the head of the response was sent.
+                self._end(self)
             reason = self._listen(unread)
         except TransportClosed as error:
             reason = transport.close_reason or CloseReason(CloseKind.PEER_LEFT, str(error))

@@ -209,6 +209,22 @@ def test_when_the_stream_ends_the_connection_ends_behind_the_last_frame(server, 
     running.wait_for_line(r"stopped playing live/a: the stream has ended; [\d.]+ s, \d+ bytes, 0 skips, 0 messages dropped")
 
 
+def test_a_stream_that_ends_before_its_tracks_are_known_is_404(server, raw, watch, connect):
+    running = server(INI)
+    publisher = raw(running).publish("a")
+    feed(publisher, [(VIDEO, 0, AVC_HEADER), (VIDEO, 0, key(0))])
+    publisher.sync()
+    sock = connect(http_port(running))
+    sock.sendall(b"GET /live/a.flv HTTP/1.1\r\nHost: x\r\n\r\n")
+    # It waits for audio, for a second.
+    sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        sock.recv(1)
+    publisher.close()
+    sock.settimeout(LIMIT_S)
+    assert read_head(sock)[0] == 404
+
+
 def test_a_viewer_is_kept_over_a_lost_publisher(server, raw, watch):
     running = server(HTTP + "[publish]\npublisher_grace_s = 20\n")
     publisher = raw(running).publish("a")
