@@ -149,7 +149,7 @@ class Ingest:
         self.lanes: list[Lane] = []
         self.active: Lane | None = None
         self.switches = self.copies_joined = self.copies_broken = 0
-        self._changed_at = time.monotonic()
+        self._changed_at = self._missed_since = time.monotonic()
         self._waited_for: Choice | None = None
         self._last: Source | None = None  # the last active source
         self._last_clock: ContentClock | None = None
@@ -252,6 +252,8 @@ class Ingest:
             self._left = self._end()
             self._last_fault = reason
             self.active = None
+            if lane.role is not SourceRole.SLATE:
+                self._missed_since = time.monotonic()
             if lane.role is not SourceRole.SLATE:
                 self._left_behind = {each.source.number for each in self.publishers}
         lane.close()
@@ -415,10 +417,10 @@ class Ingest:
         assert self._host is not None
         if (self.active is None or self.active.role is SourceRole.SLATE) and not candidate.ready:
             # Some encoders send one keyframe, or none: then readers start without. And those that come later start with one.
-            wait_s, stood_by_s = self._host.options.live.keyframe_wait_s, now_s - lane.source.started_at
+            wait_s, waited_s = self._host.options.live.keyframe_wait_s, now_s - max(lane.source.started_at, self._missed_since)
             if self.active is None and not self._host.continued:
                 candidate = candidate._replace(ready=True, condition=Condition.HEALTHY)
-            elif 0 < wait_s <= stood_by_s:
+            elif 0 < wait_s <= waited_s:
                 candidate = candidate._replace(ready=True)
         return candidate
 
@@ -462,6 +464,8 @@ class Ingest:
         """Let another source continue on the timeline."""
         old = self.active
         reason = self._last_fault
+        if lane.role is SourceRole.SLATE and old is not None:
+            self._missed_since = time.monotonic()
         if old is not None:
             fault = old.health.fault
             reason = old.health.text if fault is not None and cause is not Cause.FAILBACK else ""

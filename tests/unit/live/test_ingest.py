@@ -5,7 +5,7 @@ import weakref
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
@@ -846,6 +846,7 @@ ACTIONS = ["run", "long", "mute one", "mute two", "loss", "leave one", "leave tw
     st.sampled_from([0, 25, 25, 60]),
     st.booleans(),
 )
+@example([*[("run", 1)] * 5, *[("long", 9)] * 2, ("keyframe", 1), ("leave one", 1)], 0, 25, False)
 def test_any_course_of_events_gives_one_stream(make, actions, latency_ms, fps, cached):
     room = make(stall_timeout_s=0.4, failback_after_s=0.5, failover_hold_s=0.0, gop_cache=cached)
     reader = Reader(room.stream)

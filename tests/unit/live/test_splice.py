@@ -234,7 +234,7 @@ def test_any_group_continues_any_end(case):
     # What is compressed is short; what is behind it is left alone.
     if was and signed(was[0].timestamp - origin) < 0:
         begins = splice.begins
-        limit_ms = max(signed(begins - was[0].timestamp) // 7 + 1, 2 * len(was))
+        limit_ms = max(signed(begins - was[0].timestamp) // 6 + 2, 2 * len(was))
         for old, new in zip(was, now, strict=True):
             if signed(old.timestamp - begins) >= limit_ms:
                 assert new.timestamp == old.timestamp
