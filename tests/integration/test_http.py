@@ -423,7 +423,20 @@ def test_a_stop_ends_viewers_behind_the_last_frame(server, raw, watch):
 # The listener ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_port_is_an_error(server, tmp_path):
+def test_the_default_port_may_be_in_use(server):
+    with contextlib.closing(socket.socket()) as taken:
+        # If another program has it, it is in use as well.
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        running = server(start=("-m", "rtmpd", "--listen", "127.0.0.1:0"))
+        running.wait_for_line(
+            r"WARNING +can't listen on 127\.0\.0\.1:8080: Address already in use: another process listens on it: "
+            r"the server runs without this listener \(http_listen\)$"
+        )
+
+
+def test_a_busy_port_is_an_error(server):
     with contextlib.closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

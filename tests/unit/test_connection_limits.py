@@ -109,3 +109,28 @@ def test_all_ipv6_addresses_of_a_network_of_64_bits_are_one_address_for_the_limi
     for address in addresses[1:3]:
         limits.leave(address)
     assert not limits._by_group
+
+
+def test_idle_connections_give_way_where_the_limit_is_reached():
+    limits, idle, asked = make(connection_limit=3, connections_per_address_limit=2), [], []
+
+    def give_way(group):
+        asked.append(group)
+        found = next((each for each in idle if group in ("", each)), None)
+        if found is not None:
+            idle.remove(found)
+        return found
+
+    for address in ("192.0.2.1", "192.0.2.1"):
+        assert limits.refusal(address, 0.0, give_way) == ""
+        limits.enter(address)
+    # One of another address would not help.
+    idle.append("192.0.2.2")
+    assert limits.refusal("192.0.2.1", 0.0, give_way) == "connections_per_address_limit is 2"
+    idle.append("192.0.2.1")
+    assert limits.refusal("192.0.2.1", 0.0, give_way) == ""
+    limits.enter("192.0.2.1")
+    limits.enter("192.0.2.2")
+    assert limits.refusal("192.0.2.3", 0.0, give_way) == ""
+    assert asked == ["192.0.2.1", "192.0.2.1", ""]
+    assert idle == []
