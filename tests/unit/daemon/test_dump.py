@@ -29,6 +29,9 @@ class Player:
 
     number = 0
 
+    def ended(self):
+        pass
+
 
 def play(hub, stream, address, **options):
     """Let a player play whose `FakeTransport` has these options; return its subscriber."""
