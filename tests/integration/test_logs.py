@@ -94,6 +94,7 @@ def test_lines_of_json_are_objects_and_those_of_a_connection_have_its_fields(ser
     begin(encoder, watcher)
     encoder.close()
     watcher.close()
+    running.wait_for_line(rf"(?=.*closed: closed by the peer)(?=.*{re.escape(encoder.address)})")
     assert running.stop() == 0
     entries = [json.loads(line) for line in running.lines]
     of_encoder = [entry for entry in entries if entry.get("peer") == encoder.address]
