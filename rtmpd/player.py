@@ -43,12 +43,6 @@ class PlayerHub(Protocol):
         """Add to a counter."""
 
 
-class StreamLog(Protocol):
-    """The log of a connection."""
-
-    stream: str
-
-
 class PlayerConnection(Protocol):
     """What players ask of their connection."""
 

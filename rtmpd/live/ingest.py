@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rtmpd.media.slate import Slate
     from rtmpd.media.timestamps import Timeline, Track
     from rtmpd.media.video_codecs import VideoConfig
+    from rtmpd.util.stream_key import StreamKey
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class IngestHost(SourceStream, Protocol):
     """What the sources of a stream ask of it."""
 
     @property
-    def name(self) -> str:
-        """Its key, for the log."""
+    def key(self) -> StreamKey:
+        """Its key."""
 
     @property
     def options(self) -> ApplicationConfig:
@@ -606,7 +607,7 @@ class Ingest:
         log.info(
             "%s: the publishers from %s and %s send identical frames (%d ms apart): each frame is taken from the first one "
             "that brings it (match_copies)",
-            host.name,
+            host.key,
             active.source.info.peer,
             lane.source.info.peer,
             round((lane.lag_ms or 0) - (active.lag_ms or 0)),
@@ -637,7 +638,7 @@ class Ingest:
         log.warning(
             "%s: the publisher from %s no longer sends the frames of the other one: from now on a failover takes place at a "
             "keyframe (match_copies)",
-            host.name,
+            host.key,
             lane.source.info.peer,
         )
         others = [each for each in self.copies if each is not lane]

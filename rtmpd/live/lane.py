@@ -98,7 +98,6 @@ class Lane:
         "_cache_limit_bytes",
         "_copy_input",
         "_framing",
-        "_keyframes",
         "_largest_audio",
         "_largest_inter",
         "_layout",
@@ -108,7 +107,6 @@ class Lane:
         "_observed",
         "_owner",
         "_splice",
-        "_stood_by_at",
         "append",
         "clock",
         "health",
@@ -139,9 +137,7 @@ class Lane:
         self._copy_input: CopyInput | None = None
         self.append: Callable[[int, int, bytes, int], None] = _discard
         self._messages = 0
-        self._keyframes = 0
         self._largest_inter = self._largest_audio = 0
-        self._stood_by_at: float | None = None
 
     # Its life ----------------------------------------------------------------------------------------------------------
 
@@ -266,7 +262,6 @@ class Lane:
         if owner is None:
             return
         if kind == _KEYFRAME and type_id == VIDEO:
-            self._keyframes += 1
             self._note_time(timestamp, video_time(payload, self._frame_layout()))
         elif type_id == DATA:
             self._note_time(timestamp, data_time(payload))

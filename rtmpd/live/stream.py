@@ -218,7 +218,7 @@ class Stream:
             self._stop_being_live(reason)
             self._machine.to(StreamPhase.LINGER)
             if self.ingest.active is None:
-                # Otherwise a slate goes on.
+                # Otherwise a slate is active, and keeps its place.
                 self._start_waiting()
                 self._forget_media()
 
@@ -238,7 +238,7 @@ class Stream:
         self._stop_being_live(reason or self._end_reason)
         slate = self.ingest.active
         if slate is not None:
-            # What viewers are shown goes on.
+            # Viewers continue to see the slate.
             self._machine.to(StreamPhase.SLATE)
         elif self.announced:
             self._end_announcement()
@@ -296,11 +296,6 @@ class Stream:
         return self._jumps + self.timeline.jumps
 
     # As the host of its sources ----------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """Its key, for the log."""
-        return self.key
 
     @property
     def published_log(self) -> Log:

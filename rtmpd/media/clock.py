@@ -460,7 +460,7 @@ class ContentClock:
         offsets = self._offsets.setdefault(time.kind, deque(maxlen=_SAMPLES))
         offset = time.time_ms - timestamp_ms
         for wrap in (_WRAP, DAY_MS) if offsets and time.kind.wraps else (_WRAP,) if offsets else ():
-            # Where the timestamp or the time of day begins again, the offset goes on.
+            # The offset stays the same when the timestamp or the time of day wraps.
             jump = offset - offsets[-1]
             if abs(abs(jump) - wrap) < _WRAP_SLACK_MS:
                 offset -= wrap if jump > 0 else -wrap

@@ -506,9 +506,9 @@ def test_a_relay_stays_up_across_all_failures(failures):
 
 
 @pytest.mark.peer
-def test_nginx_gets_one_publish_across_all_failures(failures):
+def test_nginx_gets_one_publish_across_all_failures(failures, peer):
     if not failures.nginx_log:
-        pytest.skip("nginx-rtmp is not installed (apt-get install libnginx-mod-rtmp)")
+        peer("nginx-rtmp", "libnginx-mod-rtmp")
     assert failures.nginx_log.count("publish: name='nginx'") == 1
     assert "[error]" not in failures.nginx_log
 

@@ -123,14 +123,12 @@ class Cutter:
     Attributes:
         started: Whether the first frame of a segment has come. Frames before it are left out.
         segment_start_ms: Where the segment begins on the timeline.
-        segment_independent: Whether the segment begins with a keyframe.
     """
 
     __slots__ = (
         "_audio",
         "_audio_ms",
         "_cuts",
-        "_end_ms",
         "_gop_ms",
         "_has_video",
         "_keyframe_ms",
@@ -141,7 +139,6 @@ class Cutter:
         "_step_ms",
         "_targets",
         "_video",
-        "segment_independent",
         "segment_start_ms",
         "started",
     )
@@ -157,9 +154,7 @@ class Cutter:
         self._has_video = has_video
         self._video, self._audio = _Lane(), _Lane()
         self.started = False
-        self.segment_independent = False
         self.segment_start_ms = self._part_start_ms = self._last_ms = self._keyframe_ms = 0
-        self._end_ms = 0
         self._step_ms = _FIRST_STEP_MS
         self._audio_ms: int | None = None
         self._silent_ms = 0
@@ -202,7 +197,7 @@ class Cutter:
     # The driving track ----------------------------------------------------------------------------------------------------
 
     def _begin(self, frame: Frame) -> None:
-        self.started = self.segment_independent = True
+        self.started = True
         self.segment_start_ms = self._part_start_ms = self._last_ms = self._keyframe_ms = frame.timestamp_ms
         self._lane(frame).waiting = frame
         self._silent_ms = 0
@@ -289,7 +284,6 @@ class Cutter:
             next_start_ms=frame.timestamp_ms, next_independent=independent, next_discontinuity=True
         )
         self._begin(frame)
-        self.segment_independent = independent
         self._audio_ms = None
 
     def _close(self, when: When, frame: Frame | None) -> None:
@@ -313,7 +307,6 @@ class Cutter:
         audio.clear()
         if ends:
             self.segment_start_ms = end_ms
-            self.segment_independent = independent
 
     # The other track ------------------------------------------------------------------------------------------------------
 

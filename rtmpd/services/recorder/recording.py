@@ -1,6 +1,6 @@
 """The recording of one stream: a greenlet that reads the stream's FLV log and has threads of the recorder write it.
 
-It goes on while the stream is live, whatever its sources: what is to be read is a list of parts of logs, one for each source.
+A recording lasts while the stream is live, whatever its sources. It reads a list of parts of logs, one for each source.
 The greenlet is a cursor in the log: nothing is copied before there is a batch to write. If the disk fails, is full or too slow,
 the file is closed, the cursor and with it the memory of the log is released, and recording starts again after a while. The
 publisher is never delayed.
@@ -197,7 +197,7 @@ class Recording:
 
         Args:
             headers: The headers of the source.
-            pause: It is not recorded: the recording goes on with the next source.
+            pause: It is not recorded: the recording continues with the next source.
         """
         was_paused, self._paused = self._paused, pause
         if not self._is(_WAITING, _WRITING):

@@ -46,9 +46,9 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-@pytest.fixture
-def service(clock):
-    config = load_text("[log]\nstream_summary_s = 10\n")
+def services(ini=""):
+    """Yield the service on a hub, and end it."""
+    config = load_text(f"[log]\nstream_summary_s = 10\n{ini}")
     hub = Hub(config)
     made = MediaLog(hub, MediaLog.select(config))
     made.hub = hub
@@ -57,6 +57,11 @@ def service(clock):
     made.stop(0)
     for stream in hub.streams.values():
         close_stream(stream)
+
+
+@pytest.fixture
+def service(clock):
+    yield from services()
 
 
 def test_the_codecs_are_logged_once_as_soon_as_both_tracks_are_known(service, lines):
@@ -162,15 +167,7 @@ def test_no_state_is_kept_of_a_publish_that_has_ended(service):
 
 @pytest.fixture
 def backup(clock):
-    config = load_text("[log]\nstream_summary_s = 10\n[publish]\non_conflict = backup\nmatch_copies = no\n")
-    hub = Hub(config)
-    made = MediaLog(hub, MediaLog.select(config))
-    made.hub = hub
-    made.start()
-    yield made
-    made.stop(0)
-    for stream in hub.streams.values():
-        close_stream(stream)
+    yield from services("[publish]\non_conflict = backup\nmatch_copies = no\n")
 
 
 def frames(source, count, size=4998):
