@@ -7,10 +7,11 @@ way (RFC 9112 section 11.2), which h11 accepts.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import html
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -35,6 +36,8 @@ _GZIP_LEVEL = 4
 _OTHER_VERSION = re.compile(rb"HTTP/[02-9]\.[0-9]")
 _VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are supported."
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_RANGE = re.compile(r"bytes=\s*(\d{0,15})-(\d{0,15})\s*", re.ASCII)
+_ENTITY_TAG_BYTES = 16
 
 TEXT: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
@@ -145,6 +148,54 @@ class Response:
             return Response(self.status, self.body, self.content_type, headers)
         body = gzip.compress(self.body, _GZIP_LEVEL, mtime=0)
         return Response(self.status, body, self.content_type, [*headers, ("Content-Encoding", "gzip")])
+
+    def tagged(self, request: Request, entity_tag: str = "") -> Response:
+        """Return the response with an entity tag; without its body (304) if the client has that already (If-None-Match).
+
+        Args:
+            request: The request.
+            entity_tag: The tag, without quotes: it changes with every byte of the body, so a compressed body needs its own.
+                Empty: a hash of the body.
+        """
+        tag = f'"{entity_tag or hashlib.blake2b(self.body, digest_size=_ENTITY_TAG_BYTES).hexdigest()}"'
+        headers = [*self.headers, ("ETag", tag)]
+        known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+        has_it = tag in known or known == ["*"]
+        if self.status != 200 or not has_it or request.method not in ("GET", "HEAD"):
+            return replace(self, headers=headers)
+        return Response(304, headers=[(name, value) for name, value in headers if name != "Content-Encoding"])
+
+    def ranged(self, request: Request) -> Response:
+        """Return the part of the body that the client asks for (RFC 9110 section 14): 206, or 416 if there is none of it.
+
+        The response stays whole if the client asks for nothing or for several ranges, if what it asks for is malformed, and if
+        it has a part of another body (If-Range): that takes a response which is `tagged` already.
+        """
+        if self.status != 200 or not self.sized:
+            return self
+        size = len(self.body)
+        whole = replace(self, headers=[*self.headers, ("Accept-Ranges", "bytes")])
+        found = _RANGE.fullmatch(request.headers.get("range", ""))
+        if found is None or request.method != "GET" or request.headers.get("if-range", self._entity_tag) != self._entity_tag:
+            return whole
+        first, last = found.groups()
+        if first:
+            begin, end = int(first), min(int(last) + 1, size) if last else size
+            if last and int(last) < begin:
+                return whole
+        elif last:
+            begin, end = max(0, size - int(last)), size
+        else:
+            return whole
+        if begin >= size:
+            text = f"The body has {size} bytes.\n".encode()
+            return Response(416, text, headers=[("Content-Range", f"bytes */{size}")])
+        headers = [*whole.headers, ("Content-Range", f"bytes {begin}-{end - 1}/{size}")]
+        return replace(whole, status=206, body=self.body[begin:end], headers=headers)
+
+    @property
+    def _entity_tag(self) -> str:
+        return next((value for name, value in self.headers if name == "ETag"), "")
 
 
 def response_head(status: int, headers: Sequence[tuple[str, str]]) -> bytes:

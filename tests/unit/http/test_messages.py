@@ -126,6 +126,77 @@ def test_a_large_text_is_compressed_for_clients_that_accept_it():
     assert Response(body=b"short").compressed(request(accept_encoding="gzip")) == Response(body=b"short")
 
 
+def test_a_body_that_the_client_has_is_not_sent_again():
+    response = Response(body=b"text", headers=[("Cache-Control", "no-cache"), ("Content-Encoding", "gzip")])
+    first = response.tagged(request())
+    tag = dict(first.headers)["ETag"]
+    assert (first.status, first.body) == (200, b"text")
+    for known in (tag, f'"x", W/{tag}', "*"):
+        again = response.tagged(request(if_none_match=known))
+        assert (again.status, again.body, again.headers) == (304, b"", [("Cache-Control", "no-cache"), ("ETag", tag)])
+    assert response.tagged(request(if_none_match='"x"')) == first
+    assert dict(Response(body=b"texts").tagged(request()).headers)["ETag"] != tag
+    assert dict(response.tagged(request(), "seg-1").headers)["ETag"] == '"seg-1"'
+    assert Response(404, b"text").tagged(request(if_none_match=tag)).status == 404
+    # A range of it is none, either.
+    assert response.tagged(request(if_none_match=tag, range="bytes=1-")).ranged(request(range="bytes=1-")).status == 304
+
+
+@pytest.mark.parametrize(
+    ("wanted", "body", "content_range"),
+    [
+        ("bytes=0-0", b"0", "0-0"),
+        ("bytes=2-4", b"234", "2-4"),
+        ("bytes=7-", b"789", "7-9"),
+        ("bytes=7-999999999999999", b"789", "7-9"),
+        ("bytes=-3", b"789", "7-9"),
+        ("bytes=-99", b"0123456789", "0-9"),
+        ("bytes= 9-9 ", b"9", "9-9"),
+    ],
+)
+def test_a_range_is_sent_alone(wanted, body, content_range):
+    part = Response(body=b"0123456789", content_type="video/mp4").ranged(request(range=wanted))
+    assert (part.status, part.body, part.content_type) == (206, body, "video/mp4")
+    assert dict(part.headers) == {"Accept-Ranges": "bytes", "Content-Range": f"bytes {content_range}/10"}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=4-2", "bytes=0-1,4-5", "lines=0-1", "bytes=--1", "bytes=0-1-2",
+     "bytes=0-" + "9" * 5000, "bytes=\u0663-4"],
+)  # fmt: skip
+def test_of_several_or_malformed_ranges_the_whole_is_sent(wanted):
+    whole = Response(body=b"0123456789").ranged(request(range=wanted))
+    assert (whole.status, whole.body, whole.headers) == (200, b"0123456789", [("Accept-Ranges", "bytes")])
+
+
+@pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=10-11", "bytes=99-", "bytes=-0"])
+def test_a_range_behind_the_end_is_refused(wanted):
+    refused = Response(body=b"0123456789").ranged(request(range=wanted))
+    assert (refused.status, refused.headers) == (416, [("Content-Range", "bytes */10")])
+
+
+def test_a_range_of_another_body_is_the_whole_body():
+    tagged = Response(body=b"0123456789").tagged(request(), "a")
+    for condition, status in (('"a"', 206), ('"b"', 200), ('W/"a"', 200), ("Sun, 29 Nov 2026 20:00:00 GMT", 200)):
+        assert tagged.ranged(request(range="bytes=1-2", if_range=condition)).status == status
+    assert Response(body=b"0").ranged(request(range="bytes=0-0", if_range='"a"')).status == 200
+    assert Response(404, b"0").ranged(request(range="bytes=0-0")).status == 404
+    head = Request("HEAD", "/", "", {"range": "bytes=0-0"})
+    assert tagged.ranged(head).body == b"0123456789"
+
+
+@given(st.binary(max_size=20), st.integers(0, 25), st.integers(0, 25))
+def test_a_range_has_the_bytes_that_its_header_names(body, first, last):
+    part = Response(body=body).ranged(request(range=f"bytes={first}-{last}"))
+    if part.status == 206:
+        begin, end = dict(part.headers)["Content-Range"].split()[1].split("/")[0].split("-")
+        assert (int(begin), part.body) == (first, body[int(begin) : int(end) + 1])
+        assert int(end) == min(last, len(body) - 1)
+    else:
+        assert part.status == (200 if last < first else 416)
+
+
 def test_a_header_holds_no_line_break():
     with pytest.raises(ValueError, match="line break"):
         response_head(200, [("Location", "a\r\nSet-Cookie: b")])
