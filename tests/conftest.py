@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import pytest
 
@@ -174,20 +174,25 @@ def ffmpeg() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-@pytest.fixture
+def find_peer(program: str, package: str) -> str:
+    """Return the path of a program, or skip the test; with .ci/run a missing program fails the test."""
+    path = shutil.which(program)
+    if path is None:
+        miss_peer(f"{program} is not installed (apt-get install {package})")
+    return path
+
+
+def miss_peer(message: str) -> NoReturn:
+    """Skip the test; with .ci/run fail it."""
+    if os.environ.get("RTMPD_REQUIRE_PEERS"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
 def peer():
-    """Return a function that finds a program, or skips the test; with .ci/run a missing program fails the test."""
-
-    def find(program: str, package: str) -> str:
-        path = shutil.which(program)
-        if path is None:
-            message = f"{program} is not installed (apt-get install {package})"
-            if os.environ.get("RTMPD_REQUIRE_PEERS"):
-                pytest.fail(message)
-            pytest.skip(message)
-        return path
-
-    return find
+    """The function `find_peer`."""
+    return find_peer
 
 
 @pytest.fixture(scope="session")
