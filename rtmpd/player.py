@@ -43,18 +43,12 @@ class PlayerHub(Protocol):
         """Add to a counter."""
 
 
-class PlayerConnection(Protocol):
-    """What players ask of their connection."""
-
-    bytes_played: int
+class PlayConnection(Protocol):
+    """What plays ask of their connection."""
 
     @property
     def hub(self) -> PlayerHub:
         """The hub."""
-
-    @property
-    def transport(self) -> Transport:
-        """The transport."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -64,6 +58,22 @@ class PlayerConnection(Protocol):
     def protocol(self) -> str:
         """The protocol, as events name it."""
 
+    def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
+        """Publish an event of the connection."""
+
+    def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
+        """Publish the end of a play."""
+
+
+class PlayerConnection(PlayConnection, Protocol):
+    """What players with a connection of their own ask of it."""
+
+    bytes_played: int
+
+    @property
+    def transport(self) -> Transport:
+        """The transport."""
+
     @property
     def user(self) -> str:
         """The user that the client has logged in as; empty: none."""
@@ -72,18 +82,97 @@ class PlayerConnection(Protocol):
     def unsent_limit_bytes(self) -> int:
         """``unsent_limit_bytes``."""
 
-    def emit(self, event_type: EventType, stream: Stream | None = None, /, **data: Scalar) -> None:
-        """Publish an event of the connection."""
-
-    def emit_end(self, event_type: EventType, stream: Stream, /, *, reason: str, **data: Scalar) -> None:
-        """Publish the end of a play."""
-
     def close(self, reason: CloseReason) -> None:
         """Close the connection. Must not wait."""
 
 
-class StreamReader(ABC):
-    """One play.
+class Play(ABC):
+    """One play, however the client gets the stream: its events, its log lines and its admission.
+
+    Args:
+        connection: Its connection.
+        admission: What it was granted; None: nothing was asked.
+
+    Attributes:
+        stream: What it plays; None before the start and after the end.
+        number: Counts the server's plays; given by the hub.
+    """
+
+    def __init__(self, connection: PlayConnection, admission: Admission | None) -> None:
+        self._player = connection
+        self._admission = admission
+        self.stream: Stream | None = None
+        self.number = 0
+        self._started_at = 0.0
+
+    @abstractmethod
+    def _expel(self, reason: CloseReason) -> None:
+        """End the play, tell the client why, and close the connection. Must not wait."""
+
+    @abstractmethod
+    def revise(self, decisions: Decisions) -> None:
+        """As `rtmpd.live.stream.StreamPlayer.revise`."""
+
+    @abstractmethod
+    def ended(self) -> None:
+        """As `rtmpd.live.stream.StreamPlayer.ended`."""
+
+    def _announce(self, stream: Stream) -> None:
+        """Log and publish the start."""
+        connection = self._player
+        connection.log.stream = stream.key  # type: ignore[attr-defined]
+        connection.log.info("plays %s", stream.key)
+        connection.emit(EventType.PLAY_START, stream, id=self.number, protocol=connection.protocol)
+
+    def _keep_admitted(self, stream: Stream) -> None:
+        """Renew the admission whenever it expires, from now on."""
+        if self._admission is not None:
+            self._admission.begin(self._player, stream.key, self._expel)
+
+    def _take_leave(self) -> Stream | None:
+        """End the admission; return the stream, which it plays no longer, or None if it has played none."""
+        stream, self.stream = self.stream, None
+        if stream is not None and self._admission is not None:
+            self._admission.end()
+        return stream
+
+    def _announce_end(self, stream: Stream, reason: str, sent: int, skips: int = 0, dropped: int = 0) -> None:
+        """Log and publish the end, and unregister the player.
+
+        Args:
+            stream: What it has played.
+            reason: Why it has ended.
+            sent: Bytes that it was sent.
+            skips, dropped: How often it was moved to a keyframe, and the messages that it has missed.
+        """
+        connection = self._player
+        duration_s = time.monotonic() - self._started_at
+        connection.log.info(
+            "stopped playing %s: %s; %.1f s, %d bytes, %s, %s dropped",
+            stream.key,
+            reason,
+            duration_s,
+            sent,
+            count_of(skips, "skip"),
+            count_of(dropped, "message"),
+            extra={"stream": stream.key},
+        )
+        connection.emit_end(
+            EventType.PLAY_STOP,
+            stream,
+            id=self.number,
+            protocol=connection.protocol,
+            reason=reason,
+            duration_s=round(duration_s, 3),
+            bytes=sent,
+            skips=skips,
+            dropped=dropped,
+        )
+        connection.hub.unplay(stream, self)
+
+
+class StreamReader(Play):
+    """One play that reads an output of its stream.
 
     Args:
         connection: Its connection.
@@ -91,20 +180,15 @@ class StreamReader(ABC):
         framing: The format that it gets; None: that of the published output.
 
     Attributes:
-        stream: What it plays; None before the start and after the end.
         subscriber: Its place in an output of the stream, while it plays.
-        number: Counts the server's plays; given by the hub.
     """
 
     def __init__(self, connection: PlayerConnection, admission: Admission | None, framing: Framing | None = None) -> None:
+        super().__init__(connection, admission)
         self._reader = connection
-        self._admission = admission
         self._format = framing
-        self.stream: Stream | None = None
         self.subscriber: Subscriber | None = None
-        self.number = 0
         self._output: Output | None = None
-        self._started_at = 0.0
 
     @abstractmethod
     def _wanted(self, stream: Stream) -> Rewrite:
@@ -122,10 +206,6 @@ class StreamReader(ABC):
     @abstractmethod
     def _refuse_codec(self, problem: str) -> None:
         """Tell the client that it does not support the codec, and close the connection."""
-
-    @abstractmethod
-    def _expel(self, reason: CloseReason) -> None:
-        """End the play, tell the client why, and close the connection. Must not wait."""
 
     def ended(self) -> None:
         """Take note that the stream has ended. Must not wait."""
@@ -155,15 +235,11 @@ class StreamReader(ABC):
 
     def _join(self, stream: Stream) -> None:
         """Log and publish the start, and join an output of the stream."""
-        connection = self._reader
-        connection.log.stream = stream.key  # type: ignore[attr-defined]
-        connection.log.info("plays %s", stream.key)
-        connection.emit(EventType.PLAY_START, stream, id=self.number, protocol=connection.protocol)
+        self._announce(stream)
         self._output = stream.output(self._wanted(stream), self._format)
         assert self.subscriber is not None
         self._output.fanout.join(self.subscriber)
-        if self._admission is not None:
-            self._admission.begin(connection, stream.key, self._expel)
+        self._keep_admitted(stream)
 
     def revise(self, decisions: Decisions) -> None:
         """Decide again which output the player reads: the content or the options have changed. Must not wait.
@@ -231,34 +307,10 @@ class StreamReader(ABC):
         stream, subscriber, output = self.stream, self.subscriber, self._output
         if stream is None or subscriber is None or output is None:
             return b""
-        self.stream = self.subscriber = self._output = None
-        if self._admission is not None:
-            self._admission.end()
-        connection = self._reader
+        self.subscriber = self._output = None
+        self._take_leave()
         rest = output.fanout.leave(subscriber)
         sent = output.fanout.sent_bytes(subscriber)
-        connection.bytes_played += sent
-        duration_s = time.monotonic() - self._started_at
-        connection.log.info(
-            "stopped playing %s: %s; %.1f s, %d bytes, %s, %s dropped",
-            stream.key,
-            reason,
-            duration_s,
-            sent,
-            count_of(subscriber.skips, "skip"),
-            count_of(subscriber.dropped, "message"),
-            extra={"stream": stream.key},
-        )
-        connection.emit_end(
-            EventType.PLAY_STOP,
-            stream,
-            id=self.number,
-            protocol=connection.protocol,
-            reason=reason,
-            duration_s=round(duration_s, 3),
-            bytes=sent,
-            skips=subscriber.skips,
-            dropped=subscriber.dropped,
-        )
-        connection.hub.unplay(stream, self)
+        self._reader.bytes_played += sent
+        self._announce_end(stream, reason, sent, subscriber.skips, subscriber.dropped)
         return rest

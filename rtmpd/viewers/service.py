@@ -8,25 +8,18 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import Event
 
-from rtmpd.admission import Admission
-from rtmpd.authorization import Action, ClientFacts
-from rtmpd.authorization import Request as PlayRequest
 from rtmpd.errors import HttpError, Refused
-from rtmpd.events import EventType
 from rtmpd.http.messages import Response
 from rtmpd.http.routes import Route
 from rtmpd.http.websocket import WebSocket, is_upgrade
 from rtmpd.live.flv_framing import FLV
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
-from rtmpd.protocol.naming import NameProblem, is_printable, resolve, without_secrets
-from rtmpd.util.text import printable
+from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
 from rtmpd.viewers.viewer import Viewer, ViewerConnection
 from rtmpd.viewers.ws_viewer import WsViewer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rtmpd.config.model import Config
     from rtmpd.http.messages import Request
     from rtmpd.http.routes import Exchange
@@ -42,8 +35,6 @@ _LAST_S = 5.0
 
 _HANDSHAKE_S = 10.0
 _STEP_S = 0.02
-_URL_LENGTH = 1024
-_RETRY = (("Retry-After", "5"),)
 _ENDED = CloseReason(CloseKind.COMMAND, "the stream has ended")
 
 
@@ -108,10 +99,11 @@ class Viewers:
         websocket = self._websocket(request, exchange)
         protocol = ("ws" if websocket is not None else "http") + ("s" if request.secure else "")
         connection = ViewerConnection(exchange, self._hub, protocol)
-        key, parameters = _resolve(request)
-        exchange.outcome = {"wanted": str(Action.PLAY), "served": False}
+        key, parameters = stream_of(request)
+        exchange.outcome = outcome()
         try:
-            admission = self._authorize(request, exchange, connection, key, parameters)
+            asked = play_request(request, exchange, protocol, key, parameters)
+            admission = authorize(asked, self._hub, exchange, connection.emit)
             if request.method == "HEAD":
                 return self._describe(admission.grant.key)
             if websocket is not None:
@@ -124,7 +116,7 @@ class Viewers:
             self._hub.count("refused")
             connection.log.warning("play by %s refused: %s", protocol, refused)
             exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
-            raise _error_of(refused) from None
+            raise error_of(refused) from None
         exchange.outcome = {**exchange.outcome, "served": True}
         exchange.extra_held = lambda: viewer.held_bytes
         try:
@@ -164,62 +156,3 @@ class Viewers:
         if stream is None or not stream.available:
             raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
         return Response(content_type=_FLV_TYPE, headers=_FLV_HEADERS, sized=False)
-
-    def _authorize(
-        self, request: Request, exchange: Exchange, connection: ViewerConnection, key: StreamKey, parameters: Mapping[str, str]
-    ) -> Admission:
-        """Ask the authorizer whether a client may play; return its admission. May wait; raises `Refused`."""
-        host = printable(request.headers.get("host", ""))[:_URL_LENGTH]
-        asked = PlayRequest(
-            Action.PLAY,
-            exchange.transport.peer,
-            exchange.transport.address,
-            key,
-            parameters,
-            client=ClientFacts(
-                connection_id=str(exchange.number),
-                protocol=connection.protocol,
-                agent=printable(exchange.agent),
-                tc_url=f"{connection.protocol}://{host}/{key.app}",
-                page_url=without_secrets(request.headers.get("referer", ""))[:_URL_LENGTH],
-            ),
-        )
-        try:
-            grant = self._hub.authorizer.authorize(asked)
-        except Refused as refused:
-            connection.emit(EventType.AUTH_FAILED, action=str(Action.PLAY), reason=refused.reason)
-            raise
-        exchange.outcome = {**exchange.outcome, "wanted_stream": grant.key}
-        exchange.transport.ensure_open()
-        return Admission(asked, grant)
-
-
-def _resolve(request: Request) -> tuple[StreamKey, dict[str, str]]:
-    """Return the stream that a request is for, and the parameters.
-
-    Raises:
-        HttpError: The path can't be the name of a stream.
-    """
-    path = request.captured["key"]
-    app, _, name = path.rpartition("/")
-    try:
-        found = resolve(app, "", name, "")
-    except NameProblem:
-        raise HttpError(400, "This can't be the name of a stream.", closes=True) from None
-    if "?" in path or "#" in path or not is_printable(found.key) or not app.strip("/"):
-        raise HttpError(404, "Streams have names like /APPLICATION/NAME.flv.")
-    parameters = request.parameters
-    if request.bearer_token:
-        parameters.setdefault("token", request.bearer_token)
-    return found.key, parameters
-
-
-def _error_of(refused: Refused) -> HttpError:
-    """Return a refusal as an error of HTTP."""
-    if refused.unproved:
-        return HttpError(401, refused.description, [("WWW-Authenticate", "Bearer")], closes=True)
-    if refused.code == status.PLAY_STREAM_NOT_FOUND:
-        return HttpError(404, refused.description, closes=True)
-    if refused.reason.partition(" ")[0].endswith("_limit"):
-        return HttpError(503, refused.description, _RETRY, closes=True)
-    return HttpError(403, refused.description, closes=True)

@@ -1,0 +1,106 @@
+"""What requests for a stream have in common, in whatever format: its name, the authorization, and how refusals are answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rtmpd.admission import Admission
+from rtmpd.authorization import Action, ClientFacts
+from rtmpd.authorization import Request as PlayRequest
+from rtmpd.errors import HttpError, Refused
+from rtmpd.events import EventType
+from rtmpd.protocol import status
+from rtmpd.protocol.naming import NameProblem, is_printable, resolve, without_secrets
+from rtmpd.util.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rtmpd.events import Scalar
+    from rtmpd.http.messages import Request
+    from rtmpd.http.routes import Exchange
+    from rtmpd.hub import Hub
+    from rtmpd.util.stream_key import StreamKey
+
+_URL_LENGTH = 1024
+_RETRY = (("Retry-After", "5"),)
+
+
+def stream_of(request: Request) -> tuple[StreamKey, dict[str, str]]:
+    """Return the stream that a request is for, by the placeholder ``key`` of its route, and the parameters with the token.
+
+    Raises:
+        HttpError: The path can't be the name of a stream.
+    """
+    path = request.captured["key"]
+    app, _, name = path.rpartition("/")
+    try:
+        found = resolve(app, "", name, "")
+    except NameProblem:
+        raise HttpError(400, "This can't be the name of a stream.", closes=True) from None
+    if "?" in path or "#" in path or not is_printable(found.key) or not app.strip("/"):
+        raise HttpError(404, "Streams have names like /APPLICATION/NAME.")
+    parameters = request.parameters
+    if request.bearer_token:
+        parameters.setdefault("token", request.bearer_token)
+    return found.key, parameters
+
+
+def play_request(
+    request: Request, exchange: Exchange, protocol: str, key: StreamKey, parameters: Mapping[str, str]
+) -> PlayRequest:
+    """Return the question to the authorizer whether a client may play a stream."""
+    host = printable(request.headers.get("host", ""))[:_URL_LENGTH]
+    return PlayRequest(
+        Action.PLAY,
+        exchange.transport.peer,
+        exchange.transport.address,
+        key,
+        parameters,
+        client=ClientFacts(
+            connection_id=str(exchange.number),
+            protocol=protocol,
+            agent=printable(exchange.agent),
+            tc_url=f"{protocol}://{host}/{key.app}",
+            page_url=without_secrets(request.headers.get("referer", ""))[:_URL_LENGTH],
+        ),
+    )
+
+
+def authorize(asked: PlayRequest, hub: Hub, exchange: Exchange, emit: Callable[..., None]) -> Admission:
+    """Ask the authorizer; return the admission of the client. May wait.
+
+    Args:
+        asked: The question.
+        hub: The hub.
+        exchange: The connection.
+        emit: Publishes an event of the connection.
+
+    Raises:
+        Refused: The client may not play.
+    """
+    try:
+        grant = hub.authorizer.authorize(asked)
+    except Refused as refused:
+        emit(EventType.AUTH_FAILED, action=str(Action.PLAY), reason=refused.reason)
+        raise
+    exchange.outcome = {**exchange.outcome, "wanted_stream": grant.key}
+    exchange.transport.ensure_open()
+    return Admission(asked, grant)
+
+
+def outcome(*, served: bool = False, reason: str = "") -> dict[str, Scalar]:
+    """Return what the events say about a request for a stream."""
+    found: dict[str, Scalar] = {"wanted": str(Action.PLAY), "served": served}
+    return found | {"reason": reason} if reason else found
+
+
+def error_of(refused: Refused) -> HttpError:
+    """Return a refusal as an error of HTTP."""
+    if refused.unproved:
+        return HttpError(401, refused.description, [("WWW-Authenticate", "Bearer")], closes=True)
+    if refused.code == status.PLAY_STREAM_NOT_FOUND:
+        return HttpError(404, refused.description, closes=True)
+    if refused.reason.partition(" ")[0].endswith("_limit"):
+        return HttpError(503, refused.description, _RETRY, closes=True)
+    return HttpError(403, refused.description, closes=True)
