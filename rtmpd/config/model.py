@@ -283,6 +283,20 @@ class RelayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HlsConfig:
+    """The options of ``[hls]``. An application can set only some of them."""
+
+    hls: str
+    hls_segment_s: float
+    hls_part_ms: float
+    hls_window_s: float
+    hls_memory_limit_bytes: int
+    hls_idle_s: float
+    hls_total_limit_bytes: int
+    hls_directory: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApplicationConfig:
     """The options of one application: those that it sets itself, and those of the sections."""
 
@@ -293,6 +307,7 @@ class ApplicationConfig:
     backpressure: BackpressureConfig
     auth: AuthConfig
     relay: RelayConfig
+    hls: HlsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +391,7 @@ class Config:
     record: RecordConfig
     relay: RelayConfig
     http: HttpConfig
+    hls: HlsConfig
     metrics: MetricsConfig
     hooks: HooksConfig
     applications: Mapping[str, ApplicationConfig]
@@ -391,6 +407,7 @@ class Config:
             backpressure=self.backpressure,
             auth=self.auth,
             relay=self.relay,
+            hls=self.hls,
         )
 
     @property

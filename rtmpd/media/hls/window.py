@@ -70,6 +70,11 @@ class Segment:
     size_bytes: int = 0
 
     @property
+    def is_independent(self) -> bool:
+        """Whether its first part has a keyframe."""
+        return bool(self.parts) and self.parts[0].is_independent
+
+    @property
     def data(self) -> list[bytes]:
         """The fragments, one behind the other."""
         return [part.data for part in self.parts]

@@ -1,0 +1,72 @@
+"""A rendition of a stream as segments: what the pages of HLS serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gevent.event import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rtmpd.media.hls.window import Window
+
+
+class Packaged:
+    """A rendition of a stream.
+
+    Args:
+        name: Its name.
+        window: Its segments.
+
+    Attributes:
+        name: A component of a path, of lower-case letters and digits: ``main`` is the default video with the default audio, or
+            the only one of them; ``video2``, ``audio2`` and so on are further tracks.
+        window: Its segments. Media is to be read with `segment_data` and `part_data`, since it may be in a file.
+        codecs: The names of its codecs (RFC 6381), video first.
+        width, height: The size of the picture, pixels; 0: unknown, or there is no video.
+        frame_rate: Frames per second; 0: unknown, or there is no video.
+        channels: The channels of audio; 0: unknown, or there is no audio.
+        language: The language of audio (RFC 5646); empty: unknown.
+        has_video, has_audio: The tracks.
+    """
+
+    def __init__(self, name: str, window: Window) -> None:
+        self.name = name
+        self.window = window
+        self.codecs: tuple[str, ...] = ()
+        self.width = self.height = 0
+        self.frame_rate = 0.0
+        self.channels = 0
+        self.language = ""
+        self.has_video = self.has_audio = False
+        self._init_segments: dict[str, bytes] = {}
+        self._changed = Event()
+
+    @property
+    def has_independent_segments(self) -> bool:
+        """Whether each segment of the window begins with a keyframe."""
+        return all(segment.is_independent for segment in self.window.listed)
+
+    def init_segment(self, init_id: str) -> bytes | None:
+        """Return an initialization segment; None: no media in the window needs it."""
+        return self._init_segments.get(init_id)
+
+    def segment_data(self, number: int) -> Sequence[bytes] | None:
+        """Return the pieces of a complete segment; None: it is not, or no longer, available. May wait for a disk."""
+        segment = self.window.find_segment(number)[1]
+        return segment.data if segment is not None else None
+
+    def part_data(self, number: int, index: int) -> bytes | None:
+        """Return a part; None: it is not, or no longer, available, or it is a gap. May wait for a disk."""
+        part = self.window.find_part(number, index)[1]
+        return part.data if part is not None else None
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the window changes, or the stream ends. May return early."""
+        self._changed.wait(timeout_s)
+
+    def notify(self) -> None:
+        """Wake all that wait."""
+        changed, self._changed = self._changed, Event()
+        changed.set()
