@@ -1,0 +1,161 @@
+"""Streams as players of the web play them: mpegts.js in Chromium, on a page of another site."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.e2e.browser import Browser, browsing
+from tests.e2e.clocked import FRAME_S, H264, HEIGHT, RATE, WIDTH, Camera
+from tests.e2e.conftest import serving
+from tests.e2e.npm_packages import MPEGTS_JS, script_of
+from tests.e2e.test_http import address
+from tests.e2e.web_pages import Site, serving_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Server
+
+pytestmark = pytest.mark.peer
+
+H264_2S = H264.replace(f"-g {RATE} ", f"-g {2 * RATE} ")
+"""Groups of pictures of 2 s, as most encoders make them."""
+
+PAGE = """<!doctype html><title>players</title><body><script src="/watch.js"></script><script src="/{script}"></script><script>
+'use strict';
+const watches = [];
+for (const url of new URLSearchParams(location.search).getAll('url')) {{
+    const watch = new Watch(url);
+    watches.push(watch);
+    {play}
+}}
+</script>"""
+
+PLAY_FLV = """
+    const player = mpegts.createPlayer({type: 'flv', isLive: true, url, cors: true}, {
+        enableStashBuffer: false, liveSync: true, liveSyncTargetLatency: 0.4, liveSyncMaxLatency: 0.7,
+    });
+    player.on(mpegts.Events.ERROR, (...details) => watch.errors.push(JSON.stringify(details)));
+    player.attachMediaElement(watch.video);
+    player.load();
+    player.play().catch(error => watch.errors.push(String(error)));
+"""
+
+
+LIVE_S = 2
+"""How far behind the camera a live picture may be on a busy machine. On a quiet one it is half a second."""
+SLACK = 10
+"""Pictures that the encoder holds, and those of the time that a question takes."""
+
+
+class Frame(NamedTuple):
+    """A picture on the screen: when, the number that it shows, and its time in the media."""
+
+    at_ms: float
+    number: int
+    media_s: float
+
+
+class Scene:
+    """A server, a camera whose pictures are published, a browser, and the site of the pages."""
+
+    def __init__(self, server: Server, camera: Camera, browser: Browser, site: Site) -> None:
+        self.server, self.camera, self.browser, self.site = server, camera, browser, site
+
+    def open(self, page: str, *urls: str, origin: str = "") -> None:
+        """Open a page that plays some URLs, by default of the origin that the server allows."""
+        self.browser.open(f"{origin or self.site.origin}/{page}?" + "&".join(f"url={url}" for url in urls))
+
+    def frames(self, player: int = 0) -> list[Frame]:
+        """Return what a player of the page has shown."""
+        return [Frame(*frame) for frame in self.browser.run("return watches[arguments[0]].frames", player)]
+
+    def wait_for_number(self, number: int) -> None:
+        """Wait until all players of the page have shown this picture, or a later one."""
+        self.browser.wait_for("return watches.every(watch => (watch.frames.at(-1) ?? [0, 0])[1] >= arguments[0])", number)
+
+    def delay_s(self, player: int = 0) -> float:
+        """Return how old the picture on the screen is, from the camera to the screen."""
+        shown = self.browser.run("return watches[arguments[0]].number()", player)
+        return (self.camera.number - shown) * FRAME_S
+
+    def errors(self) -> list[str]:
+        """Return what the players of the page have reported as errors, and the errors on the console."""
+        reported = self.browser.run("return watches.flatMap(watch => watch.errors)")
+        return reported + self.browser.console_errors()
+
+
+def assert_goes_forward(frames: list[Frame]) -> None:
+    """Compare each picture with the one before it: no picture comes twice, or late."""
+    back = [pair for pair in pairwise(frames) if pair[0].number >= pair[1].number]
+    assert back == [], back[:3]
+
+
+def longest_freeze_s(frames: list[Frame]) -> float:
+    """Return the longest time that one picture stayed."""
+    return max(b.at_ms - a.at_ms for a, b in pairwise(frames)) / 1000
+
+
+@pytest.fixture(scope="module")
+def scene(ffmpeg, tmp_path_factory) -> Iterator[Scene]:
+    directory = tmp_path_factory.mktemp("players")
+    with serving_pages() as site, browsing() as browser:
+        site.add_script("/watch.js", Path(__file__).with_name("watch.js").read_text())
+        site.add_script("/mpegts.js", script_of(MPEGTS_JS))
+        site.add("/flv", PAGE.format(script="mpegts.js", play=PLAY_FLV))
+        ini = f"[http]\nhttp_listen = 127.0.0.1:0\nhttp_allow_origin = {site.origin}\n"
+        with serving(ini, directory) as server:
+            camera = Camera(ffmpeg, directory)
+            try:
+                yield Scene(server, camera, browser, site)
+            finally:
+                camera.close()
+
+
+def test_mpegts_js_plays_over_http_and_websocket_and_goes_on_with_the_next_publisher(scene):
+    camera, url, http = scene.camera, scene.server.url(), address(scene.server)
+    urls = (f"{http}/live/test.flv", f"{http.replace('http', 'ws')}/live/test.flv")
+    publisher = camera.encoder("first", H264_2S, url)
+    scene.server.wait_for_line("publishes live/test")
+    scene.open("flv", *urls)
+    scene.wait_for_number(camera.number + RATE)
+    publisher.kill()
+    killed = camera.number
+    camera.encoder("second", H264_2S, url)
+    scene.wait_for_number(killed + 3 * RATE)
+    for player in (0, 1):
+        assert scene.delay_s(player) < LIVE_S, scene.browser.state()
+        frames = scene.frames(player)
+        assert_goes_forward(frames)
+        assert longest_freeze_s(frames) < 2
+        before = [frame for frame in frames if frame.number < killed]
+        # A busy browser shows fewer than it decodes.
+        assert len(before) > (before[-1].number - before[0].number) / 2
+    assert scene.browser.run("return watches.map(({video}) => [video.videoWidth, video.videoHeight])") == [[WIDTH, HEIGHT]] * 2
+
+    # Late players start at the last keyframe.
+    scene.open("flv", *urls)
+    asked = camera.number
+    scene.wait_for_number(asked)
+    for player in (0, 1):
+        frames = scene.frames(player)
+        assert asked - 2 * RATE - SLACK <= frames[0].number <= asked
+        assert frames[0].at_ms < 2000
+    assert scene.errors() == []
+
+
+def test_a_page_of_an_origin_that_is_not_allowed_gets_no_stream(scene):
+    scene.camera.encoder("refused", H264_2S, scene.server.url("refused"))
+    http = address(scene.server)
+    scene.server.wait_for_line("publishes live/refused")
+    scene.open(
+        "flv", f"{http}/live/refused.flv", f"{http.replace('http', 'ws')}/live/refused.flv", origin=scene.site.other_origin
+    )
+    scene.browser.wait_for("return watches.every(watch => watch.errors.length)")
+    assert any("blocked by CORS policy" in line for line in scene.browser.console_errors())
+    assert any("Unexpected response code: 403" in line for line in scene.browser.console_errors())
+    assert [scene.frames(player) for player in (0, 1)] == [[], []]
