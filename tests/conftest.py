@@ -7,6 +7,7 @@ import re
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,14 @@ from tests.certificates import Authority
 from tests.media_files import MediaFiles
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-rerunfailures send at once: its two small writes per test would wait 40 ms for a delayed ACK (Nagle)."""
+    counts = getattr(config, "failures_db", None)
+    if hasattr(counts, "sock"):
+        counts.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Server:
