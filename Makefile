@@ -8,6 +8,9 @@ SANITIZED := build/sanitized
 FAST_TESTS := tests/unit/util/test_speed.py tests/property/test_fast.py tests/unit/live tests/property/test_fanout.py \
 	tests/unit/protocol/test_chunk.py tests/property/test_chunk.py tests/unit/media/test_timestamps.py tests/property/test_log.py
 
+# Tests start hundreds of servers, and each would compile all modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint bench torture sanitize clean
 
 run: $(VENV)/.run
