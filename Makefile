@@ -57,7 +57,7 @@ $(VENV)/.test: setup.cfg setup.py pyproject.toml rtmpd/_fast.pyx | $(BIN)/python
 
 $(VENV)/.lint: setup.cfg setup.py pyproject.toml rtmpd/_fast.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .[test,lint]
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.test
 
 clean:
 	rm -rf $(VENV) build rtmpd/_fast.c rtmpd/_fast.*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
