@@ -36,7 +36,7 @@ IDLE_S = 30.0
 """How long a connection is kept for a further request."""
 
 WRITE_S = 10.0
-"""The longest time to send a response."""
+"""The longest time to send a response, or a mebibyte of a long one."""
 
 BODY_LIMIT_BYTES = 64 << 10
 """The largest body of a request."""
@@ -45,6 +45,7 @@ _REQUESTS_LIMIT = 1000
 """The requests of one connection; then it is closed."""
 
 _SMALL_BYTES = 16 << 10
+_PIECE_BYTES = 1 << 20
 _LINGER_S = 1.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISPENSABILITY = 16
@@ -319,24 +320,28 @@ class HttpConnection:
         if not without_body:
             headers.append(("Content-Type", response.content_type))
             if response.sized:
-                headers.append(("Content-Length", str(len(response.body))))
-        body = b"" if without_body or (request is not None and request.method == "HEAD") else response.body
+                headers.append(("Content-Length", str(response.size)))
+        if without_body or (request is not None and request.method == "HEAD"):
+            response = replace(response, body=b"", pieces=())
+        body = response.body
         self.outcome = {"served": response.status < 400, **self.outcome}
         head = response_head(response.status, headers)
         # A small body leaves with its head, in one packet; a large one is not copied.
         parts = [head + body] if len(body) <= _SMALL_BYTES else [head, body]
         places = self._host.places
-        places.begin_sending(self)
+        if route is None or not route.long:
+            places.begin_sending(self)
         try:
-            for part in parts:
-                self.transport.send_all(part, WRITE_S)
+            for part in (*parts, *response.pieces):
+                for begin in range(0, len(part), _PIECE_BYTES):
+                    self.transport.send_all(memoryview(part)[begin : begin + _PIECE_BYTES], WRITE_S)
         finally:
             places.end_sending(self)
         if request is not None:
             spent_ms = (time.monotonic() - begun) * 1000
             log.debug(
                 "http %s: %.10s %.80r: %d, %d bytes, %.1f ms", self.peer, request.method, request.path, response.status,
-                len(body), spent_ms,
+                response.size, spent_ms,
             )  # fmt: skip
         return keep
 

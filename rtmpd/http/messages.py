@@ -42,7 +42,8 @@ _ENTITY_TAG_BYTES = 16
 TEXT: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json; charset=utf-8"
-_COMPRESSIBLE = ("text/", "application/json", "application/javascript", "application/vnd.apple.mpegurl", "image/svg")
+PLAYLIST: Final = "application/vnd.apple.mpegurl"
+_COMPRESSIBLE = ("text/", "application/json", "application/javascript", PLAYLIST, "image/svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Response:
         content_type: The media type of the body.
         headers: Further headers.
         sized: It has a Content-Length. Not so for HEAD, if that of the response to GET is not known.
+        pieces: What follows *body*, in pieces that are shared with others and not copied. For routes with ``long``.
     """
 
     status: int = 200
@@ -137,6 +139,12 @@ class Response:
     content_type: str = TEXT
     headers: Sequence[tuple[str, str]] = ()
     sized: bool = True
+    pieces: Sequence[bytes] = ()
+
+    @property
+    def size(self) -> int:
+        """The size of the whole body, bytes."""
+        return len(self.body) + sum(map(len, self.pieces))
 
     def compressed(self, request: Request) -> Response:
         """Return the response with a compressed body, if the client accepts that and it is worth it."""
@@ -211,14 +219,19 @@ def response_head(status: int, headers: Sequence[tuple[str, str]]) -> bytes:
 
 
 def error_response(error: HttpError, request: Request | None) -> Response:
-    """Return the response to a request that failed: plain text, JSON or HTML, as the client accepts."""
+    """Return the response to a request that failed: plain text, JSON, HTML, or a playlist, as the client accepts."""
     title = f"{error.status} {HTTPStatus(error.status).phrase}"
-    kind = "text/plain" if request is None else request.accepts("text/plain", "application/json", "text/html")
+    kind = "text/plain"
+    if request is not None:
+        playlist = (PLAYLIST,) if request.path.endswith(".m3u8") else ()
+        kind = request.accepts(*playlist, "text/plain", "application/json", "text/html")
     if kind == "application/json":
         body, content_type = json.dumps({"status": error.status, "error": error.text}) + "\n", JSON
     elif kind == "text/html":
         text = f"<title>{title}</title><h1>{title}</h1><p>{html.escape(error.text)}</p>"
         body, content_type = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{text}</html>\n', HTML
+    elif kind == PLAYLIST:
+        body, content_type = f"#EXTM3U\n## {' '.join(error.text.split())}\n", PLAYLIST
     else:
         body, content_type = f"{error.text}\n", TEXT
     return Response(error.status, body.encode(), content_type, error.headers)

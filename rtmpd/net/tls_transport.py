@@ -477,7 +477,7 @@ class TlsTransport(Transport):
         if len(self._rest) > KEPT_LIMIT_BYTES:
             self.close(CloseReason(CloseKind.STALLED, "the peer requests TLS messages and does not read them"))
 
-    def send_all(self, data: bytes, limit_s: float) -> None:
+    def send_all(self, data: bytes | memoryview, limit_s: float) -> None:
         """Send all of *data*, and wait until the socket has taken its last record; as `Transport.send_all`."""
         if self._tls is None:
             super().send_all(data, limit_s)

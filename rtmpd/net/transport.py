@@ -359,7 +359,7 @@ class Transport(TransportState):
         except OSError:
             self.interactive = False
 
-    def send_all(self, data: bytes, limit_s: float) -> None:
+    def send_all(self, data: bytes | memoryview, limit_s: float) -> None:
         """Send all of *data*, and wait until the socket has taken it.
 
         Raises:

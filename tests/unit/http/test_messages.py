@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtmpd.errors import HttpError
-from rtmpd.http.messages import Request, RequestHead, Response, response_head, split_target
+from rtmpd.http.messages import Request, RequestHead, Response, error_response, response_head, split_target
 from rtmpd.http.routes import Route, Routes
 
 
@@ -210,3 +210,13 @@ def test_placeholders_stand_for_text_with_slashes():
     with pytest.raises(HttpError) as caught:
         routes.find(request("/"))
     assert caught.value.status == 404
+
+
+def test_errors_of_playlists_are_playlists_unless_the_client_wants_something_else():
+    error = HttpError(404, 'No "live/x"\nhere.')
+    asked = Request("GET", "/live/x/index.m3u8", "", {})
+    response = error_response(error, asked)
+    assert (response.status, response.content_type) == (404, "application/vnd.apple.mpegurl")
+    assert response.body == b'#EXTM3U\n## No "live/x" here.\n'
+    for accept, kind in (("text/html", "text/html"), ("application/json", "application/json"), ("*/*", "application/vnd")):
+        assert error_response(error, Request("GET", asked.path, "", {"accept": accept})).content_type.startswith(kind)

@@ -167,6 +167,19 @@ def test_an_idle_connection_is_closed_after_a_while(serve, connect, counted):
     assert not counted
 
 
+def test_a_body_in_pieces_is_sent_in_order_and_needs_no_place(serve, connect, monkeypatch):
+    monkeypatch.setattr(module, "RESPONSES", 0)
+    pieces = [b"a" * (1 << 20) + b"b", b"", b"c"]
+    server = serve(Route("/piece", lambda request, exchange: Response(body=b"0", pieces=pieces), long=True))
+    sock = connect(server)
+    for method in ("GET", "HEAD", "GET"):
+        sock.sendall(f"{method} /piece HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        status, headers, body = read(sock, head=method == "HEAD")
+        assert status == "HTTP/1.1 200 OK"
+        assert int(headers["content-length"]) == (1 << 20) + 3
+        assert body == (b"" if method == "HEAD" else b"0" + b"".join(pieces))
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 @pytest.mark.parametrize("path", ["/", "/hello/", "/Hello", "//hello", "/hello%00x", "/%2e%2e/hello", "/../hello", "*", "/%ff"])
 def test_another_path_is_not_found(serve, ask, method, path):
