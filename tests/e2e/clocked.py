@@ -27,7 +27,7 @@ RATE = 25
 FRAME_S = 1 / RATE
 _BITS, _BLOCK = 20, 16
 WIDTH, HEIGHT, _NOISE = _BITS * _BLOCK, 64, 16
-_SIZE = WIDTH * HEIGHT
+SIZE = WIDTH * HEIGHT
 _PIPE_BYTES = 1 << 18  # half a second of pictures
 _INPUT = f"-f rawvideo -pix_fmt gray -s {WIDTH}x{HEIGHT} -r {RATE} -i -"
 TONE = "-f lavfi -i sine=frequency=440:sample_rate=48000"
@@ -182,11 +182,11 @@ class Viewer:
         assert self.process.stdout is not None
         data = b""
         while True:
-            more = self.process.stdout.read(_SIZE - len(data))
+            more = self.process.stdout.read(SIZE - len(data))
             if not more:
                 return
             data += more
-            if len(data) == _SIZE:
+            if len(data) == SIZE:
                 self._numbers.append((number_in(data), time.monotonic()))
                 data = b""
 

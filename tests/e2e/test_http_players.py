@@ -1,4 +1,4 @@
-"""Streams as players of the web play them: mpegts.js in Chromium, on a page of another site."""
+"""Streams as players of the web play them: mpegts.js in Chromium, on a page of another site; and VLC."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 from tests.e2e.browser import Browser, browsing
 from tests.e2e.clocked import FRAME_S, H264, HEIGHT, RATE, WIDTH, Camera
 from tests.e2e.conftest import serving
+from tests.e2e.media import until
 from tests.e2e.npm_packages import MPEGTS_JS, script_of
 from tests.e2e.test_http import address
+from tests.e2e.vlc import playing
 from tests.e2e.web_pages import Site, serving_pages
 
 if TYPE_CHECKING:
@@ -159,3 +161,13 @@ def test_a_page_of_an_origin_that_is_not_allowed_gets_no_stream(scene):
     assert any("blocked by CORS policy" in line for line in scene.browser.console_errors())
     assert any("Unexpected response code: 403" in line for line in scene.browser.console_errors())
     assert [scene.frames(player) for player in (0, 1)] == [[], []]
+
+
+def test_vlc_plays(scene, public_path, ffmpeg):
+    scene.camera.encoder("for_vlc", H264_2S, scene.server.url("vlc"))
+    scene.server.wait_for_line("publishes live/vlc")
+    with playing(f"{address(scene.server)}/live/vlc.flv", public_path) as vlc:
+        until(lambda: len(vlc.pictures()) >= 6, "pictures of VLC")
+    numbers = vlc.numbers(ffmpeg)
+    assert numbers == sorted(set(numbers)), vlc.errors
+    assert numbers[-1] - numbers[0] < 2 * RATE, vlc.errors
