@@ -165,7 +165,7 @@ class Response:
             entity_tag: The tag, without quotes: it changes with every byte of the body, so a compressed body needs its own.
                 Empty: a hash of the body.
         """
-        tag = f'"{entity_tag or hashlib.blake2b(self.body, digest_size=_ENTITY_TAG_BYTES).hexdigest()}"'
+        tag = f'"{entity_tag or self._hash()}"'
         headers = [*self.headers, ("ETag", tag)]
         known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
         has_it = tag in known or known == ["*"]
@@ -181,7 +181,7 @@ class Response:
         """
         if self.status != 200 or not self.sized:
             return self
-        size = len(self.body)
+        size = self.size
         whole = replace(self, headers=[*self.headers, ("Accept-Ranges", "bytes")])
         found = _RANGE.fullmatch(request.headers.get("range", ""))
         if found is None or request.method != "GET" or request.headers.get("if-range", self._entity_tag) != self._entity_tag:
@@ -199,7 +199,22 @@ class Response:
             text = f"The body has {size} bytes.\n".encode()
             return Response(416, text, headers=[("Content-Range", f"bytes */{size}")])
         headers = [*whole.headers, ("Content-Range", f"bytes {begin}-{end - 1}/{size}")]
-        return replace(whole, status=206, body=self.body[begin:end], headers=headers)
+        return replace(whole, status=206, body=b"", pieces=self._cut(begin, end), headers=headers)
+
+    def _cut(self, begin: int, end: int) -> list[bytes]:
+        """Return the bytes of the body from *begin* to *end*; pieces that are wholly in it are not copied."""
+        found = []
+        for piece in (self.body, *self.pieces):
+            if begin < len(piece) and end > 0:
+                found.append(piece[max(0, begin) : end])
+            begin, end = begin - len(piece), end - len(piece)
+        return found
+
+    def _hash(self) -> str:
+        digest = hashlib.blake2b(self.body, digest_size=_ENTITY_TAG_BYTES)
+        for piece in self.pieces:
+            digest.update(piece)
+        return digest.hexdigest()
 
     @property
     def _entity_tag(self) -> str:
