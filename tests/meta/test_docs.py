@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import docutils.core
@@ -25,12 +26,20 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
+@cache
 def parse(page):
     """Return the page as docutils reads it, and the complaints of docutils."""
     complaints = io.StringIO()
     settings = {"report_level": 1, "halt_level": 5, "warning_stream": complaints, "input_encoding": "utf-8"}
     document = docutils.core.publish_doctree(page.read_text("utf-8"), name(page), settings_overrides=settings)
     return document, complaints.getvalue()
+
+
+@cache
+def sources():
+    """Return the paths of the source files."""
+    folders = [ROOT / folder for folder in ("rtmpd", "tests", "bench", "docs", "etc")]
+    return [f"/{name(path)}" for path in (*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.*")))]
 
 
 def examples(page, language):
@@ -82,8 +91,7 @@ def test_files_that_a_page_names_exist(page):
         assert (ROOT / path).exists(), path
     # A module without its folder, as in a table of a folder.
     for path in re.findall(r"``((?:\w+/)*\w+\.(?:py|configspec|c))``", text):
-        folders = (ROOT, *(ROOT / name for name in ("rtmpd", "tests", "bench")))
-        assert any(list(folder.glob(f"**/{path}")) for folder in folders), path
+        assert any(source.endswith(f"/{path}") for source in sources()), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
