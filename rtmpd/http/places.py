@@ -45,6 +45,16 @@ class Occupant(Protocol):
         """Close it. Must not wait."""
 
 
+class Receiver(Protocol):
+    """A request whose response takes a place, or waits for one."""
+
+    def ensure_open(self) -> None:
+        """Raise TransportClosed if the client has gone. Must not wait."""
+
+    def close(self, reason: CloseReason) -> None:
+        """End it. Must not wait."""
+
+
 class Places:
     """The connections of one server by what they wait for.
 
@@ -59,7 +69,7 @@ class Places:
         self._count = count
         self._reading: dict[Occupant, None] = {}
         self._idle: dict[Occupant, None] = {}
-        self._sending: dict[Occupant, float] = {}
+        self._sending: dict[Receiver, float] = {}
         self._free = BoundedSemaphore(responses_limit)
 
     def begin_reading(self, connection: Occupant) -> None:
@@ -103,10 +113,10 @@ class Places:
         connection.gave_way = True
         return connection.transport.address
 
-    def take(self, connection: Occupant) -> None:
+    def take(self, receiver: Receiver) -> None:
         """Wait for a place for a response."""
         while not self._free.acquire(timeout=SLOW_S / 4):
-            connection.transport.ensure_open()
+            receiver.ensure_open()
             slowest = min(self._sending, key=lambda each: self._sending[each], default=None)
             since_s = self._sending[slowest] if slowest is not None else math.inf
             if slowest is not None and time.monotonic() - since_s > SLOW_S:
@@ -118,10 +128,10 @@ class Places:
         """Free the place."""
         self._free.release()
 
-    def begin_sending(self, connection: Occupant) -> None:
-        """Take note that a connection waits for its client to read."""
-        self._sending[connection] = time.monotonic()
+    def begin_sending(self, receiver: Receiver) -> None:
+        """Take note that a response that has a place waits for its client to read."""
+        self._sending[receiver] = time.monotonic()
 
-    def end_sending(self, connection: Occupant) -> None:
+    def end_sending(self, receiver: Receiver) -> None:
         """Take note that the client has read."""
-        self._sending.pop(connection, None)
+        self._sending.pop(receiver, None)

@@ -20,16 +20,15 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Exchange(Protocol):
-    """A connection, as handlers see it that serve it to its end, or want to know more than the request.
+    """A request and its connection, as handlers see them that send the body themselves, or want to know more than the request.
 
     Attributes:
-        transport: The connection.
+        transport: The connection; after `begin_stream`, what takes the body.
         number: Names it in the log; 0: it has no name.
         agent: What the client calls itself.
         bytes_streamed: What a handler has sent by other ways than `begin_stream` and the response.
         outcome: What the events say about the request, besides what they say of each connection.
         extra_held: Returns the memory of what the handler holds for the client.
-        close_reason: Why the connection has ended; empty while it is open.
     """
 
     transport: Transport
@@ -38,7 +37,16 @@ class Exchange(Protocol):
     bytes_streamed: int
     outcome: Mapping[str, Scalar]
     extra_held: Callable[[], int] | None
-    close_reason: CloseReason
+
+    @property
+    def close_reason(self) -> CloseReason:
+        """Why the client gets no more; empty while it does."""
+
+    def close(self, reason: CloseReason) -> None:
+        """End the response. The first reason counts. Must not wait."""
+
+    def ensure_open(self) -> None:
+        """Raise TransportClosed if the client has gone. Does not wait."""
 
     def begin_stream(self, request: Request, more_headers: Sequence[tuple[str, str]], content_type: str) -> None:
         """Send the head of a response whose body ends with the connection."""

@@ -85,7 +85,7 @@ def authorize(asked: PlayRequest, hub: Hub, exchange: Exchange, emit: Callable[.
         emit(EventType.AUTH_FAILED, action=str(Action.PLAY), reason=refused.reason)
         raise
     exchange.outcome = {**exchange.outcome, "wanted_stream": grant.key}
-    exchange.transport.ensure_open()
+    exchange.ensure_open()
     return Admission(asked, grant)
 
 

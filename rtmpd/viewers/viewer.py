@@ -99,8 +99,8 @@ class ViewerConnection:
         self.emit(event_type, stream, reason=reason, **agent, **data)
 
     def close(self, reason: CloseReason) -> None:
-        """Close the connection. The first reason counts."""
-        self.transport.close(reason)
+        """End the play's response. The first reason counts."""
+        self._exchange.close(reason)
 
     def report(self, reason: CloseReason) -> None:
         """Count why the play has ended, and log it if that has a line of its own."""

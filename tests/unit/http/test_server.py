@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from rtmpd.config.model import ListenAddress
 from rtmpd.errors import RtmpdError
-from rtmpd.http import connection as connection_module
+from rtmpd.http import limits
 from rtmpd.http import places as places_module
 from rtmpd.http import server as module
 from rtmpd.http.messages import Response
@@ -43,9 +43,9 @@ def counted():
 @pytest.fixture
 def serve(counted, monkeypatch):
     """Return a function that serves routes; times are short."""
-    monkeypatch.setattr(connection_module, "REQUEST_S", 0.3)
-    monkeypatch.setattr(connection_module, "WRITE_S", 0.3)
-    monkeypatch.setattr(connection_module, "IDLE_S", 0.3)
+    monkeypatch.setattr(limits, "REQUEST_S", 0.3)
+    monkeypatch.setattr(limits, "WRITE_S", 0.3)
+    monkeypatch.setattr(limits, "IDLE_S", 0.3)
     made = []
 
     def start(*routes, **options):
@@ -391,7 +391,7 @@ def test_more_clients_than_places_wait_for_their_turn(serve, connect, monkeypatc
 
 @pytest.mark.parametrize("text", [b"", b"GET /hello HTTP/1.1\r\nHost: x\r\nA: "])
 def test_clients_that_are_slow_to_ask_do_not_delay_others(serve, connect, ask, monkeypatch, counted, text):
-    monkeypatch.setattr(connection_module, "REQUEST_S", 2 * LIMIT_S)
+    monkeypatch.setattr(limits, "REQUEST_S", 2 * LIMIT_S)
     server = serve()
     socks = [connect(server) for _ in range(5 * module.WAITING)]
     for sock in socks:
@@ -407,8 +407,8 @@ def test_clients_that_are_slow_to_ask_do_not_delay_others(serve, connect, ask, m
 
 def test_idle_connections_give_way_before_those_that_ask(serve, connect, ask, monkeypatch, counted):
     monkeypatch.setattr(module, "WAITING", 2)
-    monkeypatch.setattr(connection_module, "IDLE_S", LIMIT_S)
-    monkeypatch.setattr(connection_module, "REQUEST_S", LIMIT_S)
+    monkeypatch.setattr(limits, "IDLE_S", LIMIT_S)
+    monkeypatch.setattr(limits, "REQUEST_S", LIMIT_S)
     server = serve()
     idle, asking = connect(server), connect(server)
     idle.sendall(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -423,7 +423,7 @@ def test_idle_connections_give_way_before_those_that_ask(serve, connect, ask, mo
 
 
 def test_clients_that_are_slow_to_read_do_not_delay_others(serve, connect, ask, monkeypatch):
-    monkeypatch.setattr(connection_module, "WRITE_S", 2 * LIMIT_S)
+    monkeypatch.setattr(limits, "WRITE_S", 2 * LIMIT_S)
     monkeypatch.setattr(places_module, "SLOW_S", 0.2)
     server = serve(Route("/large", large), Route("/hello", hello))
     for sock in [connect(server) for _ in range(module.RESPONSES)]:
