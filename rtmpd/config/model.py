@@ -340,6 +340,7 @@ class HttpConfig:
     http_listen: tuple[ListenAddress, ...]
     http_tls_listen: tuple[ListenAddress, ...]
     http_allow_origin: tuple[str, ...]
+    http_frame_ancestors: tuple[str, ...]
     http_metrics_from: tuple[Network, ...]
 
     @property

@@ -44,6 +44,7 @@ from rtmpd.util.files import being_read
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.text import count_of, printable
 from rtmpd.util.threads import Result, Threads
+from rtmpd.viewers.page.service import PlayerPage
 from rtmpd.viewers.service import Viewers
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ class Daemon:
         metrics = Metrics(self.hub, Metrics.select(config), served=served)
         self._pages = HttpServer("metrics", addresses, metrics.routes(), self.hub.count, page="/metrics")
         viewers = Viewers(self.hub)
+        page = PlayerPage(PlayerPage.select(config))
         self._http = HttpServer(
             "HTTP",
             http_addresses,
-            [*metrics.routes(restricted=True), *viewers.routes],
+            [*metrics.routes(restricted=True), *viewers.routes, *page.routes],
             self.hub.count,
             tls_addresses=https_addresses,
             tls=self.hub.tls,
@@ -128,6 +130,7 @@ class Daemon:
             self._pages,
             self._http,
             viewers,
+            page,
             metrics,
         ]
         self.hub.parts.extend(self.services)

@@ -19,6 +19,7 @@ PATTERNS = (
     "tests/golden/**/README*",
     "rtmpd/config/*.configspec",
     "rtmpd/*.pyx",
+    "rtmpd/viewers/page/*.[!p]*",
     "etc/*.ini",
 )
 TEXTS = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))

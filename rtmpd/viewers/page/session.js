@@ -1,0 +1,437 @@
+// Keeps a stream playing: asks the server for it, waits for its publisher, and asks again after each end and failure.
+
+import {isPlayable, Playback} from "./playback.js";
+import {Latency} from "./latency.js";
+
+const WAITING_MS = 600; // The server holds its answer back while nothing is published: after this long the page says so.
+const ANSWER_MS = 30_000; // The server holds it back for at most 20 s.
+const FIRST_RETRY_MS = 500;
+const LAST_RETRY_MS = 10_000;
+const REFUSED_RETRY_MS = 30_000; // The answer would hardly be another one: codecs, limits.
+const BROKEN_RETRY_MS = 5_000;
+const BROKEN_LIMIT = 3; // So many failures of the browser to play, in
+const BROKEN_MS = 60_000; // this time, are shown.
+const SILENT_MS = 4_000; // No byte for this long: ask whether the server is there and the stream goes on.
+const SUSPECT_MS = 1_000; // Likewise, after the computer has slept, or the network has changed.
+const DEAD_MS = 12_000; // The connection is dead if the stream goes on elsewhere.
+const SHORT_MS = 1000; // A body that lasted no longer is a failure of its own.
+const SLEPT_MS = 4_000; // A timer that is so much late has slept.
+const TICK_MS = 500;
+
+// States, with the detail that the page shows:
+//   connecting; waiting: not published; playing; interrupted: published, but nothing comes
+//   unreachable: no answer, detail is the time of the next try; refused: 401 or 403, detail is the reason
+//   busy: a limit is reached; unplayable: the browser lacks a codec, or MP4 does; broken: the browser fails to play; stopped
+export class Session {
+    playback = null;
+    // The MIME type of what is played.
+    type = "";
+    // Bits per second that come, lately.
+    bitrate = 0;
+    stalls = 0;
+    jumps = 0;
+
+    #video;
+    #urls;
+    #events;
+    #native;
+    #latency = new Latency();
+    #stop = null; // an AbortController; null: stopped
+    #wakeUp = () => {};
+    #state = "stopped";
+    #heardMs = 0; // performance.now() when the last bytes came
+    #tickedMs = 0;
+    #suspectMs = -Infinity;
+    #asking = false;
+    #failures = 0;
+    #broken = [];
+    #giveUp = () => {}; // ends the body that is read
+    #gaveUp = false;
+
+    // urls: {media(), hls(), info()} return URLs. events: state(name, detail), hold(), and those of Playback.
+    constructor(video, urls, events) {
+        this.#video = video;
+        this.#urls = urls;
+        this.#events = events;
+        this.#native = globalThis.MediaSource === undefined && globalThis.ManagedMediaSource === undefined;
+        addEventListener("online", () => this.#suspect());
+        document.addEventListener("visibilitychange", () => document.hidden || this.#suspect());
+    }
+
+    // The name of the state.
+    get state() {
+        return this.#state;
+    }
+
+    // Play, and continue until `stop`.
+    start() {
+        if (this.#stop !== null) {
+            return;
+        }
+        this.#stop = new AbortController();
+        this.#failures = 0;
+        this.#run(this.#stop.signal).catch(error => {
+            console.error(error);
+            this.stop();
+            this.#show("broken");
+        });
+    }
+
+    // Stop: nothing is fetched any longer.
+    stop() {
+        this.#stop?.abort();
+        this.#stop = null;
+        this.#wakeUp();
+        this.#close();
+        this.#video.pause();
+        this.#show("stopped");
+    }
+
+    // Ask anew, as for another rendition.
+    restart() {
+        if (this.#stop !== null) {
+            this.#stop.abort();
+            this.#stop = null;
+            this.#wakeUp();
+            this.start();
+        }
+    }
+
+    // Go to the newest media.
+    goLive() {
+        if (this.playback !== null) {
+            this.playback.jump();
+        } else {
+            this.#wakeUp();
+        }
+    }
+
+    // Asking ------------------------------------------------------------------------------------------------------------
+
+    async #run(signal) {
+        this.#tickedMs = Date.now();
+        const ticker = setInterval(() => this.#tick(), TICK_MS);
+        this.#show("connecting");
+        try {
+            while (!signal.aborted) {
+                const pauseMs = await (this.#native ? this.#playNatively(signal) : this.#playOnce(signal));
+                if (pauseMs > 0 && !signal.aborted) {
+                    await this.#sleep(pauseMs);
+                }
+            }
+        } finally {
+            clearInterval(ticker);
+        }
+    }
+
+    // Ask for the stream once, and play it to its end. Return how long to wait before asking again, ms.
+    async #playOnce(outer) {
+        // Aborted with the session, or when the connection is given up.
+        const ask = new AbortController();
+        const giveUp = () => ask.abort();
+        outer.addEventListener("abort", giveUp, {once: true});
+        const begun = performance.now();
+        const waiting = setTimeout(() => this.#show("waiting"), WAITING_MS);
+        const late = setTimeout(giveUp, ANSWER_MS);
+        try {
+            let response;
+            try {
+                response = await fetch(this.#urls.media(), {
+                    signal: ask.signal, cache: "no-store", headers: {Accept: "video/mp4, application/json;q=0.9"},
+                });
+            } finally {
+                clearTimeout(waiting);
+                clearTimeout(late);
+            }
+            if (response.ok) {
+                return await this.#playBody(response, ask);
+            }
+            return await this.#refused(response, performance.now() - begun);
+        } catch (error) {
+            if (outer.aborted) {
+                return 0;
+            }
+            if (error.name !== "AbortError" && !(error instanceof TypeError)) {
+                throw error;
+            }
+            if (this.#gaveUp) {
+                // The server answers, or the next request finds out that it does not.
+                this.#gaveUp = false;
+                this.#show("connecting");
+                return 0;
+            }
+            return this.#unreachable();
+        } finally {
+            outer.removeEventListener("abort", giveUp);
+            ask.abort();
+        }
+    }
+
+    async #refused(response, tookMs) {
+        const reason = await reasonOf(response);
+        switch (response.status) {
+        case 404:
+            this.#failures = 0;
+            this.#show("waiting");
+            // The server has waited already, if it does.
+            return tookMs > 1000 ? 0 : 1000;
+        case 401:
+        case 403:
+            this.#show("refused", reason);
+            return Infinity;
+        case 415:
+            this.#show("unplayable", reason);
+            return REFUSED_RETRY_MS;
+        case 429:
+        case 503:
+            this.#show("busy", reason);
+            return Math.max(1000 * Number(response.headers.get("Retry-After")), this.#backOffMs());
+        default:
+            return this.#unreachable();
+        }
+    }
+
+    #unreachable() {
+        const waitMs = this.#backOffMs();
+        this.#show("unreachable", Date.now() + waitMs);
+        return waitMs;
+    }
+
+    #backOffMs() {
+        const limitMs = Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#failures);
+        this.#failures += 1;
+        // Not all viewers of a server that restarts come at the same moment.
+        return limitMs * (0.5 + Math.random() / 2);
+    }
+
+    #sleep(ms) {
+        return new Promise(resolve => {
+            const timer = ms === Infinity ? 0 : setTimeout(resolve, ms);
+            this.#wakeUp = () => {
+                clearTimeout(timer);
+                resolve();
+            };
+        });
+    }
+
+    // Ask at once if the page waits, and soon whether a connection that seems to be there still is.
+    #suspect() {
+        this.#suspectMs = performance.now();
+        if (this.#state === "unreachable") {
+            this.#failures = 0;
+            this.#wakeUp();
+        }
+    }
+
+    // Playing -----------------------------------------------------------------------------------------------------------
+
+    async #playBody(response, ask) {
+        const type = response.headers.get("Content-Type") ?? "";
+        if (!isPlayable(type)) {
+            this.#close();
+            this.#show("unplayable", missing(type));
+            return REFUSED_RETRY_MS;
+        }
+        this.#close();
+        this.#events.hold();
+        this.type = type;
+        let failed = false;
+        const playback = this.playback = new Playback(this.#video, type, {
+            ...this.#events,
+            started: () => {
+                this.#failures = 0;
+                this.#show("playing");
+            },
+            failed: () => {
+                failed = true;
+                ask.abort();
+            },
+        }, this.#latency);
+        const begunMs = performance.now();
+        this.#heardMs = begunMs;
+        const giveUp = this.#giveUp = () => {
+            this.#gaveUp = true;
+            ask.abort();
+        };
+        const reader = response.body.getReader();
+        let countedMs = performance.now();
+        let counted = 0;
+        try {
+            for (;;) {
+                const {done, value} = await reader.read();
+                if (done) {
+                    break;
+                }
+                const nowMs = performance.now();
+                this.#heardMs = nowMs;
+                counted += value.byteLength;
+                if (nowMs - countedMs > 2000) {
+                    this.bitrate = counted * 8000 / (nowMs - countedMs);
+                    countedMs = nowMs;
+                    counted = 0;
+                }
+                playback.append(value);
+            }
+            playback.finish();
+            // The stream has ended, or continues with other codecs.
+            this.#show("connecting");
+            return performance.now() - begunMs < SHORT_MS ? this.#backOffMs() : 0;
+        } catch (error) {
+            if (!failed) {
+                throw error;
+            }
+            return this.#failedToPlay(playback.problem);
+        } finally {
+            if (this.#giveUp === giveUp) {
+                this.#giveUp = () => {};
+            }
+            this.bitrate = 0;
+        }
+    }
+
+    // Forget the playback. Its picture stays until the next one.
+    #close() {
+        const playback = this.playback;
+        if (playback !== null) {
+            this.stalls += playback.stalls;
+            this.jumps += playback.jumps;
+            playback.close();
+            this.playback = null;
+        }
+    }
+
+    // The browser can't decode the stream, or is stuck: begin anew, and say so if that does not help.
+    #failedToPlay(problem) {
+        const nowMs = performance.now();
+        this.#broken = [...this.#broken.filter(ms => nowMs - ms < BROKEN_MS), nowMs];
+        const error = this.#video.error?.message || problem;
+        console.warn(`playback failed: ${error}`);
+        if (this.#broken.length < BROKEN_LIMIT) {
+            this.#show("connecting");
+            return 200;
+        }
+        this.#show("broken", error);
+        return BROKEN_RETRY_MS;
+    }
+
+    // Browsers without Media Source Extensions play HLS themselves, with more latency.
+    async #playNatively(signal) {
+        const video = this.#video;
+        if (!video.canPlayType("application/vnd.apple.mpegurl")) {
+            this.#show("unplayable", "This browser has neither Media Source Extensions nor HLS.");
+            return Infinity;
+        }
+        const waiting = setTimeout(() => this.#show("waiting"), WAITING_MS);
+        let response;
+        try {
+            response = await fetch(this.#urls.hls(), {signal, cache: "no-store", headers: {Accept: "application/json"}});
+        } catch {
+            return signal.aborted ? 0 : this.#unreachable();
+        } finally {
+            clearTimeout(waiting);
+        }
+        if (!response.ok) {
+            return this.#refused(response, 0);
+        }
+        video.src = this.#urls.hls();
+        const over = new Promise(resolve => {
+            for (const name of ["ended", "error"]) {
+                video.addEventListener(name, resolve, {once: true, signal});
+            }
+            signal.addEventListener("abort", resolve, {once: true});
+        });
+        video.addEventListener("playing", () => {
+            this.#failures = 0;
+            this.#show("playing");
+            this.#events.picture();
+        }, {signal});
+        video.play().catch(error => error.name === "NotAllowedError" && this.#events.blocked());
+        await over;
+        this.#show("connecting");
+        return this.#backOffMs();
+    }
+
+    // Supervision -------------------------------------------------------------------------------------------------------
+
+    #tick() {
+        // Date.now() runs on while the computer sleeps; the clock of timers need not.
+        if (Date.now() - this.#tickedMs > TICK_MS + SLEPT_MS) {
+            this.#suspect();
+        }
+        this.#tickedMs = Date.now();
+        const playback = this.playback;
+        if (playback === null || this.#native || (this.#state !== "playing" && this.#state !== "interrupted")) {
+            return;
+        }
+        const nowMs = performance.now();
+        const silentMs = nowMs - this.#heardMs;
+        if (silentMs < TICK_MS * 2) {
+            this.#show("playing");
+            return;
+        }
+        if (playback.isStalled) {
+            this.#show("interrupted");
+        }
+        const suspect = nowMs - this.#suspectMs < 2 * SILENT_MS;
+        if (silentMs > (suspect ? SUSPECT_MS : SILENT_MS) && !this.#asking) {
+            this.#ask(silentMs);
+        }
+    }
+
+    // Nothing comes. Give the connection up if the server does not answer, no longer has the stream, or sends it elsewhere.
+    async #ask(silentMs) {
+        this.#asking = true;
+        const heardMs = this.#heardMs;
+        try {
+            const response = await fetch(this.#urls.info(), {cache: "no-store", signal: AbortSignal.timeout(SILENT_MS)});
+            await response.arrayBuffer();
+            if (heardMs === this.#heardMs && (!response.ok || silentMs > DEAD_MS)) {
+                this.#giveUp();
+            }
+        } catch {
+            if (heardMs === this.#heardMs) {
+                this.#giveUp();
+            }
+        } finally {
+            setTimeout(() => {
+                this.#asking = false;
+            }, SUSPECT_MS);
+        }
+    }
+
+    #show(state, detail = "") {
+        if (state !== this.#state || detail) {
+            this.#state = state;
+            this.#events.state(state, detail);
+        }
+    }
+}
+
+// Return the reason that the server gives for a refusal.
+async function reasonOf(response) {
+    try {
+        const {error} = JSON.parse((await response.text()).slice(0, 4096));
+        return typeof error === "string" ? error.slice(0, 200) : "";
+    } catch {
+        return "";
+    }
+}
+
+const NAMES = [
+    [/^avc[13]/, "H.264"], [/^h(vc|ev)1/, "HEVC (H.265)"], [/^v(vc|vi)1/, "VVC (H.266)"], [/^av01/, "AV1"], [/^vp09/, "VP9"],
+    [/^vp08/, "VP8"], [/^mp4a\.(6b|69|40\.34)/i, "MP3"], [/^mp4a/, "AAC"], [/^opus/i, "Opus"], [/^flac/i, "FLAC"],
+    [/^ac-3/, "AC-3"], [/^ec-3/, "E-AC-3"],
+];
+
+// Return the codecs of a MIME type: [{name, id}], such as H.264 and avc1.64001f.
+export function codecsOf(type) {
+    const ids = /codecs="?([^"]*)"?/.exec(type)?.[1].split(",") ?? [];
+    return ids.map(id => id.trim()).filter(Boolean).map(id => ({name: NAMES.find(([pattern]) => pattern.test(id))?.[1] ?? id, id}));
+}
+
+// Say which codecs of a MIME type the browser lacks.
+function missing(type) {
+    const lacking = codecsOf(type).filter(({id}) => !isPlayable(`video/mp4; codecs="${id}"`));
+    const names = (lacking.length > 0 ? lacking : codecsOf(type)).map(({name, id}) => `${name} (${id})`);
+    return `This browser can't play ${names.join(" and ") || type}.`;
+}
