@@ -117,6 +117,11 @@ class Play(ABC):
     def ended(self) -> None:
         """As `rtmpd.live.stream.StreamPlayer.ended`."""
 
+    def output_ended(self, output: Output) -> None:
+        """As `rtmpd.live.stream.StreamPlayer.output_ended`."""
+        # That of a player of RTMP never does.
+        return
+
     def _announce(self, stream: Stream) -> None:
         """Log and publish the start."""
         connection = self._player
@@ -233,10 +238,10 @@ class StreamReader(Play):
         self.subscriber.on_slow = self._slow
         self._reader.transport.limit_unsent(self._reader.unsent_limit_bytes)
 
-    def _join(self, stream: Stream) -> None:
-        """Log and publish the start, and join an output of the stream."""
+    def _join(self, stream: Stream, output: Output | None = None) -> None:
+        """Log and publish the start, and join an output of the stream: that which is wanted, unless one is given."""
         self._announce(stream)
-        self._output = stream.output(self._wanted(stream), self._format)
+        self._output = output or stream.output(self._wanted(stream), self._format)
         assert self.subscriber is not None
         self._output.fanout.join(self.subscriber)
         self._keep_admitted(stream)

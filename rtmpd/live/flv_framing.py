@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, Message, Notice
+from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, KeptMessages, Message, Notice
 from rtmpd.media import flv
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class FlvFraming:
     __slots__ = ()
 
     name = "flv"
+    over = False
 
     def for_log(self) -> FlvFraming:
         """Return itself: a tag depends on nothing else."""
@@ -35,23 +36,39 @@ class FlvFraming:
 
     def write(self, page: Page, type_id: int, timestamp: int, payload: bytes) -> int:
         """Write a message as a tag; return its end, or -1 if it does not fit."""
-        if page.end + len(payload) + _OVERHEAD > page.size:
+        return self.write_at(page, page.end, type_id, timestamp, payload)
+
+    def write_at(self, page: Page, start: int, type_id: int, timestamp: int, payload: bytes) -> int:
+        """Write a message as a tag at *start*; return its end, or -1 if it does not fit."""
+        if start + len(payload) + _OVERHEAD > page.size:
             return -1
-        return flv.tag_into(page.buffer, page.end, type_id, timestamp, payload)
+        return flv.tag_into(page.buffer, start, type_id, timestamp, payload)
 
     def read(self, page: Page, index: int) -> Message:
         """Read back a tag. Its payload is a view too."""
-        start, end = page.starts[index], page.message_end(index)
+        return self.read_at(page, index, page.starts[index])
+
+    def read_at(self, page: Page, index: int, start: int) -> Message:
+        """Read back the tag of message *index*, which begins at *start*."""
+        end = page.message_end(index)
         buffer, data = page.buffer, page.view[start:end]
         timestamp = int.from_bytes(buffer[start + 4 : start + 7], "big") | buffer[start + 7] << 24
         return Message(buffer[start], timestamp, data[_HEADER:-4], data, page.kinds[index], page, end)
 
     def media_timestamp(self, page: Page, index: int) -> int:
         """Return the timestamp of an audio or video tag; -1 for a script tag."""
-        buffer, start = page.buffer, page.starts[index]
+        return self.media_timestamp_at(page, page.starts[index])
+
+    def media_timestamp_at(self, page: Page, start: int) -> int:
+        """Return the timestamp of the audio or video tag at *start*; -1 for a script tag."""
+        buffer = page.buffer
         if buffer[start] == DATA:
             return -1
         return int.from_bytes(buffer[start + 4 : start + 7], "big") | buffer[start + 7] << 24
+
+    def replay_headers(self, older: KeptMessages) -> Headers:
+        """Return the headers of the join point."""
+        return older.join_headers
 
     def notices(self, notice: Notice) -> tuple[bytes, ...]:
         """Return nothing: FLV has no notices."""
@@ -60,10 +77,6 @@ class FlvFraming:
     def for_subscriber(self) -> FlvSubscriberFraming:
         """Return the framing of an FLV viewer, whose file header lists the tracks that have headers."""
         return FlvSubscriberFraming()
-
-    def for_viewer(self, tracks: Callable[[], tuple[bool, bool]]) -> FlvSubscriberFraming:
-        """Return the framing of an FLV viewer; as `FlvSubscriberFraming`."""
-        return FlvSubscriberFraming(tracks)
 
 
 class FlvSubscriberFraming:
@@ -92,11 +105,14 @@ class FlvSubscriberFraming:
 
     def headers(self, headers: Headers, timestamp: int) -> bytes:
         """Return headers as tags, the first time behind the file header."""
-        begin = b"" if self._begun else self._file_header(headers)
+        return b"".join(self.pieces(headers, timestamp))
+
+    def pieces(self, headers: Headers, timestamp: int) -> list[bytes]:
+        """Return what `headers` does, as the file header and each tag."""
+        found = [] if self._begun else [self._file_header(headers)]
         self._begun = True
-        return begin + b"".join(
-            flv.tag(type_id, 0 if type_id == DATA else timestamp, payload) for type_id, payload in headers.items
-        )
+        found += [flv.tag(type_id, 0 if type_id == DATA else timestamp, payload) for type_id, payload in headers.items]
+        return found
 
     def message(self, message: Message) -> bytes:
         """Return a message as a tag."""

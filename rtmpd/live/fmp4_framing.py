@@ -3,7 +3,7 @@
 Each frame is a fragment of its own, a moof and an mdat box, so that it is sent as soon as it comes. A reader first gets an
 initialization segment of the headers in force. When headers change, another one precedes the next frame, in the log: readers
 that are there get it, and one that joins just there gets it twice, which browsers allow. They take another size or profile in
-it, but neither another codec nor a track more or less: then `mime_type` changes, and a page has to begin anew. Data messages,
+it, but neither another codec nor a track more or less: then the log is over, and a page has to begin anew. Data messages,
 headers, and frames that MP4 can't carry are not in the log.
 
 How long a frame lasts is not known before the next one comes. It is estimated for video (`VideoTimes`), and exact for audio
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, Message, Notice
+from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, KeptMessages, Message, Notice
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, OVERHEAD_BYTES, SYNC, sample_of, write_sample
 from rtmpd.media.fmp4.frames import frame_ticks
@@ -24,6 +24,8 @@ from rtmpd.media.fmp4.tracks import Tracks
 from rtmpd.media.tags import Kind, audio_kind, video_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rtmpd.live.pages import Page
     from rtmpd.media.fmp4.codecs import Track
 
@@ -35,6 +37,9 @@ _AVC_BODY, _AAC_BODY = 5, 2
 _NEGATIVE, _WRAP = 1 << 23, 1 << 24
 _MOOF = b"moof"
 _MAX_RATES = 8
+_MISSING_MS = 1000
+"""So long after a change of headers a track may be missing: its header follows, if another publisher has just begun."""
+
 _MASK = 0xFFFFFFFF
 
 
@@ -43,6 +48,9 @@ class Fmp4Framing:
 
     Args:
         newest_ms: The newest time of the stream; None: the first timestamp is taken as it is.
+
+    Attributes:
+        over: Another codec has come, or a track more or less: what follows is for another log.
     """
 
     __slots__ = (
@@ -50,14 +58,17 @@ class Fmp4Framing:
         "_audio",
         "_audio_times",
         "_avc",
+        "_carried",
         "_clock",
         "_headers",
         "_init",
+        "_missing_since_ms",
         "_rates",
         "_sequence",
         "_tracks",
         "_video_times",
         "_written",
+        "over",
     )
 
     name = "fmp4"
@@ -76,6 +87,9 @@ class Fmp4Framing:
         self._rates: list[tuple[int, int]] = []
         self._init = b""  # precedes the next fragment
         self._written: list[Track] | None = None  # the tracks that readers know; None: there is no fragment yet
+        self._carried: list[Track] = []  # the tracks of the log: those of its headers, and those that are only missing
+        self._missing_since_ms: int | None = None  # the time of the first fragment without a track that readers know
+        self.over = False
 
     def for_log(self) -> Fmp4Framing:
         """Return a framing for another log; its times are near those of this one."""
@@ -89,9 +103,15 @@ class Fmp4Framing:
         if self._tracks.set_headers(headers.items):
             self._change()
 
+    def replay_headers(self, older: KeptMessages) -> Headers:
+        """Return the headers at the end of the other log: a track whose header comes late is announced from the beginning."""
+        find_tracks(older, tracks=self._tracks)
+        self._change()
+        return older.headers
+
     def init_segment(self, headers: Headers) -> bytes:
         """Return the initialization segment of headers, and of what frames have shown; empty if MP4 carries no track of it."""
-        tracks = self._tracks_of(headers).tracks
+        tracks = self._carried if headers is self._headers else _merged(self._written, self._tracks_of(headers).tracks)
         return init_segment(tracks) if tracks else b""
 
     def mime_type(self, headers: Headers) -> str:
@@ -102,12 +122,27 @@ class Fmp4Framing:
         """
         return mime_type(require_tracks(self._tracks_of(headers)))
 
+    def announce(self) -> str:
+        """Return the MIME type of the log, which its readers rely on from now on: other tracks would end it.
+
+        Raises:
+            UnsupportedByMp4: MP4 carries no track of the stream. The message says why.
+        """
+        if not self._carried:
+            require_tracks(self._tracks)
+        if self._written is None:
+            self._written = self._carried
+        return mime_type(self._carried)
+
     def _tracks_of(self, headers: Headers) -> Tracks:
         return self._tracks if headers is self._headers else self._tracks.with_headers(headers.items)
 
-    def _take(self, type_id: int, payload: bytes) -> None:
+    def _take(self, type_id: int, payload: bytes) -> bool:
+        """Take a message that may change tracks; return whether the next fragment is longer than `size` has said."""
+        before = self._init
         if self._tracks.take(type_id, payload):
             self._change()
+        return len(self._init) > len(before)
 
     def _change(self) -> None:
         """Take over changed tracks."""
@@ -118,8 +153,20 @@ class Fmp4Framing:
         if audio is not None and (before is None or before.timescale != audio.timescale):
             self._audio_times = AudioTimes(audio.timescale)
             self._rates = [*self._rates[1 - _MAX_RATES :], (self._sequence + 1, audio.timescale)]
-        changed = self._written is not None and tracks.tracks and tracks.tracks != self._written
-        self._init = init_segment(tracks.tracks) if changed else b""
+        written = self._written
+        carried = self._carried = _merged(written, tracks.tracks)
+        self._init = b""
+        if written is None:
+            return
+        if _codecs(carried) != _codecs(written):
+            self.over = True
+        elif carried != written:
+            self._init = init_segment(carried)
+        if not tracks.tracks or len(tracks.tracks) == len(carried):
+            self._missing_since_ms = None
+        else:
+            # Ordinary frames go the long way too, until it is known whether the other track follows.
+            self._avc = self._aac = False
 
     # Messages ----------------------------------------------------------------------------------------------------------
 
@@ -129,43 +176,51 @@ class Fmp4Framing:
 
     def write(self, page: Page, type_id: int, timestamp: int, payload: bytes) -> int:
         """Write a frame as a fragment; return its end, -1 if it does not fit, and the page's end for any other message."""
-        if len(payload) <= _AVC_BODY:
-            return self._write_other(page, type_id, timestamp, payload)
+        return self.write_at(page, page.end, type_id, timestamp, payload)
+
+    def write_at(self, page: Page, start: int, type_id: int, timestamp: int, payload: bytes) -> int:
+        """Write a frame as a fragment at *start*; return its end, -1 if it does not fit, and *start* for any other message."""
+        if len(payload) <= _AVC_BODY or self.over:
+            return self._write_other(page, start, type_id, timestamp, payload)
         first = payload[0]
         if type_id == VIDEO:
             if self._avc and payload[1] == 1 and first in (_AVC_KEYFRAME, _AVC_FRAME):
                 composition_ms = payload[2] << 16 | payload[3] << 8 | payload[4]
                 if composition_ms >= _NEGATIVE:
                     composition_ms -= _WRAP
-                return self._write_video(page, timestamp, payload, _AVC_BODY, first == _AVC_KEYFRAME, composition_ms)
+                return self._write_video(page, start, timestamp, payload, _AVC_BODY, first == _AVC_KEYFRAME, composition_ms)
         elif self._aac and payload[1] == 1 and first & 0xF0 == _AAC and type_id == AUDIO and self._audio is not None:
-            return self._write_audio(page, timestamp, payload, _AAC_BODY, self._audio.frame_ticks)
-        return self._write_other(page, type_id, timestamp, payload)
+            return self._write_audio(page, start, timestamp, payload, _AAC_BODY, self._audio.frame_ticks)
+        return self._write_other(page, start, type_id, timestamp, payload)
 
-    def _write_other(self, page: Page, type_id: int, timestamp: int, payload: bytes) -> int:
+    def _write_other(self, page: Page, start: int, type_id: int, timestamp: int, payload: bytes) -> int:
         """Write a message that is no ordinary frame of H.264 or AAC."""
-        if type_id not in (AUDIO, VIDEO):
-            return page.end
+        if type_id not in (AUDIO, VIDEO) or self.over:
+            return start
         tracks = self._tracks
         if (video_kind if type_id == VIDEO else audio_kind)(payload) in _HEADERS:
             self._take(type_id, payload)
-            return page.end
-        if not tracks.settled(type_id):
-            self._take(type_id, payload)
+            return start
+        if not tracks.settled(type_id) and self._take(type_id, payload):
+            return -1
+        if len(tracks.tracks) < len(self._carried):
+            self._check_missing(timestamp)
         track = tracks.of(type_id)
         frame = tracks.plain.frame(type_id, payload) if track is not None else None
         if track is not None and frame is not None and frame.codec != track.four_cc:
             # The codec has changed without a sequence header: only some of audio have none.
-            self._take(type_id, payload)
+            if self._take(type_id, payload):
+                return -1
             track = tracks.of(type_id)
-        if track is None or frame is None or frame.codec != track.four_cc:
-            return page.end
+        if track is None or frame is None or frame.codec != track.four_cc or self.over:
+            return start
         if type_id == VIDEO:
-            return self._write_video(page, timestamp, frame.payload, frame.body, frame.key, frame.composition_ms)
-        return self._write_audio(page, timestamp, frame.payload, frame.body, frame_ticks(frame, track.frame_ticks))
+            return self._write_video(page, start, timestamp, frame.payload, frame.body, frame.key, frame.composition_ms)
+        return self._write_audio(page, start, timestamp, frame.payload, frame.body, frame_ticks(frame, track.frame_ticks))
 
-    def _write_video(self, page: Page, timestamp: int, payload: bytes, body: int, key: bool, composition_ms: int) -> int:
-        start = page.end
+    def _write_video(
+        self, page: Page, start: int, timestamp: int, payload: bytes, body: int, key: bool, composition_ms: int
+    ) -> int:
         if start + len(payload) + OVERHEAD_BYTES + len(self._init) > page.size:
             return -1
         if self._init or self._written is None:
@@ -181,8 +236,7 @@ class Fmp4Framing:
         data = memoryview(payload)[body:]
         return write_sample(page.buffer, start, sequence, VIDEO_TRACK, time, duration, flags, composition, data)
 
-    def _write_audio(self, page: Page, timestamp: int, payload: bytes, body: int, ticks: int) -> int:
-        start = page.end
+    def _write_audio(self, page: Page, start: int, timestamp: int, payload: bytes, body: int, ticks: int) -> int:
         if start + len(payload) + OVERHEAD_BYTES + len(self._init) > page.size:
             return -1
         if self._init or self._written is None:
@@ -193,10 +247,18 @@ class Fmp4Framing:
         data = memoryview(payload)[body:]
         return write_sample(page.buffer, start, sequence, AUDIO_TRACK, time, times.duration, SYNC, 0, data)
 
+    def _check_missing(self, timestamp: int) -> None:
+        """End the log if one of its tracks has been missing for too long."""
+        time_ms = self._clock.unwrap(timestamp)
+        if self._missing_since_ms is None:
+            self._missing_since_ms = time_ms
+        elif time_ms - self._missing_since_ms >= _MISSING_MS:
+            self.over = True
+
     def _begin(self, page: Page, start: int) -> int:
         """Write the initialization segment that precedes a fragment, if there is one; return its end."""
         init, self._init = self._init, b""
-        self._written = self._tracks.tracks
+        self._written = self._carried
         end = start + len(init)
         page.buffer[start:end] = init
         return end
@@ -205,7 +267,11 @@ class Fmp4Framing:
 
     def read(self, page: Page, index: int) -> Message:
         """Read back a frame. Its payload is the sample, without the header that it had as an RTMP message."""
-        start, end = page.starts[index], page.message_end(index)
+        return self.read_at(page, index, page.starts[index])
+
+    def read_at(self, page: Page, index: int, start: int) -> Message:
+        """Read back the frame of message *index*, which begins at *start*; as `read`."""
+        end = page.message_end(index)
         at = self._fragment_at(page, start)
         track_id, timestamp = self._sample(page, at)
         payload = page.view[at + OVERHEAD_BYTES : end]
@@ -213,7 +279,11 @@ class Fmp4Framing:
 
     def media_timestamp(self, page: Page, index: int) -> int:
         """Return the timestamp of a frame: to half of a frame, if it is audio."""
-        return self._sample(page, self._fragment_at(page, page.starts[index]))[1]
+        return self.media_timestamp_at(page, page.starts[index])
+
+    def media_timestamp_at(self, page: Page, start: int) -> int:
+        """Return the timestamp of the frame at *start*; as `media_timestamp`."""
+        return self._sample(page, self._fragment_at(page, start))[1]
 
     @staticmethod
     def _fragment_at(page: Page, start: int) -> int:
@@ -236,6 +306,38 @@ class Fmp4Framing:
     def for_subscriber(self) -> Fmp4SubscriberFraming:
         """Return the framing of a viewer of this log."""
         return Fmp4SubscriberFraming(self)
+
+
+def find_tracks(log: KeptMessages, types: Collection[int] = (AUDIO, VIDEO), tracks: Tracks | None = None) -> Tracks:
+    """Return the tracks of what a log of RTMP messages holds: of its headers, and of frames from the join point on.
+
+    Args:
+        log: The log.
+        types: The types of message that frames are looked for of.
+        tracks: Takes what is found; None: new ones.
+    """
+    found = tracks or Tracks()
+    found.set_headers(log.headers.items)
+    if not all(found.settled(each) for each in types):
+        for message in log.kept():
+            if message.type_id in types and not found.settled(message.type_id):
+                found.take(message.type_id, bytes(message.payload))
+                if all(found.settled(each) for each in types):
+                    break
+    return found
+
+
+def _codecs(tracks: list[Track]) -> list[tuple[int, str]]:
+    """Return what readers rely on: the codec of each track, without its profile."""
+    return [(track.track_id, track.codec.partition(".")[0]) for track in tracks]
+
+
+def _merged(written: list[Track] | None, tracks: list[Track]) -> list[Track]:
+    """Return tracks, and those that readers know beside them."""
+    if not written:
+        return tracks
+    present = {track.track_id for track in tracks}
+    return sorted((*tracks, *(each for each in written if each.track_id not in present)), key=lambda each: each.track_id)
 
 
 class Fmp4SubscriberFraming:
@@ -261,6 +363,11 @@ class Fmp4SubscriberFraming:
             return b""
         self._last = init
         return init
+
+    def pieces(self, headers: Headers, timestamp: int) -> list[bytes]:
+        """Return what `headers` does, if it is something."""
+        init = self.headers(headers, timestamp)
+        return [init] if init else []
 
     def message(self, message: Message) -> bytes:
         """Return a frame as a fragment."""

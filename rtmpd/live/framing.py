@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rtmpd.live.pages import Page
 
@@ -59,6 +59,7 @@ class NoticeKind(enum.Enum):
 
     PUBLISHED = "the stream is published from now on"
     UNPUBLISHED = "the stream has ended"
+    CHANGED = "the log has ended: what follows is nothing that its readers can take"
     TOO_SLOW = "the reader is disconnected, since it is too slow"
     UNSUPPORTED = "the reader is disconnected, since it does not support the codec"
 
@@ -73,6 +74,20 @@ class Notice(NamedTuple):
 
     kind: NoticeKind
     text: str
+
+
+class KeptMessages(Protocol):
+    """The part of a log that late joiners get.
+
+    Attributes:
+        headers, join_headers: What a decoder needs before the frames at the log's end, and at the join point.
+    """
+
+    headers: Headers
+    join_headers: Headers
+
+    def kept(self) -> Iterator[Message]:
+        """Yield the messages from the join point on; none without one."""
 
 
 class SubscriberFraming(Protocol):
@@ -106,6 +121,13 @@ class Framing(Protocol):
     def name(self) -> str:
         """The name of the format."""
 
+    @property
+    def over(self) -> bool:
+        """Whether the log has ended: what the stream sends now is nothing that the log's readers can take.
+
+        From then on nothing is written, and readers need another log.
+        """
+
     def for_log(self) -> Framing:
         """Return the framing of one log: itself, if it does not depend on what the log holds.
 
@@ -114,6 +136,9 @@ class Framing(Protocol):
 
     def set_headers(self, headers: Headers) -> None:
         """Set the headers in force for the messages that follow."""
+
+    def replay_headers(self, older: KeptMessages) -> Headers:
+        """Return the headers to begin with when what another log holds, from its join point on, is about to be written."""
 
     def size(self, timestamp: int, length: int) -> int:
         """Return the number of bytes that a message with a payload of *length* bytes takes at most."""

@@ -327,6 +327,10 @@ class Log(LogState):
                 return
             page, offset = page.next, 0
 
+    def kept(self) -> Iterator[Message]:
+        """Yield the messages from the join point on; none without one."""
+        return self.read_all(self.join_page, self.join_offset) if self.join_page is not None else iter(())
+
     @staticmethod
     def gather(page: Page, offset: int, limit_bytes: int) -> tuple[memoryview | bytes, Page, int]:
         """Return the bytes of the log from a cursor on, and the cursor behind them.

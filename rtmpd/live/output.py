@@ -40,6 +40,7 @@ class Output:
         log: The messages.
         fanout: Delivers them to subscribers.
         keeps_join_point: New readers start at the newest keyframe. An output that is only read in batches keeps none.
+        ended: Its readers have been notified that it is `over`.
         unused_since: Since when it has no subscriber (monotonic, seconds), as far as a sweep has seen; None: it has some.
     """
 
@@ -59,12 +60,18 @@ class Output:
         self.fanout = Fanout(self.log, options, name, counters, courier)
         self.keeps_join_point = True
         self.unused_since: float | None = None
+        self.ended = False
         self._gop_cache = options.live.gop_cache
 
     @property
     def takes_join_point(self) -> bool:
         """Whether a place to start at is to be marked in the log."""
         return (self._gop_cache and self.keeps_join_point) or self.fanout.wants_keyframe
+
+    @property
+    def over(self) -> bool:
+        """Whether its log has ended, though the stream continues: its readers need another output."""
+        return self.log.framing.over
 
     @property
     def used(self) -> bool:
@@ -93,14 +100,14 @@ class Output:
 
     def replay(self, published: Log) -> None:
         """Append what another log keeps from its join point on. Only while this one is empty."""
-        page, joins = published.join_page, True
-        if page is not None:
-            self.set_headers(published.join_headers)
-            for message in published.read_all(page, published.join_offset):
+        joins = True
+        if published.join_page is not None:
+            self.set_headers(self.log.framing.replay_headers(published))
+            for message in published.kept():
                 if message.type_id in (AUDIO, VIDEO, DATA):
                     self.append(message.type_id, message.timestamp, bytes(message.payload), message.kind, joins)
                     joins = False
-        if page is None or published.headers is not published.join_headers:
+        if published.join_page is None or published.headers is not published.join_headers:
             self.set_headers(published.headers)
         # Without a join point nothing was appended; headers go out at this time all the same.
         self.log.newest_timestamp = published.newest_timestamp
@@ -110,12 +117,11 @@ class Output:
         if self.keeps_join_point:
             return
         self.keeps_join_point = True
-        page = published.join_page
-        if page is not None and self.log.join_page is None:
+        if published.join_page is not None and self.log.join_page is None:
             older = Log(self.log.framing.for_log(), self.log.cache_limit_bytes, self.log.account)
-            older.set_headers(published.join_headers)
+            older.set_headers(older.framing.replay_headers(published))
             joins = True
-            for message in published.read_all(page, published.join_offset):
+            for message in published.kept():
                 if message.type_id in (AUDIO, VIDEO, DATA):
                     older.append(message.type_id, message.timestamp, bytes(message.payload), message.kind, joins)
                     joins = False

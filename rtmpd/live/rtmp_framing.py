@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, Message, Notice, NoticeKind
+from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, KeptMessages, Message, Notice, NoticeKind
 from rtmpd.media.tags import Kind
 from rtmpd.protocol import amf0, status
 from rtmpd.protocol.chunk import EXTENDED_TIMESTAMP, frame_into, frame_message, framed_size, pack_header
@@ -49,7 +49,7 @@ _NOTICES: dict[NoticeKind, tuple[UserControlType | str, ...]] = {
 def _notice_messages(notice: Notice, message_stream_id: int, chunk_size: int) -> list[bytes]:
     """Return a notice as chunks, at timestamp 0: OBS reads no extended timestamp on type 3 chunks of a command."""
     found = []
-    for part in _NOTICES[notice.kind]:
+    for part in _NOTICES.get(notice.kind, ()):
         if isinstance(part, UserControlType):
             # Control messages belong to message stream 0, and name the other one in their body.
             found.append(user_control(part, message_stream_id))
@@ -71,6 +71,7 @@ class RtmpFraming:
     __slots__ = ("chunk_size",)
 
     name = "rtmp"
+    over = False
 
     def __init__(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
@@ -86,6 +87,10 @@ class RtmpFraming:
 
     def set_headers(self, headers: Headers) -> None:
         """Do nothing: chunks depend on nothing else."""
+
+    def replay_headers(self, older: KeptMessages) -> Headers:
+        """Return the headers of the join point."""
+        return older.join_headers
 
     def size(self, timestamp: int, length: int) -> int:
         """Return the number of bytes that a message takes as chunks."""

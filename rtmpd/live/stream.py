@@ -82,6 +82,9 @@ class StreamPlayer(Protocol):
     def ended(self) -> None:
         """Take note that the stream has ended, after it has been notified of it. Must not wait."""
 
+    def output_ended(self, output: Output) -> None:
+        """Take note that the log of an output has ended, after its readers have been notified. Must not wait."""
+
 
 class Stream:
     """One live stream.
@@ -260,7 +263,18 @@ class Stream:
         self.set_headers(NO_HEADERS)
 
     def _notify(self, kind: NoticeKind, text: str) -> None:
-        self._for_each(lambda output: output.fanout.notify(Notice(kind, text)))
+        self._end_outputs()
+        notice = Notice(kind, text)
+        self._for_each(lambda output: None if output.ended else output.fanout.notify(notice))
+
+    def _end_outputs(self) -> None:
+        """Notify the readers of outputs whose logs have ended."""
+        for output in self._outputs:
+            if output.over and not output.ended:
+                output.ended = True
+                output.fanout.notify(Notice(NoticeKind.CHANGED, "The codecs of the stream have changed."))
+                for player in list(self.players):
+                    player.output_ended(output)
 
     def _for_each(self, action: Callable[[Output], None]) -> None:
         """Do something with each output; one that raises an exception ends."""
@@ -384,6 +398,8 @@ class Stream:
         if headers is not self._headers:
             self._headers = headers
             self._for_each(lambda output: output.set_headers(headers))
+            if len(self._outputs) > 1:
+                self._end_outputs()
 
     def content_changed(self, ordinary: bool) -> None:
         """Decide again what each player gets, unless every player can take the content, before the change and after."""
@@ -453,7 +469,7 @@ class Stream:
 
     def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
         for output in self._outputs:
-            if output.rewrite == rewrite and output.framing is framing:
+            if output.rewrite == rewrite and output.framing is framing and not output.over:
                 return output
         output = Output(self.key, self.options, framing, rewrite, self.counters, self._courier)
         output.fanout.timeline = self.timeline
@@ -530,6 +546,7 @@ class Stream:
         if self._revisions > _REVISIONS:
             self.revise()
         self._revisions = 0
+        self._end_outputs()
         self._drop_unused(now_s)
         for output in self.outputs:
             output.fanout.sweep(now_s, write_timeout_s)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import gevent
@@ -12,9 +14,9 @@ from rtmpd.errors import HttpError, Refused
 from rtmpd.http.messages import Response
 from rtmpd.http.routes import Route
 from rtmpd.http.websocket import WebSocket, is_upgrade
-from rtmpd.live.flv_framing import FLV
-from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.protocol import status
+from rtmpd.viewers.codecs import CodecWatch
+from rtmpd.viewers.formats import FlvFormat, Format, Mp4Format
 from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
 from rtmpd.viewers.viewer import Viewer, ViewerConnection
 from rtmpd.viewers.ws_viewer import WsViewer
@@ -27,15 +29,13 @@ if TYPE_CHECKING:
     from rtmpd.live.stream import Stream
     from rtmpd.util.stream_key import StreamKey
 
-_FLV_TYPE = "video/x-flv"
-_FLV_HEADERS = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
+_HEADERS = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
 _TRUE = ("1", "true", "yes", "on")
 _LAST_S = 5.0
 """How long a viewer that lags may take to read the rest of a stream that has ended."""
 
 _HANDSHAKE_S = 10.0
 _STEP_S = 0.02
-_ENDED = CloseReason(CloseKind.COMMAND, "the stream has ended")
 
 
 class Viewers:
@@ -53,14 +53,20 @@ class Viewers:
         self._ending: dict[Viewer, float] = {}
         self._wakeup = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        self.routes = [Route("/{key}.flv", self._serve_flv, long=True, cors=True)]
+        self._codecs = CodecWatch()
+        flv, mp4 = FlvFormat(), Mp4Format(self._codecs)
+        self.routes = [
+            Route("/{key}.flv", partial(self._serve, flv), long=True, cors=True),
+            Route("/{key}.mp4", partial(self._serve, mp4), long=True, cors=True),
+        ]
 
     @staticmethod
     def select(config: Config) -> None:
         """Return nothing: the options are those of the hub and of the streams."""
 
     def start(self) -> None:
-        """Start to close viewers whose streams have ended."""
+        """Start to close viewers whose streams have ended, and to find out codecs."""
+        self._codecs.start()
         self._greenlet = gevent.spawn(self._run)
 
     def reload(self, options: None) -> None:
@@ -68,6 +74,7 @@ class Viewers:
 
     def stop(self, limit_s: float) -> None:
         """Stop. The hub has closed all viewers."""
+        self._codecs.stop()
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
 
@@ -91,11 +98,12 @@ class Viewers:
         now_s = time.monotonic()
         for viewer in [each for each, until_s in self._ending.items() if each.has_all or now_s >= until_s]:
             del self._ending[viewer]
-            viewer.finish(_ENDED)
+            viewer.finish()
 
     # Requests ----------------------------------------------------------------------------------------------------------
 
-    def _serve_flv(self, request: Request, exchange: Exchange) -> Response | None:
+    def _serve(self, media: Format, request: Request, exchange: Exchange) -> Response | None:
+        """Serve a live stream in a format, until the connection ends."""
         websocket = self._websocket(request, exchange)
         protocol = ("ws" if websocket is not None else "http") + ("s" if request.secure else "")
         connection = ViewerConnection(exchange, self._hub, protocol)
@@ -105,35 +113,42 @@ class Viewers:
             asked = play_request(request, exchange, protocol, key, parameters)
             admission = authorize(asked, self._hub, exchange, connection.emit)
             if request.method == "HEAD":
-                return self._describe(admission.grant.key)
+                return self._describe(media, admission.grant.key)
             if websocket is not None:
-                viewer: Viewer = WsViewer(connection, admission, websocket, self._end)
+                viewer: Viewer = WsViewer(connection, admission, media, websocket, self._end)
             else:
-                viewer = Viewer(connection, admission, FLV, self._end)
+                viewer = Viewer(connection, admission, media, self._end)
             may_wait = parameters.get("wait", "").lower() in _TRUE
             stream = self._hub.play(admission.grant.key, viewer, may_wait=may_wait)
+            exchange.extra_held = lambda: viewer.held_bytes
+            try:
+                media.wait(stream, exchange.ensure_open, long=may_wait)
+                content_type = viewer.announce(stream)
+                if viewer.over:
+                    raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{stream.key} has ended.")
+                exchange.outcome = {**exchange.outcome, "served": True}
+                if websocket is not None:
+                    exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
+                else:
+                    exchange.begin_stream(request, _HEADERS, content_type)
+                viewer.run(stream, content_type, exchange.take_unread())
+            finally:
+                exchange.bytes_streamed = connection.bytes_played
+                # A reference cycle would keep the viewer until the garbage collector runs, which is seldom.
+                exchange.extra_held = None
+                # Harmless if the end of the play has done it.
+                self._hub.unplay(stream, viewer)
         except Refused as refused:
             self._hub.count("refused")
             connection.log.warning("play by %s refused: %s", protocol, refused)
             exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
             raise error_of(refused) from None
-        exchange.outcome = {**exchange.outcome, "served": True}
-        exchange.extra_held = lambda: viewer.held_bytes
-        try:
-            viewer.wait_for_tracks(stream)
-            if viewer.over:
-                raise HttpError(404, f"{stream.key} has ended.", closes=True)
-            if websocket is not None:
-                exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
-            else:
-                exchange.begin_stream(request, _FLV_HEADERS, _FLV_TYPE)
-            viewer.run(stream, exchange.take_unread())
-        finally:
-            exchange.bytes_streamed = connection.bytes_played
-            # A reference cycle would keep the viewer until the garbage collector runs, which is seldom.
-            exchange.extra_held = None
-            # Harmless if the end of the play has done it.
-            self._hub.unplay(stream, viewer)
+        except HttpError as error:
+            # A page that waits for a publisher asks again and again.
+            level = logging.DEBUG if error.status == 404 else logging.WARNING
+            connection.log.log(level, "play by %s refused: %s", protocol, error.text)
+            exchange.outcome = {**exchange.outcome, "reason": f"refused: {error.text}"}
+            raise
         return None
 
     @staticmethod
@@ -150,9 +165,9 @@ class Viewers:
             raise HttpError(403, "Pages of this origin may not use streams (http_allow_origin).", closes=True)
         return WebSocket(request)
 
-    def _describe(self, key: StreamKey) -> Response:
+    def _describe(self, media: Format, key: StreamKey) -> Response:
         """Return the response to HEAD: whether the stream is there."""
         stream: Stream | None = self._hub.streams.get(key)
         if stream is None or not stream.available:
             raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
-        return Response(content_type=_FLV_TYPE, headers=_FLV_HEADERS, sized=False)
+        return Response(content_type=media.describe(stream), headers=_HEADERS, sized=False)

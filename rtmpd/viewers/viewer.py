@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 import gevent
 
 from rtmpd.errors import DeadlineExceeded, LimitExceeded, TransportClosed
-from rtmpd.live.framing import AUDIO, VIDEO
-from rtmpd.phases import CloseKind, CloseReason
+from rtmpd.phases import NOT_CLOSED, CloseKind, CloseReason
 from rtmpd.player import StreamReader
-from rtmpd.protocol.enhanced import NOTHING_DECLARED
 from rtmpd.rtmp.connection import ConnectionLog
-from rtmpd.rtmp.fitness import wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,34 +21,25 @@ if TYPE_CHECKING:
     from rtmpd.events import EventType, Scalar
     from rtmpd.http.routes import Exchange
     from rtmpd.hub import Hub
-    from rtmpd.live.flv_framing import FlvFraming
-    from rtmpd.live.stream import Stream
-    from rtmpd.live.ws_flv_framing import WsFlvFraming
+    from rtmpd.live.framing import Framing
+    from rtmpd.live.output import Output
+    from rtmpd.live.stream import Decisions, Stream
     from rtmpd.media.rewrite import Rewrite
     from rtmpd.net.transport import Transport
+    from rtmpd.viewers.formats import Format
 
 log = logging.getLogger(__name__)
 
-_TRACKS_S = 1.0
-"""How long after the beginning of a source a viewer waits until both audio and video have come."""
-
-_TRACKS_STEP_S = 0.05
 _BURST_BYTES = 64 << 10
 _RATE_BYTES = 4 << 10
 """What a viewer may send at once, and for each second: it has nothing to say but answers and pings."""
 
+ENDED = CloseReason(CloseKind.COMMAND, "the stream has ended")
+CHANGED = CloseReason(CloseKind.COMMAND, "the codecs of the stream have changed")
+"""Why a viewer is `over`."""
+
 _KEEPALIVE = ((stdlib_socket.TCP_KEEPIDLE, 60), (stdlib_socket.TCP_KEEPINTVL, 15), (stdlib_socket.TCP_KEEPCNT, 4))
 """A viewer that waits is sent nothing, and has no pings: TCP finds out that its host is gone."""
-
-
-def tracks_of(stream: Stream) -> tuple[bool, bool]:
-    """Return whether a stream has audio, and whether it has video, as far as its active source has shown."""
-    lane = stream.ingest.active
-    types = {type_id for type_id, _ in stream.headers.items}
-    if lane is None:
-        return AUDIO in types, VIDEO in types
-    received = lane.source.received
-    return received.audio > 0 or AUDIO in types, received.video > 0 or VIDEO in types
 
 
 class ViewerConnection:
@@ -111,41 +99,47 @@ class ViewerConnection:
 
 
 class Viewer(StreamReader):
-    """One play over HTTP: FLV as the body of a response.
+    """One play over HTTP: the body of a response.
 
     Args:
         connection: Its connection.
         admission: What it was granted.
-        framing: The format of its output.
-        end: Called when the stream has ended; has it closed when it was sent everything. Must not wait.
+        media: The format.
+        end: Called when the viewer gets nothing more; has it closed when it was sent everything. Must not wait.
 
     Attributes:
-        over: The stream has ended.
+        over: Why the viewer gets nothing more: the stream has ended, or continues in a way that the viewer can't take. Empty
+            while it plays.
     """
 
     def __init__(
-        self,
-        connection: ViewerConnection,
-        admission: Admission,
-        framing: FlvFraming | WsFlvFraming,
-        end: Callable[[Viewer], None],
+        self, connection: ViewerConnection, admission: Admission, media: Format, end: Callable[[Viewer], None]
     ) -> None:
+        framing = self._framing_of(media)
         super().__init__(connection, admission, framing)
         self.connection = connection
         self._likeness_id = id(framing)
-        self._flv = framing
+        self._media = media
         self._end = end
-        self.over = False
+        self.over = NOT_CLOSED
         self._received = 0
         self._began_s = time.monotonic()
+
+    @staticmethod
+    def _framing_of(media: Format) -> Framing:
+        return media.framing
 
     @property
     def _likeness(self) -> int:
         return self._likeness_id
 
     def _wanted(self, stream: Stream) -> Rewrite:
-        # Browsers say nothing of what they support: they get what a player of RTMP gets that declares nothing.
-        return wanted(NOTHING_DECLARED, stream.options.live, stream.content)
+        return self._media.wanted(stream)
+
+    def revise(self, decisions: Decisions) -> None:
+        """Decide again which output the viewer reads, unless it gets the rest of one that is over."""
+        if self._output is None or not self._output.over:
+            super().revise(decisions)
 
     def unsupported(self, stream: Stream) -> str:
         """Return nothing: a viewer lists no codecs."""
@@ -159,13 +153,22 @@ class Viewer(StreamReader):
 
     def ended(self) -> None:
         """Take note that the stream has ended: the viewer leaves when it was sent everything."""
-        self.over = True
-        if self.subscriber is not None:
-            self._end(self)
+        self._finish(ENDED)
 
-    def finish(self, reason: CloseReason) -> None:
+    def output_ended(self, output: Output) -> None:
+        """Take note that the codecs have changed: the viewer leaves when it was sent what was before."""
+        if output is self._output:
+            self._finish(CHANGED)
+
+    def _finish(self, reason: CloseReason) -> None:
+        if not self.over:
+            self.over = reason
+            if self.subscriber is not None:
+                self._end(self)
+
+    def finish(self) -> None:
         """End the play, which the client has had all of. Must not wait."""
-        self.connection.close(reason)
+        self.connection.close(self.over)
 
     @property
     def has_all(self) -> bool:
@@ -178,37 +181,38 @@ class Viewer(StreamReader):
         """The memory of what is pending for the client."""
         return len(self.subscriber.pending) if self.subscriber is not None else 0
 
-    def wait_for_tracks(self, stream: Stream) -> None:
-        """Wait until a source that has just begun has sent both audio and video, for a second at most.
+    def announce(self, stream: Stream) -> str:
+        """Return the media type of what the viewer is about to get.
 
-        The first bytes of FLV say which of them there are, and players trust that.
+        Raises:
+            HttpError: The format does not carry the stream.
         """
-        while True:
-            lane = stream.ingest.active
-            young = lane is not None and time.monotonic() - lane.source.started_at < _TRACKS_S
-            if not young or all(tracks_of(stream)):
-                return
-            gevent.sleep(_TRACKS_STEP_S)
+        return self._media.announce(stream.output(self._wanted(stream), self._format))
 
-    def run(self, stream: Stream, unread: bytes) -> None:
+    def run(self, stream: Stream, announced: str, unread: bytes) -> None:
         """Play until the connection ends, in its greenlet. The head of the response has been sent.
 
         Args:
             stream: The stream; the hub has registered the viewer.
+            announced: The media type that the client was told.
             unread: What the client has sent behind its request.
         """
         connection = self.connection
         transport = connection.transport
         for option, value in _KEEPALIVE:
             transport.sock.setsockopt(stdlib_socket.IPPROTO_TCP, option, value)
-        subscriber_framing = self._flv.for_viewer(lambda: tracks_of(stream))
-        self._begin(stream, transport, subscriber_framing, f"viewer {transport.peer}")
         reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
-            self._join(stream)
+            output = stream.output(self._wanted(stream), self._format)
+            if not self.over and self._media.announce(output) != announced:
+                self.over = CHANGED
             if self.over:
                 # While the head of the response was sent.
-                self._end(self)
+                self._send_end()
+                reason = self.over
+                return
+            self._begin(stream, transport, self._media.subscriber_framing(stream, output), f"viewer {transport.peer}")
+            self._join(stream, output)
             reason = self._listen(unread)
         except TransportClosed as error:
             reason = transport.close_reason or CloseReason(CloseKind.PEER_LEFT, str(error))
@@ -222,6 +226,9 @@ class Viewer(StreamReader):
             transport.close(reason)
             connection.report(transport.close_reason)
             self._leave(str(transport.close_reason))
+
+    def _send_end(self) -> None:
+        """Tell the client, which is sent no media, that it is `over`."""
 
     def _listen(self, unread: bytes) -> CloseReason:
         """Read what the client sends until the connection ends; return why it does, or raise it."""

@@ -1,4 +1,4 @@
-"""A viewer by WebSocket: FLV in binary messages, answers to pings, and the closing handshake."""
+"""A viewer by WebSocket: media in binary messages, answers to pings, and the closing handshake."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import gevent
 
 from rtmpd.admission import LINGER_S
 from rtmpd.errors import DeadlineExceeded, RemoteProtocolError, TransportClosed
-from rtmpd.live.ws_flv_framing import WS_FLV, close_frame
+from rtmpd.live.ws_framing import close_frame
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.player import LAST_MESSAGE_BYTES
-from rtmpd.viewers.viewer import Viewer
+from rtmpd.viewers.viewer import CHANGED, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.admission import Admission
     from rtmpd.http.websocket import WebSocket
+    from rtmpd.live.framing import Framing
+    from rtmpd.viewers.formats import Format
     from rtmpd.viewers.viewer import ViewerConnection
 
-_PROTOCOL_ERROR, _POLICY = 1002, 1008
+_NORMAL, _PROTOCOL_ERROR, _POLICY, _RESTART = 1000, 1002, 1008, 1012
 _LAST_S = 2.0
 """The longest time to send what is left when the client has closed the WebSocket."""
 
@@ -29,25 +31,37 @@ class WsViewer(Viewer):
     """One play by WebSocket; as `Viewer`.
 
     Args:
-        connection, admission, end: As for `Viewer`.
+        connection, admission, media, end: As for `Viewer`.
         websocket: Parses what the client sends.
     """
 
     def __init__(
-        self, connection: ViewerConnection, admission: Admission, websocket: WebSocket, end: Callable[[Viewer], None]
+        self,
+        connection: ViewerConnection,
+        admission: Admission,
+        media: Format,
+        websocket: WebSocket,
+        end: Callable[[Viewer], None],
     ) -> None:
-        super().__init__(connection, admission, WS_FLV, end)
+        super().__init__(connection, admission, media, end)
         self._websocket = websocket
         self._closing: CloseReason | None = None  # a close frame is sent, or is in the log
 
-    def ended(self) -> None:
-        """Take note that the stream has ended: its log ends with a close frame."""
-        self._closing = CloseReason(CloseKind.COMMAND, "the stream has ended")
-        super().ended()
+    @staticmethod
+    def _framing_of(media: Format) -> Framing:
+        return media.ws_framing
 
-    def finish(self, reason: CloseReason) -> None:
+    def _finish(self, reason: CloseReason) -> None:
+        # Its log ends with a close frame.
+        self._closing = self._closing or reason
+        super()._finish(reason)
+
+    def finish(self) -> None:
         """End the play, once the client has answered the close frame, or has had time to."""
-        gevent.spawn_later(LINGER_S, self.connection.close, reason)
+        gevent.spawn_later(LINGER_S, self.connection.close, self.over)
+
+    def _send_end(self) -> None:
+        self.connection.transport.send_all(close_frame(_RESTART if self.over is CHANGED else _NORMAL, self.over), _LAST_S)
 
     def _refuse_codec(self, problem: str) -> None:
         self._expel(CloseReason(CloseKind.EXPELLED, f"refused: {problem}"))

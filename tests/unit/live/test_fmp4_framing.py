@@ -140,6 +140,69 @@ def test_the_same_headers_again_are_no_bytes():
     assert b"moov" not in data_of(log, page)
 
 
+# The end of a log --------------------------------------------------------------------------------------------------------
+
+
+def test_a_further_track_ends_the_log():
+    log, page = new_log(Headers(((VIDEO, AVC),)))
+    append(log, (VIDEO, KEY))
+    assert not log.framing.over
+    log.set_headers(HEADERS)
+    assert log.framing.over
+    append(log, (AUDIO, AAC), (AUDIO, SOUND), (VIDEO, KEY))
+    assert [bytes(each.payload) for each in log.read_all(page, 0)] == [b"key"]
+
+
+def test_another_codec_ends_the_log():
+    log, page = new_log()
+    append(log, (VIDEO, KEY), (AUDIO, SOUND), (AUDIO, b"\x2e\xff\xfb\x90\xc0" + bytes(20)), (VIDEO, KEY))
+    assert log.framing.over
+    assert [bytes(each.payload) for each in log.read_all(page, 0)] == [b"key", b"sound"]
+
+
+@pytest.mark.parametrize("wait_ms", [960, 1000])
+def test_a_track_may_be_missing_for_a_second(wait_ms):
+    log, page = new_log()
+    append(log, (VIDEO, KEY), (AUDIO, SOUND))
+    log.set_headers(NO_HEADERS)
+    log.set_headers(Headers(((VIDEO, OTHER_AVC),)))
+    # Readers know both tracks.
+    assert log.framing.init_segment(log.headers).count(b"trak") == 2
+    log.append(VIDEO, 40, KEY, Kind.KEYFRAME)
+    log.append(VIDEO, 40 + wait_ms, INTER, Kind.FRAME)
+    log.set_headers(Headers(((VIDEO, OTHER_AVC), (AUDIO, AAC))))
+    log.append(AUDIO, 40 + wait_ms, SOUND, Kind.FRAME)
+    assert log.framing.over == (wait_ms == 1000)
+    found = [bytes(each.payload) for each in log.read_all(page, 0)]
+    assert found == [b"key", b"sound", b"key", *([] if log.framing.over else [b"inter", b"sound"])]
+    assert data_of(log, page).count(b"moov") == 1
+
+
+def test_the_end_of_a_publisher_does_not_end_the_log():
+    log, page = new_log()
+    append(log, (VIDEO, KEY), (AUDIO, SOUND))
+    log.set_headers(NO_HEADERS)
+    assert not log.framing.over
+    log.set_headers(Headers(((AUDIO, AAC),)))
+    log.append(AUDIO, 4000, SOUND, Kind.FRAME)
+    log.set_headers(HEADERS)
+    log.append(VIDEO, 4010, KEY, Kind.KEYFRAME)
+    assert not log.framing.over
+    assert b"moov" not in data_of(log, page)
+
+
+def test_what_was_announced_holds_before_the_first_frame():
+    log, page = new_log(Headers(((VIDEO, AVC),)))
+    assert log.framing.announce() == 'video/mp4; codecs="avc1.64000a"'
+    log.set_headers(HEADERS)
+    log.append(VIDEO, 0, KEY, Kind.KEYFRAME)
+    assert log.framing.over
+    assert list(log.read_all(page, 0)) == []
+    other, _ = new_log(NO_HEADERS)
+    with pytest.raises(UnsupportedByMp4, match="neither"):
+        other.framing.announce()
+
+
 def test_audio_keeps_its_timestamps_when_its_rate_changes():
     log, page = new_log()
     append(log, (AUDIO, SOUND), (AUDIO, SOUND), (AUDIO, b"\xaf\0\x12\x10"), (AUDIO, SOUND), (AUDIO, SOUND))
@@ -304,6 +367,22 @@ def test_an_output_for_viewers_begins_with_the_group_of_pictures_that_is_kept(st
     assert [each.data for each in samples(viewer.data)] == [b"key", b"sound", b"inter"]
     source.video(66, INTER)
     assert [each.time for each in samples(viewer.data) if each.track == VIDEO_TRACK] == [0, 2970, 5940]
+
+
+def test_an_output_for_viewers_announces_a_track_whose_header_came_late_from_the_beginning(stream):
+    source = new_source()
+    stream.begin(source)
+    publish(stream, source, [(VIDEO, 0, AVC), (VIDEO, 0, KEY)])
+    early = Viewer(stream)
+    publish(stream, source, [(VIDEO, 33, INTER), (AUDIO, 40, AAC), (AUDIO, 40, SOUND)])
+    assert early.output.over
+    assert [each.data for each in samples(early.data)] == [b"key", b"inter"]
+    late = Viewer(stream)
+    assert late.output is not early.output
+    publish(stream, source, [(VIDEO, 66, INTER)])
+    assert late.data.count(b"trak") == 2
+    assert [each.data for each in samples(late.data)] == [b"key", b"inter", b"sound", b"inter"]
+    assert [each.data for each in samples(early.data)] == [b"key", b"inter"]
 
 
 class Reader:

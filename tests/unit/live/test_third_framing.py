@@ -52,12 +52,16 @@ class RecordFraming:
     """The framing of the log."""
 
     name = "records"
+    over = False
 
     def for_log(self):
         return self
 
     def set_headers(self, headers):
         pass
+
+    def replay_headers(self, older):
+        return older.join_headers
 
     def size(self, timestamp, length):
         return HEAD.size + length

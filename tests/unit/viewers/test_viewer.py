@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtmpd.live.flv_framing import FLV
+from rtmpd.live.flv_framing import FlvSubscriberFraming
 from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers
 
 
@@ -18,7 +18,7 @@ from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers
     ],
 )
 def test_the_flags_are_those_of_headers_and_of_what_the_source_has_sent(tracks, types, flags):
-    framing = FLV.for_viewer(lambda: tracks)
+    framing = FlvSubscriberFraming(lambda: tracks)
     headers = Headers(tuple((type_id, b"\x17\0\0\0\0") for type_id in types))
     data = framing.headers(headers, 40)
     assert data[:5] == b"FLV\1" + bytes((flags,))

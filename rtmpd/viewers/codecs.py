@@ -1,0 +1,129 @@
+"""What MP4 carries of a stream, for the heads of responses, and the wait until that is known."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import gevent
+from gevent.event import Event
+
+from rtmpd.live.fmp4_framing import find_tracks
+from rtmpd.live.framing import AUDIO, VIDEO
+from rtmpd.media.fmp4.movie import mime_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.live.stream import Stream
+    from rtmpd.media.fmp4.tracks import Tracks
+
+TRACKS_S = 1.0
+"""How long after the beginning of a source viewers wait until both audio and video have come."""
+
+_STEP_S = 0.05
+_CHECK_S = 1.0
+
+
+def tracks_of(stream: Stream) -> tuple[bool, bool]:
+    """Return whether a stream has audio, and whether it has video, as far as its active source has shown."""
+    lane = stream.ingest.active
+    types = {type_id for type_id, _ in stream.headers.items}
+    if lane is None:
+        return AUDIO in types, VIDEO in types
+    received = lane.source.received
+    return received.audio > 0 or AUDIO in types, received.video > 0 or VIDEO in types
+
+
+def is_complete(stream: Stream) -> bool:
+    """Return whether both audio and video have come, or are no longer waited for."""
+    lane = stream.ingest.active
+    young = lane is not None and time.monotonic() - lane.source.started_at < TRACKS_S
+    return not young or all(tracks_of(stream))
+
+
+class Mp4Codecs(NamedTuple):
+    """What MP4 carries of a stream.
+
+    Attributes:
+        mime: The MIME type with the codecs; empty: none is known that MP4 carries.
+        problem: Why MP4 carries nothing of the stream; empty if it does, or if nothing is known yet.
+        known: Nothing more will be known soon.
+        tracks: The tracks.
+    """
+
+    mime: str
+    problem: str
+    known: bool
+    tracks: Tracks | None
+
+
+_NOTHING = Mp4Codecs("", "", False, None)
+
+
+def mp4_codecs(stream: Stream) -> Mp4Codecs:
+    """Return what MP4 carries of a stream, as far as it is known."""
+    if not stream.available:
+        return _NOTHING
+    types = [type_id for type_id, has in zip((AUDIO, VIDEO), tracks_of(stream), strict=True) if has]
+    if not types:
+        return _NOTHING
+    tracks = find_tracks(stream.published.log, types)
+    known = is_complete(stream) and all(tracks.settled(each) for each in types)
+    if tracks.tracks:
+        return Mp4Codecs(mime_type(tracks.tracks), "", known, tracks)
+    return Mp4Codecs("", "; ".join(tracks.problems.values()), known and bool(tracks.problems), tracks)
+
+
+class CodecWatch:
+    """Finds out when the codecs of streams are known that viewers wait for: once for all viewers of a stream."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Stream, Event] = {}
+        self._wakeup = Event()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def start(self) -> None:
+        """Start to look at streams."""
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Stop."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    def wait(self, stream: Stream, limit_s: float, ensure_open: Callable[[], None]) -> Mp4Codecs:
+        """Wait until the codecs of a stream are known, and return them; what is known if that takes longer.
+
+        Args:
+            stream: The stream; it may have no source yet.
+            limit_s: The longest time.
+            ensure_open: Raises `TransportClosed` if the viewer has left.
+
+        Raises:
+            TransportClosed: The viewer has left.
+        """
+        found = mp4_codecs(stream)
+        until_s = time.monotonic() + limit_s
+        while not found.known and (left_s := until_s - time.monotonic()) > 0:
+            known = self._waiting.setdefault(stream, Event())
+            self._wakeup.set()
+            known.wait(min(left_s, _CHECK_S))
+            ensure_open()
+            found = mp4_codecs(stream)
+        return found
+
+    def _run(self) -> None:
+        while True:
+            self._wakeup.wait()
+            self._wakeup.clear()
+            since: dict[Stream, float] = {}
+            while self._waiting:
+                gevent.sleep(_STEP_S)
+                now_s = time.monotonic()
+                since = {stream: since.get(stream, now_s) for stream in self._waiting}
+                for stream, known in list(self._waiting.items()):
+                    # Viewers that still wait after a while say so again: those of a stream may all have left.
+                    if mp4_codecs(stream).known or now_s - since[stream] > _CHECK_S:
+                        del self._waiting[stream]
+                        known.set()
