@@ -58,6 +58,12 @@ class Plain:
         self.audio_track: int | None = None
         self._rewrite = Rewrite(**_ONE_TRACK)  # type: ignore[arg-type]
 
+    def copy(self) -> Plain:
+        """Return another one that knows the same tracks."""
+        made = Plain()
+        made.video_track, made.audio_track, made._rewrite = self.video_track, self.audio_track, self._rewrite
+        return made
+
     def note_tracks(self, type_id: int, payload: bytes) -> None:
         """Take note of the track ids of a sequence header."""
         lowest = min((video_info if type_id == VIDEO else audio_info)(payload).tracks)

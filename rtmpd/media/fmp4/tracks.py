@@ -101,6 +101,14 @@ class Tracks:
         made.set_headers(items)
         return made
 
+    def copy(self) -> Tracks:
+        """Return the tracks as they are now."""
+        made = Tracks()
+        for name in self.__slots__:
+            setattr(made, name, getattr(self, name))
+        made.problems, made.plain = dict(self.problems), self.plain.copy()
+        return made
+
     def take(self, type_id: int, payload: bytes) -> bool:
         """Take a message: a header, metadata, or a frame of a track that is not `settled`. Return whether tracks have changed.
 

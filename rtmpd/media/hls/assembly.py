@@ -39,15 +39,32 @@ class Fragmenter(Protocol):
 class Rendition:
     """Fills a window.
 
+    A segment that becomes larger than *segment_limit_bytes* ends early, so that two of them and the samples that are
+    collected are a bounded amount of memory.
+
     Args:
         window: The window; its targets are those of the session.
         fragmenter: Makes fragments for the initialization segment *init_id*.
         init_id: The initialization segment.
         has_video: Whether there is video.
         date_of: Returns the wall clock at a time of the timeline, both in milliseconds; None: it is not known.
+        segment_limit_bytes: The size at which a segment ends early.
+
+    Attributes:
+        window: Likewise.
+        held_bytes: The size of the frames that are in no part yet.
     """
 
-    __slots__ = ("_cutter", "_date_of", "_fragmenter", "_init_id", "_is_discontinuity", "window")
+    __slots__ = (
+        "_cutter",
+        "_date_of",
+        "_fragmenter",
+        "_init_id",
+        "_is_discontinuity",
+        "_segment_limit_bytes",
+        "held_bytes",
+        "window",
+    )
 
     def __init__(
         self,
@@ -57,12 +74,15 @@ class Rendition:
         init_id: str,
         has_video: bool,
         date_of: Callable[[int], int | None],
+        segment_limit_bytes: int = 1 << 62,
     ) -> None:
         self.window = window
         self._fragmenter = fragmenter
         self._init_id = init_id
         self._date_of = date_of
         self._is_discontinuity = False
+        self._segment_limit_bytes = segment_limit_bytes
+        self.held_bytes = 0
         self._cutter = Cutter(window.targets, has_video=has_video)
 
     def add(self, type_id: int, timestamp_ms: int, payload: bytes, *, is_keyframe: bool) -> bool:
@@ -77,12 +97,33 @@ class Rendition:
         is_video = type_id == VIDEO
         was_started = self._cutter.started
         cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe, len(payload)))
-        self._apply([cut for cut in cuts if cut.when is not When.THIS])
+        if cuts:
+            self._apply([cut for cut in cuts if cut.when is not When.THIS])
         if self._cutter.started:
             if not was_started:
                 self._open(self._cutter.segment_start_ms)
             self._fragmenter.add(VIDEO if is_video else AUDIO, timestamp_ms & 0xFFFFFFFF, payload)
-        self._apply([cut for cut in cuts if cut.when is When.THIS])
+            self.held_bytes += len(payload)
+            self._check_size()
+        if cuts:
+            self._apply([cut for cut in cuts if cut.when is When.THIS])
+        return bool(cuts)
+
+    def _check_size(self) -> None:
+        segment = self.window.open
+        if segment is not None and segment.size_bytes + self.held_bytes > self._segment_limit_bytes:
+            self._cutter.end_early()
+
+    @property
+    def expected_ms(self) -> int | None:
+        """When the next part is expected to end; None: no segment has begun."""
+        return self._cutter.expected_ms if self._cutter.started else None
+
+    def pause(self) -> bool:
+        """End the segment, since nothing follows for now, and then a discontinuity. Return whether there was a segment."""
+        cuts = self._cutter.finish()
+        self._apply(cuts, goes_on=False)
+        self._is_discontinuity |= bool(cuts)
         return bool(cuts)
 
     def restart(self, fragmenter: Fragmenter, *, init_id: str, has_video: bool) -> None:
@@ -107,6 +148,7 @@ class Rendition:
             take = self._fragmenter.finish if cut.when is When.FINISH else self._fragmenter.cut
             fragment = take() if cut.frames else None
             data = fragment.data if fragment is not None else b""
+            self.held_bytes = 0
             window.add_part(Part(cut.duration_ms, cut.is_independent and bool(data), data))
             if cut.ends_segment:
                 window.close_segment()

@@ -129,6 +129,7 @@ class Cutter:
         "_audio",
         "_audio_ms",
         "_cuts",
+        "_ends_early",
         "_gop_ms",
         "_has_video",
         "_keyframe_ms",
@@ -158,6 +159,24 @@ class Cutter:
         self._step_ms = _FIRST_STEP_MS
         self._audio_ms: int | None = None
         self._silent_ms = 0
+        self._ends_early = False
+
+    @property
+    def expected_ms(self) -> int:
+        """When the next part is expected to end: a frame of the driving track with this time, or a later one, ends it."""
+        targets = self._targets
+        end_ms = min(self._part_start_ms + self._part_ms, self.segment_start_ms + targets.limit_ms)
+        if self._has_video:
+            keyframe_ms = self._keyframe_ms + self._gop_ms
+            if self._last_ms < keyframe_ms < end_ms:
+                return keyframe_ms
+        else:
+            end_ms = min(end_ms, self.segment_start_ms + targets.segment_ms)
+        return end_ms - self._step_ms
+
+    def end_early(self) -> None:
+        """Let the segment end at the next frame of the driving track, as it takes too much memory."""
+        self._ends_early = True
 
     def add(self, frame: Frame) -> list[Cut]:
         """Add a frame, in the order of arrival; return the cuts, in order."""
@@ -229,7 +248,7 @@ class Cutter:
         self._step_ms = step_ms
         self._silent_ms = 0
         next_ms = time_ms + max(step_ms, 1)
-        ends |= next_ms > self.segment_start_ms + targets.limit_ms
+        ends |= next_ms > self.segment_start_ms + targets.limit_ms or self._ends_early
         duration_ms = time_ms - self._part_start_ms
         full = duration_ms * 100 >= self._part_ms * PART_FLOOR_PERCENT and next_ms > self._part_start_ms + self._part_ms
         if ends or full:
@@ -307,6 +326,7 @@ class Cutter:
         audio.clear()
         if ends:
             self.segment_start_ms = end_ms
+            self._ends_early = False
 
     # The other track ------------------------------------------------------------------------------------------------------
 

@@ -182,7 +182,7 @@ def _part_tags(number: int, parts: Sequence[Part], uri: Callable[[str], str]) ->
     lines = []
     for index, part in enumerate(parts):
         independent = ",INDEPENDENT=YES" if part.is_independent else ""
-        gap = "" if part.data else ",GAP=YES"
+        gap = ",GAP=YES" if part.is_gap else ""
         name = uri(part_name(number, index))
         lines.append(f'#EXT-X-PART:DURATION={_seconds(part.duration_ms)},URI="{name}"{independent}{gap}')
     return lines

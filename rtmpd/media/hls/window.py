@@ -10,11 +10,11 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rtmpd.media.hls.targets import Targets
 
@@ -40,12 +40,26 @@ class Part:
     Attributes:
         duration_ms: Its duration.
         is_independent: Whether it has a keyframe.
-        data: Its fragment; empty: the part is a gap.
+        data: Its fragment; empty: the part is a gap, or `stored_bytes` are elsewhere.
+        stored_bytes: The size of a fragment that is not in memory.
     """
 
     duration_ms: int
     is_independent: bool
     data: bytes
+    stored_bytes: int = 0
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether it has no media."""
+        return not self.data and not self.stored_bytes
+
+
+class Location(Protocol):
+    """Where the media of a segment is stored."""
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Return a piece; None: it can't be read. May wait for a disk."""
 
 
 @dataclass(slots=True)
@@ -59,6 +73,7 @@ class Segment:
         is_discontinuity: Whether it does not continue the segment before.
         parts: Its parts.
         duration_ms, size_bytes: Of its parts.
+        location: Where its media is stored; None: in memory. See `Window.store`.
     """
 
     sequence_number: int
@@ -68,6 +83,7 @@ class Segment:
     parts: list[Part] = field(default_factory=list)
     duration_ms: int = 0
     size_bytes: int = 0
+    location: Location | None = None
 
     @property
     def is_independent(self) -> bool:
@@ -76,7 +92,7 @@ class Segment:
 
     @property
     def data(self) -> list[bytes]:
-        """The fragments, one behind the other."""
+        """The fragments, one behind the other; empty ones if they are not in memory."""
         return [part.data for part in self.parts]
 
 
@@ -160,10 +176,11 @@ class Window:
         ended: Whether the stream has ended.
         discontinuity_sequence: EXT-X-DISCONTINUITY-SEQUENCE.
         size_bytes: The media in memory.
+        limits: Its size; may be replaced.
+        on_removed: Called with each segment that is no longer available.
     """
 
     __slots__ = (
-        "_limits",
         "_listed",
         "_listed_ms",
         "_longest_ms",
@@ -172,6 +189,8 @@ class Window:
         "_old_ms",
         "discontinuity_sequence",
         "ended",
+        "limits",
+        "on_removed",
         "open",
         "size_bytes",
         "targets",
@@ -179,7 +198,8 @@ class Window:
 
     def __init__(self, targets: Targets, limits: Limits, *, first_number: int = 0, first_discontinuity: int = 0) -> None:
         self.targets = targets
-        self._limits = limits
+        self.limits = limits
+        self.on_removed: Callable[[Segment], None] | None = None
         self._listed: deque[Segment] = deque()
         self._listed_ms = 0
         self._longest_ms = 0
@@ -230,7 +250,7 @@ class Window:
         self.ended = True
 
     def _shrink(self) -> None:
-        limits, listed = self._limits, self._listed
+        limits, listed = self.limits, self._listed
         least_ms = 3 * self.targets.target_s * 1000
         while listed:
             rest_ms = self._listed_ms - listed[0].duration_ms
@@ -240,9 +260,32 @@ class Window:
         # A segment must be available for its own duration and that of the longest playlist that had it.
         while self._old and self._old_ms - self._old[0].duration_ms >= self._longest_ms + self._old[0].duration_ms:
             self._forget()
-        while self.size_bytes > limits.bytes and (self._old or len(listed) > 1):
-            if not self._old:
-                self._unlist()
+        while self.size_bytes > limits.bytes and self.drop_oldest():
+            pass
+
+    def drop_oldest(self) -> bool:
+        """Remove the oldest segment early, to free memory; return whether there was one. The newest complete one is kept."""
+        if not self._old:
+            if len(self._listed) <= 1:
+                return False
+            self._unlist()
+        self._forget()
+        return True
+
+    def store(self, segment: Segment, location: Location) -> bool:
+        """Free the memory of a complete segment, whose media is stored now; return False if it has been removed meanwhile."""
+        if self._find(segment.sequence_number) is not segment:
+            return False
+        self.size_bytes -= segment.size_bytes
+        segment.location = location
+        segment.parts = [replace(part, data=b"", stored_bytes=len(part.data)) for part in segment.parts]
+        return True
+
+    def clear(self) -> None:
+        """Remove all segments."""
+        while self._listed:
+            self._unlist()
+        while self._old:
             self._forget()
 
     def _unlist(self) -> None:
@@ -255,7 +298,10 @@ class Window:
     def _forget(self) -> None:
         segment = self._old.popleft()
         self._old_ms -= segment.duration_ms
-        self.size_bytes -= segment.size_bytes
+        if segment.location is None:
+            self.size_bytes -= segment.size_bytes
+        if self.on_removed is not None:
+            self.on_removed(segment)
 
     # Reading --------------------------------------------------------------------------------------------------------------
 
@@ -327,7 +373,7 @@ class Window:
         segment = self._find(number)
         if segment is not None and 0 <= index < len(segment.parts):
             part = segment.parts[index]
-            return (Answer.READY, part) if part.data else (Answer.MISSING, None)
+            return (Answer.MISSING, None) if part.is_gap else (Answer.READY, part)
         waits = not self.ended and (number, index) == self.next_part
         return (Answer.WAIT if waits else Answer.MISSING), None
 

@@ -46,6 +46,12 @@ COUNTERS: Final = {
     "recorded_bytes": Total("rtmpd_recorded_bytes", "Total size of finished recording files."),
     "recordings_repaired": Total("rtmpd_recordings_repaired", "Recordings left by a crash and repaired at start."),
     "recordings_deleted": Total("rtmpd_recordings_deleted", "Recordings deleted by age, total size or free space."),
+    "hls_segments": Total("rtmpd_hls_segments", "HLS segments made."),
+    "hls_segments_dropped": Total(
+        "rtmpd_hls_segments_dropped", "HLS segments removed early because of hls_memory_limit_bytes or hls_total_limit_bytes."
+    ),
+    "hls_errors": Total("rtmpd_hls_errors", "Streams whose packaging for HLS an internal error has ended."),
+    "hls_disk_errors": Total("rtmpd_hls_disk_errors", "HLS segments that could not be written, and stayed in memory."),
     "hook_deliveries": Total("rtmpd_hook_deliveries", "Events delivered to hooks."),
     "hook_failures": Total("rtmpd_hook_failures", "Events not delivered to a hook: all attempts failed."),
     "hook_timeouts": Total("rtmpd_hook_timeouts", "Delivery attempts that exceeded hook_timeout_s."),
@@ -127,6 +133,8 @@ GAUGES: Final = {
     ),
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks in progress or waiting.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings in progress.", counter=False),
+    "hls_streams": Total("rtmpd_hls_streams", "Streams that are packaged for HLS.", counter=False),
+    "hls_memory_bytes": Total("rtmpd_hls_memory_bytes", "Memory used by HLS segments.", counter=False),
     "wire_log_bytes": Total("rtmpd_wire_log_bytes", "Memory used by the logs of streams.", counter=False),
     "connection_buffer_bytes": Total(
         "rtmpd_connection_buffer_bytes", "Memory used by the buffers of connections.", counter=False

@@ -1,0 +1,225 @@
+"""Segments in files: written, read and deleted by native threads, so that a disk that does not answer delays nothing else.
+
+Each server has a directory of its own in ``hls_directory``, with a lock, so that a later one recognizes and deletes what a
+crash has left. Names are random or numbers: nothing that comes from a client is part of a path. A segment stays in memory until
+its file is complete, and for good if it can't be written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import Event
+
+from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.text import printable
+from rtmpd.util.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.media.hls.window import Segment
+    from rtmpd.services.hls.packaged import Packaged
+    from rtmpd.services.hls.packager import Packager
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "rtmpd-hls-"
+_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{16}}")
+_LOCK = "lock"
+_WRITE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
+_READERS = 4
+_ERROR_LOG_S = 600.0
+
+
+class StoredFile:
+    """The file of one segment.
+
+    Args:
+        path: Its path.
+        threads: Read it.
+    """
+
+    def __init__(self, path: Path, threads: Threads) -> None:
+        self.path = path
+        self._threads = threads
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Return a piece of it; None: it can't be read, or has been deleted. Waits for the disk."""
+        try:
+            return self._threads.call(_read, self.path, offset, size)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                log.error("can't read %s: %s", printable(str(self.path)), error.strerror)
+            return None
+
+
+class Storage:
+    """The files of all segments.
+
+    Args:
+        directory: ``hls_directory``.
+        count: Increments a counter of failures.
+    """
+
+    def __init__(self, directory: str, count: Callable[[str], None]) -> None:
+        self._base = Path(directory).absolute()
+        self._directory = self._base / f"{_PREFIX}{secrets.token_hex(8)}"
+        self._count = count
+        self._writer, self._readers = Threads(1), Threads(_READERS)
+        self._due: deque[tuple[Packager, Packaged, Segment]] = deque()
+        self._deleted: deque[Path] = deque()
+        self._woken = Event()
+        self._lock = -1
+        self._number = 0
+        self._throttle = LogThrottle(_ERROR_LOG_S)
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def start(self) -> None:
+        """Start to write, and delete what an earlier run left."""
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self, limit_s: float) -> None:
+        """Delete all files."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+            self._greenlet = None
+            with gevent.Timeout(limit_s, False):  # type: ignore[arg-type]
+                self._writer.call(_delete_directory, self._directory, self._lock)
+
+    def put(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
+        """Have a complete segment written. Does not wait."""
+        self._due.append((packager, packaged, segment))
+        self._woken.set()
+
+    def remove(self, segment: Segment) -> None:
+        """Have the file of a segment deleted, if it has one. Does not wait."""
+        if isinstance(segment.location, StoredFile):
+            self._deleted.append(segment.location.path)
+            self._woken.set()
+
+    def _run(self) -> None:
+        for path in self._writer.call(_left_over, self._base):
+            log.info("deleted %s: HLS segments of an earlier run", printable(str(path)))
+        while True:
+            self._woken.wait()
+            self._woken.clear()
+            while self._due or self._deleted:
+                if self._deleted:
+                    paths, self._deleted = list(self._deleted), deque()
+                    self._writer.call(_delete, paths)
+                if self._due:
+                    self._write(*self._due.popleft())
+
+    def _write(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
+        if packaged.window.find_segment(segment.sequence_number)[1] is not segment:
+            # It has been removed meanwhile.
+            return
+        self._number += 1
+        path = self._directory / f"{self._number}.m4s"
+        try:
+            if self._lock < 0:
+                self._lock = self._writer.call(_make_directory, self._base, self._directory)
+            self._writer.call(_write, path, segment.data)
+        except OSError as error:
+            self._count("hls_disk_errors")
+            text = "can't write an HLS segment to %s: %s; segments stay in memory while that is so (hls_directory)"
+            self._throttle.log(log, logging.ERROR, text, printable(str(self._base)), error.strerror or str(error))
+            return
+        file = StoredFile(path, self._readers)
+        if packaged.window.store(segment, file):
+            packager.count_memory()
+        else:
+            self._deleted.append(path)
+
+
+# In threads ---------------------------------------------------------------------------------------------------------------
+
+
+def _make_directory(base: Path, directory: Path) -> int:
+    """Create and lock the directory of this server; return the descriptor of the lock."""
+    with suppress(FileExistsError):
+        base.mkdir(_DIRECTORY_MODE)
+    directory.mkdir(_DIRECTORY_MODE)
+    descriptor = os.open(directory / _LOCK, _WRITE, _FILE_MODE)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _left_over(base: Path) -> list[Path]:
+    """Delete the directories of servers that no longer run; return them."""
+    found = []
+    try:
+        entries = list(os.scandir(base))
+    except OSError:
+        return []
+    for entry in entries:
+        if not _NAME.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+            continue
+        path = base / entry.name
+        try:
+            descriptor = os.open(path / _LOCK, _READ)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
+        except OSError:
+            # The server runs.
+            continue
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def _write(path: Path, pieces: list[bytes]) -> None:
+    descriptor = os.open(path, _WRITE, _FILE_MODE)
+    try:
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    descriptor = os.open(path, _READ)
+    try:
+        data = os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+    if len(data) < size:
+        raise OSError(errno.EIO, f"the file has {len(data)} bytes from offset {offset} on, expected {size}")
+    return data
+
+
+def _delete(paths: list[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _delete_directory(path: Path, lock: int) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if lock >= 0:
+        os.close(lock)
