@@ -54,7 +54,7 @@ _LOOKS = 6
 _PATIENCE_S = 0.25
 _PRELUDE_S = 0.1
 _UNKNOWN_S = 10.0
-"""After this long without a track that can be packaged, viewers are told why."""
+"""After this long without a track that can be packaged, `Packager.problem` has the reason."""
 
 _LIMIT_PARTS = 4
 """A segment ends early when it takes this part of the memory of a stream."""

@@ -9,7 +9,7 @@ import pytest
 
 from rtmpd.media.hls.playlist import media_playlist
 from tests.fmp4_files import samples
-from tests.unit.services.hls.shows import AAC_48_HEADER, SMALL_HEADER, Publisher, Show, durations
+from tests.unit.services.hls.shows import AAC_48_HEADER, AAC_HEADER, AVC_HEADER, SMALL_HEADER, Publisher, Show, durations
 
 ALWAYS = "[hls]\nhls = always\n"
 
@@ -226,7 +226,7 @@ def test_streams_of_all_kinds(make_show, options):
 def test_variable_frame_rate(make_show):
     show = make_show()
     publisher = Publisher(show, fps=0)
-    publisher.source.video(0, bytes.fromhex("17000000000142c01fffe100176742c01fda014016ec0440000003004000000f03c60ca801000468ce0fc8"))
+    publisher.source.video(0, AVC_HEADER)
     time_ms, steps = 0, (33, 67, 100, 33, 500, 40)
     show.packager = None
     for number in range(120):
@@ -248,7 +248,7 @@ def test_audio_that_starts_late(make_show):
     show.run(5_000, publisher)
     publisher.audio = True
     publisher._sounds = round(5_000 / (1024 / 44.1))
-    publisher.source.audio(5_000, bytes.fromhex("af00120856e500"))
+    publisher.source.audio(5_000, AAC_HEADER)
     show.run(12_000, publisher)
     show.end(publisher)
     show.check()
