@@ -130,6 +130,9 @@ class Authorizer(Protocol):
             Refused: The client may not publish or play.
         """
 
+    def is_open(self, request: Request) -> bool:
+        """Return whether a client may do this that shows nothing and is known nowhere. Must not wait, and counts no failure."""
+
     def renew(self, request: Request, grant: Grant) -> Grant:
         """Authorize a running publish or play again, whose grant expires; return the grant that holds from now on.
 
@@ -158,6 +161,10 @@ class AllowAll:
     def authorize(self, request: Request) -> Grant:
         """Allow every publish and play, with the key that the client sent."""
         return Grant(StreamKey(request.key))
+
+    def is_open(self, request: Request) -> bool:
+        """Everything is open."""
+        return True
 
     def renew(self, request: Request, grant: Grant) -> Grant:
         """Renew every grant."""

@@ -40,6 +40,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[e
 _TIMES = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(d|h|ms|m|s)", re.ASCII)
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
+_SUFFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _SIZES = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10, "": 1}
 _SIZE = re.compile(r"\+?([0-9]{1,30}(?:\.[0-9]{1,15})?)([KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B)?", re.ASCII)
 _RATES = {"G": 10**9, "M": 10**6, "k": 1000, "": 1}
@@ -273,6 +274,12 @@ def _parse_pattern(text: str) -> str:
     return text
 
 
+def _parse_suffix(text: str) -> str:
+    if not _SUFFIX.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _parse_origin(text: str) -> str:
     if text != "*" and not _ORIGIN.fullmatch(text):
         raise ValueError
@@ -307,6 +314,7 @@ _CHECKS: Mapping[str, Callable[..., _Check]] = {
         "APPLICATION/NAME or NAME with * and ? for any text and any character",
     ),
     "networks": partial(_Several, parse_network, "addresses or networks such as 192.0.2.0/24"),
+    "suffixes": partial(_Several, _parse_suffix, "ends of names such as _720p"),
     "origins": partial(_Several, _parse_origin, "origins such as https://example.com, or *"),
     "secrets": partial(_Several, parse_secret, "secrets", hidden=True),
     "stream_secrets": partial(_Several, parse_stream_secret, "APPLICATION/NAME=SECRET", hidden=True),

@@ -292,6 +292,8 @@ class HlsConfig:
     hls_window_s: float
     hls_memory_limit_bytes: int
     hls_idle_s: float
+    hls_renditions: tuple[str, ...]
+    hls_secret: Secret
     hls_total_limit_bytes: int
     hls_directory: str
 

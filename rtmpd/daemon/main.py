@@ -34,6 +34,7 @@ from rtmpd.net.listener import inherited_socket, listening_places
 from rtmpd.net.tls import ClientTls, ServerTls
 from rtmpd.services.accesslog import AccessLog
 from rtmpd.services.auth.service import Auth, read_files
+from rtmpd.services.hls.service import Hls
 from rtmpd.services.hooks.service import Hooks
 from rtmpd.services.medialog import MediaLog
 from rtmpd.services.metrics.service import Metrics
@@ -105,11 +106,12 @@ class Daemon:
         metrics = Metrics(self.hub, Metrics.select(config), served=served)
         self._pages = HttpServer("metrics", addresses, metrics.routes(), self.hub.count, page="/metrics")
         viewers = Viewers(self.hub)
+        hls = Hls(self.hub, Hls.select(config))
         page = PlayerPage(PlayerPage.select(config))
         self._http = HttpServer(
             "HTTP",
             http_addresses,
-            [*metrics.routes(restricted=True), *viewers.routes, *page.routes],
+            [*metrics.routes(restricted=True), *hls.routes, *viewers.routes, *page.routes],
             self.hub.count,
             tls_addresses=https_addresses,
             tls=self.hub.tls,
@@ -125,6 +127,7 @@ class Daemon:
             Recorder(self.hub, Recorder.select(config)),
             Relays(self.hub, Relays.select(config)),
             MediaLog(self.hub, MediaLog.select(config)),
+            hls,
             Hooks(self.hub, Hooks.select(config)),
             AccessLog(self.hub, AccessLog.select(config)),
             self._pages,

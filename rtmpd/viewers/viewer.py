@@ -12,7 +12,7 @@ import gevent
 from rtmpd.errors import DeadlineExceeded, LimitExceeded, TransportClosed
 from rtmpd.phases import NOT_CLOSED, CloseKind, CloseReason
 from rtmpd.player import StreamReader
-from rtmpd.rtmp.connection import ConnectionLog
+from rtmpd.util.connection_log import ConnectionLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -51,6 +51,7 @@ TYPES = {
     "user_secrets": tuple[NamedSecret, ...],
     "networks": tuple[Network, ...],
     "origins": tuple[str, ...],
+    "suffixes": tuple[str, ...],
 }
 WRONG = {"paths": '"", b', "path": "a, b", "secrets": "env:", "patterns": "/x", "secret": "env:"}  # where "a?b" is right
 UPDATE = "run python -m rtmpd.config.render"

@@ -140,7 +140,7 @@ def counted():
                     owner, method = ast.unparse(node.func.value), node.func.attr
                     # A close reason has its counters in a table.
                     table = ast.unparse(node) == "self.hub.count(counter)"
-                    counts = owner.endswith(("hub", "server")) or (owner == "host" and path.parent.name == "http")
+                    counts = owner.endswith(("hub", "server")) or (owner.endswith("host") and path.parent.name == "http")
                     if method == "_count" or (method == "count" and counts and not table):
                         name = node.args[0]
                 elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("counters"):

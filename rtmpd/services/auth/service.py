@@ -251,6 +251,17 @@ class Auth:
             self._hub.count("auth_successes")
         return grant
 
+    def is_open(self, request: Request) -> bool:
+        """Return whether any client of that address may do this, and no callback has to be asked."""
+        rules = self._rules_of(StreamKey(request.key).app)
+        if rules is None or (self._bans and self._bans.bars(request.address, time.monotonic())):
+            return False
+        try:
+            decision = rules.decide(replace(request, user="", parameters={}), time.time(), exists=True)
+        except Denied:
+            return False
+        return not decision.ask and not decision.proof
+
     def _decide(self, request: Request, rules: Rules) -> tuple[Grant, bool]:
         """Return what a client is granted, and whether it had to prove anything. May wait; raises `Denied`."""
         exists = request.running_s is not None or request.key in self._hub.streams

@@ -25,6 +25,8 @@ class Column(NamedTuple):
 COUNTERS: Final = {
     "connections": Total("rtmp_connections", "Connections accepted and served."),
     "http_connections": Total("rtmpd_http_connections", "HTTP connections accepted and served."),
+    "hls_playlists": Total("rtmpd_hls_playlists", "HLS playlists served."),
+    "hls_media": Total("rtmpd_hls_media", "HLS segments, parts and initialization segments served."),
     "publishes": Total("rtmp_publishers", "Publishes started."),
     "plays": Total("rtmp_subscribers", "Plays started."),
     "auth_successes": Total("rtmp_auth_successes", "Publishes and plays that authentication allowed."),
@@ -101,6 +103,7 @@ FAILURES: Final = {
     "connections_refused": "a connection limit was reached",
     "deadlines_exceeded": "a client exceeded a timeout",
     "early_closes": "a client closed the connection before its connect command",
+    "hls_holds_expired": "what a blocking HLS request waited for did not come in time",
     "http_bad_requests": "an HTTP request was malformed",
     "http_deadlines": "an HTTP request exceeded its timeout",
     "internal_errors": "a bug; the log has a traceback",
@@ -131,6 +134,7 @@ GAUGES: Final = {
     "tls_certificate_expiry": Total(
         "rtmpd_tls_certificate_expiry_seconds", "Unix time at which the first TLS certificate expires; 0: none.", counter=False
     ),
+    "hls_sessions": Total("rtmpd_hls_sessions_active", "Viewers that play by HLS.", counter=False),
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks in progress or waiting.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings in progress.", counter=False),
     "hls_streams": Total("rtmpd_hls_streams", "Streams that are packaged for HLS.", counter=False),

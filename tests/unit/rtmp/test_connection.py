@@ -8,7 +8,7 @@ import pytest
 
 from rtmpd.errors import LimitExceeded
 from rtmpd.phases import CloseKind, CloseReason, ConnectionPhase
-from rtmpd.rtmp.connection import ConnectionLog
+from rtmpd.util.connection_log import ConnectionLog
 from tests.unit.rtmp.fakes import ConnectionTransport, FakePolicy, connection_options, new_connection
 
 STOPPING = CloseReason(CloseKind.SHUTDOWN, "the server is stopping")
