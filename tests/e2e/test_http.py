@@ -1,4 +1,4 @@
-"""FLV over HTTP as ffmpeg and curl play it."""
+"""FLV and MP4 over HTTP as ffmpeg and curl play it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from rtmpd.media import flv
-from tests.e2e.media import AT_ONCE, assert_same, until, wait_for_plays
+from tests.e2e.media import AT_ONCE, assert_same, digests, until, wait_for_plays
 
 HTTP = "[http]\nhttp_listen = 127.0.0.1:0\n"
 
@@ -25,6 +25,21 @@ def test_ffmpeg_gets_what_was_published(server, programs, clips, clip):
     # FFmpeg reports each body without a length as one that has ended early.
     assert player.wait() == 0
     assert_same(player.packets(), clips.packets(clip))
+
+
+def test_ffmpeg_gets_the_same_as_mp4(server, programs, clips):
+    running = server(HTTP + AT_ONCE)
+    player = programs.play(f"{address(running)}/live/test.mp4?wait=1")
+    programs.publish("h264_aac", running.url()).succeed()
+    assert player.wait() == 0, player.errors
+    got, published = player.packets(), clips.packets("h264_aac")
+    for name, rate in ("video 0", 90_000), ("audio 0", 44_100):
+        # A busy machine may make ffmpeg join late, then at a keyframe.
+        expected = published[name][-len(got[name]) :]
+        assert digests(got[name]) == digests(expected)
+        for one, other in zip(got[name], expected, strict=True):
+            assert one.pts * 1000 / rate == pytest.approx(other.pts, abs=1)
+            assert one.dts * 1000 / rate == pytest.approx(other.dts, abs=1)
 
 
 def test_ffmpeg_gets_it_by_https(server, programs, clips, authority):
