@@ -47,6 +47,7 @@ from rtmpd.util.text import count_of, printable
 from rtmpd.util.threads import Result, Threads
 from rtmpd.viewers.page.service import PlayerPage
 from rtmpd.viewers.service import Viewers
+from rtmpd.viewers.stream_pages import StreamPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,11 +108,18 @@ class Daemon:
         self._pages = HttpServer("metrics", addresses, metrics.routes(), self.hub.count, page="/metrics")
         viewers = Viewers(self.hub)
         hls = Hls(self.hub, Hls.select(config))
+        stream_pages = StreamPages(self.hub, StreamPages.select(config))
         page = PlayerPage(PlayerPage.select(config))
         self._http = HttpServer(
             "HTTP",
             http_addresses,
-            [*metrics.routes(restricted=True), *hls.routes, *viewers.routes, *page.routes],
+            [
+                *metrics.routes(restricted=True),
+                *hls.routes,
+                *stream_pages.routes,
+                *viewers.routes,
+                *page.routes,
+            ],
             self.hub.count,
             tls_addresses=https_addresses,
             tls=self.hub.tls,
@@ -133,6 +141,7 @@ class Daemon:
             self._pages,
             self._http,
             viewers,
+            stream_pages,
             page,
             metrics,
         ]

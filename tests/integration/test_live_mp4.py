@@ -16,7 +16,7 @@ from tests.integration.wire import AUDIO, VIDEO, gop, gops, inter, key, sound
 from tests.unit.media.test_fmp4 import AAC as AAC_HEADER
 from tests.unit.media.test_fmp4 import AVC as AVC_HEADER
 
-INI = HTTP_INI
+INI = HTTP_INI + "[hls]\nhls_renditions = _low, _high\n"
 AVC_HEADER_2 = AVC_HEADER.replace(b"\1\x64\0\x0a", b"\1\x64\0\x1f")
 VIDEO_TYPE = 'video/mp4; codecs="avc1.64000a"'
 BOTH_TYPE = 'video/mp4; codecs="avc1.64000a,mp4a.40.2"'
@@ -200,3 +200,65 @@ def test_the_end_of_the_stream_ends_the_body(publish, ask, watch):
     last, closed = rest_of(client)
     assert last.endswith(frames(gop(3))[-1])
     assert (closed.code, closed.reason) == (1000, "the stream has ended")
+
+
+# The pages beside a stream -----------------------------------------------------------------------------------------------
+
+
+def test_the_poster_is_the_newest_keyframe(publish, port, name):
+    path = f"/live/{name}/poster.mp4"
+    assert fetch(port, path)[0].status == 404
+    publisher = publish(*HEADERS, *gop(0))
+    answer, body = fetch(port, path)
+    assert (answer.status, answer.getheader("Content-Type")) == (200, "video/mp4")
+    assert answer.getheader("Cache-Control") == "public, max-age=2"
+    assert [each.data for each in samples(body)] == [key(0, 100)[5:]]
+    assert fetch(port, path, **{"If-None-Match": answer.getheader("ETag")})[0].status == 304
+    assert fetch(port, path, Range="bytes=0-7")[1] == body[:8]
+    feed(publisher, gop(1))
+    publisher.sync()
+    assert samples(fetch(port, path)[1])[0].data == key(4, 100)[5:]
+
+
+def test_a_poster_of_a_codec_that_mp4_does_not_carry_is_415(publish, port, name):
+    publish((VIDEO, 0, b"\x12keyframe of Flash"))
+    assert fetch(port, f"/live/{name}/poster.mp4")[0].status == 415
+
+
+def test_the_information_of_a_stream_is_what_a_page_wants_to_know(publish, port, name):
+    path = f"/live/{name}/info.json"
+    answer, body = fetch(port, path)
+    assert (answer.status, answer.getheader("Cache-Control")) == (200, "no-store")
+    nothing = {"stream": f"live/{name}", "live": False, "mp4_type": "", "problem": "", "renditions": [], "hls": "index.m3u8"}
+    assert json.loads(body) == nothing
+    publish(*HEADERS, *gop(0))
+    assert json.loads(fetch(port, path)[1]) == nothing | {"live": True, "mp4_type": BOTH_TYPE}
+
+
+def test_the_renditions_of_a_stream_are_the_streams_with_the_suffixes(shared, publish, port, raw, name):
+    publish(*HEADERS, *gop(0))
+    other = raw(shared).publish(f"{name}_low")
+    feed(other, [(VIDEO, 0, AVC_HEADER.replace(b"\x64\0\x0a", b"\x64\0\x0b"))])
+    other.sync()
+    found = json.loads(fetch(port, f"/live/{name}/info.json")[1])["renditions"]
+    assert {each["name"] for each in found} == {name, f"{name}_low"}
+    assert found[0].items() >= {"width": 64, "height": 48}.items()
+    assert found[0].keys() == {"name", "width", "height", "frame_rate", "bit_rate"}
+    # It has no choice itself.
+    assert json.loads(fetch(port, f"/live/{name}_low/info.json")[1])["renditions"] == []
+
+
+def test_the_pages_beside_a_stream_need_the_authorization_of_a_play(server, raw):
+    running = server(HTTP_INI + "[auth]\nauth_mode = token\nauth_tokens = live/a=s3cret\n")
+    port = http_port(running)
+    publisher = raw(running).publish("a?token=s3cret")
+    feed(publisher, [*HEADERS, *gop(0)])
+    publisher.sync()
+    for page in ("info.json", "poster.mp4"):
+        assert fetch(port, f"/live/a/{page}")[0].status == 401
+        answer, body = fetch(port, f"/live/a/{page}?token=s3cret")
+        assert answer.status == 200
+        assert body
+    assert answer.getheader("Cache-Control") == "private, max-age=2"
+    # No play has begun.
+    assert not [line for line in running.lines if "plays live/a" in line]

@@ -1,0 +1,166 @@
+"""The pages beside a stream: what the player page wants to know of it, and its newest picture."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from rtmpd.errors import HttpError, Refused, UnsupportedByMp4
+from rtmpd.http.messages import JSON, Response
+from rtmpd.http.routes import Route
+from rtmpd.live.poster import poster
+from rtmpd.util.stream_key import StreamKey
+from rtmpd.viewers.codecs import mp4_codecs
+from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
+from rtmpd.viewers.viewer import ViewerConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rtmpd.config.model import Config, HlsConfig
+    from rtmpd.http.messages import Request
+    from rtmpd.http.routes import Exchange
+    from rtmpd.hub import Hub
+    from rtmpd.live.stream import Stream
+
+_NO_STORE = ("Cache-Control", "no-store")
+_POSTER_TYPE = "video/mp4"
+_POSTER_AGE_S = 2
+
+
+class StreamPagesOptions(NamedTuple):
+    """The part of the configuration that applies to the pages.
+
+    Attributes:
+        hls_of: Returns ``[hls]`` of the application that a path belongs to; None if there is none.
+    """
+
+    hls_of: Callable[[str], HlsConfig | None]
+
+
+class Rendition(NamedTuple):
+    """A stream that shows the same as another one, in another quality. 0: unknown.
+
+    Attributes:
+        name: The name of the stream, in the application.
+        width, height: The size of the picture, pixels.
+        frame_rate: Frames per second.
+        bit_rate: Bits per second.
+    """
+
+    name: str
+    width: int
+    height: int
+    frame_rate: int
+    bit_rate: int
+
+
+class StreamPages:
+    """The service.
+
+    Args:
+        hub: The hub.
+        options: The options.
+
+    Attributes:
+        routes: The routes, which must come before those of streams.
+    """
+
+    def __init__(self, hub: Hub, options: StreamPagesOptions) -> None:
+        self._hub = hub
+        self._options = options
+        self.routes = [
+            Route("/{key}/info.json", self._serve_info, cors=True),
+            Route("/{key}/poster.mp4", self._serve_poster, cors=True),
+        ]
+
+    @staticmethod
+    def select(config: Config) -> StreamPagesOptions:
+        """Return the options."""
+
+        def hls_of(app: str) -> HlsConfig | None:
+            found = config.application(app)
+            return found[1].hls if found is not None else None
+
+        return StreamPagesOptions(hls_of)
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def reload(self, options: StreamPagesOptions) -> None:
+        """Apply new options."""
+        self._options = options
+
+    def stop(self, limit_s: float) -> None:
+        """Do nothing."""
+
+    def _authorized(self, request: Request, exchange: Exchange) -> StreamKey:
+        """Return the stream that a client asks about, which may play it.
+
+        Raises:
+            HttpError: It may not.
+        """
+        protocol = "https" if request.secure else "http"
+        connection = ViewerConnection(exchange, self._hub, protocol)
+        key, parameters = stream_of(request)
+        exchange.outcome = outcome()
+        try:
+            asked = play_request(request, exchange, protocol, key, parameters)
+            return authorize(asked, self._hub, exchange, connection.emit).grant.key
+        except Refused as refused:
+            self._hub.count("refused")
+            connection.log.warning("play by %s refused: %s", protocol, refused)
+            exchange.outcome = outcome(reason=f"refused: {refused}")
+            raise error_of(refused) from None
+
+    def _find(self, key: StreamKey) -> Stream | None:
+        stream: Stream | None = self._hub.streams.get(key)
+        return stream if stream is not None and stream.available else None
+
+    # What the player page wants to know ------------------------------------------------------------------------------------
+
+    def _serve_info(self, request: Request, exchange: Exchange) -> Response:
+        key = self._authorized(request, exchange)
+        stream = self._find(key)
+        found = mp4_codecs(stream) if stream is not None else None
+        hls = self._options.hls_of(key.app)
+        info = {
+            "stream": key,
+            "live": stream is not None,
+            "mp4_type": found.mime if found is not None else "",
+            "problem": found.problem if found is not None else "",
+            "renditions": [each._asdict() for each in self._renditions(key, hls)] if hls is not None else [],
+            # Relative to this page.
+            "hls": "index.m3u8" if hls is not None and hls.hls != "off" else "",
+        }
+        return Response(body=json.dumps(info).encode() + b"\n", content_type=JSON, headers=[_NO_STORE]).compressed(request)
+
+    def _renditions(self, key: StreamKey, hls: HlsConfig) -> list[Rendition]:
+        """Return the renditions of a stream that are live, the best first; none without a choice."""
+        streams = [self._find(each) for each in (key, *(StreamKey(key + suffix) for suffix in hls.hls_renditions))]
+        found = [_rendition(stream) for stream in streams if stream is not None]
+        return sorted(found, key=lambda each: (-each.height, -each.bit_rate)) if len(found) > 1 else []
+
+    # The newest picture ------------------------------------------------------------------------------------------------------
+
+    def _serve_poster(self, request: Request, exchange: Exchange) -> Response:
+        key = self._authorized(request, exchange)
+        stream = self._find(key)
+        if stream is None:
+            raise HttpError(404, f"{key} is not being published.", [_NO_STORE])
+        try:
+            body = poster(stream.published.log)
+        except UnsupportedByMp4 as error:
+            raise HttpError(415, f"{key}: {error}.", [_NO_STORE]) from None
+        if body is None:
+            raise HttpError(404, f"No keyframe of {key} is kept.", [_NO_STORE])
+        # What a token was needed for is not for others.
+        shared = "private" if request.query or request.bearer_token else "public"
+        headers = [("Cache-Control", f"{shared}, max-age={_POSTER_AGE_S}")]
+        return Response(body=body, content_type=_POSTER_TYPE, headers=headers).tagged(request).ranged(request)
+
+
+def _rendition(stream: Stream) -> Rendition:
+    stats = stream.stats
+    width, height = (stats.video.width, stats.video.height) if stats.video is not None else (0, 0)
+    return Rendition(stream.key.name, width, height, round(stats.fps), round(stats.bitrate))
