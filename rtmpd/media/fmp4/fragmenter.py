@@ -7,11 +7,11 @@ successor, and the durations of a track's samples add up exactly to its decoding
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rtmpd.media.flv import AUDIO, VIDEO
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
-from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, Sample, fragment
+from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, fragment
 from rtmpd.media.fmp4.frames import frame_ticks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rtmpd.media.fmp4.tracks import Tracks
 
 _TICKS_PER_MS = VIDEO_TIMESCALE // 1000
+_AVC_KEYFRAME, _AVC_FRAME, _AAC = 0x17, 0x27, 0xA0
+_AVC_BODY, _AAC_BODY = 5, 2
+_NEGATIVE, _WRAP = 1 << 23, 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,46 +41,39 @@ class Fragment:
     sync_times: dict[int, int]
 
 
-class _Waiting(NamedTuple):
-    """A sample without a duration yet."""
+class _Lane(Run):
+    """The samples of a track since the last cut, and the last one, whose duration is not known yet."""
 
-    time: int
-    flags: int
-    composition: int
-    data: bytes | memoryview
-
-
-class _Lane:
-    """The samples of a track since the last cut."""
-
-    __slots__ = ("samples", "time", "timescale", "track_id", "waiting")
+    __slots__ = ("composition", "flag", "timescale", "waiting", "waiting_time")
 
     def __init__(self, track_id: int, timescale: int) -> None:
-        self.track_id = track_id
+        super().__init__(track_id)
         self.timescale = timescale
-        self.time = 0
-        self.samples: list[Sample] = []
-        self.waiting: _Waiting | None = None
+        self.waiting: bytes | memoryview | None = None
+        self.waiting_time = self.flag = self.composition = 0
 
-    def add(self, sample: _Waiting, estimate: int) -> None:
-        self.complete(sample.time, estimate)
-        self.waiting = sample
+    def add(self, time: int, flag: int, composition: int, data: bytes | memoryview, estimate: int) -> None:
+        """Add a sample. The one before lasts until its time, or *estimate* if that is not later."""
+        if self.waiting is not None:
+            step = time - self.waiting_time
+            self.complete(step if step > 0 else estimate)
+        self.waiting_time, self.flag, self.composition, self.waiting = time, flag, composition, data
 
-    def complete(self, until: int | None, estimate: int) -> None:
-        """Give the sample that waits its duration: up to the time of the next one, or *estimate* if there is none."""
-        waiting = self.waiting
-        if waiting is None:
+    def complete(self, duration: int) -> None:
+        """Give the sample that waits its duration."""
+        if self.waiting is None:
             return
-        duration = estimate if until is None or until <= waiting.time else until - waiting.time
-        if not self.samples:
-            self.time = waiting.time
-        self.samples.append(Sample(waiting.data, duration, waiting.flags, waiting.composition))
+        if not self.data:
+            self.time = self.waiting_time
+        self.data.append(self.waiting)
+        self.durations.append(duration)
+        self.flags.append(self.flag)
+        self.compositions.append(self.composition)
         self.waiting = None
 
-    def take(self) -> Run:
-        run = Run(self.track_id, self.time, self.samples)
-        self.samples = []
-        return run
+    def clear(self) -> None:
+        """Forget the samples that have been taken."""
+        self.data, self.durations, self.flags, self.compositions = [], [], [], []
 
 
 class Fragmenter:
@@ -91,11 +87,25 @@ class Fragmenter:
         held_bytes: The size of the samples that wait for a cut.
     """
 
-    __slots__ = ("_audio", "_audio_times", "_clock", "_lanes", "_sequence", "_tracks", "_video_times", "held_bytes")
+    __slots__ = (
+        "_aac",
+        "_audio",
+        "_audio_times",
+        "_avc",
+        "_clock",
+        "_lanes",
+        "_sequence",
+        "_tracks",
+        "_video_times",
+        "held_bytes",
+    )
 
     def __init__(self, tracks: Tracks) -> None:
         self._tracks = tracks
         self._audio, video = tracks.audio, tracks.video
+        # Whether video is H.264, and audio AAC, with the legacy header.
+        self._avc = video is not None and video.codec.startswith("avc1") and not tracks.plain.video_track
+        self._aac = self._audio is not None and self._audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
         self._clock = Unwrapper()
         self._video_times = VideoTimes()
         self._audio_times = AudioTimes(self._audio.timescale if self._audio else 1000)
@@ -115,42 +125,66 @@ class Fragmenter:
             timestamp: Milliseconds modulo 2**32.
             payload: The payload.
         """
-        lane = self._lanes.get(type_id)
-        frame = self._tracks.plain.frame(type_id, payload) if lane is not None else None
+        if len(payload) > _AVC_BODY:
+            first = payload[0]
+            if type_id == VIDEO:
+                if self._avc and payload[1] == 1 and first in (_AVC_KEYFRAME, _AVC_FRAME):
+                    composition_ms = payload[2] << 16 | payload[3] << 8 | payload[4]
+                    if composition_ms >= _NEGATIVE:
+                        composition_ms -= _WRAP
+                    self._add_video(timestamp, memoryview(payload)[_AVC_BODY:], first == _AVC_KEYFRAME, composition_ms)
+                    return
+            elif self._aac and payload[1] == 1 and first & 0xF0 == _AAC and self._audio is not None and type_id == AUDIO:
+                self._add_audio(timestamp, memoryview(payload)[_AAC_BODY:], self._audio.frame_ticks)
+                return
+        self._add_other(type_id, timestamp, payload)
+
+    def _add_other(self, type_id: int, timestamp: int, payload: bytes) -> None:
+        """Add a message that is no ordinary frame of H.264 or AAC."""
+        frame = self._tracks.plain.frame(type_id, payload) if type_id in self._lanes else None
         track = self._tracks.of(type_id)
-        if lane is None or frame is None or track is None or frame.codec != track.four_cc:
+        if frame is None or track is None or frame.codec != track.four_cc:
             return
-        time_ms = self._clock.unwrap(timestamp)
         data = memoryview(frame.payload)[frame.body :]
-        self.held_bytes += len(data)
         if type_id == VIDEO:
-            time = self._video_times.place(time_ms)
-            composition = (time_ms + frame.composition_ms) * _TICKS_PER_MS - time
-            lane.add(_Waiting(time, SYNC if frame.key else NOT_SYNC, composition, data), self._video_times.duration)
-            return
-        assert self._audio is not None
-        ticks = frame_ticks(frame, self._audio.frame_ticks)
-        before = self._audio_times.duration
-        time = self._audio_times.place(time_ms, ticks)
-        lane.add(_Waiting(time, SYNC, 0, data), before)
+            self._add_video(timestamp, data, frame.key, frame.composition_ms)
+        else:
+            self._add_audio(timestamp, data, frame_ticks(frame, track.frame_ticks))
+
+    def _add_video(self, timestamp: int, data: memoryview, key: bool, composition_ms: int) -> None:
+        self.held_bytes += len(data)
+        time_ms = self._clock.unwrap(timestamp)
+        times = self._video_times
+        time = times.place(time_ms)
+        composition = (time_ms + composition_ms) * _TICKS_PER_MS - time
+        self._lanes[VIDEO].add(time, SYNC if key else NOT_SYNC, composition, data, times.duration)
+
+    def _add_audio(self, timestamp: int, data: memoryview, ticks: int) -> None:
+        self.held_bytes += len(data)
+        times = self._audio_times
+        before = times.duration
+        time = times.place(self._clock.unwrap(timestamp), ticks)
+        self._lanes[AUDIO].add(time, SYNC, 0, data, before)
 
     def cut(self) -> Fragment | None:
         """Return a fragment of all samples that have a successor; None if there are none."""
-        runs = [lane.take() for lane in self._lanes.values() if lane.samples]
+        runs = [lane for lane in self._lanes.values() if lane.data]
         if not runs:
             return None
         self._sequence += 1
-        scales = {lane.track_id: lane.timescale for lane in self._lanes.values()}
-        self.held_bytes = sum(len(lane.waiting.data) for lane in self._lanes.values() if lane.waiting is not None)
-        return Fragment(
+        self.held_bytes = sum(len(lane.waiting) for lane in self._lanes.values() if lane.waiting is not None)
+        made = Fragment(
             fragment(self._sequence, runs),
-            min(run.time * 1000 // scales[run.track_id] for run in runs),
-            max(-(-run.end * 1000 // scales[run.track_id]) for run in runs),
-            {run.track_id: run.time + run.samples[0].composition for run in runs if run.samples[0].flags == SYNC},
+            min(run.time * 1000 // run.timescale for run in runs),
+            max(-(-run.end * 1000 // run.timescale) for run in runs),
+            {run.track_id: run.time + run.compositions[0] for run in runs if run.flags[0] == SYNC},
         )
+        for run in runs:
+            run.clear()
+        return made
 
     def finish(self) -> Fragment | None:
         """Return the last fragment, with the samples that have no successor; they last as long as it is estimated."""
         for type_id, lane in self._lanes.items():
-            lane.complete(None, self._video_times.duration if type_id == VIDEO else self._audio_times.duration)
+            lane.complete(self._video_times.duration if type_id == VIDEO else self._audio_times.duration)
         return self.cut()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rtmpd.media.fmp4.boxes import box, full_box
+from rtmpd.media.fmp4.boxes import full_box
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 SYNC: Final = 0x02000000
 NOT_SYNC: Final = 0x01010000
@@ -22,6 +22,9 @@ _BASE_IS_MOOF, _DEFAULT_DURATION, _DEFAULT_FLAGS = 0x20000, 8, 0x20
 _OFFSET, _DURATIONS, _SIZES, _FLAGS, _COMPOSITIONS = 1, 0x100, 0x200, 0x400, 0x800
 _SIGNED_COMPOSITIONS = 1
 _MDAT_HEADER_BYTES = 8
+_MOOF_HEADER_BYTES = 24  # with mfhd
+_TFDT_BYTES = 20
+_TRUN_HEADER_BYTES = 20
 
 
 class Sample(NamedTuple):
@@ -40,23 +43,39 @@ class Sample(NamedTuple):
     composition: int
 
 
-class Run(NamedTuple):
-    """Successive samples of a track.
+class Run:
+    """Successive samples of a track, as columns.
+
+    Args:
+        track_id: The track.
+        time: The decoding time of the first sample, ticks.
+        samples: The samples.
 
     Attributes:
-        track_id: The track.
-        time: The decoding time of the first one, ticks.
-        samples: The samples, at least one.
+        track_id, time: Likewise.
+        data: The frames.
+        durations, flags, compositions: As in `Sample`.
     """
 
-    track_id: int
-    time: int
-    samples: Sequence[Sample]
+    __slots__ = ("compositions", "data", "durations", "flags", "time", "track_id")
+
+    def __init__(self, track_id: int, time: int = 0, samples: Iterable[Sample] = ()) -> None:
+        self.track_id = track_id
+        self.time = time
+        self.data: list[bytes | memoryview] = []
+        self.durations: list[int] = []
+        self.flags: list[int] = []
+        self.compositions: list[int] = []
+        for sample in samples:
+            self.data.append(sample.data)
+            self.durations.append(sample.duration)
+            self.flags.append(sample.flags)
+            self.compositions.append(sample.composition)
 
     @property
     def end(self) -> int:
-        """The end of the last one, ticks."""
-        return self.time + sum(sample.duration for sample in self.samples)
+        """The end of the last sample, ticks."""
+        return self.time + sum(self.durations)
 
 
 def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
@@ -64,62 +83,63 @@ def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
 
     Args:
         sequence: Its number; higher than that of the one before.
-        runs: The samples, by track.
+        runs: The samples, by track; each has at least one.
     """
-    size = len(_moof(sequence, runs, 0))
-    moof = _moof(sequence, runs, size + _MDAT_HEADER_BYTES)
-    data = [sample.data for run in runs for sample in run.samples]
-    header = struct.pack(">I4s", _MDAT_HEADER_BYTES + sum(map(len, data)), b"mdat")
-    return b"".join((moof, header, *data))
-
-
-def _moof(sequence: int, runs: Sequence[Run], offset: int) -> bytes:
-    trafs = []
+    sizes = [list(map(len, run.data)) for run in runs]
+    trafs = [_traf(run, each) for run, each in zip(runs, sizes, strict=True)]
+    moof_size = _MOOF_HEADER_BYTES + sum(len(head) + 4 + len(entries) for head, entries in trafs)
+    pieces = [struct.pack(">I4sI4sII", moof_size, b"moof", 16, b"mfhd", 0, sequence & 0xFFFFFFFF)]
+    offset = moof_size + _MDAT_HEADER_BYTES
+    for (head, entries), each in zip(trafs, sizes, strict=True):
+        pieces += (head, struct.pack(">i", offset), entries)
+        offset += sum(each)
+    pieces.append(struct.pack(">I4s", offset - moof_size, b"mdat"))
     for run in runs:
-        trafs.append(_traf(run, offset))
-        offset += sum(len(sample.data) for sample in run.samples)
-    return box(b"moof", full_box(b"mfhd", 0, 0, struct.pack(">I", sequence & 0xFFFFFFFF)), *trafs)
+        pieces += run.data
+    return b"".join(pieces)
 
 
-def _traf(run: Run, offset: int) -> bytes:
-    """Return the boxes of a track. What is the same for all samples is said once."""
-    samples = run.samples
-    first = samples[0]
-    same_duration = all(sample.duration == first.duration for sample in samples)
-    same_flags = all(sample.flags == first.flags for sample in samples)
-    composed = any(sample.composition for sample in samples)
+def _traf(run: Run, sizes: list[int]) -> tuple[bytes, bytes]:
+    """Return the boxes of a track: up to the offset of its data, and behind it. What all samples share is said once."""
+    count = len(sizes)
+    durations, flags, compositions = run.durations, run.flags, run.compositions
     head_flags, head = _BASE_IS_MOOF, struct.pack(">I", run.track_id)
-    run_flags, entry = _OFFSET | _SIZES, ">I"
-    if same_duration:
+    run_flags = _OFFSET | _SIZES
+    columns = []
+    if durations.count(durations[0]) == count:
         head_flags |= _DEFAULT_DURATION
-        head += struct.pack(">I", first.duration)
+        head += struct.pack(">I", durations[0])
     else:
         run_flags |= _DURATIONS
-        entry += "I"
-    if same_flags:
+        columns.append(durations)
+    columns.append(sizes)
+    if flags.count(flags[0]) == count:
         head_flags |= _DEFAULT_FLAGS
-        head += struct.pack(">I", first.flags)
+        head += struct.pack(">I", flags[0])
     else:
         run_flags |= _FLAGS
-        entry += "I"
-    if composed:
+        columns.append(flags)
+    if any(compositions):
         run_flags |= _COMPOSITIONS
-        entry += "i"
-    packer = struct.Struct(entry)
-    entries = []
-    for sample in samples:
-        fields = [] if same_duration else [sample.duration]
-        fields.append(len(sample.data))
-        if not same_flags:
-            fields.append(sample.flags)
-        if composed:
-            fields.append(sample.composition)
-        entries.append(packer.pack(*fields))
-    return box(
-        b"traf",
-        full_box(b"tfhd", 0, head_flags, head),
-        full_box(b"tfdt", 1, 0, struct.pack(">Q", run.time)),
-        full_box(b"trun", _SIGNED_COMPOSITIONS, run_flags, struct.pack(">Ii", len(samples), offset), *entries),
+        columns.append([each & 0xFFFFFFFF for each in compositions])
+    numbers = sizes
+    if len(columns) > 1:
+        step = len(columns)
+        numbers = [0] * (count * step)
+        for index, column in enumerate(columns):
+            numbers[index::step] = column
+    entries = struct.pack(f">{len(numbers)}I", *numbers)
+    tfhd = full_box(b"tfhd", 0, head_flags, head)
+    trun_size = _TRUN_HEADER_BYTES + len(entries)
+    traf_size = 8 + len(tfhd) + _TFDT_BYTES + trun_size
+    return (
+        b"".join((
+            struct.pack(">I4s", traf_size, b"traf"),
+            tfhd,
+            struct.pack(">I4sIQ", _TFDT_BYTES, b"tfdt", 1 << 24, run.time),
+            struct.pack(">I4sII", trun_size, b"trun", _SIGNED_COMPOSITIONS << 24 | run_flags, count),
+        )),
+        entries,
     )
 
 

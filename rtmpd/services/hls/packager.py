@@ -20,6 +20,7 @@ from rtmpd.live.headers import HeaderCache
 from rtmpd.live.log import NEVER
 from rtmpd.media.fmp4.times import Unwrapper
 from rtmpd.media.hls.window import Limits
+from rtmpd.media.tags import Kind
 from rtmpd.services.hls.feed import Feed, TrackIds, is_header, is_keyframe, selections
 from rtmpd.services.hls.prelude import Prelude
 from rtmpd.util.event_loop import give_way
@@ -55,6 +56,8 @@ _PATIENCE_S = 0.25
 _PRELUDE_S = 0.1
 _UNKNOWN_S = 10.0
 """After this long without a track that can be packaged, `Packager.problem` has the reason."""
+
+_FRAMES = (int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.TRACK_KEYFRAME))
 
 _LIMIT_PARTS = 4
 """A segment ends early when it takes this part of the memory of a stream."""
@@ -145,7 +148,6 @@ class Packager:
         self._end = NEVER
         self._stopping = False
         self._begun_at_s = time.monotonic()
-        self._newest_ms = 0
         self._looks = 0  # at single frames, for the part that is expected
         self._restarts = False  # at the next keyframe: the audio track has changed
         self._paused = False
@@ -275,7 +277,7 @@ class Packager:
         delay_s = _PRELUDE_S if self._prelude is not None and not self.problem else _PATIENCE_S
         unread_bytes = _BATCH_BYTES
         if times and not self._paused:
-            delay_s = (min(times) - self._newest_ms) / 1000 - _AHEAD_S
+            delay_s = (min(times) - (self._clock.newest_ms or 0)) / 1000 - _AHEAD_S
             if delay_s <= _AHEAD_S or self._looks:
                 # A part should be complete with the next frame, or with one soon after.
                 self._looks += 1
@@ -316,16 +318,15 @@ class Packager:
     # Messages ----------------------------------------------------------------------------------------------------------
 
     def _take(self, message: Message) -> None:
-        type_id, payload = message.type_id, message.payload
-        if type_id not in (AUDIO, VIDEO, DATA):
-            return
-        if is_header(type_id, message.kind):
+        type_id, timestamp, payload, _, kind, _, _ = message
+        if type_id in (AUDIO, VIDEO) and kind in _FRAMES:
+            if payload:
+                self._take_frame(type_id, self._clock.unwrap(timestamp), bytes(payload))
+        elif is_header(type_id, kind):
             self._take_header(type_id, bytes(payload))
-        elif type_id != DATA and payload:
-            self._take_frame(type_id, self._clock.unwrap(message.timestamp), bytes(payload))
 
     def _take_frame(self, type_id: int, time_ms: int, payload: bytes) -> None:
-        self._newest_ms = max(time_ms, self._newest_ms) if time_ms > self._newest_ms - 1000 else time_ms
+        """Add a frame to all renditions. The hot path."""
         if self._prelude is not None:
             self._hold(self._prelude, type_id, time_ms, payload)
             return
@@ -370,7 +371,6 @@ class Packager:
     def _switch(self, mark: _Mark) -> None:
         """Continue with another source."""
         self._headers = _cache_of(mark.headers)
-        self._newest_ms = self._clock.newest_ms or 0
         prelude = self._prelude
         if prelude is not None:
             # The frames of both would need a discontinuity between them.
