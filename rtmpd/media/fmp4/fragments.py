@@ -133,12 +133,14 @@ def _traf(run: Run, sizes: list[int]) -> tuple[bytes, bytes]:
     trun_size = _TRUN_HEADER_BYTES + len(entries)
     traf_size = 8 + len(tfhd) + _TFDT_BYTES + trun_size
     return (
-        b"".join((
-            struct.pack(">I4s", traf_size, b"traf"),
-            tfhd,
-            struct.pack(">I4sIQ", _TFDT_BYTES, b"tfdt", 1 << 24, run.time),
-            struct.pack(">I4sII", trun_size, b"trun", _SIGNED_COMPOSITIONS << 24 | run_flags, count),
-        )),
+        b"".join(
+            (
+                struct.pack(">I4s", traf_size, b"traf"),
+                tfhd,
+                struct.pack(">I4sIQ", _TFDT_BYTES, b"tfdt", 1 << 24, run.time),
+                struct.pack(">I4sII", trun_size, b"trun", _SIGNED_COMPOSITIONS << 24 | run_flags, count),
+            )
+        ),
         entries,
     )
 
