@@ -88,7 +88,7 @@ def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
     sizes = [list(map(len, run.data)) for run in runs]
     trafs = [_traf(run, each) for run, each in zip(runs, sizes, strict=True)]
     moof_size = _MOOF_HEADER_BYTES + sum(len(head) + 4 + len(entries) for head, entries in trafs)
-    pieces = [struct.pack(">I4sI4sII", moof_size, b"moof", 16, b"mfhd", 0, sequence & 0xFFFFFFFF)]
+    pieces: list[bytes | memoryview] = [struct.pack(">I4sI4sII", moof_size, b"moof", 16, b"mfhd", 0, sequence & 0xFFFFFFFF)]
     offset = moof_size + _MDAT_HEADER_BYTES
     for (head, entries), each in zip(trafs, sizes, strict=True):
         pieces += (head, struct.pack(">i", offset), entries)
