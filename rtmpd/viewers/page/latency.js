@@ -5,7 +5,8 @@
 
 const BASE_S = 0.25; // The cushion of a network without stalls.
 const MOST_S = 3;
-const STALL_STEP_S = 0.25; // A stall makes the cushion this much larger, and half as large again.
+const STALL_STEP_S = 0.1; // A stall makes the cushion this much larger than would have been enough.
+const OUTAGE_S = 2; // A longer stall is an interruption, against which no cushion helps.
 const CALM_MS = 30_000; // Without a stall for this long, the cushion shrinks,
 const SHRINK_PER_S = 0.02; // by this much per second.
 const JUMP_S = 2.5; // Media that lies further behind is skipped, not played faster.
@@ -66,10 +67,12 @@ export class Latency {
         this.#correcting = false;
     }
 
-    // Note that playback has stalled since there was no media.
-    stalled(nowMs) {
-        this.#stalledMs = nowMs;
-        this.#cushionS = Math.min(MOST_S, this.#cushionS * 1.5 + STALL_STEP_S);
+    // Note that playback has stalled for some time since there was no media, and goes on.
+    stalled(nowMs, durationS) {
+        if (durationS < OUTAGE_S) {
+            this.#stalledMs = nowMs;
+            this.#cushionS = Math.min(MOST_S, this.#cushionS + durationS + STALL_STEP_S);
+        }
     }
 
     // Whether media should be skipped.

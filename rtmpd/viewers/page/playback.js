@@ -8,8 +8,9 @@ import {Latency} from "./latency.js";
 const Source = globalThis.MediaSource ?? globalThis.ManagedMediaSource;
 
 const TICK_MS = 100;
-const BURST_QUIET_MS = 30; // A new viewer gets the group of pictures so far at once. Its end: nothing for this long,
-const BURST_MS = 250; // or this long after its first frame.
+const BURST_STEP_MS = 20; // A viewer first gets the group of pictures so far, in a burst. It ends when in such a time
+const BURST_SPEED = 3; // no more than so many times as much media has come, or none for twice the time;
+const BURST_MS = 200; // or this long after its first frame.
 const KEPT_S = 8; // Media behind the playback position that is kept, and
 const TRIM_S = 16; // how much is there when it is removed.
 const UNREAD_BYTES = 24 << 20; // Media that waits for the browser to take it; more is a failure.
@@ -41,9 +42,9 @@ export class Playback {
     #buffer = null;
     #queue = [];
     #queued = 0;
-    #taken = 0; // bytes at the beginning of the queue that are being appended
+    #busy = false; // the buffer appends or removes; its own flag is reset before the event comes
     #started = false;
-    #firstMs = 0;
+    #burst = null; // since when media has come, and a moment of it: {firstMs, ms, endS}
     #burstTimer = 0;
     #ticker = 0;
     #closed = false;
@@ -51,6 +52,7 @@ export class Playback {
     #position = -1;
     #movedMs = 0;
     #stalled = false;
+    #stalledMs = 0;
     #stuck = 0;
     #sought = -Infinity;
     #aborter = new AbortController();
@@ -156,7 +158,7 @@ export class Playback {
 
     #pump() {
         const buffer = this.#buffer;
-        if (this.#closed || buffer === null || buffer.updating || this.#source.readyState !== "open") {
+        if (this.#closed || buffer === null || this.#busy || this.#source.readyState !== "open") {
             return;
         }
         if (this.#trim(TRIM_S, KEPT_S) || this.#queue.length === 0) {
@@ -165,7 +167,9 @@ export class Playback {
         const bytes = this.#next();
         try {
             buffer.appendBuffer(bytes);
-            this.#taken = bytes.byteLength;
+            this.#busy = true;
+            this.#queue.shift();
+            this.#queued -= bytes.byteLength;
         } catch (error) {
             // The browser's memory for media is full: make room, or give up.
             if (error.name === "QuotaExceededError" && this.#trim(2, 1)) {
@@ -199,23 +203,31 @@ export class Playback {
         if (this.#closed) {
             return;
         }
-        if (this.#taken > 0) {
-            this.#queue.shift();
-            this.#queued -= this.#taken;
-            this.#taken = 0;
-        }
+        this.#busy = false;
         const nowMs = performance.now();
         const newest = this.#ranges().at(-1);
         if (newest !== undefined) {
             this.#latency.arrived(nowMs, newest[1]);
         }
         if (!this.#started && newest !== undefined) {
-            this.#firstMs ||= nowMs;
-            clearTimeout(this.#burstTimer);
-            const waitMs = Math.min(BURST_QUIET_MS, this.#firstMs + BURST_MS - nowMs);
-            this.#burstTimer = setTimeout(() => this.#start(), Math.max(0, waitMs));
+            this.#awaitBurst(nowMs, newest[1]);
         }
         this.#pump();
+    }
+
+    // Start when all media has come that was there before the viewer: playback is to begin near its end.
+    #awaitBurst(nowMs, endS) {
+        this.#burst ??= {firstMs: nowMs, ms: nowMs, endS};
+        const {firstMs, ms, endS: beforeS} = this.#burst;
+        clearTimeout(this.#burstTimer);
+        if (nowMs - firstMs > BURST_MS || (nowMs - ms >= BURST_STEP_MS && endS - beforeS < BURST_SPEED * (nowMs - ms) / 1000)) {
+            this.#start();
+            return;
+        }
+        if (nowMs - ms >= BURST_STEP_MS) {
+            this.#burst = {firstMs, ms: nowMs, endS};
+        }
+        this.#burstTimer = setTimeout(() => this.#start(), 2 * BURST_STEP_MS);
     }
 
     // Remove media that was played, except the last *keptS* seconds, if there are more than *limitS*. Return whether it does.
@@ -226,6 +238,7 @@ export class Playback {
             return false;
         }
         this.#buffer.remove(0, position - keptS);
+        this.#busy = true;
         return true;
     }
 
@@ -283,9 +296,12 @@ export class Playback {
         }
         const aheadS = this.aheadS;
         if (video.currentTime !== this.#position) {
+            if (this.#stalled) {
+                this.#latency.stalled(nowMs, (nowMs - this.#stalledMs) / 1000);
+                this.#setStalled(false);
+            }
             this.#position = video.currentTime;
             this.#movedMs = nowMs;
-            this.#setStalled(false);
             this.#latency.sample(nowMs, aheadS);
         }
         const range = this.#ranges().find(([, end]) => end > video.currentTime + NEAR_S);
@@ -308,7 +324,7 @@ export class Playback {
         if (range === undefined || range[1] - this.#video.currentTime < 2 * NEAR_S) {
             if (!this.#stalled && !this.#finished) {
                 this.stalls += 1;
-                this.#latency.stalled(nowMs);
+                this.#stalledMs = this.#movedMs;
                 this.#setStalled(true);
             }
         } else if (nowMs - this.#movedMs > STUCK_MS && !document.hidden) {

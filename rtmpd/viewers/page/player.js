@@ -1,6 +1,6 @@
 // The player page: buttons, keys, messages and figures around a Session.
 
-import {codecsOf, Session} from "./session.js";
+import {codecsOf, mark, Session} from "./session.js";
 
 const IDLE_MS = 3000; // Controls disappear after this long without pointer and keys.
 const FIGURES_MS = 500;
@@ -38,6 +38,7 @@ const ANNOUNCED = {connecting: "Connecting", playing: "Playing", stopped: "Pause
 
 // The rendition that the viewer has chosen: the last part of its path; empty: the stream of the page.
 let chosen = "";
+const ownName = decodeURIComponent(location.pathname.replace(/^.*\//, ""));
 
 function urlOf(ending, parameters = {}) {
     const url = new URL(location.href);
@@ -84,6 +85,9 @@ function showState(name, about) {
     if ("mediaSession" in navigator) {
         navigator.mediaSession.playbackState = stopped ? "paused" : "playing";
     }
+    if (changed && name === "playing") {
+        showRenditions();
+    }
     if (changed) {
         status.textContent = ANNOUNCED[name] ?? [headline.textContent, name === "unreachable" ? "" : detail.textContent].join(". ");
     }
@@ -117,9 +121,7 @@ function holdPicture() {
 function showPicture() {
     stage.toggleAttribute("data-picture", video.videoWidth > 0);
     still.hidden = true;
-    if (!performance.getEntriesByName("first-picture").length) {
-        performance.mark("first-picture");
-    }
+    mark("picture");
 }
 
 // Controls --------------------------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ function showFigures() {
         return;
     }
     const [picture, sound] = [videoOf(session.type), audioOf(session.type)];
-    const size = video.videoWidth ? `${video.videoWidth} × ${video.videoHeight}` : "";
+    const size = video.videoWidth ? `${video.videoWidth} x ${video.videoHeight}` : "";
     const texts = {
         latency: playing ? `${latencyS.toFixed(2)} s behind the server` : "–",
         buffer: playing ? `${playback.aheadS.toFixed(2)} s, at speed ${video.playbackRate.toFixed(2)}` : "–",
@@ -353,6 +355,46 @@ function showFigures() {
 }
 
 setInterval(showFigures, FIGURES_MS);
+
+// Renditions ------------------------------------------------------------------------------------------------------------
+
+// Offer the streams that show the same in another quality.
+async function showRenditions() {
+    if (document.hidden || session.state === "stopped" || session.state === "refused") {
+        return;
+    }
+    const info = await session.info();
+    if (!Array.isArray(info?.renditions)) {
+        return;
+    }
+    const names = info.renditions.map(({name}) => name);
+    const offered = [...renditions.options].map(({value}) => value);
+    if (names.join("/") !== offered.join("/")) {
+        renditions.replaceChildren(...info.renditions.map(each => new Option(describe(each), each.name)));
+        renditions.hidden = names.length < 2;
+    }
+    if (chosen && !names.includes(chosen)) {
+        // It is no longer published.
+        choose("");
+    }
+    renditions.value = chosen || ownName;
+}
+
+function describe({name, height, frame_rate: fps, bit_rate: bits}) {
+    const parts = [height ? `${height}p${fps > 31 ? Math.round(fps) : ""}` : name];
+    if (bits) {
+        parts.push(`${(bits / 1e6).toFixed(1)} Mbit/s`);
+    }
+    return parts.join(", ");
+}
+
+function choose(name) {
+    chosen = name === ownName ? "" : name;
+    session.restart();
+}
+
+renditions.addEventListener("change", () => choose(renditions.value));
+setInterval(showRenditions, INFO_MS);
 
 // Start -----------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ import {Latency} from "./latency.js";
 
 const WAITING_MS = 600; // The server holds its answer back while nothing is published: after this long the page says so.
 const ANSWER_MS = 30_000; // The server holds it back for at most 20 s.
-const FIRST_RETRY_MS = 500;
+const FIRST_RETRY_MS = 400;
+const RETRY_FACTOR = 1.6;
 const LAST_RETRY_MS = 10_000;
 const REFUSED_RETRY_MS = 30_000; // The answer would hardly be another one: codecs, limits.
 const BROKEN_RETRY_MS = 5_000;
@@ -13,10 +14,13 @@ const BROKEN_LIMIT = 3; // So many failures of the browser to play, in
 const BROKEN_MS = 60_000; // this time, are shown.
 const SILENT_MS = 4_000; // No byte for this long: ask whether the server is there and the stream goes on.
 const SUSPECT_MS = 1_000; // Likewise, after the computer has slept, or the network has changed.
-const DEAD_MS = 12_000; // The connection is dead if the stream goes on elsewhere.
+const DEAD_MS = 15_000; // The connection may be dead though the server has the stream. Longer than the grace of a lost
+const DEAD_SUSPECT_MS = 3_000; // publisher by default; likewise.
 const SHORT_MS = 1000; // A body that lasted no longer is a failure of its own.
 const SLEPT_MS = 4_000; // A timer that is so much late has slept.
 const TICK_MS = 500;
+
+const idle = () => {};
 
 // States, with the detail that the page shows:
 //   connecting; waiting: not published; playing; interrupted: published, but nothing comes
@@ -45,8 +49,8 @@ export class Session {
     #asking = false;
     #failures = 0;
     #broken = [];
-    #giveUp = () => {}; // ends the body that is read
-    #gaveUp = false;
+    #giveUp = idle; // ends the body that is read; takes whether the server answers
+    #askAgain = false; // the body was given up, and the server answers
 
     // urls: {media(), hls(), info()} return URLs. events: state(name, detail), hold(), and those of Playback.
     constructor(video, urls, events) {
@@ -131,10 +135,11 @@ export class Session {
         const giveUp = () => ask.abort();
         outer.addEventListener("abort", giveUp, {once: true});
         const begun = performance.now();
-        const waiting = setTimeout(() => this.#show("waiting"), WAITING_MS);
+        const waiting = setTimeout(() => this.#askWhy(ask), WAITING_MS);
         const late = setTimeout(giveUp, ANSWER_MS);
         try {
             let response;
+            mark("asked");
             try {
                 response = await fetch(this.#urls.media(), {
                     signal: ask.signal, cache: "no-store", headers: {Accept: "video/mp4, application/json;q=0.9"},
@@ -154,9 +159,8 @@ export class Session {
             if (error.name !== "AbortError" && !(error instanceof TypeError)) {
                 throw error;
             }
-            if (this.#gaveUp) {
-                // The server answers, or the next request finds out that it does not.
-                this.#gaveUp = false;
+            if (this.#askAgain) {
+                this.#askAgain = false;
                 this.#show("connecting");
                 return 0;
             }
@@ -164,6 +168,29 @@ export class Session {
         } finally {
             outer.removeEventListener("abort", giveUp);
             ask.abort();
+        }
+    }
+
+    // The answer does not come: either nothing is published, or the server does not answer at all.
+    async #askWhy(ask) {
+        const info = await this.info();
+        if (!ask.signal.aborted && this.#giveUp === idle) {
+            if (info !== null) {
+                this.#show("waiting");
+            } else {
+                ask.abort();
+            }
+        }
+    }
+
+    // Ask the server about the stream. Return what it says; an empty object if it refuses; null if it does not answer.
+    async info() {
+        try {
+            const response = await fetch(this.#urls.info(), {cache: "no-store", signal: AbortSignal.timeout(SILENT_MS)});
+            const text = await response.text();
+            return response.ok ? JSON.parse(text) : {};
+        } catch (error) {
+            return error instanceof SyntaxError ? {} : null;
         }
     }
 
@@ -198,7 +225,7 @@ export class Session {
     }
 
     #backOffMs() {
-        const limitMs = Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#failures);
+        const limitMs = Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * RETRY_FACTOR ** this.#failures);
         this.#failures += 1;
         // Not all viewers of a server that restarts come at the same moment.
         return limitMs * (0.5 + Math.random() / 2);
@@ -249,8 +276,8 @@ export class Session {
         }, this.#latency);
         const begunMs = performance.now();
         this.#heardMs = begunMs;
-        const giveUp = this.#giveUp = () => {
-            this.#gaveUp = true;
+        const giveUp = this.#giveUp = answers => {
+            this.#askAgain = answers;
             ask.abort();
         };
         const reader = response.body.getReader();
@@ -283,7 +310,7 @@ export class Session {
             return this.#failedToPlay(playback.problem);
         } finally {
             if (this.#giveUp === giveUp) {
-                this.#giveUp = () => {};
+                this.#giveUp = idle;
             }
             this.bitrate = 0;
         }
@@ -374,29 +401,21 @@ export class Session {
         }
         const suspect = nowMs - this.#suspectMs < 2 * SILENT_MS;
         if (silentMs > (suspect ? SUSPECT_MS : SILENT_MS) && !this.#asking) {
-            this.#ask(silentMs);
+            this.#ask(silentMs > (suspect ? DEAD_SUSPECT_MS : DEAD_MS));
         }
     }
 
     // Nothing comes. Give the connection up if the server does not answer, no longer has the stream, or sends it elsewhere.
-    async #ask(silentMs) {
+    async #ask(seemsDead) {
         this.#asking = true;
         const heardMs = this.#heardMs;
-        try {
-            const response = await fetch(this.#urls.info(), {cache: "no-store", signal: AbortSignal.timeout(SILENT_MS)});
-            await response.arrayBuffer();
-            if (heardMs === this.#heardMs && (!response.ok || silentMs > DEAD_MS)) {
-                this.#giveUp();
-            }
-        } catch {
-            if (heardMs === this.#heardMs) {
-                this.#giveUp();
-            }
-        } finally {
-            setTimeout(() => {
-                this.#asking = false;
-            }, SUSPECT_MS);
+        const info = await this.info();
+        if (heardMs === this.#heardMs && (!info?.live || seemsDead)) {
+            this.#giveUp(info !== null);
         }
+        setTimeout(() => {
+            this.#asking = false;
+        }, SUSPECT_MS);
     }
 
     #show(state, detail = "") {
@@ -405,6 +424,12 @@ export class Session {
             this.#events.state(state, detail);
         }
     }
+}
+
+// Note when something has happened for the last time, for those who measure.
+export function mark(name) {
+    performance.clearMarks(name);
+    performance.mark(name);
 }
 
 // Return the reason that the server gives for a refusal.
