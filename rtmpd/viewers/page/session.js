@@ -426,7 +426,7 @@ export class Session {
     }
 }
 
-// Note when something has happened for the last time, for those who measure.
+// Record the last time of an event, for measurements: performance.getEntriesByName(name).
 export function mark(name) {
     performance.clearMarks(name);
     performance.mark(name);
