@@ -12,12 +12,14 @@ from rtmpd.config.loader import load_text
 from rtmpd.hub import Hub
 from rtmpd.live.grant import Grant
 from rtmpd.live.source import Source, SourceInfo, SourceKind
+from rtmpd.media.flv import AUDIO, SCRIPT, VIDEO
 from rtmpd.media.hls.playlist import media_playlist, part_name, segment_name
 from rtmpd.services.hls.packagers import Packagers
 from rtmpd.util.stream_key import StreamKey
-from tests.fmp4_files import samples
+from tests.fmp4_files import box, boxes, samples
 from tests.hls_rules import Client, Media, Violation
 from tests.hls_stream import media_of
+from tests.media_files import split_flv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -115,6 +117,44 @@ class Publisher:
         self.source.video(self.starts_ms + time_ms, head + bytes(self.key_bytes if key else self.frame_bytes))
 
 
+class Tape:
+    """Publishes an FLV file again and again.
+
+    Args:
+        show: The stream.
+        flv: The file.
+        length_ms: After this time it begins again.
+    """
+
+    def __init__(self, show: Show, flv: bytes, length_ms: int = 1000) -> None:
+        self._tags, self._length_ms = split_flv(flv), length_ms
+        self.time_ms = 0.0
+        self._next = 0
+        info = SourceInfo(SourceKind.RTMP, "192.0.2.1:50000")
+        self.source = Source(info, logging.getLogger("test.source"), lambda reason: None, grant=Grant(StreamKey(KEY)))
+        self._hub, self.stream = show.hub, show.hub.publish(KEY, self.source)
+
+    def send(self, until_ms: float) -> None:
+        """Send all messages before a time."""
+        while True:
+            round_, index = divmod(self._next, len(self._tags))
+            type_id, tag_ms, payload = self._tags[index]
+            if round_ and (type_id == SCRIPT or payload[1] == 0):
+                self._next += 1
+                continue
+            time_ms = round_ * self._length_ms + tag_ms
+            if time_ms >= until_ms:
+                break
+            self._next += 1
+            method = {AUDIO: self.source.audio, VIDEO: self.source.video, SCRIPT: self.source.data}[type_id]
+            method(time_ms, payload)
+        self.time_ms = until_ms
+
+    def leave(self, *, lost: bool = True) -> None:
+        """End the publish."""
+        self._hub.unpublish(self.stream, self.source, lost=lost, reason="it left")
+
+
 class Viewer:
     """Loads the playlist of one rendition after each step, with all its media.
 
@@ -149,24 +189,25 @@ class Viewer:
             init = packaged.init_segment(segment.init_id)
             assert init is not None
             self.inits[segment.init_id] = init
+            khz = _audio_khz(init)
             for index in range(len(segment.parts)):
                 name = part_name(number, index)
                 if name not in self.media:
-                    self._take(name, packaged.part_data(number, index))
+                    self._take(name, packaged.part_data(number, index), khz)
             if segment is not window.open:
                 data = packaged.segment_data(number)
                 assert data is not None
-                self._take(segment_name(number), b"".join(data))
+                self._take(segment_name(number), b"".join(data), khz)
         self.violations += self._client.load(text)
 
-    def _take(self, name: str, data: bytes | None) -> None:
+    def _take(self, name: str, data: bytes | None, audio_khz: float) -> None:
         if not data:
             return
         self.media[name] = data
         has_video = self.packaged.has_video
         found = []
         for sample in samples(data, numbered=False):
-            scale = 90 if sample.track == 1 else 44.1
+            scale = 90 if sample.track == 1 else audio_khz
             found.append(
                 (9 if sample.track == 1 else 8, sample.time / scale, sample.duration / scale, sample.sync and sample.track == 1)
             )
@@ -218,7 +259,7 @@ class Show:
                 viewer = self.viewers[packaged.name] = Viewer(packaged, has_keyframes=self.has_keyframes)
             viewer.load()
 
-    def run(self, until_ms: float, *publishers: Publisher, step_ms: float = 250) -> None:
+    def run(self, until_ms: float, *publishers: Publisher | Tape, step_ms: float = 250) -> None:
         """Let publishers send up to a time, each since its own beginning, in steps."""
         while any(each.time_ms < until_ms for each in publishers):
             for each in publishers:
@@ -236,7 +277,7 @@ class Show:
         """The viewer of the default rendition."""
         return self.viewers["main"]
 
-    def end(self, *publishers: Publisher) -> None:
+    def end(self, *publishers: Publisher | Tape) -> None:
         """End the publishes, and let the viewers see the end."""
         for each in publishers:
             each.leave(lost=False)
@@ -257,6 +298,15 @@ class Show:
             stream.ingest.stop_slate()
             stream.end()
             stream.close()
+
+
+def _audio_khz(init: bytes) -> float:
+    """The sample rate of the audio track of an initialization segment, kHz; 0 without one."""
+    moov = box(init, b"moov")
+    for kind, start, end in boxes(moov):
+        if kind == b"trak" and box(moov[start:end], b"mdia", b"hdlr")[8:12] == b"soun":
+            return int.from_bytes(box(moov[start:end], b"mdia", b"mdhd")[12:16], "big") / 1000
+    return 0.0
 
 
 def durations(viewer: Viewer) -> Iterable[float]:

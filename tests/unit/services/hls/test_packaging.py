@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 
+import gevent
 import pytest
 
+from rtmpd.live.framing import VIDEO
 from rtmpd.media.hls.playlist import media_playlist
+from rtmpd.media.slate import Slate, SlateMessage
 from tests.fmp4_files import samples
 from tests.unit.services.hls.shows import AAC_48_HEADER, AAC_HEADER, AVC_HEADER, SMALL_HEADER, Publisher, Show, durations
 
@@ -25,6 +28,18 @@ def make_show():
     yield make
     for show in made:
         show.close()
+
+
+class Watcher:
+    """A player without a connection: a slate is played only if there is one."""
+
+    number = 0
+
+    def revise(self, decisions):
+        pass
+
+    def ended(self):
+        pass
 
 
 def dates(playlist):
@@ -179,7 +194,7 @@ def test_long_groups_of_pictures(make_show):
     publisher = Publisher(show, gop=900)
     publisher.send(21_000)
     show.find()
-    show.run(62_000, publisher)
+    show.run(42_000, publisher)
     show.end(publisher)
     show.check()
     assert not show.main.packaged.has_independent_segments
@@ -357,3 +372,89 @@ def test_an_exception_ends_only_the_packager(make_show, caplog, monkeypatch):
     assert not publisher.stopped
     assert not publisher.stream.published.log.readers
     assert show.packagers.find("live/show") is packager
+
+
+# Viewers ------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_that_wait_are_woken_once_for_each_change(make_show):
+    show = make_show()
+    publisher = Publisher(show)
+    publisher.send(4_000)
+    packager = show.find()
+    show.run(5_000, publisher)
+    (packaged,) = packager.renditions
+    woken = []
+
+    def wait():
+        before = packaged.window.next_part
+        packaged.wait(10)
+        woken.append(packaged.window.next_part != before)
+
+    greenlets = [gevent.spawn(wait) for _ in range(500)]
+    gevent.sleep(0)
+    publisher.send(5_700)
+    packager.wake()
+    gevent.joinall(greenlets, timeout=10)
+    assert woken == [True] * 500
+    # The end wakes, too.
+    greenlets = [gevent.spawn(packaged.wait, 10) for _ in range(3)]
+    gevent.sleep(0)
+    show.end(publisher)
+    gevent.joinall(greenlets, timeout=10)
+    assert all(each.ready() for each in greenlets)
+
+
+def test_the_pace_of_a_live_stream(make_show):
+    """In real time a part is there soon after its last frame: the packager is woken by nothing but the stream."""
+    show = make_show("[hls]\nhls_part_ms = 200\n")
+    publisher = Publisher(show, gop=30)
+    publisher.send(4_000)
+    packager = show.find()
+    packager.wait_ready(5)
+    (packaged,) = packager.renditions
+    begun_s, delays = time.monotonic(), []
+    before = packaged.window.last_part
+    while publisher.time_ms < 5_200:
+        publisher.send(4_000 + (time.monotonic() - begun_s) * 1000)
+        gevent.sleep(0.002)
+        window = packaged.window
+        if window.last_part != before:
+            before = window.last_part
+            ends_ms = sum(segment.duration_ms for segment in (*window.listed, window.open)) + 3_000
+            delays.append(publisher.time_ms - ends_ms)
+    assert len(delays) >= 5
+    # A part ends where the next frame begins, up to 34 ms later than its last one.
+    assert sorted(delays)[len(delays) // 2] < 60, delays
+
+
+def test_a_slate(make_show):
+    show = make_show("[publish]\npublisher_grace_s = 30\nstall_timeout_s = 0.5\n[slate]\nslate_file = slate.flv\n")
+    frames = tuple(
+        SlateMessage(VIDEO, number * 40, (b"\x27" if number % 25 else b"\x17") + b"\1\0\0\0" + bytes(300))
+        for number in range(50)
+    )
+    show.hub.slates = {"slate.flv": Slate(((VIDEO, SMALL_HEADER),), frames, 2000, "a slate", 100, None, None, 25.0)}
+    publisher = Publisher(show)
+    publisher.send(4_000)
+    show.find()
+    show.run(6_000, publisher)
+    stream = publisher.stream
+    show.hub.play("live/show", Watcher())
+    publisher.leave()
+    show.wait(lambda: stream.tick(time.monotonic()) is not None and stream.ingest.active is not None)
+    show.step()
+    until_s = time.monotonic() + 1.2
+    while time.monotonic() < until_s:
+        gevent.sleep(0.05)
+        show.step()
+    assert show.main.playlists[-1].count("#EXT-X-DISCONTINUITY\n") == 1
+    assert show.main.packaged.width == 64
+    again = Publisher(show, starts_ms=9_000)
+    again.send(3_000)
+    stream.tick(time.monotonic())
+    show.wait(lambda: stream.source is not None)
+    show.run(9_000, again)
+    assert show.main.packaged.width == 1280
+    show.check()
+    assert show.main.playlists[-1].count("#EXT-X-DISCONTINUITY\n") == 2

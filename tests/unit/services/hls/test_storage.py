@@ -1,0 +1,123 @@
+"""Segments in files: written, read, deleted, and a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+from rtmpd.services.hls import storage
+from tests.unit.services.hls.shows import Publisher, Show
+
+LIMIT_S = 10
+
+
+@pytest.fixture
+def make_show(tmp_path):
+    made = []
+
+    def make(more=""):
+        made.append(Show(f"[hls]\nhls_directory = {tmp_path}\nhls_window_s = 6\n{more}"))
+        return made[-1]
+
+    yield make
+    for show in made:
+        show.close()
+
+
+def files(directory):
+    return sorted(directory.glob("rtmpd-hls-*/*.m4s"))
+
+
+def test_complete_segments_are_files(make_show, tmp_path):
+    show = make_show()
+    publisher = Publisher(show)
+    publisher.send(3_000)
+    packager = show.find()
+    show.run(8_500, publisher)
+    window = packager.renditions[0].window
+    show.wait(lambda: all(segment.location for segment in window.listed))
+    # Only what is not complete is in memory.
+    assert window.open is not None
+    assert window.size_bytes == window.open.size_bytes
+    assert 0 < show.packagers.memory_bytes < 30_000
+    # Parts and segments are read back as they were.
+    (packaged,) = packager.renditions
+    for segment in window.listed:
+        number = segment.sequence_number
+        whole = b"".join(packaged.segment_data(number))
+        assert whole == show.main.media[f"seg-{number}.m4s"]
+        parts = [packaged.part_data(number, index) for index in range(len(segment.parts))]
+        assert b"".join(parts) == whole
+        assert len(parts) > 2
+    assert packaged.part_data(number, 99) is None
+    assert packaged.segment_data(number + 9) is None
+    # Names say nothing of the stream, and other users can't look at them.
+    assert all(each.stem.isdigit() for each in files(tmp_path))
+    assert all(not each.stat().st_mode & 0o007 for each in tmp_path.glob("rtmpd-hls-*/**"))
+    # Files go with the window.
+    first = files(tmp_path)[0]
+    show.run(40_000, publisher)
+    show.wait(lambda: not first.exists())
+    show.wait(lambda: len(files(tmp_path)) <= 8)
+    show.check()
+    show.end(publisher)
+    show.check()
+    show.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_an_earlier_run_are_deleted(make_show, tmp_path):
+    crashed, running, other = (tmp_path / name for name in ("rtmpd-hls-0123456789abcdef", "rtmpd-hls-" + "a" * 16, "mine"))
+    for each in (crashed, running, other):
+        each.mkdir()
+        (each / "lock").touch()
+        (each / "1.m4s").touch()
+    with (running / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        show = make_show()
+        show.wait(lambda: not crashed.exists())
+        assert running.exists()
+        assert other.exists()
+
+
+def test_a_full_disk(make_show, tmp_path, monkeypatch, caplog):
+    show = make_show("hls_memory_limit_bytes = 1M\n")
+    is_full = True
+
+    def write(descriptor, data):
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os_write(descriptor, data)
+
+    os_write = os.write
+    monkeypatch.setattr(storage.os, "write", write)
+    publisher = Publisher(show, key_bytes=40_000, frame_bytes=2_000)
+    publisher.send(3_000)
+    packager = show.find()
+    show.run(24_000, publisher)
+    show.wait(lambda: show.hub.counters["hls_disk_errors"] >= 8)
+    show.check()
+    assert packager.memory_bytes <= 1 << 20
+    assert show.hub.counters["hls_segments_dropped"] > 0
+    assert caplog.text.count("No space left on device; segments stay in memory") == 1
+    assert not files(tmp_path)
+    is_full = False
+    show.run(30_000, publisher)
+    show.wait(lambda: files(tmp_path))
+    show.check()
+
+
+def test_a_file_that_was_deleted_by_another_program(make_show, tmp_path):
+    show = make_show()
+    publisher = Publisher(show)
+    publisher.send(3_000)
+    packager = show.find()
+    show.run(8_500, publisher)
+    window = packager.renditions[0].window
+    show.wait(lambda: all(segment.location for segment in window.listed))
+    for each in files(tmp_path):
+        each.unlink()
+    assert packager.renditions[0].segment_data(window.first_number) is None
