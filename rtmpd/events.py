@@ -57,7 +57,7 @@ class EventType(enum.StrEnum):
     FAILBACK = "failback"
     """The preferred source is active again: the same data as FAILOVER."""
     PLAY_START = "play_start"
-    """A play has started: id, remote_addr, protocol (rtmp, rtmps, http, https, ws or wss)."""
+    """A play has started: id, remote_addr, protocol (rtmp, rtmps, http, https, ws, wss or hls)."""
     PLAY_STOP = "play_stop"
     """A play has ended: protocol, and the same data as PUBLISH_STOP, with the skips and dropped messages of this player."""
     PLAYER_SLOW = "player_slow"
