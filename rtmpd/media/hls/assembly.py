@@ -47,6 +47,7 @@ class Rendition:
         fragmenter: Makes fragments for the initialization segment *init_id*.
         init_id: The initialization segment.
         has_video: Whether there is video.
+        guided: Whether segments end where `guide` says; only without video.
         date_of: Returns the wall clock at a time of the timeline, both in milliseconds; None: it is not known.
         segment_limit_bytes: The size at which a segment ends early.
 
@@ -74,6 +75,7 @@ class Rendition:
         init_id: str,
         has_video: bool,
         date_of: Callable[[int], int | None],
+        guided: bool = False,
         segment_limit_bytes: int = 1 << 62,
     ) -> None:
         self.window = window
@@ -83,7 +85,7 @@ class Rendition:
         self._is_discontinuity = False
         self._segment_limit_bytes = segment_limit_bytes
         self.held_bytes = 0
-        self._cutter = Cutter(window.targets, has_video=has_video)
+        self._cutter = Cutter(window.targets, has_video=has_video, guided=guided)
 
     def add(self, type_id: int, timestamp_ms: int, payload: bytes, *, is_keyframe: bool) -> bool:
         """Add a frame of audio or video; return whether the window has changed.
@@ -118,6 +120,23 @@ class Rendition:
     def expected_ms(self) -> int | None:
         """When the next part is expected to end; None: no segment has begun."""
         return self._cutter.expected_ms if self._cutter.started else None
+
+    @property
+    def segment_start_ms(self) -> int:
+        """Where the segment begins, on the timeline."""
+        return self._cutter.segment_start_ms
+
+    def guide(self, end_ms: int) -> None:
+        """Let the segment end at the first frame at or behind a time: where one of another rendition has ended."""
+        self._cutter.guide(end_ms)
+
+    @property
+    def discontinuity_sequence(self) -> int:
+        """The discontinuity sequence number of the segment that is open, or of the next one."""
+        window = self.window
+        flags = sum(segment.is_discontinuity for segment in window.listed)
+        flags += window.open.is_discontinuity if window.open is not None else self._is_discontinuity
+        return window.discontinuity_sequence + flags
 
     def pause(self) -> bool:
         """End the segment, since nothing follows for now, and then a discontinuity. Return whether there was a segment."""

@@ -7,6 +7,8 @@ goes along in the order of arrival. So parts add up exactly to their segment, an
   keyframe if the next one would come after ``limit_ms``. If no keyframe comes in time, it ends at another frame: the
   target duration is never exceeded, and the next segment begins without a keyframe (`Cut.next_independent`). Without video
   every frame is as good as a keyframe.
+* A rendition of audio that goes with video in another one is guided: its segments end at the first frame at or behind the
+  end of each segment of that one, unless they would become too long.
 * A part ends before the frame that would make it longer than ``part_ms``. That is foreseen from the duration of the frame
   before, so that a part is usually complete when the first frame behind it arrives; a wrong guess costs one frame of delay.
 * A part lasts at least 85 % of ``part_ms``, unless it is the last of a segment or has a keyframe. Frames of irregular duration
@@ -119,6 +121,7 @@ class Cutter:
     Args:
         targets: The durations of the session. Without parts, a segment is one part.
         has_video: Whether there is video: the first segment then begins at a keyframe.
+        guided: Whether segments end where `guide` says; only without video.
 
     Attributes:
         started: Whether the first frame of a segment has come. Frames before it are left out.
@@ -131,6 +134,8 @@ class Cutter:
         "_cuts",
         "_ends_early",
         "_gop_ms",
+        "_guide_ms",
+        "_guided",
         "_has_video",
         "_keyframe_ms",
         "_last_ms",
@@ -144,8 +149,9 @@ class Cutter:
         "started",
     )
 
-    def __init__(self, targets: Targets, *, has_video: bool) -> None:
+    def __init__(self, targets: Targets, *, has_video: bool, guided: bool = False) -> None:
         self._targets = targets
+        self._guided = guided
         self._part_ms = targets.part_ms or targets.limit_ms
         self._cuts: list[Cut] = []
         self._gop_ms = 0
@@ -160,6 +166,11 @@ class Cutter:
         self._audio_ms: int | None = None
         self._silent_ms = 0
         self._ends_early = False
+        self._guide_ms: int | None = None
+
+    def guide(self, end_ms: int) -> None:
+        """Let the segment end at the first frame at or behind a time."""
+        self._guide_ms = end_ms
 
     @property
     def expected_ms(self) -> int:
@@ -170,7 +181,7 @@ class Cutter:
             keyframe_ms = self._keyframe_ms + self._gop_ms
             if self._last_ms < keyframe_ms < end_ms:
                 return keyframe_ms
-        else:
+        elif not self._guided:
             end_ms = min(end_ms, self.segment_start_ms + targets.segment_ms)
         return end_ms - self._step_ms
 
@@ -237,7 +248,14 @@ class Cutter:
             self._gop_ms = max(time_ms - self._keyframe_ms, self._gop_ms - (self._gop_ms >> 3))
             self._keyframe_ms = time_ms
         length_ms = time_ms - self.segment_start_ms
-        ends = is_keyframe and length_ms + step_ms >= targets.segment_ms
+        if self._guided and not self._has_video:
+            ends = self._guide_ms is not None and time_ms >= self._guide_ms
+            if ends:
+                self._guide_ms = None
+                # One that has just ended, since it would have become too long, has ended near enough.
+                ends = length_ms * _SHORTEST_SHARE >= targets.segment_ms
+        else:
+            ends = is_keyframe and length_ms + step_ms >= targets.segment_ms
         if frame.is_video and is_keyframe and length_ms * _SHORTEST_SHARE >= targets.segment_ms:
             ends |= length_ms + self._gop_ms > targets.limit_ms
         added = self._reach(time_ms, frame, When.THIS, ends=ends)

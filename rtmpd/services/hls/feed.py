@@ -162,6 +162,21 @@ class Feed:
         """Whether the audio track is another one than that of the segments."""
         return next((track for track in self._used if not track.width), None) != self.tracks.audio
 
+    @property
+    def is_further_audio(self) -> bool:
+        """Whether it is a further audio track, which clients play with the video of another rendition."""
+        return self.selection.video == NO_TRACK
+
+    @property
+    def segment_start_ms(self) -> int:
+        """Where the segment that is open begins, on the timeline."""
+        return self._rendition.segment_start_ms if self._rendition is not None else 0
+
+    def guide(self, end_ms: int) -> None:
+        """Let the segment end where one of the default rendition has ended."""
+        if self._rendition is not None:
+            self._rendition.guide(end_ms)
+
     # Segments ------------------------------------------------------------------------------------------------------------
 
     def begin(self, targets: Targets, limits: Limits, first_number: int, first_discontinuity: int = 0) -> Packaged:
@@ -187,6 +202,7 @@ class Feed:
             init_id=init_id,
             has_video=self.tracks.video is not None,
             date_of=self._date_of,
+            guided=self.is_further_audio,
             segment_limit_bytes=limits.bytes,
         )
         return packaged
@@ -233,6 +249,11 @@ class Feed:
     def expected_ms(self) -> int | None:
         """When the next part is expected to end, on the timeline; None: no segment has begun."""
         return self._rendition.expected_ms if self._rendition is not None else None
+
+    @property
+    def discontinuity_sequence(self) -> int:
+        """The discontinuity sequence number of the segment that is open, or of the next one."""
+        return self._rendition.discontinuity_sequence if self._rendition is not None else 0
 
     @property
     def held_bytes(self) -> int:

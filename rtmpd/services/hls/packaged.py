@@ -97,7 +97,8 @@ class Packaged:
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the window changes, or the stream ends. May return early."""
-        self._changed.wait(timeout_s)
+        if not self.window.ended:
+            self._changed.wait(timeout_s)
 
     def notify(self) -> None:
         """Wake all that wait."""

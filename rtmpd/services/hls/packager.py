@@ -18,12 +18,13 @@ from gevent.event import Event
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
 from rtmpd.live.headers import HeaderCache
 from rtmpd.live.log import NEVER
+from rtmpd.live.pages import Page
 from rtmpd.media.fmp4.times import Unwrapper
 from rtmpd.media.hls.window import Limits
 from rtmpd.media.tags import Kind
 from rtmpd.services.hls.feed import Feed, TrackIds, is_header, is_keyframe, selections
-from rtmpd.services.hls.prelude import Prelude
-from rtmpd.util.event_loop import give_way
+from rtmpd.services.hls.prelude import Prelude, near_rate
+from rtmpd.util.event_loop import Slices, give_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from rtmpd.config.model import HlsConfig
     from rtmpd.live.framing import Headers, Message
     from rtmpd.live.log import Log
-    from rtmpd.live.pages import Page
     from rtmpd.live.stream import Stream
     from rtmpd.media.hls.targets import Targets
     from rtmpd.media.hls.window import Segment, Window
@@ -53,6 +53,7 @@ _LOOKS = 6
 """How many frames the packager looks at one by one when a part does not end as expected; then it waits for the next part."""
 
 _PATIENCE_S = 0.25
+_LONGEST_SLEEP_S = 1.0
 _PRELUDE_S = 0.1
 _UNKNOWN_S = 10.0
 """After this long without a track that can be packaged, `Packager.problem` has the reason."""
@@ -149,6 +150,8 @@ class Packager:
         self._stopping = False
         self._begun_at_s = time.monotonic()
         self._looks = 0  # at single frames, for the part that is expected
+        self._guide_ms = 0  # where the last segment of the default rendition has ended
+        self._is_full = False  # the prelude, which must become segments or be given up
         self._restarts = False  # at the next keyframe: the audio track has changed
         self._paused = False
         self._changed: set[str] = set()  # the renditions whose windows have changed in this batch
@@ -215,7 +218,7 @@ class Packager:
                 self._switch(self._marks.popleft())
             self._take(message)
             self._page, self._offset = message.page, message.offset
-            if count % 16 == 0 and time.monotonic() - begun_s > _SLICE_S:
+            if count % 16 == 0 and (self._is_full or time.monotonic() - begun_s > _SLICE_S):
                 return True
         return False
 
@@ -226,7 +229,7 @@ class Packager:
             while not self._stopping:
                 more = self._collect()
                 if self._prelude is not None:
-                    self._try_to_begin(self._prelude)
+                    self._try_to_begin(self._prelude, is_full=self._is_full)
                 self._announce()
                 if more:
                     give_way()
@@ -241,6 +244,7 @@ class Packager:
         finally:
             # Also after a bug or a kill: a cursor that no longer moves would keep the memory of the log.
             self.stream.stop_reading(self)
+            self._page, self._offset = Page(0, 0), 0
             self._finish()
 
     def _finish(self) -> None:
@@ -276,22 +280,23 @@ class Packager:
         times = [each for each in expected if each is not None]
         delay_s = _PRELUDE_S if self._prelude is not None and not self.problem else _PATIENCE_S
         unread_bytes = _BATCH_BYTES
+        sleeps_until_due = False
         if times and not self._paused:
             delay_s = (min(times) - (self._clock.newest_ms or 0)) / 1000 - _AHEAD_S
-            if delay_s <= _AHEAD_S or self._looks:
+            if delay_s > _AHEAD_S and not self._looks:
+                sleeps_until_due = delay_s <= _LONGEST_SLEEP_S
+                delay_s = min(delay_s, _LONGEST_SLEEP_S)
+            elif self._looks < _LOOKS:
                 # A part should be complete with the next frame, or with one soon after.
                 self._looks += 1
                 delay_s, unread_bytes = _PATIENCE_S, 1
-                if self._looks > _LOOKS:
-                    self._looks = 0
-                    delay_s, unread_bytes = self._options.hls_part_ms / 4000 or _PATIENCE_S, _BATCH_BYTES
             else:
-                self._looks = 1
-            delay_s = min(delay_s, 1.0)
+                self._looks = 0
+                delay_s = max(min(delay_s, _LONGEST_SLEEP_S), _PATIENCE_S / 2)
         self.wake_at = self._position + unread_bytes
         found.schedule()
-        if self.wake_at > found.position:
-            woken.wait(delay_s)
+        if self.wake_at > found.position and not woken.wait(delay_s) and sleeps_until_due:
+            self._looks = 1
         self.wake_at = NEVER
         woken.clear()
 
@@ -337,18 +342,27 @@ class Packager:
             if feed.add(type_id, time_ms, payload):
                 self._changed.add(feed.selection.name)
                 self._looks = 0
+                if feed is self._feeds[0] and len(self._feeds) > 1:
+                    self._guide(feed.segment_start_ms)
             if feed.stale and not self._restarts:
                 self._follow_tracks()
                 # The frame has said what its track is, and is the first one of it.
                 feed.add(type_id, time_ms, payload)
+
+    def _guide(self, start_ms: int) -> None:
+        """Let segments of further audio end where the one of the default rendition has ended, which was added to."""
+        if start_ms != self._guide_ms:
+            self._guide_ms = start_ms
+            for feed in self._feeds:
+                if feed.is_further_audio:
+                    feed.guide(start_ms)
 
     def _hold(self, prelude: Prelude, type_id: int, time_ms: int, payload: bytes) -> None:
         prelude.add(type_id, time_ms, payload)
         feed = self._feeds[0]
         if not feed.tracks.settled(type_id):
             feed.take_header(type_id, payload)
-        if prelude.held_bytes > self._options.hls_memory_limit_bytes // _LIMIT_PARTS:
-            self._try_to_begin(prelude, is_full=True)
+        self._is_full = prelude.held_bytes > self._options.hls_memory_limit_bytes // _LIMIT_PARTS
 
     def _take_header(self, type_id: int, payload: bytes) -> None:
         _add_header(self._headers, type_id, payload)
@@ -395,7 +409,7 @@ class Packager:
     def _follow_tracks(self) -> None:
         """Restart with the tracks that have changed: at once, or at the next keyframe if only audio has."""
         stale = [feed for feed in self._feeds if feed.stale]
-        if any(feed.video_is_stale or not feed.has_video for feed in stale):
+        if any(feed.video_is_stale for feed in stale) or not self._feeds[0].has_video:
             self._restart()
         else:
             self._restarts = True
@@ -404,7 +418,10 @@ class Packager:
         """Begin a discontinuity, in all renditions: clients expect the same numbers of them."""
         self._restarts = False
         self._set_dates()
+        rate = self.stream.stats.fps
         for feed in self._feeds:
+            if rate and feed.packaged is not None and feed.packaged.has_video:
+                feed.packaged.frame_rate = near_rate(rate)
             if feed.tracks.tracks:
                 feed.restart()
             else:
@@ -439,11 +456,8 @@ class Packager:
                 continue
             feed = Feed(selection, items)
             if feed.tracks.tracks:
-                window = main.window
-                discontinuities = window.discontinuity_sequence + sum(each.is_discontinuity for each in window.listed)
-                number = window.open.sequence_number if window.open is not None else window.next_part[0]
-                number = max(number, self._next_numbers.get(selection.name, 0))
-                self._begin_feed(feed, targets, number, discontinuities)
+                number = max(main.window.next_part[0], self._next_numbers.get(selection.name, 0))
+                self._begin_feed(feed, targets, number, self._feeds[0].discontinuity_sequence)
                 feed.anchor_ms = self._feeds[0].anchor_ms
                 self._feeds.append(feed)
         self._list_renditions()
@@ -470,6 +484,7 @@ class Packager:
             if is_full:
                 # Frames before the first keyframe, or of codecs that MP4 can't carry.
                 prelude.clear()
+                self._is_full = False
             self._look_for_problems(main, prelude)
             return
         self._begin(prelude, targets)
@@ -493,6 +508,7 @@ class Packager:
 
     def _begin(self, prelude: Prelude, targets: Targets) -> None:
         self._prelude = None
+        self._is_full = False
         self._targets = targets
         self.problem = ""
         items = self._headers.current.items
@@ -507,8 +523,10 @@ class Packager:
                 feed.packaged.frame_rate = prelude.frame_rate()
         self._set_dates()
         self._list_renditions()
+        slices = Slices()
         for type_id, time_ms, payload in prelude.frames:
             self._take_frame(type_id, time_ms, payload)
+            slices.check()
         log.debug(
             "%s: packaged for HLS: target duration %d s, parts of %d ms, from segment %d on",
             self.key,
@@ -526,7 +544,7 @@ class Packager:
 
     def _limits(self) -> Limits:
         options = self.stream.options.hls
-        return Limits(seconds=options.hls_window_s, bytes=options.hls_memory_limit_bytes)
+        return Limits(segments=1 << 31, seconds=options.hls_window_s, bytes=options.hls_memory_limit_bytes)
 
     def _list_renditions(self) -> None:
         self.renditions = tuple(feed.packaged for feed in self._feeds if feed.packaged is not None)

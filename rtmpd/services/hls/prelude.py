@@ -25,6 +25,12 @@ _RATES = (10, 12, 12.5, 15, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 6000
 _NEAR = 0.004
 
 
+def near_rate(rate: float) -> float:
+    """Return a frame rate that was measured, or the common one that is near."""
+    nearest = min(_RATES, key=lambda each: abs(each - rate))
+    return nearest if abs(nearest - rate) <= rate * _NEAR else round(rate, 3)
+
+
 class Held(NamedTuple):
     """A frame that is held back.
 
@@ -80,10 +86,9 @@ class Prelude:
     def _span_ms(self) -> int:
         return max((times[-1] - times[0] for times in (self._video, self._audio) if times), default=0)
 
-    @property
-    def frame_ms(self) -> float:
-        """The usual duration of a frame of video, or of audio if there is no video; 0: unknown."""
-        times = self._video or self._audio
+    def frame_ms(self, *, has_video: bool) -> float:
+        """Return the usual duration of a frame of video, or of audio if there is no video; 0: unknown."""
+        times = self._video if has_video else self._audio
         steps = [after - before for before, after in pairwise(times)]
         if len(steps) < _FEW_STEPS:
             return 0.0
@@ -93,13 +98,9 @@ class Prelude:
         return sum(ordinary) / len(ordinary)
 
     def frame_rate(self) -> float:
-        """Return the frame rate of video, a common one if it is near; 0: unknown, or there is no video."""
-        frame_ms = self.frame_ms
-        if not self._video or not frame_ms:
-            return 0.0
-        rate = 1000 / frame_ms
-        nearest = min(_RATES, key=lambda each: abs(each - rate))
-        return nearest if abs(nearest - rate) <= rate * _NEAR else round(rate, 3)
+        """Return the frame rate of video; 0: unknown, or there is no video."""
+        frame_ms = self.frame_ms(has_video=True)
+        return near_rate(1000 / frame_ms) if frame_ms else 0.0
 
     def knows_tracks(self, *, video: bool, audio: bool) -> bool:
         """Return whether no further track is to be waited for.
@@ -118,7 +119,7 @@ class Prelude:
             gop_ms: The time between two keyframes, if it has been observed before; 0: unknown.
             is_full: Whether no more frames can be held back.
         """
-        frame_ms, span_ms = self.frame_ms, self._span_ms
+        frame_ms, span_ms = self.frame_ms(has_video=has_video), self._span_ms
         if not has_video:
             known = bool(frame_ms) or span_ms >= _OTHER_TRACK_MS or is_full
             return choose_targets(segment_ms, part_ms, frame_ms=frame_ms) if known else None

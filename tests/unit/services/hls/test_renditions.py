@@ -76,6 +76,8 @@ def test_tracks_are_renditions(make_show, media_files, tmp_path):
     assert (main.has_audio, video.has_audio, audio.has_video) == (True, True, False)
     # The cuts of video are the same, and the numbers.
     assert list(durations(show.viewers["main"])) == list(durations(show.viewers["video2"]))
+    assert len(list(durations(show.viewers["audio2"]))) == len(list(durations(show.main)))
+    assert all(abs(each - 1) < 0.05 for each in durations(show.viewers["audio2"]))
     assert len({each.window.first_number for each in (main, video, audio)}) == 1
     for name, size in (("main", 180), ("video2", 180), ("audio2", 0)):
         frames = decoded(write(tmp_path / f"{name}.mp4", show.viewers[name]))
