@@ -107,8 +107,9 @@ class FileNameTemplate:
         parts = tuple(part for part in found if part.text or part.field)
         if not any(part.field for part in parts):
             raise ValueError("a field such as {name} is missing")
-        if text.endswith(".flv"):
-            raise ValueError(".flv is added automatically")
+        for suffix in (".flv", ".mp4"):
+            if text.endswith(suffix):
+                raise ValueError(f"{suffix} is added automatically")
         components = _components(parts)
         if len(components) > _COMPONENTS:
             raise ValueError(f'at most {_COMPONENTS} parts between "/" are possible')

@@ -299,25 +299,12 @@ class HlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ApplicationConfig:
-    """The options of one application: those that it sets itself, and those of the sections."""
-
-    limits: LimitsConfig
-    live: LiveConfig
-    publish: PublishConfig
-    slate: SlateConfig
-    backpressure: BackpressureConfig
-    auth: AuthConfig
-    relay: RelayConfig
-    hls: HlsConfig
-
-
-@dataclass(frozen=True, slots=True)
 class RecordConfig:
     """The options of ``[record]``."""
 
     record_all: bool
     record_streams: tuple[str, ...]
+    record_format: str
     record_directory: str
     record_file_name: FileNameTemplate
     segment_duration_s: float
@@ -329,6 +316,21 @@ class RecordConfig:
     disk_backlog_limit_bytes: int
     disk_timeout_s: float
     record_retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationConfig:
+    """The options of one application: those that it sets itself, and those of the sections."""
+
+    limits: LimitsConfig
+    live: LiveConfig
+    publish: PublishConfig
+    slate: SlateConfig
+    backpressure: BackpressureConfig
+    auth: AuthConfig
+    record: RecordConfig
+    relay: RelayConfig
+    hls: HlsConfig
 
 
 DEFAULT_HTTP: Final = ListenAddress("127.0.0.1", 8080)
@@ -409,6 +411,7 @@ class Config:
             slate=self.slate,
             backpressure=self.backpressure,
             auth=self.auth,
+            record=self.record,
             relay=self.relay,
             hls=self.hls,
         )

@@ -23,6 +23,8 @@ from rtmpd.errors import LocalProtocolError
 AUDIO, VIDEO, SCRIPT = 8, 9, 18
 """Tag types, equal to the type ids of the corresponding RTMP messages."""
 
+SUFFIX = ".flv"
+
 FILE_HEADER_SIZE = 13
 """The bytes before the first tag: the header (section E.2), and the size of the previous tag, which is 0."""
 

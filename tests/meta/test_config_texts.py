@@ -127,10 +127,11 @@ def test_an_application_takes_exactly_the_options_of_its_sections():
     (applications,) = [section for section in sections() if section.name == "applications"]
     taken = [option for section in sections() if section.name in applications.subsections_of for option in section.options]
     spec = configspec()
-    many = {each.name: spec[each.section][each.name] for each in taken if each.section not in ("limits", "hls") or each.scope}
+    partial = ("limits", "record", "hls")
+    many = {each.name: spec[each.section][each.name] for each in taken if each.section not in partial or each.scope}
     assert dict(spec["applications"]["__many__"]) == many
-    assert {"gop_cache", "players_per_stream_limit"} < set(many)
-    assert "connection_limit" not in many
+    assert {"gop_cache", "players_per_stream_limit", "record_format"} < set(many)
+    assert not {"connection_limit", "record_all"} & set(many)
 
 
 def test_each_section_and_option_is_described():

@@ -15,6 +15,7 @@ from rtmpd.errors import UnsupportedByMp4
 from rtmpd.media.audio_codecs import AudioConfig, audio_config
 from rtmpd.media.bits import BitReader
 from rtmpd.media.fmp4.boxes import box, full_box
+from rtmpd.media.tags import audio_info
 from rtmpd.media.video_codecs import ColorInfo, VideoConfig, video_config
 
 if TYPE_CHECKING:
@@ -219,6 +220,8 @@ def audio_track(header: bytes, frame: bytes) -> Track:
     codec = config.codec if config else ""
     first = header or frame
     kind = b"" if first[0] >> 4 != _ENHANCED else first[1:5]
+    if not header and (first[0] >> 4 == _LEGACY_AAC or kind in (b"mp4a", b"Opus", b"fLaC")):
+        raise UnsupportedByMp4(f"MP4 can't carry audio codec {audio_info(first).codec} without a sequence header")
     if codec == "aac":
         return _aac(header[_AAC_BODY:], audio_config(header) or AudioConfig(codec))
     if codec == "mp3":
@@ -229,7 +232,7 @@ def audio_track(header: bytes, frame: bytes) -> Track:
     return make(header[_BODY:], frame[_BODY:], audio_config(frame) if frame else config)
 
 
-_ENHANCED = 9
+_ENHANCED, _LEGACY_AAC = 9, 10
 
 
 def _audio_entry(kind: bytes, rate_hz: int, channels: int, *setup: bytes) -> bytes:

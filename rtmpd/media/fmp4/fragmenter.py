@@ -16,6 +16,7 @@ from rtmpd.media.fmp4.frames import frame_ticks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 
 if TYPE_CHECKING:
+    from rtmpd.media.fmp4.codecs import Track
     from rtmpd.media.fmp4.tracks import Tracks
 
 _TICKS_PER_MS = VIDEO_TIMESCALE // 1000
@@ -33,12 +34,16 @@ class Fragment:
         start_ms: The decoding time of its first sample, rounded down.
         end_ms: The end of its last sample, rounded up.
         sync_times: By track id, the presentation time in ticks of the track's first sample, if decoding can start at it.
+        tracks: The ids of the tracks that have samples in it, in the order of its traf boxes.
+        frames: The number of samples.
     """
 
     data: bytes
     start_ms: int
     end_ms: int
     sync_times: dict[int, int]
+    tracks: tuple[int, ...] = ()
+    frames: int = 0
 
 
 class _Lane(Run):
@@ -81,7 +86,7 @@ class Fragmenter:
 
     Args:
         tracks: Its tracks, with at least one. They must not change: another fragmenter and another initialization segment are
-            needed then.
+            needed then. A track may be added, see `take_tracks`.
 
     Attributes:
         held_bytes: The size of the samples that wait for a cut.
@@ -102,20 +107,28 @@ class Fragmenter:
 
     def __init__(self, tracks: Tracks) -> None:
         self._tracks = tracks
-        self._audio, video = tracks.audio, tracks.video
+        self._audio: Track | None = None
         # Whether video is H.264, and audio AAC, with the legacy header.
-        self._avc = video is not None and video.codec.startswith("avc1") and not tracks.plain.video_track
-        self._aac = self._audio is not None and self._audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
+        self._avc = self._aac = False
         self._clock = Unwrapper()
         self._video_times = VideoTimes()
-        self._audio_times = AudioTimes(self._audio.timescale if self._audio else 1000)
-        self._lanes = {}
-        if video is not None:
-            self._lanes[VIDEO] = _Lane(VIDEO_TRACK, VIDEO_TIMESCALE)
-        if self._audio is not None:
-            self._lanes[AUDIO] = _Lane(AUDIO_TRACK, self._audio.timescale)
+        self._audio_times = AudioTimes(1000)
+        self._lanes: dict[int, _Lane] = {}
         self._sequence = 0
         self.held_bytes = 0
+        self.take_tracks()
+
+    def take_tracks(self) -> None:
+        """Carry a track that the tracks have had since. Those that are carried already stay as they were."""
+        tracks = self._tracks
+        if tracks.video is not None and VIDEO not in self._lanes:
+            self._lanes = {VIDEO: _Lane(VIDEO_TRACK, VIDEO_TIMESCALE), **self._lanes}
+            self._avc = tracks.video.codec.startswith("avc1") and not tracks.plain.video_track
+        if tracks.audio is not None and self._audio is None:
+            self._audio = tracks.audio
+            self._aac = self._audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
+            self._audio_times = AudioTimes(self._audio.timescale)
+            self._lanes[AUDIO] = _Lane(AUDIO_TRACK, self._audio.timescale)
 
     def add(self, type_id: int, timestamp: int, payload: bytes) -> None:
         """Add an audio or video message; one without a frame, or of a track that is not carried, is ignored.
@@ -178,13 +191,25 @@ class Fragmenter:
             min(run.time * 1000 // run.timescale for run in runs),
             max(-(-run.end * 1000 // run.timescale) for run in runs),
             {run.track_id: run.time + run.compositions[0] for run in runs if run.flags[0] == SYNC},
+            tuple(run.track_id for run in runs),
+            sum(len(run.data) for run in runs),
         )
         for run in runs:
             run.clear()
         return made
 
+    def end_track(self, type_id: int) -> Fragment | None:
+        """Return a fragment as `cut` does, with the last sample of a track: its next one comes after a gap."""
+        lane = self._lanes.get(type_id)
+        if lane is not None:
+            lane.complete(self._estimate(type_id))
+        return self.cut()
+
+    def _estimate(self, type_id: int) -> int:
+        return self._video_times.duration if type_id == VIDEO else self._audio_times.duration
+
     def finish(self) -> Fragment | None:
         """Return the last fragment, with the samples that have no successor; they last as long as it is estimated."""
         for type_id, lane in self._lanes.items():
-            lane.complete(self._video_times.duration if type_id == VIDEO else self._audio_times.duration)
+            lane.complete(self._estimate(type_id))
         return self.cut()

@@ -22,6 +22,9 @@ _ENABLED, _IN_MOVIE = 1, 2
 _SELF_CONTAINED = 1
 _UNDETERMINED = 0x55C4  # the language "und"
 
+FTYP = box(b"ftyp", b"iso6", struct.pack(">I", 1), b"iso6", b"isom", b"mp41")
+"""What an initialization segment begins with."""
+
 
 def read_tracks(items: Iterable[tuple[int, bytes]]) -> list[Track]:
     """Return the tracks that MP4 can carry, video first.
@@ -73,7 +76,7 @@ def init_segment(tracks: Sequence[Track], *, duration_ms: int | None = None) -> 
             *(_trex(track) for track in tracks),
         ),
     )
-    return box(b"ftyp", b"iso6", _u32(1), b"iso6", b"isom", b"mp41") + moov
+    return FTYP + moov
 
 
 def _u32(number: int) -> bytes:

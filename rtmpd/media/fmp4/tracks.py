@@ -28,6 +28,8 @@ _MP3_IDS = (2.0, float(int.from_bytes(b".mp3", "big")))
 _HIGHEST_RATE = 48000
 _SELF_DESCRIBING = ("mp3", "ac3", "eac3")
 """Codecs of audio whose frames have the configuration."""
+_DESCRIBED = ("h264", "hevc", "av1", "vp8", "vp9")
+"""Codecs of video that MP4 can carry: their sequence headers have the configuration."""
 _MAX_SIDE = 0xFFFF
 
 MAX_HEADER_BYTES = 64 << 10
@@ -159,7 +161,8 @@ class Tracks:
                     self._keyframe = (self.plain.message(VIDEO, payload) or b"")[:MAX_RECORD_BYTES]
                     self._set_video()
             elif self.video is None:
-                self.problems[VIDEO] = f"MP4 can't carry video codec {info.codec or 'without a name'} without a sequence header"
+                lacks = " without a sequence header" if info.codec in _DESCRIBED else ""
+                self.problems[VIDEO] = f"MP4 can't carry video codec {info.codec or 'without a name'}{lacks}"
 
     def _set_video(self) -> None:
         if not self._video_header:

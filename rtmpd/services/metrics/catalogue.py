@@ -47,6 +47,9 @@ COUNTERS: Final = {
     "recordings": Total("rtmpd_recordings", "Recording files finished."),
     "recorded_bytes": Total("rtmpd_recorded_bytes", "Total size of finished recording files."),
     "recordings_repaired": Total("rtmpd_recordings_repaired", "Recordings left by a crash and repaired at start."),
+    "recordings_other_format": Total(
+        "rtmpd_recordings_other_format", "Recordings begun as FLV although record_format is mp4: MP4 can't carry the codecs."
+    ),
     "recordings_deleted": Total("rtmpd_recordings_deleted", "Recordings deleted by age, total size or free space."),
     "hls_segments": Total("rtmpd_hls_segments", "HLS segments made."),
     "hls_segments_dropped": Total(

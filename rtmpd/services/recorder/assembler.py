@@ -1,8 +1,9 @@
-"""Assembles FLV files from the tags of a stream: where a file begins and ends, its header, and its patches. Pure.
+"""Assembles files from the tags of a stream: where a file begins and ends, and with which headers. Pure.
 
-A file begins at a keyframe, or with audio if there is no video, and its timestamps start there. It starts with metadata that
-have room for the keyframe index, and the sequence headers in force. Another file continues at the next keyframe once it is long
-or large enough, or if sequence headers have changed: with other headers, many players do not continue within a file.
+A file begins at a keyframe, or with audio if there is no video, and its timestamps start there. It starts with the sequence
+headers in force. Another file continues at the next keyframe once it is long or large enough, or if sequence headers have
+changed: with other headers, many players do not continue within a file. Its content is a segment, in one of the formats; a
+segment whose format can't carry the stream is replaced by one of FLV, which can carry all.
 """
 
 from __future__ import annotations
@@ -12,20 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
 from rtmpd.live.stats import Stats
 from rtmpd.media import flv
-from rtmpd.media.flv_metadata import (
-    DEFAULT_INDEX_ENTRIES,
-    FrameTimes,
-    KeyframeIndex,
-    MetadataBlock,
-    read_metadata,
-)
+from rtmpd.media.flv_metadata import DEFAULT_INDEX_ENTRIES
 from rtmpd.media.tags import MAX_RECORD_BYTES, AudioPacket, Kind, VideoPacket
+from rtmpd.services.recorder.mp4_segment import Mp4Segment
+from rtmpd.services.recorder.segments import HALF, FlvSegment
 
 if TYPE_CHECKING:
     from rtmpd.live.framing import Headers, Message
+    from rtmpd.services.recorder.segments import Segment
 
 _FRAME, _KEYFRAME, _HEADER, _METADATA = int(Kind.FRAME), int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.METADATA)
-_HALF = 0x8000_0000
 
 _AUDIO_ALONE_MS = 1000
 """How long audio is held back to wait for a first video message. Without one, the file begins with the audio held back."""
@@ -55,127 +52,12 @@ class SegmentLimits(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The next work: write *data* to the file of *segment*, and close that if this is its *last* piece."""
+    """The next work: append *data* to the file of *segment*, apply *patches*, and close it if this is its *last* piece."""
 
     segment: Segment
     data: bytes
     last: bool
-
-
-class Written(NamedTuple):
-    """The part of a file that is on the disk: its size, duration, last timestamp, and audio and video frames."""
-
-    size_bytes: int = 0
-    duration_ms: int = 0
-    last_ms: int = 0
-    frames: int = 0
-
-
-class Segment:
-    """The content of one file.
-
-    Attributes:
-        number: The number of the file within the recording, from 1.
-        base: The timestamp of the stream that is 0 in the file.
-        size: The size in bytes, including `pending`.
-        pending: The bytes that have not been taken yet.
-        cut: Whether another file continues where this one ends.
-        written: What of it is on the disk.
-    """
-
-    def __init__(self, number: int, base: int, stats: Stats, metadata: bytes, headers: Headers, index_entries: int) -> None:
-        self.number = number
-        self.base = base
-        self.pending = bytearray()
-        self.cut = False
-        self.written = Written()
-        self._frames = 0
-        self._stats = stats
-        self._has_audio = self._has_video = False
-        self._audio, self._video = FrameTimes(), FrameTimes()
-        self._index = KeyframeIndex(index_entries)
-        tracks = [type_id for type_id, _ in headers.items]
-        # An estimate for a file that is never closed; `patches` corrects it.
-        has_audio = flv.AUDIO in tracks or stats.audio is not None
-        has_video = flv.VIDEO in tracks or stats.video is not None
-        self._block = MetadataBlock(
-            read_metadata(metadata),
-            has_audio=has_audio,
-            has_video=has_video,
-            audio=stats.audio,
-            video=stats.video,
-            index_entries=index_entries,
-        )
-        self.pending += flv.file_header(has_audio, has_video) + self._block.render()
-        self.size = len(self.pending)
-        for type_id, payload in headers.items:
-            if type_id != flv.SCRIPT:
-                self.header(type_id, flv.tag(type_id, 0, payload), base)
-
-    def header(self, type_id: int, data: bytes | memoryview, timestamp: int) -> None:
-        """Add a sequence header."""
-        video = type_id == flv.VIDEO
-        self._has_video |= video
-        self._has_audio |= not video
-        self._index.header(self._time(timestamp), self.size, video=video)
-        self.add(data, timestamp)
-
-    def frame(self, type_id: int, kind: int, data: bytes | memoryview, timestamp: int) -> None:
-        """Add a frame."""
-        time_ms = self._time(timestamp)
-        self._frames += 1
-        if type_id == flv.VIDEO:
-            self._has_video = True
-            self._video.frame(time_ms)
-            if kind == _KEYFRAME:
-                self._index.keyframe(time_ms, self.size)
-        else:
-            self._has_audio = True
-            self._audio.frame(time_ms)
-            self._index.audio(time_ms, self.size)
-        self.add(data, timestamp)
-
-    def add(self, data: bytes | memoryview, timestamp: int) -> None:
-        """Add a tag that is neither a frame nor a sequence header."""
-        time_ms = self._time(timestamp)
-        at = len(self.pending) + 4
-        self.pending += data
-        self.size += len(data)
-        self.pending[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
-
-    def _time(self, timestamp: int) -> int:
-        """Return the timestamp in the file; what is earlier than the file becomes 0."""
-        time_ms = (timestamp - self.base) & 0xFFFFFFFF
-        return time_ms if time_ms < _HALF else 0
-
-    def take(self) -> bytes:
-        """Return and clear the pending bytes."""
-        data = bytes(self.pending)
-        self.pending.clear()
-        return data
-
-    def mark_written(self) -> None:
-        """Record that all bytes taken are on the disk. The file is valid up to here, whatever happens later."""
-        audio, video = self._audio, self._video
-        duration_ms, last_ms = max(0, audio.end_ms, video.end_ms), max(0, audio.last_ms, video.last_ms)
-        self.written = Written(self.size - len(self.pending), duration_ms, last_ms, self._frames)
-
-    def patches(self) -> list[tuple[int, bytes]]:
-        """Return the positions and bytes that complete the file on the disk: its flags, metadata and keyframe index."""
-        size, duration_ms, last_ms, _ = self.written
-        block = self._block
-        block.has_audio, block.has_video = self._has_audio, self._has_video
-        block.audio, block.video = self._stats.audio or block.audio, self._stats.video or block.video
-        header = self._index.sequence_header
-        rendered = block.render(
-            duration_s=duration_ms / 1000,
-            filesize_bytes=size,
-            last_timestamp_ms=last_ms,
-            keyframes=[entry for entry in self._index.entries if entry[1] < size],
-            sequence_header=header if header is not None and header[1] < size else None,
-        )
-        flags = flv.header_flags(self._has_audio, self._has_video)
-        return [(flv.FLAGS_OFFSET, bytes((flags,))), (flv.FILE_HEADER_SIZE, rendered)]
+    patches: tuple[tuple[int, bytes], ...] = ()
 
 
 def _new_stats() -> Stats:
@@ -201,14 +83,16 @@ class Assembler:
 
     Args:
         limits: The limits of a file.
+        record_format: ``flv`` or ``mp4``.
 
     Attributes:
-        limits: See above; may be replaced at any time.
+        limits, record_format: See above; may be replaced at any time. A format holds for files that begin later.
         segment: The file in progress; None before its first frame.
     """
 
-    def __init__(self, limits: SegmentLimits) -> None:
+    def __init__(self, limits: SegmentLimits, record_format: str = "flv") -> None:
         self.limits = limits
+        self.record_format = record_format
         self.segment: Segment | None = None
         self._stats = _new_stats()
         self._count = 0
@@ -244,7 +128,7 @@ class Assembler:
             if segment is not None and type_id != flv.SCRIPT:
                 self._segment_header(segment, tag, payload)
         elif segment is not None and len(tag.data) > flv.TAG_OVERHEAD:
-            segment.add(tag.data, tag.timestamp)
+            segment.add(type_id, tag.data, tag.timestamp)
 
     def _header(self, type_id: int, payload: bytes) -> None:
         """Put a header in force. The file in progress, if there is one, may never get it: another one may begin before that."""
@@ -296,15 +180,16 @@ class Assembler:
             self._note_codec(type_id, codec)
         if segment is None:
             segment = self._begin(timestamp)
-        elif self._is_due(segment, timestamp) and self._is_cut(type_id, kind, timestamp):
+        elif self._is_due(segment, type_id, timestamp) and self._is_cut(type_id, kind, timestamp):
             segment.cut = True
+            changed = self._changed
             self._close(segment)
-            if self._changed:
+            if changed:
                 self._changes += 1
                 self._describe_afresh()
             self._read_frame(type_id, kind, timestamp, data)
             segment = self._begin(timestamp)
-        elif self._count == 1 and (timestamp - segment.base) & _HALF:
+        elif self._count == 1 and (timestamp - segment.base) & HALF:
             # The frame is older than the first picture: players do not get it either.
             return
         else:
@@ -316,6 +201,8 @@ class Assembler:
         if codec is not None and self._codecs.setdefault(type_id, codec) == codec and isinstance(codec, int):
             self._usual.add(mark)
         segment.frame(type_id, kind, data, timestamp)
+        if segment.refused:
+            self.segment = segment.as_flv(self._stats)
 
     def _read_frame(self, type_id: int, kind: int, timestamp: int, data: memoryview) -> None:
         """Read the codec of a frame, if no header has said enough."""
@@ -331,7 +218,7 @@ class Assembler:
     @property
     def _changed(self) -> bool:
         """Whether a codec, or its parameters, are not those of the file in progress."""
-        return self._headers_changed or self._codec_changed
+        return self._headers_changed or self._codec_changed or (self.segment is not None and self.segment.outgrown)
 
     def _compare(self) -> None:
         """Compare the headers in force to those of the file in progress. A track that the file does not have is no change."""
@@ -385,7 +272,7 @@ class Assembler:
             self._waiting_since = timestamp
         waited_ms = (timestamp - self._waiting_since) & 0xFFFFFFFF
         if self._has_video:
-            return _KEYFRAME_WAIT_MS <= waited_ms < _HALF
+            return _KEYFRAME_WAIT_MS <= waited_ms < HALF
         if waited_ms >= _AUDIO_ALONE_MS or self._held_bytes > _HELD_LIMIT_BYTES:
             self._release_held()
             return True
@@ -400,6 +287,8 @@ class Assembler:
             segment = self._begin(held[0][0])
             for timestamp, data in held:
                 segment.frame(flv.AUDIO, _FRAME, data, timestamp)
+                if segment.refused:
+                    segment = self.segment = segment.as_flv(self._stats)
 
     def _take_held(self) -> list[tuple[int, bytes]]:
         held, self._held, self._held_bytes = self._held, [], 0
@@ -414,15 +303,21 @@ class Assembler:
         self._written = dict(self._begun_with)
         self._headers_changed = self._codec_changed = False
         self._unwritten = frozenset()
-        self.segment = Segment(self._count, timestamp, self._stats, self._metadata, self._headers.current, entries)
+        beginning = (self._metadata, self._headers.current, entries)
+        if self.record_format == "mp4":
+            self.segment = Mp4Segment(self._count, timestamp, *beginning, self._begun_with)
+        else:
+            self.segment = FlvSegment(self._count, timestamp, self._stats, *beginning)
         return self.segment
 
-    def _is_due(self, segment: Segment, timestamp: int) -> bool:
-        if (self._headers_changed or self._codec_changed) and self._changes < _CHANGES_LIMIT:
+    def _is_due(self, segment: Segment, type_id: int, timestamp: int) -> bool:
+        if (self._headers_changed or self._codec_changed or segment.outgrown) and self._changes < _CHANGES_LIMIT:
+            return True
+        if type_id == flv.VIDEO and not segment.admits_video:
             return True
         duration_ms, size_bytes = self.limits.duration_s * 1000, self.limits.size_bytes
         time_ms = (timestamp - segment.base) & 0xFFFFFFFF
-        return _HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
+        return HALF > time_ms >= (duration_ms or _LONGEST_MS) or 0 < size_bytes <= segment.size
 
     def _is_cut(self, type_id: int, kind: int, timestamp: int) -> bool:
         """Return whether a file may begin with this frame."""
@@ -430,9 +325,12 @@ class Assembler:
             return kind == _KEYFRAME
         if self._last_video is None:
             return True
-        return _HALF > (timestamp - self._last_video) & 0xFFFFFFFF > _KEYFRAME_WAIT_MS
+        return HALF > (timestamp - self._last_video) & 0xFFFFFFFF > _KEYFRAME_WAIT_MS
 
     def _close(self, segment: Segment) -> None:
+        segment.finish()
+        if segment.refused:
+            segment = segment.as_flv(self._stats)
         self._done.append(segment)
         self.segment = None
 
@@ -467,11 +365,20 @@ class Assembler:
         if self.segment is not None:
             self._compare()
 
+    def flush(self, *, at_once: bool) -> None:
+        """Have frames written that wait for the next ones, see `Segment.flush`."""
+        segment = self.segment
+        if segment is not None:
+            segment.flush(at_once=at_once)
+            if segment.refused:
+                self.segment = segment.as_flv(self._stats)
+
     def take(self) -> list[Piece]:
         """Return the pieces to write, in order."""
         self._changes = 0
         pieces = [Piece(segment, segment.take(), last=True) for segment in self._done]
         self._done.clear()
-        if self.segment is not None and self.segment.pending:
-            pieces.append(Piece(self.segment, self.segment.take(), last=False))
+        segment = self.segment
+        if segment is not None and segment.pending:
+            pieces.append(Piece(segment, segment.take(), last=False, patches=segment.take_patches()))
         return pieces

@@ -1,7 +1,8 @@
 """The files of recordings: unused names, locks, writing, searching. All functions block: they run in native threads.
 
 A recording in progress is called ``NAME.flv.part``, and the server that writes it holds a flock on it; a finished one is called
-``NAME.flv``. No file is ever overwritten, even if several servers write into one directory or an operator moves files.
+``NAME.flv``. One that is MP4 is called ``NAME.mp4.part`` and ``NAME.mp4``. No file is ever overwritten, even if several servers
+write into one directory or an operator moves files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rtmpd.media import flv
+from rtmpd.media.fmp4 import files as fmp4
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
@@ -20,11 +24,16 @@ if TYPE_CHECKING:
 
     from rtmpd.config.file_names import FileNameTemplate
 
-PART_SUFFIX = ".flv.part"
-RECORDING_SUFFIX = ".flv"
-BROKEN_SUFFIX = ".flv.broken"
+FORMATS = (flv.SUFFIX, fmp4.SUFFIX)
+"""The suffixes of finished recordings."""
+
+PART = ".part"
+"""Follows the suffix of a recording in progress."""
+
+BROKEN = ".broken"
+"""Follows the suffix of a part that does not begin as its format and can't be repaired."""
+
 _COPY_BYTES = 256 << 10
-"""The suffix of a part that does not begin as FLV and can't be repaired."""
 
 _NUMBERED = 99
 """Names are tried with numbers up to this one, then with random digits."""
@@ -46,7 +55,7 @@ def file_error(error: OSError) -> str:
 # Writing ------------------------------------------------------------------------------------------------------------------
 
 
-class FlvFile:
+class RecordingFile:
     """A recording in progress. One thread at a time may use it.
 
     Attributes:
@@ -62,14 +71,14 @@ class FlvFile:
         self.deleted = False
 
     @classmethod
-    def create(cls, directory: Path, relative: str, reserve_bytes: int) -> FlvFile:
+    def create(cls, directory: Path, relative: str, reserve_bytes: int, suffix: str = flv.SUFFIX) -> RecordingFile:
         """Create a file, see `open_part`. It requires a quarter more than *reserve_bytes* of free space, so that a full disk is
         not filled again and again.
 
         Raises:
             OSError: No file was created.
         """
-        file = cls(*open_part(directory, relative))
+        file = cls(*open_part(directory, relative, suffix))
         try:
             file.check_room(reserve_bytes + reserve_bytes // 4)
         except OSError:
@@ -87,8 +96,8 @@ class FlvFile:
                 text = f"{free_bytes} bytes are free on the disk, {reserve_bytes} are required (disk_reserve_bytes)"
                 raise OSError(errno.ENOSPC, text)
 
-    def write(self, data: bytes, reserve_bytes: int) -> None:
-        """Append *data* completely, unless less than *reserve_bytes* are free.
+    def write(self, data: bytes, reserve_bytes: int, patches: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Append *data* completely, and apply *patches* (positions and bytes), unless less than *reserve_bytes* are free.
 
         Raises:
             OSError: *data* was written in part or not at all, or the file has been deleted.
@@ -97,6 +106,8 @@ class FlvFile:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
+        for position, patch in patches:
+            os.pwrite(self._descriptor, patch, position)
         if not os.fstat(self._descriptor).st_nlink:
             self.deleted = True
             raise OSError(errno.ENOENT, "the file was deleted by another program")
@@ -105,6 +116,8 @@ class FlvFile:
     def finish(self, patches: Sequence[tuple[int, bytes]]) -> Path:
         """Apply *patches* (positions and bytes), give the file its final name, and return that. Always closes the file.
 
+        A patch may be behind the end of the file: `size` grows.
+
         Raises:
             OSError: The file keeps the name of a part.
         """
@@ -112,13 +125,18 @@ class FlvFile:
             try:
                 # Drop an incomplete write.
                 os.ftruncate(self._descriptor, self.size)
+                end = self.size
                 for position, data in patches:
-                    os.pwrite(self._descriptor, data, position)
+                    if os.pwrite(self._descriptor, data, position) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    end = max(end, position + len(data))
                 os.fsync(self._descriptor)
+                self.size = end
             except OSError as error:
                 # Some file systems need free space to write in place. The file can be played without the patches.
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
+                os.ftruncate(self._descriptor, self.size)
             return publish_part(self.part)
         finally:
             os.close(self._descriptor)
@@ -135,7 +153,7 @@ class FlvFile:
 # Names --------------------------------------------------------------------------------------------------------------------
 
 
-def open_part(directory: Path, relative: str) -> tuple[int, Path]:
+def open_part(directory: Path, relative: str, suffix: str = flv.SUFFIX) -> tuple[int, Path]:
     """Create and lock the part of a new recording.
 
     Missing directories below *directory* are created; of *directory* itself only the last component. If a recording or part of
@@ -145,6 +163,7 @@ def open_part(directory: Path, relative: str) -> tuple[int, Path]:
     Args:
         directory: The record directory.
         relative: What `FileNameTemplate.expand` returned.
+        suffix: That of the finished recording, one of `FORMATS`.
 
     Returns:
         A descriptor, open for writing and locked until it is closed, and the path of the part.
@@ -158,7 +177,7 @@ def open_part(directory: Path, relative: str) -> tuple[int, Path]:
     for number in range(_DIRECTORY_TRIES):
         try:
             _make_directories(directory, relative)
-            return _open_unused(base)
+            return _open_unused(base, suffix)
         except FileNotFoundError:
             # The retention has just removed an empty directory: create it again.
             if number == _DIRECTORY_TRIES - 1:
@@ -166,29 +185,39 @@ def open_part(directory: Path, relative: str) -> tuple[int, Path]:
     raise AssertionError
 
 
-def publish_part(part: Path, suffix: str = RECORDING_SUFFIX) -> Path:
+def recording_suffix(part: Path) -> str:
+    """Return the suffix of the recording that a part becomes, one of `FORMATS`."""
+    return part.with_suffix("").suffix
+
+
+def publish_part(part: Path, more: str = "") -> Path:
     """Give a part its final name: ``NAME.flv``, or ``NAME-2.flv`` to ``NAME-99.flv``, or with eight random hexadecimal digits.
 
     The name is taken atomically, and never from another file. If an earlier call was interrupted when the file had both names,
     this one completes it.
 
+    Args:
+        part: The part, ``NAME.flv.part``.
+        more: Follows the suffix: `BROKEN`, or nothing.
+
     Returns:
-        The path with *suffix* in place of `PART_SUFFIX`.
+        The path.
 
     Raises:
         OSError: The file keeps its old name; or it has the new one as well, and the old one could not be removed.
     """
-    base = _with_suffix(part, "")
+    suffix = recording_suffix(part)
+    base = _base(part)
     for candidate in _candidates(base):
-        target = _with_suffix(candidate, suffix)
+        target = _with_suffix(candidate, suffix + more)
         # The name NAME-2.flv is reserved for a part NAME-2.flv.part.
-        if candidate == base or not os.path.lexists(_with_suffix(candidate, PART_SUFFIX)):
+        if candidate == base or not os.path.lexists(_with_suffix(candidate, suffix + PART)):
             try:
                 _rename(part, target)
             except FileExistsError:
                 continue
             return target
-    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, suffix)))
+    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, suffix + more)))
 
 
 def copy_part(part: Path, file: BinaryIO, pause: Callable[[], None]) -> Path:
@@ -200,9 +229,10 @@ def copy_part(part: Path, file: BinaryIO, pause: Callable[[], None]) -> Path:
     Raises:
         OSError: There is no copy then.
     """
-    base = _with_suffix(part, "")
+    base = _base(part)
+    broken = recording_suffix(part) + BROKEN
     for candidate in _candidates(base):
-        target = _with_suffix(candidate, BROKEN_SUFFIX)
+        target = _with_suffix(candidate, broken)
         try:
             descriptor = os.open(target, _PART_FLAGS, _PART_MODE)
         except FileExistsError:
@@ -219,7 +249,7 @@ def copy_part(part: Path, file: BinaryIO, pause: Callable[[], None]) -> Path:
             target.unlink()
             raise
         return target
-    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, BROKEN_SUFFIX)))
+    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, broken)))
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
@@ -239,9 +269,9 @@ def _make_directories(directory: Path, relative: str) -> None:
             path.mkdir(_DIRECTORY_MODE)
 
 
-def _open_unused(base: Path) -> tuple[int, Path]:
+def _open_unused(base: Path, suffix: str) -> tuple[int, Path]:
     for candidate in _candidates(base):
-        part, recording = _with_suffix(candidate, PART_SUFFIX), _with_suffix(candidate, RECORDING_SUFFIX)
+        part, recording = _with_suffix(candidate, suffix + PART), _with_suffix(candidate, suffix)
         if os.path.lexists(recording):
             continue
         try:
@@ -262,7 +292,7 @@ def _open_unused(base: Path) -> tuple[int, Path]:
             raise
         # Otherwise a repair has locked the part first, and removes it because it is empty.
         os.close(descriptor)
-    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, PART_SUFFIX)))
+    raise FileExistsError(errno.EEXIST, "no unused name", str(_with_suffix(base, suffix + PART)))
 
 
 def _lock(descriptor: int) -> bool:
@@ -310,9 +340,13 @@ def _candidates(base: Path) -> Iterator[Path]:
         yield _with_suffix(base, f"-{secrets.token_hex(4)}")
 
 
+def _base(part: Path) -> Path:
+    """Return the path of a part without its suffixes."""
+    return part.with_name(part.name.removesuffix(recording_suffix(part) + PART))
+
+
 def _with_suffix(path: Path, suffix: str) -> Path:
-    """Return a path with *suffix* in place of `PART_SUFFIX`, or appended if the path does not end in that."""
-    return path.with_name(path.name.removesuffix(PART_SUFFIX) + suffix)
+    return path.with_name(path.name + suffix)
 
 
 # Searching ----------------------------------------------------------------------------------------------------------------
@@ -321,11 +355,11 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 def find_files(
     directory: Path,
     template: FileNameTemplate,
-    suffix: str,
+    suffixes: Sequence[str],
     pause: Callable[[], None],
     failed: Callable[[OSError], None],
 ) -> Iterator[str]:
-    """Yield the paths in *directory* that match *template* and *suffix*. Only directories that match are searched.
+    """Yield the paths in *directory* that match *template* and one of *suffixes*. Only directories that match are searched.
 
     Hidden files and symbolic links are skipped; only *directory* itself may be a link. An entry that is found may be of any
     type, such as a directory, and may already be gone.
@@ -343,7 +377,8 @@ def find_files(
                     if number % _ENTRIES_AT_ONCE == 0:
                         pause()
                     relative = f"{inside}/{entry.name}" if inside else entry.name
-                    if relative.endswith(suffix) and template.matches(relative.removesuffix(suffix)):
+                    suffix = next(filter(relative.endswith, suffixes), "")
+                    if suffix and template.matches(relative.removesuffix(suffix)):
                         if not entry.is_symlink():
                             yield relative
                     elif template.matches_directory(relative) and entry.is_dir(follow_symlinks=False):

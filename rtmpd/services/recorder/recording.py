@@ -23,7 +23,7 @@ from gevent.event import Event
 from rtmpd.live.log import NEVER
 from rtmpd.phases import RECORDING, Machine, RecordingPhase
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
-from rtmpd.services.recorder.files import FlvFile, file_error
+from rtmpd.services.recorder.files import RecordingFile, file_error
 from rtmpd.util.event_loop import give_way
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.util.text import printable
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from rtmpd.live.framing import Headers
     from rtmpd.live.log import Log
     from rtmpd.live.stream import Stream
-    from rtmpd.services.recorder.assembler import Piece, Segment
+    from rtmpd.services.recorder.assembler import Piece
+    from rtmpd.services.recorder.segments import Segment
     from rtmpd.util.threads import Job, Threads
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class RecordingOwner(Protocol):
 
     def count_error(self) -> None:
         """Count a failed attempt to record, or a file that could not be closed."""
+
+    def count_other_format(self) -> None:
+        """Count a file that is not in the format that was asked for."""
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
         """Log and announce a finished file."""
@@ -120,7 +124,7 @@ class Recording:
         self.connection_id = connection_id
         self.greenlet = gevent.Greenlet(self._run)
         self.wake_at = NEVER
-        self.file: FlvFile | None = None
+        self.file: RecordingFile | None = None
         self._owner = owner
         self._stream = stream
         self._machine = Machine(RECORDING, _WAITING)
@@ -129,13 +133,18 @@ class Recording:
         self._segment: Segment | None = None
         self._job: Job[Any] | None = None
         self._woken = Event()
-        self._assembler = Assembler(self._limits())
+        self._noted = ""
+        self._assembler = Assembler(self._limits(), self._record_format)
         self._parts: deque[_Part] = deque()
         self._paused = paused
         self._attach()
 
     def _is(self, *phases: RecordingPhase) -> bool:
         return self._machine.phase in phases
+
+    @property
+    def _record_format(self) -> str:
+        return self._stream.options.record.record_format
 
     def _limits(self) -> SegmentLimits:
         options = self._owner.options
@@ -228,6 +237,7 @@ class Recording:
     def _collect(self) -> bool:
         """Assemble at most `_TAKE_BYTES` of the log. Return whether there is more."""
         self._assembler.limits = self._limits()
+        self._assembler.record_format = self._record_format
         taken = 0
         while self._parts:
             part = self._parts[0]
@@ -277,28 +287,46 @@ class Recording:
                 if ending and not more:
                     self._assembler.end()
                     self._detach()
+                elif not more:
+                    self._assembler.flush(at_once=not self._parts)
                 for piece in self._assembler.take():
                     self._write(piece)
             if ending:
                 self._machine.to(_ENDED)
 
     def _write(self, piece: Piece) -> None:
-        segment, data, last = piece
+        segment, data, last, patches = piece
         options = self._owner.options
         if data:
             if self.file is None:
-                self.file = self._disk(FlvFile.create, *self._place(segment), options.disk_reserve_bytes)
+                place = self._place(segment)
+                self.file = self._disk(RecordingFile.create, *place, options.disk_reserve_bytes, segment.suffix)
                 level = logging.WARNING if self._failures else logging.INFO
                 again = "again, " if self._failures else ""
                 log.log(level, "%s: recording %sto %s", self.key, again, printable(str(self.file.part)))
+                self._note(segment)
             self._segment = segment
-            self._disk(self.file.write, data, options.disk_reserve_bytes)
+            self._disk(self.file.write, data, options.disk_reserve_bytes, patches)
             self._failures = 0
             segment.mark_written()
         if last and self.file is not None:
             file, self.file = self.file, None
             # In a greenlet of its own: the fsync may take long, and the next file is to begin.
             self._owner.spawn(partial(self._close, file, segment, None, "segment" if segment.cut else self._reason))
+
+    def _note(self, segment: Segment) -> None:
+        """Report what a file is not, compared with what was asked for; the same thing once."""
+        left_out = ", ".join(segment.left_out)
+        found = segment.instead_of or left_out
+        is_new = found != self._noted
+        self._noted = found
+        if segment.instead_of:
+            self._owner.count_other_format()
+            if is_new:
+                log.warning("%s: recording as FLV instead of MP4: %s (record_format)", self.key, found)
+        elif left_out and is_new:
+            text = "%s: not recorded: %s; an MP4 file has the first track of video and of audio only (record_format)"
+            log.warning(text, self.key, left_out)
 
     def _place(self, segment: Segment) -> tuple[Path, str]:
         """Return the directory and the name of a file that begins now."""
@@ -367,7 +395,7 @@ class Recording:
             self._machine.to(_WAITING)
             self._attach()
 
-    def _close(self, file: FlvFile | None, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
+    def _close(self, file: RecordingFile | None, segment: Segment | None, job: Job[Any] | None, reason: str) -> None:
         """Wait for the unfinished *job* on *file*, or that creates it; publish the file, or delete it if it has no frames."""
         if job is not None:
             job.wait()
@@ -385,7 +413,9 @@ class Recording:
             if segment is None or not segment.written.frames or file.deleted:
                 owner.threads.call(file.discard)
             else:
-                owner.finished(self, owner.threads.call(file.finish, segment.patches()), segment, reason)
+                path = owner.threads.call(file.finish, segment.patches())
+                segment.written = segment.written._replace(size_bytes=file.size)
+                owner.finished(self, path, segment, reason)
         except OSError as error:
             owner.count_error()
             part = printable(str(file.part))

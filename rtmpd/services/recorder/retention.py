@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.media.flv import FILE_HEADER_SIZE, SCRIPT, TAG_HEADER_SIZE
 from rtmpd.media.flv_metadata import METADATA_NAME
-from rtmpd.services.recorder.files import RECORDING_SUFFIX, find_files
+from rtmpd.media.fmp4 import files as fmp4
+from rtmpd.services.recorder.files import FORMATS, find_files
 from rtmpd.services.recorder.throttle import Cancelled, Throttle
 
 if TYPE_CHECKING:
@@ -161,9 +162,9 @@ class RetentionReport:
 class Retention:
     """Deletes old recordings. One thread at a time may use it.
 
-    A file is deleted only if it is a regular file with a single link, its name matches the template and ends in ``.flv``, and
-    it begins with metadata of rtmpd. So parts, symbolic links, files of other programs and renamed recordings are kept. A file
-    with a second link is in use elsewhere, and deleting it would free no space.
+    A file is deleted only if it is a regular file with a single link, its name matches the template and ends in ``.flv`` or
+    ``.mp4``, and it begins with metadata, or the mark, of rtmpd. So parts, symbolic links, files of other programs and renamed
+    recordings are kept. A file with a second link is in use elsewhere, and deleting it would free no space.
 
     Only recordings that may be deleted count for ``keep_size_bytes``; those in progress don't. A directory that becomes empty
     is removed with its last recording, except the topmost.
@@ -242,7 +243,7 @@ class Retention:
     def _find(self, report: RetentionReport, directory: Path, template: FileNameTemplate) -> Sequence[Found]:
         files: list[Found] = []
         ours: dict[Identity, bool] = {}
-        entries = find_files(directory, template, RECORDING_SUFFIX, self._throttle.pause, report.failed)
+        entries = find_files(directory, template, FORMATS, self._throttle.pause, report.failed)
         for number, relative in enumerate(entries):
             if number == _MAX_FILES:
                 report.errors.append(f"{directory}: there are more than {_MAX_FILES} files; the others were not examined")
@@ -289,7 +290,7 @@ def _identity(status: os.stat_result) -> Identity:
 
 
 def _is_ours(path: Path, identity: Identity) -> bool:
-    """Return whether a file begins with the metadata of a recording of rtmpd.
+    """Return whether a file begins as a recording of rtmpd.
 
     Raises:
         OSError: The file can't be read.
@@ -301,6 +302,8 @@ def _is_ours(path: Path, identity: Identity) -> bool:
         head = os.read(descriptor, _HEAD_BYTES)
     finally:
         os.close(descriptor)
+    if path.suffix == fmp4.SUFFIX:
+        return fmp4.is_recording(head)
     if head[:4] != b"FLV\1" or int.from_bytes(head[5:9], "big") != FILE_HEADER_SIZE - 4:
         return False
     if head[FILE_HEADER_SIZE : FILE_HEADER_SIZE + 1] != bytes((SCRIPT,)):

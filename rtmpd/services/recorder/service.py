@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from rtmpd.events import Event, Scalar
     from rtmpd.hub import Hub
     from rtmpd.live.stream import Stream
-    from rtmpd.services.recorder.assembler import Segment
     from rtmpd.services.recorder.repair import RepairOutcome
     from rtmpd.services.recorder.retention import RetentionReport
+    from rtmpd.services.recorder.segments import Segment
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,10 @@ class Recorder:
         """Count a failure, and request a round of the retention: the disk may be full of old recordings."""
         self._hub.count("recording_errors")
         self._round_due.set()
+
+    def count_other_format(self) -> None:
+        """Count a file that is FLV since MP4 can't carry its codecs."""
+        self._hub.count("recordings_other_format")
 
     def finished(self, recording: Recording, path: Path, segment: Segment, reason: str) -> None:
         """Log and announce a finished file."""

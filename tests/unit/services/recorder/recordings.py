@@ -39,15 +39,16 @@ def write(path: Path, data: bytes, mtime_s: float | None = None) -> Path:
 def write_pieces(assembler: Assembler, files: dict[int, io.BytesIO]) -> list[int]:
     """Do with an assembler's pieces what the recorder does: write, and patch what is closed; return the numbers of those."""
     closed = []
-    for segment, data, last in assembler.take():
+    for segment, data, last, patches in assembler.take():
         file = files.setdefault(segment.number, io.BytesIO())
         file.seek(0, io.SEEK_END)
         file.write(data)
-        segment.mark_written()
+        if data:
+            segment.mark_written()
+        for position, patch in (*patches, *(segment.patches() if last else ())):
+            file.seek(position)
+            file.write(patch)
         if last:
-            for position, patch in segment.patches():
-                file.seek(position)
-                file.write(patch)
             closed.append(segment.number)
     return closed
 

@@ -487,7 +487,7 @@ def test_after_a_gap_it_goes_on_with_another_file_at_a_keyframe():
     scene.video(80)
     scene.video(120, KEY)
     scene.assembler.end()
-    ((segment, data, last),) = scene.assembler.take()
+    ((segment, data, last, _),) = scene.assembler.take()
     assert (segment.number, last) == (2, True)
     assert data.endswith(flv.tag(9, 0, KEY))
 

@@ -12,7 +12,7 @@ import pytest
 
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.services.recorder import files as module
-from rtmpd.services.recorder.files import BROKEN_SUFFIX, find_files, is_same_file, open_part, publish_part
+from rtmpd.services.recorder.files import BROKEN, find_files, is_same_file, open_part, publish_part
 
 TEMPLATE = FileNameTemplate.parse("{app}/{name}")
 
@@ -219,7 +219,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.usefixtures("file_system")
 def test_a_part_can_be_set_aside(tmp_path):
     (tmp_path / "cam.flv.broken").touch()
-    assert publish_part(part(tmp_path), BROKEN_SUFFIX).name == "cam-2.flv.broken"
+    assert publish_part(part(tmp_path), BROKEN).name == "cam-2.flv.broken"
 
 
 @pytest.mark.usefixtures("file_system")
@@ -276,7 +276,7 @@ def test_many_threads_overwrite_nothing(tmp_path):
 
 def find(directory: Path, template: FileNameTemplate = TEMPLATE) -> tuple[list[str], list[OSError]]:
     errors: list[OSError] = []
-    return sorted(find_files(directory, template, ".flv", lambda: None, errors.append)), errors
+    return sorted(find_files(directory, template, [".flv"], lambda: None, errors.append)), errors
 
 
 def test_files_whose_names_match_are_found(tmp_path):
@@ -317,5 +317,5 @@ def test_there_is_a_pause_every_100_entries(tmp_path):
     for number in range(250):
         (tmp_path / f"{number}.flv").touch()
     pauses = []
-    found = list(find_files(tmp_path, FileNameTemplate.parse("{name}"), ".flv", lambda: pauses.append(1), pytest.fail))
+    found = list(find_files(tmp_path, FileNameTemplate.parse("{name}"), [".flv"], lambda: pauses.append(1), pytest.fail))
     assert (len(found), len(pauses)) == (250, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import threading
@@ -16,10 +17,13 @@ from rtmpd.config.loader import load_text
 from rtmpd.live.flv_framing import FLV
 from rtmpd.media.flv_repair import scan
 from rtmpd.services.recorder import recording as module
-from rtmpd.services.recorder.files import FlvFile
+from rtmpd.services.recorder.files import RecordingFile
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.util.threads import Threads
+from tests.fmp4_files import all_kinds
 from tests.unit.live.fakes import close_stream, live_pages, new_source, new_stream
+from tests.unit.media.test_fmp4 import AVC
+from tests.unit.services.recorder.test_mp4_segment import check, video
 
 LIMIT_S = 20
 KEY, INTER = b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter"
@@ -32,11 +36,14 @@ class Owner:
         options = {"disk_reserve_bytes": 0, **options}
         lines = "".join(f"{name} = {value}\n" for name, value in options.items())
         ini = f"[record]\nrecord_directory = {directory}\nrecord_file_name = {{name}}-{{n}}\n{lines}"
-        self.options = load_text(ini).record
+        self.config = load_text(ini)
+        self.options = self.config.record
         self.threads = Threads(2)
         self.greenlets = Group()
         self.errors = 0
+        self.other_formats = 0
         self.files = []
+        self.sizes = []
 
     def spawn(self, action):
         self.greenlets.spawn(action)
@@ -44,15 +51,19 @@ class Owner:
     def count_error(self):
         self.errors += 1
 
+    def count_other_format(self):
+        self.other_formats += 1
+
     def finished(self, recording, path, segment, reason):
         self.files.append((path, reason))
+        self.sizes.append(segment.written.size_bytes)
 
 
 class Scene:
     def __init__(self, directory, **options):
         self.directory = directory
         self.owner = Owner(directory, **options)
-        self.stream = new_stream(options=load_text("").defaults)
+        self.stream = new_stream(options=self.owner.config.defaults)
         self.source = new_source()
         self.stream.begin(self.source)
         self.time = 0
@@ -63,7 +74,7 @@ class Scene:
         """Publish *count* frames, a keyframe each 25."""
         for _ in range(count):
             payload = INTER if self.time // 40 % 25 else KEY
-            self.source.video(self.time, payload + bytes(size))
+            self.source.video(self.time, payload + b"x" * size)
             self.time += 40
 
     @property
@@ -110,14 +121,14 @@ def gate(monkeypatch):
     opened = threading.Event()
     entered = threading.Event()
     opened.set()
-    write = FlvFile.write
+    write = RecordingFile.write
 
-    def wait_and_write(self, data, reserve_bytes):
+    def wait_and_write(self, *args):
         entered.set()
         assert opened.wait(LIMIT_S)
-        write(self, data, reserve_bytes)
+        write(self, *args)
 
-    monkeypatch.setattr(FlvFile, "write", wait_and_write)
+    monkeypatch.setattr(RecordingFile, "write", wait_and_write)
     opened.entered = entered
     yield opened
     opened.set()
@@ -248,16 +259,16 @@ def test_waiting_for_a_free_thread_counts_for_the_timeout_of_the_disk(scene, cap
 
 
 def test_an_error_of_the_disk_closes_the_file_and_is_logged_once(scene, monkeypatch, caplog):
-    write = FlvFile.write
+    write = RecordingFile.write
     full = []
 
-    def write_until_full(self, data, reserve_bytes):
+    def write_until_full(self, data, *args):
         if full:
             os.write(self._descriptor, data[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, data, reserve_bytes)
+        write(self, data, *args)
 
-    monkeypatch.setattr(FlvFile, "write", write_until_full)
+    monkeypatch.setattr(RecordingFile, "write", write_until_full)
     made = scene(record_retry_s=0.1)
     made.frames(50, 10_000)
     wait_for(lambda: made.recording.file is not None and made.recording.file.size)
@@ -341,13 +352,13 @@ def test_a_publish_that_ends_when_the_disk_has_just_become_too_slow_is_not_retri
 
 def test_a_file_that_is_created_after_the_timeout_is_deleted(scene, tmp_path, monkeypatch, caplog):
     opened = threading.Event()
-    create = FlvFile.create
+    create = RecordingFile.create
 
     def wait_and_create(*args):
         assert opened.wait(LIMIT_S)
         return create(*args)
 
-    monkeypatch.setattr(FlvFile, "create", wait_and_create)
+    monkeypatch.setattr(RecordingFile, "create", wait_and_create)
     made = scene(disk_timeout_s=0.1, record_retry_s=1000)
     made.frames(30, 10_000)
     wait_for(lambda: made.owner.errors == 1)
@@ -451,3 +462,91 @@ def test_a_bug_releases_the_memory(scene, monkeypatch, capfd):
     assert isinstance(made.recording.greenlet.exception, RuntimeError)
     assert made.flv_log is None
     made.frames(60, 10_000)
+
+
+# MP4 ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mp4(scene):
+    """Return a function that begins to record a stream as MP4."""
+
+    def make(**options):
+        return scene(record_format="mp4", **options)
+
+    return make
+
+
+def test_a_publish_is_recorded_as_mp4(mp4, tmp_path):
+    made = mp4()
+    made.source.video(0, AVC)
+    made.frames(60)
+    made.end()
+    assert names(tmp_path) == ["test-1.mp4"]
+    data = check(io.BytesIO((tmp_path / "test-1.mp4").read_bytes()))
+    assert len(video(data)) == 60
+    # The size in the event is that of the file, with its indexes.
+    assert made.owner.sizes == [len(data)]
+
+
+def test_mp4_that_cannot_be_carried_is_flv_with_one_warning(mp4, tmp_path, caplog):
+    made = mp4(segment_duration_s=2)
+    for number in range(150):
+        made.source.video(number * 40, (b"\x22" if number % 25 else b"\x12") + b"\0\0\x84\0\x80")
+    made.end()
+    assert names(tmp_path) == ["test-1.flv", "test-2.flv", "test-3.flv"]
+    assert made.owner.other_formats == 3
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage().endswith("recording as FLV instead of MP4: MP4 can't carry video codec h263 (record_format)")
+
+
+def test_mp4_on_a_full_disk_is_a_whole_file(mp4, tmp_path, monkeypatch):
+    write = RecordingFile.write
+    full = []
+
+    def write_until_full(self, data, *args):
+        if full:
+            os.write(self._descriptor, data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data, *args)
+
+    monkeypatch.setattr(RecordingFile, "write", write_until_full)
+    made = mp4(record_retry_s=0.1)
+    made.source.video(0, AVC)
+    made.frames(80, 10_000)
+    wait_for(lambda: made.recording.file is not None and made.recording.file.size)
+    full.append(True)
+    made.frames(80, 10_000)
+    wait_for(lambda: made.owner.errors)
+    full.clear()
+    wait_for(lambda: made.flv_log is not None)
+    made.frames(80, 10_000)
+    made.end()
+    assert names(tmp_path) == ["test-1.mp4", "test-2.mp4"]
+    first, second = (check(io.BytesIO((tmp_path / name).read_bytes())) for name in names(tmp_path))
+    assert [time for time, _ in video(first)] == [number * 40 for number in range(len(video(first)))]
+    assert len(video(first)) in (50, 75)
+    assert video(second)[0][0] == 0
+
+
+def test_the_index_at_the_end_of_mp4_may_not_fit_on_a_full_disk(mp4, tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:30] if at else data, at))
+    made = mp4()
+    made.source.video(0, AVC)
+    made.frames(60)
+    made.end()
+    data = (tmp_path / "test-1.mp4").read_bytes()
+    assert all_kinds(data) == [b"ftyp", b"uuid", b"moov", b"free", b"sidx", *[b"moof", b"mdat"] * 3]
+    assert made.owner.sizes == [len(data)]
+
+
+def test_a_pause_writes_what_waits_for_the_next_fragment(mp4, tmp_path):
+    made = mp4()
+    made.source.video(0, AVC)
+    made.frames(60)
+    made.recording.source_changed(made.stream.headers, pause=True)
+    part = tmp_path / "test-1.mp4.part"
+    wait_for(lambda: part.exists() and len(video(part.read_bytes())) == 59)
+    made.end()
+    assert len(video(check(io.BytesIO((tmp_path / "test-1.mp4").read_bytes())))) == 60

@@ -10,13 +10,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.media import flv, flv_repair
+from rtmpd.media.fmp4 import repair as fmp4_repair
+from rtmpd.media.fmp4.codecs import VIDEO_TRACK
+from rtmpd.media.fmp4.files import MARK
 from rtmpd.services.recorder import repair
 from rtmpd.services.recorder.repair import Repaired, RepairOutcome, find_parts, repair_part
 from rtmpd.services.recorder.throttle import Throttle
+from tests.fmp4_files import all_kinds, samples
 from tests.unit.services.recorder.recordings import FRAME, recording, write
+from tests.unit.services.recorder.test_mp4_segment import Mp4Scene, check, fragments, video
 
 TEMPLATE = FileNameTemplate.parse("{app}/{name}")
 METADATA_END = 13 + flv.tag_size(flv_repair.scan(io.BytesIO(recording())).metadata_bytes)
@@ -346,3 +353,108 @@ def test_a_repair_that_is_cancelled_while_it_reads_changes_nothing(part, tmp_pat
     assert len(steps) == 3
     assert path.read_bytes() == data
     assert files(tmp_path) == ["live/cam.flv.part"]
+
+
+# MP4 ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mp4() -> bytes:
+    """What rtmpd has written of a recording of 8 s when it is killed: four fragments."""
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 9, 50)
+    data = scene.files[1].getvalue()
+    assert len(fragments(data)) == 4
+    return data
+
+
+@pytest.fixture
+def mp4_part(tmp_path):
+    def call(data: bytes, name: str = "cam") -> Path:
+        return write(tmp_path / f"live/{name}.mp4.part", data, 1_000_000_000.5)
+
+    return call
+
+
+def test_a_part_of_mp4_becomes_a_recording_with_an_index(mp4_part, mp4, tmp_path):
+    outcome = repair_one(mp4_part(mp4))
+    size = outcome.path.stat().st_size
+    assert outcome == RepairOutcome(tmp_path / "live/cam.mp4", Repaired.REPAIRED, 8.0, size, cut_bytes=0)
+    assert size > len(mp4)
+    data = check(io.BytesIO(outcome.path.read_bytes()))
+    assert len(video(data)) == 200
+    assert outcome.path.stat().st_mtime == 1_000_000_000.5
+    assert files(tmp_path) == ["live/cam.mp4"]
+
+
+def test_a_part_of_mp4_that_is_cut_anywhere_keeps_its_whole_fragments(mp4_part, mp4, tmp_path):
+    starts = [*fragments(mp4), len(mp4)]
+    for size in (*range(0, starts[0], 997), *range(starts[0], len(mp4), 331), *starts, *(each - 1 for each in starts)):
+        # Blocks that were not written; but for the last bytes of a fragment, they are told from data.
+        zeros = 0 if any(size < each <= size + 16 for each in starts) else size % 3 * 500
+        outcome = repair_one(mp4_part(mp4[:size] + bytes(zeros)))
+        whole = sum(each <= size for each in starts[1:])
+        assert outcome.action is (Repaired.REPAIRED if whole else Repaired.REMOVED)
+        if whole:
+            assert len(video(check(io.BytesIO(outcome.path.read_bytes())))) == 50 * whole
+            assert outcome.cut_bytes == size + zeros - starts[whole]
+            outcome.path.unlink()
+        assert files(tmp_path) == []
+
+
+def test_damage_in_the_middle_of_mp4_costs_a_fragment(mp4_part, mp4):
+    starts = fragments(mp4)
+    damaged = bytearray(mp4)
+    damaged[starts[1] : starts[1] + 100] = bytes(100)
+    outcome = repair_one(mp4_part(bytes(damaged)))
+    assert (outcome.gaps, outcome.gap_bytes) == (1, starts[2] - starts[1])
+    assert outcome.gap_s == pytest.approx(2, abs=0.05)
+    data = outcome.path.read_bytes()
+    assert len([sample for sample in samples(data, numbered=False) if sample.track == VIDEO_TRACK]) == 150
+    assert all_kinds(data)[5:11] == [b"moof", b"mdat", b"free", b"moof", b"mdat", b"moof"]
+
+
+def test_a_repair_of_mp4_that_was_interrupted_is_completed(mp4_part, mp4):
+    whole = repair_one(mp4_part(mp4)).path.read_bytes()
+    for size in range(len(mp4), len(whole), 20):
+        outcome = repair_one(mp4_part(whole[:size], "again"))
+        assert outcome.path.read_bytes() == whole
+        outcome.path.unlink()
+
+
+def test_mp4_of_other_programs_and_what_is_none_is_not_touched(mp4_part, mp4, tmp_path):
+    foreign = mp4.replace(MARK[8:], bytes(len(MARK) - 8))
+    assert repair_one(mp4_part(foreign)).reason == "it is not a recording of rtmpd"
+    assert (tmp_path / "live/cam.mp4.part").read_bytes() == foreign
+    outcome = repair_one(mp4_part(recording()))
+    assert (outcome.action, outcome.path.name) == (Repaired.BROKEN, "cam.mp4.broken")
+    assert outcome.reason == "it does not begin as MP4"
+    # A fragment whose data would be longer than the file.
+    start = fragments(mp4)[0]
+    assert repair_one(mp4_part(mp4[:start] + mp4[start:].replace(b"mdat", b"mdaX"))).action is Repaired.REMOVED
+
+
+def test_parts_of_both_formats_are_found(tmp_path):
+    names = ["live/a.flv.part", "live/a.mp4.part", "live/b.mp4.part"]
+    for name in (*names, "live/a.flv", "live/a.mp4", "live/a.part", "a.mp4.part"):
+        write(tmp_path / name, b"")
+    assert [str(path.relative_to(tmp_path)) for path in find(tmp_path)[0]] == names
+
+
+@given(st.data())
+def test_hostile_mp4_is_scanned_without_an_error(data):
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 3)
+    content = bytearray(scene.files[1].getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        position = data.draw(st.sampled_from((*range(1500), *range(fragments(scene.files[1].getvalue())[0], len(content)))))
+        content[position : position + 4] = data.draw(st.binary(min_size=1, max_size=4))
+    file = io.BytesIO(bytes(content))
+    result = fmp4_repair.scan(file)
+    plan = fmp4_repair.repair_plan(result)
+    if plan is not None:
+        flv_repair.apply_plan(file, plan)
+        again = fmp4_repair.scan(file)
+        assert (again.frames, again.rest_bytes) == (result.frames, 0)

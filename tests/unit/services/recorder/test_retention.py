@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from rtmpd.config.file_names import FileNameTemplate
 from rtmpd.media import flv, flv_metadata
+from rtmpd.media.fmp4.files import MARK
+from rtmpd.media.fmp4.movie import FTYP
 from rtmpd.services.recorder import retention
 from rtmpd.services.recorder.retention import JUMP_S, STEADY_S, ClockWatch, Deleted, Found, Limits, Retention, choose
 from rtmpd.services.recorder.throttle import Throttle
@@ -229,10 +231,14 @@ def test_files_that_are_not_ours_are_never_deleted(tmp_path):
     os.mkfifo(directory / "live/pipe-20310203-040506.flv")
     foreign = add(outside, "sub/cam")
     (directory / "sub").symlink_to(outside / "sub")
+    kept.append(write(directory / "live/foreign-20310203-040506.mp4", FTYP + bytes(100), 1.0))
     before = files(tmp_path)
-    ours = add(directory, "live/ours")
+    ours = [
+        write(directory / "live/ours-20310203-040506.mp4", FTYP + MARK + bytes(100), 1.0),
+        add(directory, "live/ours"),
+    ]
     report = run(directory, ALL)
-    assert [deleted.path for deleted in report.deleted] == [ours]
+    assert {deleted.path for deleted in report.deleted} == set(ours)
     assert report.errors == []
     assert files(tmp_path) == before
     assert all(path.exists() for path in (*kept, linked, second, foreign))
