@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bench import attacks, scenarios, servers
+from bench.players import PROTOCOLS
 
 
 def _counts(text):
@@ -26,6 +27,14 @@ def _named_command(text):
     return name, words
 
 
+def _protocols(text):
+    protocols = text.split(",")
+    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such protocol: {', '.join(unknown)}")
+    return protocols
+
+
 def _names(text):
     names = text.split(",")
     unknown = [name for name in names if name not in attacks.ATTACKS]
@@ -43,10 +52,18 @@ def parser():
     )
     known.add_argument("scenarios", nargs="+", metavar="SCENARIO", choices=[*scenarios.SCENARIOS, "all"])
     known.add_argument("--players", type=_counts, default=[100, 1000, 5000], help="fanout, floor: 100,1000,5000")
+    known.add_argument("--viewers", type=_counts, default=[500], help="hls: 500")
     known.add_argument("--publishers", type=_counts, default=[50, 200], help="ingest: 50,200")
     known.add_argument("--streams", type=_streams, default=[(100, 5)], help="many: streams x players of each (100x5)")
     known.add_argument("--turns", type=int, default=15, help="many: turns of each server (15)")
     known.add_argument("--turn-seconds", type=float, default=1, help="many: length of a turn (1)")
+    known.add_argument(
+        "--protocol",
+        type=_protocols,
+        default=["rtmp"],
+        metavar="PROTOCOLS",
+        help=f"many: how players play, some of {','.join(PROTOCOLS)} (rtmp): one server for each",
+    )
     known.add_argument("--pure", action="store_true", help="many: measure rtmpd with RTMPD_PURE=1, too")
     known.add_argument("--floor", action="store_true", help="many: also plain send(2), where there is one stream")
     known.add_argument(

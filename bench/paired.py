@@ -40,6 +40,7 @@ class Contender:
         if live < streams:
             raise self._error(f"{live} of {streams} publishers are live")
         if players:
+            arguments += ["--protocol", kind.protocol, "--play-port", kind.play_port]
             self._players = stack.enter_context(Load("turns", "players", *arguments, commanded=True))
             if not self._players.line()["ready"]:
                 raise self._error("no player has media")

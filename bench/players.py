@@ -15,10 +15,11 @@ import struct
 import time
 from pathlib import Path
 
-from bench import rtmp, tls, wire
+from bench import http_players, rtmp, tls, wire
 from bench.publisher import CLOCK_MARK, GOP_FRAMES, STAMP, Published
 from bench.servers import ServerSample, core_figures
 
+PROTOCOLS = ("rtmp", "http-flv", "http-mp4")
 BUFFER_LENGTH_MS = 3000
 MEDIA_LIMIT_S = 20  # for the first media, after the last connect
 ALIGN_LIMIT_S = 4
@@ -36,8 +37,19 @@ def is_header(kind, payload):
     return len(payload) < 2 or payload[1] == 0 if kind == wire.VIDEO else payload[:2] == b"\xaf\x00"
 
 
+class Frames:
+    """The frames of a client: calls on_frame() for each of its messages that is one."""
+
+    def on_media(self, kind, payload):
+        if payload and not is_header(kind, payload):
+            self.on_frame(kind, payload, time.monotonic_ns())
+
+    def on_frame(self, kind, payload, now_ns):
+        raise NotImplementedError
+
+
 class Player(rtmp.Client):
-    """Play a stream, and call on_frame() for each frame."""
+    """Play a stream, and call on_media() for each message."""
 
     play_ns = 0
 
@@ -52,15 +64,8 @@ class Player(rtmp.Client):
         if self.alive:
             self.send(wire.message(2, wire.USER_CONTROL, 0, buffer_length))
 
-    def on_media(self, kind, payload):
-        if payload and not is_header(kind, payload):
-            self.on_frame(kind, payload, time.monotonic_ns())
 
-    def on_frame(self, kind, payload, now_ns):
-        raise NotImplementedError
-
-
-class SampledPlayer(Player):
+class Sampled(Frames):
     """A player that parses every message, for latency, gaps in the numbers and the first keyframe."""
 
     ready = False
@@ -104,7 +109,7 @@ class SampledPlayer(Player):
             self.latencies_ns.append(now_ns - sent_ns)
 
 
-class DrainPlayer(Player):
+class Drained(Frames):
     """A player that parses until the first frame; then Drains counts its bytes."""
 
     ready = False
@@ -119,6 +124,38 @@ class DrainPlayer(Player):
             self._run.ready += 1
             self.loop.forget(self)
             self._run.drains.take(self)
+
+
+class SampledPlayer(Sampled, Player):
+    """By RTMP."""
+
+
+class DrainPlayer(Drained, Player):
+    """By RTMP."""
+
+
+class SampledFlvPlayer(Sampled, http_players.HttpPlayer):
+    """By HTTP-FLV."""
+
+
+class DrainFlvPlayer(Drained, http_players.HttpPlayer):
+    """By HTTP-FLV."""
+
+
+class SampledMp4Player(Sampled, http_players.Mp4Player):
+    """By fragmented MP4 over HTTP."""
+
+
+class DrainMp4Player(Drained, http_players.Mp4Player):
+    """By fragmented MP4 over HTTP."""
+
+
+PLAYERS = {
+    "rtmp": (SampledPlayer, DrainPlayer),
+    "http-flv": (SampledFlvPlayer, DrainFlvPlayer),
+    "http-mp4": (SampledMp4Player, DrainMp4Player),
+}
+"""By protocol: players that parse, and players that only count."""
 
 
 class Drains:
@@ -243,6 +280,7 @@ class Run:
     def connect(self):
         """Connect at a rate that fills no accept queue, and wait until all players have media or have failed."""
         options = self.options
+        sampled, drained = PLAYERS[options.protocol]
         count, hampered = options.players, options.stall + options.slow
         watching = count - hampered
         sample = min(options.sample, watching)
@@ -254,13 +292,13 @@ class Run:
         for index in range(count):
             stream = index * options.streams // count
             if index < hampered:
-                player = SampledPlayer(self, stream, STALLED_BUFFER_BYTES)
+                player = sampled(self, stream, STALLED_BUFFER_BYTES)
                 (self.stalled if index < options.stall else self.slow).append(player)
             elif index in sampled_at:
-                player = SampledPlayer(self, stream)
+                player = sampled(self, stream)
                 self.sampled.append(player)
             else:
-                player = DrainPlayer(self, stream)
+                player = drained(self, stream)
             self.players.append(player)
             while time.monotonic() < start_s + (index + 1) * pause_s:
                 self.loop.turn(0.002)
@@ -367,6 +405,8 @@ def add_connection_options(parser):
     parser.add_argument("--app", default="live")
     parser.add_argument("--name", default="bench")
     parser.add_argument("--seconds", type=float, default=10, help="length of the window")
+    parser.add_argument("--play-port", type=int, default=0, help="play from this port")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="rtmp", help="how players play")
 
 
 def main():
@@ -383,7 +423,6 @@ def main():
     parser.add_argument("--pid", type=int, default=0, help="server to sample")
     parser.add_argument("--publisher-pid", type=int, default=0, help="publisher that shares the core")
     parser.add_argument("--stat", type=Path, required=True, help="file of the publisher's --stat")
-    parser.add_argument("--play-port", type=int, default=0, help="play from this port")
     parser.add_argument("--tls", action="store_true", help="play over RTMPS")
     options = parser.parse_args()
     if options.tls:

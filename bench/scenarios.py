@@ -26,6 +26,8 @@ RECORD_PUBLISHERS, RECORD_PLAYERS = 50, 50
 RECORD_INI = "[record]\nrecord_streams = live/rec_*\nrecord_directory = {work}/recordings\n"
 HOOK_PLAYERS, HOOK_EVENTS_PER_S, HOOK_SLOW_MS = 100, 1000, 200
 HOOKS_INI = "[limits]\ncommand_limit = 1000000\n"
+HLS_STREAMS = 50
+HLS_VIEWERS_INI = "[http]\nhttp_listen = 127.0.0.1:{port}\n[hls]\nhls = always\nhls_part_ms = 200\n"
 TLS_PLAYERS, HANDSHAKE_PLAYERS, HANDSHAKES_PER_S = 500, 200, 50
 TLS_INI = "[tls]\ntls_listen = 127.0.0.1:{port}\ntls_cert = {{work}}/tls.pem\n"
 FLOOR_TICKS_MS = (0, 30, 100)
@@ -449,11 +451,49 @@ def handshakes(bench):
         print(f"handshakes  p99_change_ms={change_ms:+.2f}  cpu_more={more:.1f}", flush=True)
 
 
+def hls(bench):
+    """Viewers of low-latency HLS, with parts of 200 ms: CPU, and how late parts are."""
+    options = bench.options
+    for viewers in options.viewers:
+        port = servers.free_port()
+
+        def measure(server, work, viewers=viewers, port=port):
+            with _live_streams(server, work, options.kbps or 1000) as (live, _):
+                arguments = ("--port", port, "--viewers", viewers, "--seconds", options.seconds, "--pid", server.pid)
+                with Load("hls", *arguments) as load:
+                    figures = load.figures(viewers / 50 + options.seconds + 90)
+                live.process.terminate()
+                live.figures(30)
+            return figures
+
+        ini = HLS_VIEWERS_INI.format(port=port)
+        bench.measure("hls", servers.rtmpd_with("rtmpd-hls", ini, options.server_command), measure)
+
+
+def hls_making(bench):
+    """50 publishers, with and without making HLS of their streams: what that costs."""
+    options = bench.options
+
+    def measure(server, _work):
+        arguments = ["--port", server.port, "--publishers", HLS_STREAMS, "--kbps", options.kbps or 1000, "--settle", 5]
+        with Load("publisher", *arguments, "--seconds", options.seconds, "--pid", server.pid) as load:
+            return load.figures(options.seconds + 60)
+
+    rows = []
+    for name in ("off", "always"):
+        kind = servers.rtmpd_with(f"rtmpd-hls-{name}", f"[hls]\nhls = {name}\n", options.server_command)
+        rows.append(bench.measure("hls-making", kind, measure, publishers=HLS_STREAMS))
+    if all(rows):
+        print(f"hls-making  publishers={HLS_STREAMS}  cpu_more={rows[1]['cpu'] - rows[0]['cpu']:.1f}", flush=True)
+
+
 SCENARIOS = {
     "fanout": fanout,
     "fanout-unpaced": fanout_unpaced,
     "floor": floor,
     "handshakes": handshakes,
+    "hls": hls,
+    "hls-making": hls_making,
     "hooks": hooks,
     "ingest": ingest,
     "join": join,

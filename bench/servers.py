@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,10 +147,15 @@ def free_port():
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be started: its name in the figures and what makes its command line for a port."""
+    """A server that can be started: its name in the figures and what makes its command line for a port.
+
+    ``protocol`` is how its players play, and ``play_port`` where from, if not from the port of RTMP.
+    """
 
     name: str
     argv: object  # (work directory, port) -> list of arguments
+    protocol: str = "rtmp"
+    play_port: int = 0
 
 
 def rtmpd(command=RTMPD_COMMAND, *, unpaced=False):
@@ -163,7 +168,20 @@ def many_kinds(options, ini, suffix=""):
     if options.pure:
         commands["rtmpd-pure"] = ("env", "RTMPD_PURE=1", *options.server_command)
     commands |= dict(options.also)
-    return [rtmpd_with(f"{name}{suffix}", ini, command) for name, command in commands.items()]
+    return [
+        by_protocol(f"{name}{suffix}", protocol, ini, command)
+        for name, command in commands.items()
+        for protocol in options.protocol
+    ]
+
+
+def by_protocol(name, protocol, ini, command=RTMPD_COMMAND):
+    """Return rtmpd with players of a protocol."""
+    if protocol == "rtmp":
+        return rtmpd_with(name, ini, command)
+    port = free_port()
+    kind = rtmpd_with(f"{name}-{protocol}", f"{ini}[http]\nhttp_listen = 127.0.0.1:{port}\n", command)
+    return replace(kind, protocol=protocol, play_port=port)
 
 
 def rtmpd_with(name, ini, command=RTMPD_COMMAND):

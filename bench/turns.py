@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--sample", type=int, default=50, help="players that parse")
     parser.add_argument("--pid", type=int, required=True, help="the server, whose CPU time is measured")
     parser.add_argument("--stat", type=Path, required=True, help="file that shares the number of published messages")
-    parser.set_defaults(stall=0, slow=0, slow_kbps=0, play_port=0, ramp=2)
+    parser.set_defaults(stall=0, slow=0, slow_kbps=0, ramp=2)
     options = parser.parse_args()
     options.streams = options.publishers
     if options.role == "publishers":
