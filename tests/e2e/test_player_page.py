@@ -59,6 +59,45 @@ LAYOUT = """
 """
 
 
+SIMULATION = """
+    const {Latency} = await import('/_player/x/latency.js');
+    const [jitterS, outages, seconds] = arguments;
+    const latency = new Latency();
+    let [edge, position, stalledS, least, fastest, slowest] = [1, 1 - latency.cushionS, 0, Infinity, 1, 1];
+    const cushions = [];
+    for (let ms = 0; ms < seconds * 1000; ms += 20) {
+        // Media comes in steps of the jitter, and not at all in an outage.
+        const out = outages.some(([from, to]) => ms >= from * 1000 && ms < to * 1000);
+        if (!out)
+            edge = 1 + Math.floor(ms / 1000 / jitterS) * jitterS;
+        const rate = latency.rate;
+        [fastest, slowest] = [Math.max(fastest, rate), Math.min(slowest, rate)];
+        const ahead = edge - position;
+        if (ahead > 0) {
+            if (stalledS)
+                latency.stalled(ms, stalledS);
+            stalledS = 0;
+            position += Math.min(ahead, 0.02 * rate);
+        } else {
+            stalledS += 0.02;
+        }
+        if (latency.isFarBehind(ahead)) {
+            position = edge - latency.cushionS;
+            latency.moved();
+        }
+        latency.sample(ms, edge - position);
+        if (ms > (seconds - 5) * 1000)
+            least = Math.min(least, edge - position);
+        if (ms % 1000 === 0)
+            cushions.push(latency.cushionS);
+    }
+    return {least, fastest, slowest, most: Math.max(...cushions), last: cushions.at(-1)};
+"""
+"""Plays simulated media for *seconds*; returns what happened, and the least media ahead in the last 5 s."""
+
+ASYNC = "return (async function () {{{}}}).apply(null, arguments)"
+
+
 class Scene:
     """A server that can be restarted on its ports, a camera, and a browser that shows player pages."""
 
@@ -215,3 +254,22 @@ def test_a_name_of_markup_is_shown_as_text(scene):
     assert scene.browser.driver.title == "live/<img src=x onerror=alert(1)>\"'"
     assert scene.browser.driver.find_element(By.TAG_NAME, "h1").text == scene.browser.driver.title
     assert scene.browser.driver.find_elements(By.TAG_NAME, "img") == []
+
+
+@pytest.mark.parametrize("jitter_s", [0.04, 0.5, 1.0])
+def test_the_cushion_is_held_by_small_changes_of_the_speed(scene, jitter_s):
+    scene.open("live/none")
+    found = scene.browser.run(ASYNC.format(SIMULATION), jitter_s, [], 60)
+    assert found["least"] == pytest.approx(found["last"], abs=0.15)
+    assert 0.9 <= found["slowest"] <= found["fastest"] <= 1.1
+
+
+def test_a_short_stall_makes_the_cushion_larger_for_a_while_and_an_interruption_does_not(scene):
+    scene.open("live/none")
+    short = scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 11]], 30)
+    assert short["most"] > 0.8
+    assert short["least"] > 0.6
+    assert scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 11]], 120)["last"] < 0.3
+    long = scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 20]], 40)
+    assert long["most"] < 0.3
+    assert long["least"] < 0.5

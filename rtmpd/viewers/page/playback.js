@@ -11,14 +11,15 @@ const TICK_MS = 100;
 const BURST_STEP_MS = 20; // A viewer first gets the group of pictures so far, in a burst. It ends when in such a time
 const BURST_SPEED = 3; // no more than so many times as much media has come, or none for twice the time;
 const BURST_MS = 200; // or this long after its first frame.
-const KEPT_S = 8; // Media behind the playback position that is kept, and
-const TRIM_S = 16; // how much is there when it is removed.
+const KEPT_S = 30; // Media behind the playback position that is kept, and
+const TRIM_S = 45; // how much is there when it is removed. A browser removes whole groups of pictures: also the one that is
+// played, if it began before what is kept.
 const UNREAD_BYTES = 24 << 20; // Media that waits for the browser to take it; more is a failure.
 const APPEND_BYTES = 2 << 20; // The most that is appended at once.
 const STALL_MS = 150; // Playback that has not moved for this long has stalled.
 const STUCK_MS = 1500; // So long though there is media: the position is moved.
 const STUCK_LIMIT = 3; // So often without success: the playback has failed.
-const SEEK_MS = 6000; // A seek takes no longer, or has failed.
+const SEEK_MS = 15_000; // A seek takes no longer, or has failed.
 const NEAR_S = 0.05; // Less media than this is none.
 
 // Return whether browser can play a type such as video/mp4; codecs="avc1.64001f".
@@ -55,6 +56,7 @@ export class Playback {
     #stalledMs = 0;
     #stuck = 0;
     #sought = -Infinity;
+    #seekS = 0; // how long the last seek took
     #aborter = new AbortController();
 
     // events: started(), picture(), stalled(bool), failed(), blocked(), muted(). latency: a Latency, which outlives the playback.
@@ -71,7 +73,10 @@ export class Playback {
             this.#open();
         }, {once: true, signal});
         video.addEventListener("error", () => this.#fail("decode"), {signal});
-        video.addEventListener("seeked", () => latency.moved(), {signal});
+        video.addEventListener("seeked", () => {
+            this.#seekS = (performance.now() - this.#sought) / 1000;
+            latency.moved();
+        }, {signal});
         // A managed source does not open while the element may play elsewhere.
         video.disableRemotePlayback = true;
         video.src = url;
@@ -309,7 +314,8 @@ export class Playback {
             // A gap: nothing will fill it.
             this.jumps += 1;
             this.#seek(range[0] + 0.001);
-        } else if (this.#latency.isFarBehind(aheadS)) {
+        } else if (this.#latency.isFarBehind(aheadS - 2 * this.#seekS)) {
+            // Not where decoding from the keyframe on takes as long as what would be skipped.
             this.jump();
         } else if (nowMs - this.#movedMs > STALL_MS) {
             this.#recover(nowMs, range);

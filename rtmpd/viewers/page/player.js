@@ -286,7 +286,8 @@ function wake() {
 }
 
 function rest() {
-    const used = bar.matches(":has(:focus-visible)") || bar.matches(":hover") || !info.hidden;
+    const focused = document.activeElement;
+    const used = (bar.contains(focused) && focused.matches(":focus-visible")) || bar.matches(":hover") || !info.hidden;
     stage.toggleAttribute("data-idle", shown === "playing" && !used);
 }
 

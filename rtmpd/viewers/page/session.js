@@ -5,6 +5,7 @@ import {Latency} from "./latency.js";
 
 const WAITING_MS = 600; // The server holds its answer back while nothing is published: after this long the page says so.
 const ANSWER_MS = 30_000; // The server holds it back for at most 20 s.
+const POLL_MS = 2000; // How often to ask where the server does not hold its answer back.
 const FIRST_RETRY_MS = 400;
 const RETRY_FACTOR = 1.6;
 const LAST_RETRY_MS = 10_000;
@@ -185,12 +186,16 @@ export class Session {
 
     // Ask the server about the stream. Return what it says; an empty object if it refuses; null if it does not answer.
     async info() {
+        const ask = new AbortController();
+        const late = setTimeout(() => ask.abort(), SILENT_MS);
         try {
-            const response = await fetch(this.#urls.info(), {cache: "no-store", signal: AbortSignal.timeout(SILENT_MS)});
+            const response = await fetch(this.#urls.info(), {cache: "no-store", signal: ask.signal});
             const text = await response.text();
             return response.ok ? JSON.parse(text) : {};
         } catch (error) {
             return error instanceof SyntaxError ? {} : null;
+        } finally {
+            clearTimeout(late);
         }
     }
 
@@ -200,8 +205,8 @@ export class Session {
         case 404:
             this.#failures = 0;
             this.#show("waiting");
-            // The server has waited already, if it does.
-            return tookMs > 1000 ? 0 : 1000;
+            // The server has waited already, unless it is configured otherwise.
+            return tookMs > POLL_MS ? 0 : POLL_MS;
         case 401:
         case 403:
             this.#show("refused", reason);
@@ -348,17 +353,19 @@ export class Session {
             this.#show("unplayable", "This browser has neither Media Source Extensions nor HLS.");
             return Infinity;
         }
-        const waiting = setTimeout(() => this.#show("waiting"), WAITING_MS);
-        let response;
+        let live;
         try {
-            response = await fetch(this.#urls.hls(), {signal, cache: "no-store", headers: {Accept: "application/json"}});
+            const response = await fetch(this.#urls.info(), {signal, cache: "no-store"});
+            if (!response.ok) {
+                return await this.#refused(response, 0);
+            }
+            ({live} = await response.json());
         } catch {
             return signal.aborted ? 0 : this.#unreachable();
-        } finally {
-            clearTimeout(waiting);
         }
-        if (!response.ok) {
-            return this.#refused(response, 0);
+        if (!live) {
+            this.#show("waiting");
+            return POLL_MS;
         }
         video.src = this.#urls.hls();
         const over = new Promise(resolve => {
