@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SMALL_BYTES = 16 << 10
+_SMALL_BYTES = 64 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -179,9 +179,9 @@ class Http1:
         self._keep = self._may_keep and not last
         head = response_head(response.status, [*headers, ("Connection", "keep-alive" if self._keep else "close")])
         body = response.body
-        # A small body leaves with its head, in one packet; a large one is not copied.
-        parts = [head + body] if len(body) <= _SMALL_BYTES else [head, body]
-        for part in (*parts, *response.pieces):
+        # A small body leaves with its head, by one system call; a large one is not copied.
+        small = response.size <= _SMALL_BYTES
+        for part in (b"".join((head, body, *response.pieces)),) if small else (head, body, *response.pieces):
             for begin in range(0, len(part), limits.PIECE_BYTES):
                 self.transport.send_all(memoryview(part)[begin : begin + limits.PIECE_BYTES], limits.WRITE_S)
 

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import replace
 from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from rtmpd.errors import DeadlineExceeded, HttpError, TransportClosed
@@ -166,4 +167,10 @@ class Responder:
 
 
 def _common_headers() -> list[tuple[str, str]]:
-    return [("Date", formatdate(usegmt=True)), ("Server", "rtmpd"), ("X-Content-Type-Options", "nosniff")]
+    return [("Date", _date(int(time.time()))), ("Server", "rtmpd"), ("X-Content-Type-Options", "nosniff")]
+
+
+@lru_cache(maxsize=1)
+def _date(now_s: int) -> str:
+    """Return a time for a header. It costs more than most of a response."""
+    return formatdate(now_s, usegmt=True)

@@ -369,21 +369,28 @@ class Transport(TransportState):
         view = memoryview(data)
         self.sending = True
         try:
-            with deadline(limit_s, "sending"):
-                while view:
-                    try:
-                        sent = self._sock.send(view)
-                    except BlockingIOError:
+            # Most of what is sent fits into the socket's buffer: then there is nothing to wait for.
+            view = self._send_some(view)
+            if view:
+                with deadline(limit_s, "sending"):
+                    while view:
                         self._unsent = len(view)
                         wait(self._write_watcher)
-                        continue
-                    self.bytes_sent += sent
-                    view = view[sent:]
+                        view = self._send_some(view)
         except OSError as error:
             raise TransportClosed(self.close_reason or connection_error("send", error)) from None
         finally:
             self.sending = False
             self._unsent = 0
+
+    def _send_some(self, view: memoryview) -> memoryview:
+        """Send what the socket accepts at once; return the rest."""
+        try:
+            sent = self._sock.send(view)
+        except BlockingIOError:
+            return view
+        self.bytes_sent += sent
+        return view[sent:]
 
     def watch_writable(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the event loop whenever the socket takes data, until `unwatch_writable`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rtmpd.admission import Admission
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from rtmpd.util.stream_key import StreamKey
 
 _URL_LENGTH = 1024
+_NAMES = 1024
+"""The names that are remembered: players of HLS request several files each second."""
+
 _RETRY = (("Retry-After", "5"),)
 
 
@@ -32,7 +36,15 @@ def stream_of(request: Request) -> tuple[StreamKey, dict[str, str]]:
     Raises:
         HttpError: The path can't be the name of a stream.
     """
-    path = request.captured["key"]
+    parameters = request.parameters
+    if request.bearer_token:
+        parameters.setdefault("token", request.bearer_token)
+    return _key_of(request.captured["key"]), parameters
+
+
+@lru_cache(maxsize=_NAMES)
+def _key_of(path: str) -> StreamKey:
+    """Return the stream of a path; raises `HttpError`."""
     app, _, name = path.rpartition("/")
     try:
         found = resolve(app, "", name, "")
@@ -40,10 +52,7 @@ def stream_of(request: Request) -> tuple[StreamKey, dict[str, str]]:
         raise HttpError(400, "This can't be the name of a stream.", closes=True) from None
     if "?" in path or "#" in path or not is_printable(found.key) or not app.strip("/"):
         raise HttpError(404, "Streams have names like /APPLICATION/NAME.")
-    parameters = request.parameters
-    if request.bearer_token:
-        parameters.setdefault("token", request.bearer_token)
-    return found.key, parameters
+    return found.key
 
 
 def play_request(

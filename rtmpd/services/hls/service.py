@@ -37,6 +37,9 @@ READY_S = 10.0
 """How long a request waits until a stream is packaged: hls.js waits no longer for the first byte of a playlist."""
 
 _SECRET_BYTES = 32
+_OPEN_S = 1.0
+"""How long it is remembered that a viewer may have media without showing anything."""
+
 _PROTOCOL = "hls"
 _NOT_YET = (("Retry-After", "1"), ("Cache-Control", "no-store"))
 _NO_STORE = (("Cache-Control", "no-store"),)
@@ -225,7 +228,7 @@ class Hls:
                         raise HttpError(503, f"Nothing has come of {packager.key} yet.", _NOT_YET)
                     break
                 each.wait(left_s)
-                exchange.transport.ensure_open()
+                exchange.ensure_open()
         return renditions
 
     # Media playlists --------------------------------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ class Hls:
             self._hub.count("hls_holds_expired")
             raise HttpError(503, "What is asked for did not come in time.", _NOT_YET)
         rendition.wait(left_s)
-        exchange.transport.ensure_open()
+        exchange.ensure_open()
 
     def _session(
         self, request: Request, exchange: Exchange, connection: ViewerConnection, key: StreamKey, parameters: Mapping[str, str]
@@ -403,12 +406,19 @@ class Hls:
             claim = sessions.claim(session_id, origins)
             if claim is not None and claim.proved:
                 return None, True
-        connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
+        client = (exchange.transport.address, exchange.agent, key)
+        session = sessions.find_by_client(client)
+        now_s = time.monotonic()
+        if session is not None and now_s < session.open_until_s:
+            return session, False
         if not self._hub.authorizer.is_open(play_request(request, exchange, _PROTOCOL, key, {})):
+            connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
             with self._refusals(exchange, connection):
                 self._admit(request, exchange, connection, key, parameters)
             return None, True
-        return sessions.find_by_client((exchange.transport.address, exchange.agent, key)), False
+        if session is not None:
+            session.open_until_s = now_s + _OPEN_S
+        return session, False
 
     def _find_media(self, rendition: Packaged, resource: Resource, exchange: Exchange) -> Sequence[bytes] | None:
         """Return what a name stands for; None: there is no such thing. A part that playlists hint at is waited for."""

@@ -110,6 +110,7 @@ class Session(Play):
         idle_s: How long it lasts without a request.
         address: The address group that it has come from.
         credentials: What finds it, if its client has no id; empty: the id does.
+        open_until_s: Until when media may be served without asking whether it needs an id; monotonic, seconds.
         clients: From where it has requested playlists.
     """
 
@@ -132,6 +133,7 @@ class Session(Play):
         self.requests = 0
         self.idle_s = _SHORTEST_S
         self.credentials = ""
+        self.open_until_s = 0.0
         self.clients: dict[Client, None] = {}
         self._on_expelled = on_expelled
 
