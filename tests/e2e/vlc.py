@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tests.conftest import find_peer
@@ -29,17 +30,18 @@ class Vlc:
         """What it has printed so far."""
         return (self.directory / "vlc.err").read_text(errors="replace")
 
-    def pictures(self) -> list[Path]:
-        """Return the files of the pictures so far, but the newest, which it may be writing."""
-        return sorted(self.directory.glob("picture*.png"))[:-1]
+    def pictures(self) -> list[bytes]:
+        """Return the pictures so far, as PNGs. One that VLC repeats while it buffers is there once."""
+        # It may be writing the newest file.
+        pictures = [path.read_bytes() for path in sorted(self.directory.glob("picture*.png"))[:-1]]
+        return [data for data, _ in groupby(pictures)]
 
     def numbers(self, ffmpeg: str) -> list[int]:
         """Return the numbers of the camera in the pictures so far."""
-        images = b"".join(path.read_bytes() for path in self.pictures())
         # VLC adds lines to a picture whose height does not suit it.
         raw = ("-vf", f"crop={WIDTH}:{HEIGHT}:0:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-")
         command = [ffmpeg, "-v", "error", "-f", "png_pipe", "-i", "-", *raw]
-        data = subprocess.run(command, input=images, capture_output=True, check=True, timeout=30).stdout
+        data = subprocess.run(command, input=b"".join(self.pictures()), capture_output=True, check=True, timeout=30).stdout
         return [number_in(data[i : i + SIZE]) for i in range(0, len(data), SIZE)]
 
 
