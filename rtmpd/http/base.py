@@ -102,6 +102,17 @@ class Conversation(Protocol):
 
         Args:
             first: Bytes of the client that have been read already.
+
+        Raises:
+            RemoteProtocolError: The client has violated the protocol.
+            TransportClosed, DeadlineExceeded: The connection has ended, or must end.
+        """
+
+    def finish(self, reason: CloseReason) -> bool:
+        """Tell the client that the connection ends. Does not wait.
+
+        Returns:
+            Whether the conversation closes the connection itself, in a moment.
         """
 
     def held_bytes(self) -> int:

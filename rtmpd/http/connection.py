@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from rtmpd.errors import DeadlineExceeded, TlsError, TransportClosed
+from rtmpd.errors import DeadlineExceeded, RemoteProtocolError, TlsError, TransportClosed
 from rtmpd.http import limits
 from rtmpd.http.base import Wire
 from rtmpd.http.http1 import Http1
+from rtmpd.http.http2 import Http2
 from rtmpd.net.tls_transport import TlsTransport
 from rtmpd.phases import NOT_CLOSED, CloseKind, CloseReason
 
@@ -72,6 +73,11 @@ class HttpConnection(Wire):
         """Bytes that the client's socket has accepted."""
         return self.transport.bytes_sent + self._conversation.bytes_streamed
 
+    def close(self, reason: CloseReason) -> None:
+        """Close the connection; as `Wire.close`."""
+        if self.transport.close_reason or not self._conversation.finish(reason):
+            self.transport.close(reason)
+
     # Serving -----------------------------------------------------------------------------------------------------------
 
     def serve(self, first: bytes = b"") -> None:
@@ -86,11 +92,18 @@ class HttpConnection(Wire):
         try:
             if isinstance(transport, TlsTransport):
                 assert host.tls is not None
-                host.tls.accept(transport, limits.REQUEST_S, first)
+                host.tls.accept(transport, limits.REQUEST_S, first, web=True)
                 first = b""
+                if transport.application_protocol == "h2":
+                    self._conversation = Http2(self)
             self.bytes_received += len(first)
             self._conversation.serve(first)
             reason = CloseReason(CloseKind.COMMAND, "the response was sent")
+        except RemoteProtocolError as error:
+            host.count("http_bad_requests")
+            log.warning("http %s: bad request: %s", self.peer, error)
+            reason = CloseReason(CloseKind.PROTOCOL, "HTTP was violated", detail=str(error))
+            transport.linger(limits.LINGER_S)
         except TlsError as error:
             host.count("tls_failures")
             log.warning("http %s: TLS failed: %s", self.peer, error)

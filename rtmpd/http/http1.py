@@ -59,6 +59,10 @@ class Http1:
         """Return the memory of what the client has sent, and of what a handler holds."""
         return len(self._head.data) + (self.extra_held() if self.extra_held is not None else 0)
 
+    def finish(self, reason: CloseReason) -> bool:
+        """Return False: there is nothing to tell the client; as `rtmpd.http.base.Conversation.finish`."""
+        return False
+
     def serve(self, first: bytes) -> None:
         """Serve requests until the connection must end; as `rtmpd.http.base.Conversation.serve`."""
         while self._serve_one(first):

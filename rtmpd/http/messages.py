@@ -29,7 +29,9 @@ HEAD_LIMIT_BYTES = 16 << 10
 LINE_LIMIT_BYTES = 8 << 10
 """The largest size of a request line."""
 
-_HEADERS_LIMIT = 100
+HEADERS_LIMIT = 100
+"""The most headers of a request."""
+
 _PARAMETERS_LIMIT = 100
 _GZIP_LEAST_BYTES = 1024
 _GZIP_LEVEL = 4
@@ -308,8 +310,8 @@ class RequestHead:
         del self.data[:size]
         self._checked = 0
         lines = head[:-4].split(b"\r\n")[1:]
-        if len(lines) > _HEADERS_LIMIT:
-            raise HttpError(431, f"There are more than {_HEADERS_LIMIT} headers.")
+        if len(lines) > HEADERS_LIMIT:
+            raise HttpError(431, f"There are more than {HEADERS_LIMIT} headers.")
         if any(line[:1] in (b" ", b"\t") for line in lines):
             raise HttpError(400, "A header is folded over several lines.")
         if b"\r" in head.replace(b"\r\n", b""):

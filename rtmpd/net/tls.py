@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gevent import get_hub
 
@@ -36,6 +36,8 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-
 _KEY = b"PRIVATE KEY-----"
 _NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python's ssl does not define."""
+
+_WEB_PROTOCOLS = ("h2", "http/1.1")
 
 Problem = tuple[str, str]
 """An option of [tls] and a description of its problem."""
@@ -82,6 +84,7 @@ class ServerTls:
 
     Attributes:
         context: The context for `TlsTransport.secure`. It selects the certificate by the name that the client asks for.
+        web_context: Likewise, for HTTPS: the client chooses HTTP/2 or HTTP/1.1 (ALPN, RFC 7301).
         certificates: The certificates in the order of ``tls_cert``.
 
     Raises:
@@ -93,13 +96,13 @@ class ServerTls:
         if not loaded and not problems:
             problems = [("tls_cert", "not set: RTMPS needs a certificate")]
         _refuse(problems)
-        self.certificates = tuple(certificate for _, certificate in loaded)
-        self.context = loaded[0][0]
-        self._by_name: dict[str, ssl.SSLContext] = {}
-        for context, certificate in loaded:
-            for name in certificate.names:
-                self._by_name.setdefault(name, context)
-        self.context.sni_callback = self._choose
+        self.certificates = tuple(each.certificate for each in loaded)
+        self.context, self.web_context = loaded[0].context, loaded[0].web_context
+        self._by_name: dict[str, _Loaded] = {}
+        for each in loaded:
+            for name in each.certificate.names:
+                self._by_name.setdefault(name, each)
+        self.context.sni_callback = self.web_context.sni_callback = self._choose
 
     @property
     def not_after(self) -> float:
@@ -118,7 +121,7 @@ class ServerTls:
         name = name.lower().rstrip(".")
         found = self._by_name.get(name) or self._by_name.get("*." + name.partition(".")[2])
         if found is not None:
-            connection.context = found
+            connection.context = found.web_context if context is self.web_context else found.context
 
 
 class ClientTls:
@@ -179,13 +182,14 @@ class Tls:
     client: ClientTls = field(default_factory=ClientTls)
     turns: HandshakeTurns = field(default_factory=HandshakeTurns)
 
-    def accept(self, transport: TlsTransport, limit_s: float, first: bytes = b"") -> None:
+    def accept(self, transport: TlsTransport, limit_s: float, first: bytes = b"", *, web: bool = False) -> None:
         """Do the TLS handshake of an incoming connection.
 
         Args:
             transport: The connection. Limits and bans have been checked already: a refused client must not cost a handshake.
             limit_s: The time limit for the whole handshake.
             first: Bytes of the client that have been read already.
+            web: It is one of HTTPS.
 
         Raises:
             TransportClosed: A reload has ended RTMPS since the connection was accepted; or as `TlsTransport.secure`.
@@ -193,7 +197,8 @@ class Tls:
         """
         if self.server is None:
             raise TransportClosed("RTMPS is no longer served")
-        transport.secure(self.server.context, limit_s, first=first, turns=self.turns)
+        context = self.server.web_context if web else self.server.context
+        transport.secure(context, limit_s, first=first, turns=self.turns)
 
 
 def client_context(ca: str = "", *, verify: bool = True) -> ssl.SSLContext:
@@ -238,7 +243,7 @@ def tls_problems(tls: TlsConfig, now_s: float | None = None, *, https: bool = Fa
     if tls.tls_ca:
         problems += _read_authorities("tls_ca", tls.tls_ca)[1]
     now_s = time.time() if now_s is None else now_s
-    return problems + [problem for _, certificate in loaded for problem in _warnings(certificate, now_s)]
+    return problems + [problem for each in loaded for problem in _warnings(each.certificate, now_s)]
 
 
 def _refuse(problems: Iterable[Problem]) -> None:
@@ -262,8 +267,16 @@ def _day(time_s: float) -> str:
 # Loading ----------------------------------------------------------------------------------------------------------------
 
 
-def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], list[Problem]]:
-    """Return a context for each usable certificate, and the problems of the others and of the options."""
+class _Loaded(NamedTuple):
+    """A certificate with its contexts, of which that for HTTPS has ALPN."""
+
+    context: ssl.SSLContext
+    web_context: ssl.SSLContext
+    certificate: Certificate
+
+
+def _load(tls: TlsConfig) -> tuple[list[_Loaded], list[Problem]]:
+    """Return the usable certificates, and the problems of the others and of the options."""
     problems: list[Problem] = []
     if tls.tls_key and len(tls.tls_key) != len(tls.tls_cert):
         return [], [("tls_key", f"{len(tls.tls_key)} files, but tls_cert has {len(tls.tls_cert)}")]
@@ -277,25 +290,33 @@ def _load(tls: TlsConfig) -> tuple[list[tuple[ssl.SSLContext, Certificate]], lis
     asks = asks and not problems
     loaded = []
     for path, key_path in zip(tls.tls_cert, tls.tls_key or tls.tls_cert, strict=True):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # The ciphers are Python's default, which excludes those that OpenSSL keeps for old peers only.
-        context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls_version == "1.3" else ssl.TLSVersion.TLSv1_2
-        # A renegotiation costs the server much and the peer little.
-        context.options |= ssl.OP_NO_RENEGOTIATION
-        # TLS 1.3 sends session tickets after the handshake. librtmp with GnuTLS takes them for the end of the connection, and a
-        # client that closes without having read them resets it. RTMP clients connect rarely: resumption would save little.
-        context.num_tickets = 0
-        context.sslobject_class = _ServerObject
+        context, web_context = _server_context(tls), _server_context(tls)
+        web_context.set_alpn_protocols(_WEB_PROTOCOLS)
         try:
-            certificate = _load_certificate(context, path, key_path)
+            certificate = _load_certificate(context, web_context, path, key_path)
         except _Problem as error:
             problems.append(error.problem)
             continue
         if asks:
-            context.load_verify_locations(cadata=authorities)
-            context.verify_mode = ssl.CERT_REQUIRED if tls.tls_client_auth == "required" else ssl.CERT_OPTIONAL
-        loaded.append((context, certificate))
+            for each in (context, web_context):
+                each.load_verify_locations(cadata=authorities)
+                each.verify_mode = ssl.CERT_REQUIRED if tls.tls_client_auth == "required" else ssl.CERT_OPTIONAL
+        loaded.append(_Loaded(context, web_context, certificate))
     return loaded, problems
+
+
+def _server_context(tls: TlsConfig) -> ssl.SSLContext:
+    """Return a context for incoming connections, without a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # The ciphers are Python's default, which excludes those that OpenSSL keeps for old peers only.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls_version == "1.3" else ssl.TLSVersion.TLSv1_2
+    # A renegotiation costs the server much and the peer little.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # TLS 1.3 sends session tickets after the handshake. librtmp with GnuTLS takes them for the end of the connection, and a
+    # client that closes without having read them resets it. RTMP clients connect rarely: resumption would save little.
+    context.num_tickets = 0
+    context.sslobject_class = _ServerObject
+    return context
 
 
 def _read(option: str, path: str) -> bytes:
@@ -305,8 +326,8 @@ def _read(option: str, path: str) -> bytes:
         raise _Problem(option, f"{path}: {error.strerror or error}") from None
 
 
-def _load_certificate(context: ssl.SSLContext, path: str, key_path: str) -> Certificate:
-    """Load a certificate and its key into a context, and return the certificate; raises `_Problem`."""
+def _load_certificate(context: ssl.SSLContext, second: ssl.SSLContext, path: str, key_path: str) -> Certificate:
+    """Load a certificate and its key into two contexts, and return the certificate; raises `_Problem`."""
     found = _CERTIFICATE.search(_read("tls_cert", path))
     if found is None:
         raise _Problem("tls_cert", f"{path}: contains no certificate (PEM)")
@@ -321,6 +342,7 @@ def _load_certificate(context: ssl.SSLContext, path: str, key_path: str) -> Cert
     try:
         with reading(path):
             context.load_cert_chain(path, key_path, no_password)
+            second.load_cert_chain(path, key_path, no_password)
     except _Encrypted:
         raise _Problem("tls_key", f"{key_path}: the key is encrypted, and the server can't prompt for its passphrase") from None
     except ssl.SSLError as error:

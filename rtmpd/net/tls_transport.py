@@ -263,6 +263,11 @@ class TlsTransport(Transport):
         return f"{tls.version()}, {cipher[0] if cipher else 'no cipher'}{name}"
 
     @property
+    def application_protocol(self) -> str:
+        """The protocol that both sides have chosen (ALPN); empty: none."""
+        return (self._tls.selected_alpn_protocol() or "") if self._tls is not None else ""
+
+    @property
     def certificate_subject(self) -> str:
         """The attributes of the subject of the peer's verified certificate, as ``commonName=x``; empty without one."""
         found = self._tls.getpeercert() if self._tls is not None else None

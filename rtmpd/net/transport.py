@@ -45,6 +45,7 @@ _BUFFER = memoryview(bytearray(RECEIVE_BYTES))
 
 
 _WRITE = 2
+_KEEPALIVE = ((stdlib_socket.TCP_KEEPIDLE, 60), (stdlib_socket.TCP_KEEPINTVL, 15), (stdlib_socket.TCP_KEEPCNT, 4))
 
 # The field tcpi_bytes_acked of Linux's struct tcp_info, and the answer to SIOCOUTQ, whose other name is TIOCOUTQ.
 _TCP_INFO = struct.Struct("=120xQ")
@@ -169,6 +170,12 @@ class Transport(TransportState):
         """
         if limit_bytes and self.sock.family != stdlib_socket.AF_UNIX:
             self.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, limit_bytes)
+
+    def keep_alive(self) -> None:
+        """Let TCP find out that the peer's host is gone, in two minutes, while nothing is sent."""
+        if self.sock.family != stdlib_socket.AF_UNIX:
+            for option, value in _KEEPALIVE:
+                self.sock.setsockopt(stdlib_socket.IPPROTO_TCP, option, value)
 
     def ensure_open(self) -> None:
         """Check that the connection is open, without waiting.

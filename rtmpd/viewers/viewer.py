@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket as stdlib_socket
 import time
 from typing import TYPE_CHECKING
 
@@ -37,9 +36,6 @@ _RATE_BYTES = 4 << 10
 ENDED = CloseReason(CloseKind.COMMAND, "the stream has ended")
 CHANGED = CloseReason(CloseKind.COMMAND, "the codecs of the stream have changed")
 """Why a viewer is `over`."""
-
-_KEEPALIVE = ((stdlib_socket.TCP_KEEPIDLE, 60), (stdlib_socket.TCP_KEEPINTVL, 15), (stdlib_socket.TCP_KEEPCNT, 4))
-"""A viewer that waits is sent nothing, and has no pings: TCP finds out that its host is gone."""
 
 
 class ViewerConnection:
@@ -199,8 +195,8 @@ class Viewer(StreamReader):
         """
         connection = self.connection
         transport = connection.transport
-        for option, value in _KEEPALIVE:
-            transport.sock.setsockopt(stdlib_socket.IPPROTO_TCP, option, value)
+        # A viewer that waits is sent nothing, and has no pings.
+        transport.keep_alive()
         reason = CloseReason(CloseKind.INTERNAL, "internal error")
         try:
             output = stream.output(self._wanted(stream), self._format)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import socket
+import subprocess
 import time
 
 import gevent
 import pytest
 
 from rtmpd.media import flv
+from tests.conftest import find_peer
 from tests.integration.beside import wait_until
 from tests.integration.wire import (
     AAC_HEADER,
@@ -470,3 +473,59 @@ def test_https_with_the_certificates_of_rtmps(server, raw, authority, opened):
     plain = opened.enter_context(contextlib.closing(open_socket(port)))
     plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     running.wait_for_line(r"WARNING +http 127[\d.:]+: TLS failed: ")
+
+
+def test_http_2_over_https(server, raw, authority, tmp_path):
+    pair = authority.issue("localhost")
+    events = tmp_path / "events"
+    ini = f"[http]\nhttp_listen =\nhttp_tls_listen = 127.0.0.1:0\n[tls]\n{pair.ini}{QUICK}[hooks]\nhook_stdio_format = json\n"
+    with events.open("wb") as stdout:
+        running = server(ini, stdout=stdout)
+    port = http_port(running, "https")
+    feed(publisher := raw(running).publish("a"), [(VIDEO, 0, AVC_HEADER), (AUDIO, 0, AAC_HEADER), *gop(0)])
+    publisher.sync()
+    report = "%{http_version} %{http_code} %{num_connects} %{size_download}\n"
+    program = find_peer("curl", "curl")
+
+    def curl(*arguments):
+        common = [program, "--silent", "--show-error", "--http2", "--cacert", authority.path, "--max-time", str(LIMIT_S)]
+        return subprocess.Popen([*common, *arguments], stdout=subprocess.PIPE, text=True)
+
+    def outcome(process):
+        with process:
+            return process.stdout.read().splitlines()
+
+    def url(path):
+        return f"https://localhost:{port}{path}"
+
+    body = tmp_path / "a.flv"
+    viewer = curl("--no-buffer", "--output", body, "--write-out", report, url("/live/a.flv"))
+    wait_until(lambda: body.exists() and gop(0)[-1][2] in body.read_bytes(), "the viewer has the first frames")
+    assert outcome(curl("--head", "--write-out", report, url("/live/a.flv")))[-1] == "2 200 1 0"
+    assert outcome(curl("--data", "x" * 100_000, "--write-out", report, url("/metrics")))[-1].startswith("2 405 1 ")
+    several = [
+        part for path in ("/live/none.flv", "/debug/vars", "/metrics", "/") for part in ("--output", "/dev/null", url(path))
+    ]
+    found = outcome(curl("--parallel", "--write-out", report, *several))
+    assert sorted(line.split()[1] for line in found) == ["200", "200", "404", "404"]
+    # All of them on one connection.
+    assert sum(int(line.split()[2]) for line in found) == 1
+    feed(publisher, gops(1, 5))
+    publisher.close()
+    # The body ends as one of HTTP/1.1 can't: curl knows that it has all of it.
+    assert outcome(viewer) == [f"2 200 1 {body.stat().st_size}"]
+    assert viewer.returncode == 0
+    data = body.read_bytes()
+    tags = Tags(io.BytesIO(data).read)
+    tags.until(gops(5, 5)[-1])
+    with pytest.raises(EOFError):
+        tags.next()
+
+    def stops():
+        told = [json.loads(line.partition(": ")[2]) for line in events.read_text().splitlines()]
+        return [each["data"] for each in told if each["type"] == "play_stop"]
+
+    wait_until(stops, "the play has ended")
+    (stop,) = stops()
+    assert (stop["protocol"], stop["bytes"], stop["reason"]) == ("https", len(data), "the stream has ended")
+    assert stop["agent"].startswith("curl/")

@@ -189,6 +189,22 @@ def test_a_client_gets_the_certificate_with_the_name_that_it_asks_for(authority,
     assert getattr(ours, "asked_for", None) == (asked or "")
 
 
+def test_only_https_chooses_a_protocol(authority):
+    pairs = [authority.issue("a.example"), authority.issue("b.example")]
+    server = ServerTls(options(f"tls_cert = {', '.join(str(pair.both) for pair in pairs)}"))
+
+    def chosen(context, name, offered):
+        client = trusting(authority)
+        client.set_alpn_protocols(offered)
+        return shake(context, client, name)[0].selected_alpn_protocol()
+
+    for name in ("a.example", "b.example"):
+        assert chosen(server.web_context, name, ["http/1.1", "h2"]) == "h2"
+        assert chosen(server.web_context, name, ["http/1.1"]) == "http/1.1"
+        assert chosen(server.web_context, name, ["http/0.9"]) is None
+        assert chosen(server.context, name, ["h2"]) is None
+
+
 def test_the_subjects_name_counts_only_without_alternative_names(authority, tmp_path):
     cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=Cn.example"]
