@@ -118,6 +118,11 @@ class Packagers:
             return packager
         return self._begin(stream)
 
+    def running(self, key: str) -> Packager | None:
+        """Return the packager of a stream if it is packaged already, and has not ended."""
+        packager = self._packagers.get(key)
+        return packager if packager is not None and not packager.ended else None
+
     # Streams -------------------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from rtmpd.errors import HttpError, Refused
@@ -37,6 +38,7 @@ READY_S = 10.0
 """How long a request waits until a stream is packaged: hls.js waits no longer for the first byte of a playlist."""
 
 _SECRET_BYTES = 32
+_REPORTS = 16
 _OPEN_S = 1.0
 """How long it is remembered that a viewer may have media without showing anything."""
 
@@ -200,14 +202,13 @@ class Hls:
         members: list[Member] = []
         problem: HttpError | None = None
         # All begin at once: they are packaged on demand.
-        found = [(each, self.packagers.find(each)) for each in self._family(key)]
-        for each, packager in found:
-            if packager is not None and not (packager.ended and members):
-                packager.touch()
-                try:
-                    members.append(Member(prefix_of(asked, each), self._with_a_part(packager, deadline_s, exchange)))
-                except HttpError as error:
-                    problem = problem or error
+        found = [packager for each in self._family(key) if (packager := self.packagers.find(each)) is not None]
+        for packager in [each for each in found if not each.ended] or found:
+            packager.touch()
+            try:
+                members.append(Member(prefix_of(asked, packager.key), self._with_a_part(packager, deadline_s, exchange)))
+            except HttpError as error:
+                problem = problem or error
         if not members:
             if problem is None:
                 self._packager(key)
@@ -237,8 +238,13 @@ class Hls:
         directives = parse_directives(request.query)
         if directives is None:
             raise HttpError(400, "The delivery directives are invalid.", _NO_STORE)
-        connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
         key, parameters = stream_of(request)
+        if request.method == "HEAD":
+            # It begins no play, and what it would wait for is not known.
+            self._session_of_media(request, exchange, key, parameters)
+            self._rendition(request, key)
+            return Response(content_type=PLAYLIST, headers=_NO_STORE, sized=False)
+        connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
         with self._refusals(exchange, connection):
             session = self._session(request, exchange, connection, key, parameters)
         session.requests += 1
@@ -256,8 +262,7 @@ class Hls:
         reports = self._reports(packager, rendition)
         response = self._playlists_of(rendition).respond(request, directives, reports, session.media_query)
         self._hub.count("hls_playlists")
-        if request.method == "GET":
-            session.add_bytes(response.size)
+        session.add_bytes(response.size)
         return response
 
     def _playlists_of(self, rendition: Packaged) -> Playlists:
@@ -266,15 +271,14 @@ class Hls:
             found = self._playlists[rendition] = Playlists(rendition)
         return found
 
-    @staticmethod
-    def _reports(packager: Packager, rendition: Packaged) -> list[Report]:
-        """Return how far the other renditions of a stream are."""
-        found = []
-        for each in packager.renditions:
-            report = report_of(each, f"../{each.name}/media.m3u8") if each is not rendition else None
-            if report is not None:
-                found.append(report)
-        return found
+    def _reports(self, packager: Packager, rendition: Packaged) -> list[Report]:
+        """Return how far the other renditions are: of the stream, and of those that are its renditions by their names."""
+        found = [(f"../{each.name}/media.m3u8", each) for each in packager.renditions if each is not rendition]
+        for key in self._family(self._origins(packager.key)[-1]):
+            other = self.packagers.running(key) if key != packager.key else None
+            if other is not None:
+                found += [(f"../../{quote(key.name)}/{each.name}/media.m3u8", each) for each in other.renditions]
+        return [report for uri, each in found[:_REPORTS] if (report := report_of(each, uri)) is not None]
 
     def _hold(self, rendition: Packaged, directives: Directives, exchange: Exchange) -> None:
         """Wait until a playlist has what a client asks for; raises `HttpError`."""

@@ -86,6 +86,10 @@ class FakePackagers(dict):
     def find(self, key):
         return self.get(key)
 
+    def running(self, key):
+        found = self.get(key)
+        return found if found is not None and not found.ended else None
+
     def start(self):
         pass
 

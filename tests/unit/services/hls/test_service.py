@@ -93,10 +93,23 @@ def test_renditions_are_those_of_the_stream_and_of_other_names(stage):
     assert made.get(f"/live/test_480p/{first}").status == 200
     assert made.get(f"/live/test/{first}").status == 200
     assert made.kinds == ["play_start"]
+    reports = [made.get(f"/live/{name}/{first}").text for name in ("test", "test_480p")]
+    assert '#EXT-X-RENDITION-REPORT:URI="../../test_480p/main/media.m3u8",LAST-MSN=100,LAST-PART=3' in reports[0]
+    assert '#EXT-X-RENDITION-REPORT:URI="../../test/main/media.m3u8",LAST-MSN=100,LAST-PART=3' in reports[1]
     # Its id is not for other streams.
     made.publish("live/other", parts=4)
     assert made.get(f"/live/other/{first}").status == 200
     assert made.kinds == ["play_start"] * 2
+
+
+def test_a_rendition_that_has_ended_is_left_out_unless_all_have(stage):
+    made = stage("[hls]\nhls_renditions = _720p\n")
+    made.publish(parts=4).end()
+    made.publish("live/test_720p", parts=4)
+    made.hls.packagers["live/test"].ended = True
+    assert [uri.partition("?")[0] for uri in uris(made.get("/live/test/index.m3u8").text)] == ["../test_720p/main/media.m3u8"]
+    made.hls.packagers["live/test_720p"].ended = True
+    assert len(uris(made.get("/live/test/index.m3u8").text)) == 2
 
 
 def test_renditions_can_be_all_that_there_is(stage):
@@ -184,6 +197,17 @@ def test_a_playlist_without_directives_waits_for_the_first_segment(stage):
     assert not asked.ready()
     rendition.add(3)
     assert "seg-100.m4s" in asked.get(timeout=5).text
+
+
+def test_head_tells_whether_a_playlist_is_there_and_begins_no_play(stage):
+    made = stage(TOKEN)
+    made.publish(parts=1)
+    reply = made.get(f"{MEDIA}?token=s3cret&_HLS_msn=101", "HEAD")
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/vnd.apple.mpegurl")
+    assert "content-length" not in reply.headers
+    assert made.get(MEDIA, "HEAD").status == 401
+    assert made.get("/live/test/video9/media.m3u8?token=s3cret", "HEAD").status == 404
+    assert "play_start" not in made.kinds
 
 
 def test_requests_for_what_comes_next_are_held_in_any_number(stage):
