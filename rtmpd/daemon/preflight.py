@@ -196,6 +196,8 @@ def check_files(config: Config, config_file: str = "") -> Iterator[Finding]:
     """
     if config.record.record_all or config.record.record_streams:
         yield from _findings(("record", "record_directory"), _place_problem(config.record.record_directory, is_directory=True))
+    if config.hls.hls_directory:
+        yield from _findings(("hls", "hls_directory"), _place_problem(config.hls.hls_directory, is_directory=True))
     for option, path in (("log_file", config.log.log_file), ("access_log_file", config.log.access_log_file)):
         yield from _findings(("log", option), path and _place_problem(path, is_directory=False))
     if config.log.log_target == "journal" and not config.log.log_file:

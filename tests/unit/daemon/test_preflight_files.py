@@ -38,6 +38,13 @@ def test_a_record_directory_exists_or_can_be_created_and_the_check_does_not_crea
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_for_segments(tmp_path):
+    assert found(f"[hls]\nhls_directory = {tmp_path / 'new'}\n") == []
+    ((option, text),) = found(f"[hls]\nhls_directory = {tmp_path / 'a' / 'b'}\n")
+    assert option == "hls.hls_directory"
+    assert text.startswith(f"can't create {tmp_path}/a/b: ")
+
+
 def test_only_the_last_directory_of_a_path_can_be_created(tmp_path):
     ((option, text),) = found(record(tmp_path / "a" / "b"))
     assert option == "record.record_directory"
