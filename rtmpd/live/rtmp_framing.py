@@ -6,6 +6,8 @@ type 0 chunk header, so that none depends on the one before it (RTMP 1.0 section
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO, Headers, KeptMessages, Message, Notice, NoticeKind
@@ -25,6 +27,8 @@ from rtmpd.protocol.message import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rtmpd.live.pages import Page
 
 _CONTROL, _COMMAND = int(MessageType.USER_CONTROL), int(MessageType.COMMAND_AMF0)
@@ -32,7 +36,11 @@ _CSIDS = {AUDIO: CSID_AUDIO, VIDEO: CSID_VIDEO, DATA: CSID_DATA, _CONTROL: CSID_
 _FIRST_BYTES = [_CSIDS.get(type_id, 0) << 24 for type_id in range(32)]
 _MESSAGE_STREAM_ID = 0x01000000  # 1: the one little-endian field of the protocol
 _SHORT_HEADER, _LONG_HEADER = 12, 16
+_HEADER_WORDS = struct.Struct(">II")
 _MEDIA = (AUDIO, VIDEO)
+
+PageMessage = tuple[int, int, "bytes | memoryview", int, int]
+"""Type id, timestamp, payload, kind, and the offset behind a message."""
 _KEYFRAMES = (int(Kind.KEYFRAME), int(Kind.TRACK_KEYFRAME))
 _FRAME = int(Kind.FRAME)
 _SET_DATA_FRAME = amf0.encode("@setDataFrame")
@@ -133,6 +141,27 @@ class RtmpFraming:
             left -= self.chunk_size
         pieces.append(page.view[offset : offset + left])
         return Message(type_id, timestamp, b"".join(pieces), data, page.kinds[index], page, end)
+
+    def read_page(self, page: Page, offset: int) -> Iterator[PageMessage]:
+        """Yield the messages of a page from an offset on, to its present end, without a copy where that can be.
+
+        It is several times as fast as `read`, for readers that look at each message. A view keeps the buffer of the page in
+        memory.
+        """
+        starts, kinds, buffer, view = page.starts, page.kinds, page.buffer, page.view
+        first = bisect_left(starts, offset)
+        count = len(starts)
+        for index in range(first, count):
+            start = starts[index]
+            end = starts[index + 1] if index + 1 < count else page.end
+            word, length = _HEADER_WORDS.unpack_from(buffer, start)
+            timestamp = word & 0xFFFFFF
+            begin = start + _SHORT_HEADER
+            if timestamp != EXTENDED_TIMESTAMP and end - begin == length >> 8:
+                yield length & 0xFF, timestamp, view[begin:end], kinds[index], end
+            else:
+                message = self.read(page, index)
+                yield message.type_id, message.timestamp, message.payload, message.kind, end
 
     def media_timestamp(self, page: Page, index: int) -> int:
         """Return the timestamp of an audio or video message; -1 for any other."""

@@ -130,7 +130,7 @@ class Fragmenter:
             self._audio_times = AudioTimes(self._audio.timescale)
             self._lanes[AUDIO] = _Lane(AUDIO_TRACK, self._audio.timescale)
 
-    def add(self, type_id: int, timestamp: int, payload: bytes) -> None:
+    def add(self, type_id: int, timestamp: int, payload: bytes | memoryview) -> None:
         """Add an audio or video message; one without a frame, or of a track that is not carried, is ignored.
 
         Args:
@@ -150,7 +150,7 @@ class Fragmenter:
             elif self._aac and payload[1] == 1 and first & 0xF0 == _AAC and self._audio is not None and type_id == AUDIO:
                 self._add_audio(timestamp, memoryview(payload)[_AAC_BODY:], self._audio.frame_ticks)
                 return
-        self._add_other(type_id, timestamp, payload)
+        self._add_other(type_id, timestamp, bytes(payload))
 
     def _add_other(self, type_id: int, timestamp: int, payload: bytes) -> None:
         """Add a message that is no ordinary frame of H.264 or AAC."""

@@ -26,7 +26,7 @@ class Fragment(Protocol):
 class Fragmenter(Protocol):
     """Collects samples. The last sample of each track waits for its successor, which says how long it lasts."""
 
-    def add(self, type_id: int, timestamp: int, payload: bytes) -> None:
+    def add(self, type_id: int, timestamp: int, payload: bytes | memoryview) -> None:
         """Add a message."""
 
     def cut(self) -> Fragment | None:
@@ -62,6 +62,7 @@ class Rendition:
         "_fragmenter",
         "_init_id",
         "_is_discontinuity",
+        "_room_bytes",
         "_segment_limit_bytes",
         "held_bytes",
         "window",
@@ -84,10 +85,11 @@ class Rendition:
         self._date_of = date_of
         self._is_discontinuity = False
         self._segment_limit_bytes = segment_limit_bytes
+        self._room_bytes = segment_limit_bytes  # the most that the frames may be that are in no part yet
         self.held_bytes = 0
         self._cutter = Cutter(window.targets, has_video=has_video, guided=guided)
 
-    def add(self, type_id: int, timestamp_ms: int, payload: bytes, *, is_keyframe: bool) -> bool:
+    def add(self, type_id: int, timestamp_ms: int, payload: bytes | memoryview, *, is_keyframe: bool) -> bool:
         """Add a frame of audio or video; return whether the window has changed.
 
         Args:
@@ -97,24 +99,29 @@ class Rendition:
             is_keyframe: Whether it is a keyframe of video.
         """
         is_video = type_id == VIDEO
+        size_bytes = len(payload)
+        if not is_keyframe and self._cutter.passes(timestamp_ms, size_bytes, is_video=is_video):
+            self._fragmenter.add(type_id, timestamp_ms & 0xFFFFFFFF, payload)
+            self.held_bytes += size_bytes
+            if self.held_bytes > self._room_bytes:
+                self._cutter.end_early()
+            return False
         was_started = self._cutter.started
-        cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe, len(payload)))
+        cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe, size_bytes))
         if cuts:
             self._apply([cut for cut in cuts if cut.when is not When.THIS])
         if self._cutter.started:
             if not was_started:
                 self._open(self._cutter.segment_start_ms)
             self._fragmenter.add(VIDEO if is_video else AUDIO, timestamp_ms & 0xFFFFFFFF, payload)
-            self.held_bytes += len(payload)
-            self._check_size()
+            self.held_bytes += size_bytes
         if cuts:
             self._apply([cut for cut in cuts if cut.when is When.THIS])
-        return bool(cuts)
-
-    def _check_size(self) -> None:
         segment = self.window.open
-        if segment is not None and segment.size_bytes + self.held_bytes > self._segment_limit_bytes:
+        self._room_bytes = self._segment_limit_bytes - (segment.size_bytes if segment is not None else 0)
+        if self.held_bytes > self._room_bytes:
             self._cutter.end_early()
+        return bool(cuts)
 
     @property
     def expected_ms(self) -> int | None:

@@ -90,21 +90,28 @@ class Cut(NamedTuple):
 
 
 class _Lane:
-    """The frames of a track in the part: those whose duration is known, and the one that waits."""
+    """The frames of a track in the part: those whose duration is known, and the one that waits.
 
-    __slots__ = ("frames", "has_keyframe", "size_bytes", "waiting")
+    Attributes:
+        frames, size_bytes, has_keyframe: Of those whose duration is known.
+        waiting_bytes: The size of the one that waits; -1: there is none.
+        waiting_key: Whether that is a keyframe.
+    """
+
+    __slots__ = ("frames", "has_keyframe", "size_bytes", "waiting_bytes", "waiting_key")
 
     def __init__(self) -> None:
         self.frames = self.size_bytes = 0
-        self.has_keyframe = False
-        self.waiting: Frame | None = None
+        self.has_keyframe = self.waiting_key = False
+        self.waiting_bytes = -1
 
-    def add(self, frame: Frame | None) -> None:
-        waiting, self.waiting = self.waiting, frame
-        if waiting is not None:
+    def add(self, size_bytes: int = -1, *, is_keyframe: bool = False) -> None:
+        """Add a frame; without a size, none follows the one that waits."""
+        if self.waiting_bytes >= 0:
             self.frames += 1
-            self.size_bytes += waiting.size_bytes
-            self.has_keyframe |= waiting.is_keyframe
+            self.size_bytes += self.waiting_bytes
+            self.has_keyframe |= self.waiting_key
+        self.waiting_bytes, self.waiting_key = size_bytes, is_keyframe
 
     def clear(self) -> None:
         self.frames = self.size_bytes = 0
@@ -141,6 +148,7 @@ class Cutter:
         "_last_ms",
         "_part_ms",
         "_part_start_ms",
+        "_quiet_ms",
         "_silent_ms",
         "_step_ms",
         "_targets",
@@ -167,6 +175,15 @@ class Cutter:
         self._silent_ms = 0
         self._ends_early = False
         self._guide_ms: int | None = None
+        self._quiet_ms = 0
+
+    def _set_quiet(self) -> None:
+        """Set up to where frames of the driving track may last without ending anything."""
+        targets = self._targets
+        quiet_ms = min(self._part_start_ms + self._part_ms, self.segment_start_ms + targets.limit_ms)
+        if not self._has_video and not self._guided:
+            quiet_ms = min(quiet_ms, self.segment_start_ms + targets.segment_ms - 1)
+        self._quiet_ms = quiet_ms
 
     def guide(self, end_ms: int) -> None:
         """Let the segment end at the first frame at or behind a time."""
@@ -188,6 +205,39 @@ class Cutter:
     def end_early(self) -> None:
         """Let the segment end at the next frame of the driving track, as it takes too much memory."""
         self._ends_early = True
+
+    def passes(self, timestamp_ms: int, size_bytes: int, *, is_video: bool) -> bool:
+        """Add a frame that is no keyframe of video, if it ends nothing; return whether it does not. The hot path: `add` is for
+        all other frames.
+        """
+        if not self.started:
+            return False
+        if is_video is self._has_video:
+            step_ms = timestamp_ms - self._last_ms
+            if not 0 < step_ms <= self._quiet_ms - timestamp_ms or self._last_ms < self._part_start_ms:
+                return False
+            if self._ends_early or self._guide_ms is not None:
+                return False
+            self._last_ms = timestamp_ms
+            self._step_ms = step_ms
+            self._silent_ms = 0
+            lane = self._video if is_video else self._audio
+        else:
+            if is_video or self._audio_ms is None:
+                return False
+            step_ms = timestamp_ms - self._audio_ms
+            silent_ms = self._silent_ms + step_ms
+            if step_ms <= 0 or silent_ms >= _SILENCE_MS:
+                return False
+            self._audio_ms = timestamp_ms
+            self._silent_ms = silent_ms
+            lane = self._audio
+        if lane.waiting_bytes >= 0:
+            lane.frames += 1
+            lane.size_bytes += lane.waiting_bytes
+            lane.has_keyframe |= lane.waiting_key
+        lane.waiting_bytes, lane.waiting_key = size_bytes, False
+        return True
 
     def add(self, frame: Frame) -> list[Cut]:
         """Add a frame, in the order of arrival; return the cuts, in order."""
@@ -229,8 +279,10 @@ class Cutter:
     def _begin(self, frame: Frame) -> None:
         self.started = True
         self.segment_start_ms = self._part_start_ms = self._last_ms = self._keyframe_ms = frame.timestamp_ms
-        self._lane(frame).waiting = frame
+        lane = self._lane(frame)
+        lane.waiting_bytes, lane.waiting_key = frame.size_bytes, frame.is_keyframe
         self._silent_ms = 0
+        self._set_quiet()
 
     def _lane(self, frame: Frame) -> _Lane:
         return self._video if frame.is_video else self._audio
@@ -261,7 +313,7 @@ class Cutter:
         added = self._reach(time_ms, frame, When.THIS, ends=ends)
         lane = self._lane(frame)
         if not added:
-            lane.add(frame)
+            lane.add(frame.size_bytes, is_keyframe=frame.is_keyframe)
         self._last_ms = time_ms
         self._step_ms = step_ms
         self._silent_ms = 0
@@ -292,8 +344,7 @@ class Cutter:
             has_more = last_ms > start_ms and not added
             enough = (last_ms - start_ms) * 100 >= part_ms * PART_FLOOR_PERCENT or driving.has_keyframe or not self._has_video
             if has_more and (enough or too_long):
-                waiting = driving.waiting
-                independent = waiting is not None and (waiting.is_keyframe or not self._has_video)
+                independent = driving.waiting_bytes >= 0 and (driving.waiting_key or not self._has_video)
                 self._cut(When.PREVIOUS, last_ms, ends=too_long, independent=independent)
                 continue
             # The last frame extends over the end of the part. It belongs into the next part if that would have no frame.
@@ -308,10 +359,10 @@ class Cutter:
 
     def _add_behind(self, frame: Frame | None, when: When) -> None:
         if when is When.FINISH:
-            self._video.add(None)
-            self._audio.add(None)
+            self._video.add()
+            self._audio.add()
         elif frame is not None:
-            self._lane(frame).add(frame)
+            self._lane(frame).add(frame.size_bytes, is_keyframe=frame.is_keyframe)
 
     def _break(self, frame: Frame) -> None:
         """End the segment before a frame that does not continue the timeline."""
@@ -345,6 +396,7 @@ class Cutter:
         if ends:
             self.segment_start_ms = end_ms
             self._ends_early = False
+        self._set_quiet()
 
     # The other track ------------------------------------------------------------------------------------------------------
 
@@ -359,4 +411,4 @@ class Cutter:
             limit_ms = self.segment_start_ms + self._targets.limit_ms
             place_ms = min(self._part_start_ms + self._part_ms, limit_ms)
             self._cut(When.PREVIOUS, place_ms, ends=place_ms == limit_ms)
-        self._audio.add(frame)
+        self._audio.add(frame.size_bytes, is_keyframe=frame.is_keyframe)

@@ -260,7 +260,7 @@ class Feed:
         """The size of the frames that are in no part yet."""
         return self._rendition.held_bytes if self._rendition is not None else 0
 
-    def add(self, type_id: int, time_ms: int, payload: bytes) -> bool:
+    def add(self, type_id: int, time_ms: int, payload: bytes | memoryview) -> bool:
         """Add a frame of any track; return whether the window has changed.
 
         Args:
@@ -269,7 +269,7 @@ class Feed:
             payload: The message.
         """
         if self._rewrite is not None:
-            selected = self._select(type_id, payload)
+            selected = self._select(type_id, bytes(payload))
             if selected is None:
                 return False
             payload = selected
@@ -284,7 +284,7 @@ class Feed:
             if self.stale and self.audio_is_stale:
                 return False
             return rendition.add(AUDIO, time_ms, payload, is_keyframe=False)
-        return self._add_other(rendition, type_id, time_ms, payload)
+        return self._add_other(rendition, type_id, time_ms, bytes(payload))
 
     def _add_other(self, rendition: Rendition, type_id: int, time_ms: int, payload: bytes) -> bool:
         """Add a frame that is no ordinary one of H.264 or AAC."""
@@ -320,6 +320,6 @@ def is_header(type_id: int, kind: int) -> bool:
     return kind in (_HEADER, int(Kind.METADATA)) and type_id in (AUDIO, VIDEO, DATA)
 
 
-def is_keyframe(type_id: int, payload: bytes) -> bool:
+def is_keyframe(type_id: int, payload: bytes | memoryview) -> bool:
     """Return whether a message has a keyframe of video."""
     return type_id == VIDEO and bool(payload) and payload[0] >> 4 & 7 == 1

@@ -19,6 +19,7 @@ from rtmpd.live.framing import AUDIO, DATA, VIDEO
 from rtmpd.live.headers import HeaderCache
 from rtmpd.live.log import NEVER
 from rtmpd.live.pages import Page
+from rtmpd.live.rtmp_framing import RtmpFraming
 from rtmpd.media.fmp4.times import Unwrapper
 from rtmpd.media.hls.window import Limits
 from rtmpd.media.tags import Kind
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rtmpd.config.model import HlsConfig
-    from rtmpd.live.framing import Headers, Message
+    from rtmpd.live.framing import Headers
     from rtmpd.live.log import Log
     from rtmpd.live.stream import Stream
     from rtmpd.media.hls.targets import Targets
@@ -170,7 +171,10 @@ class Packager:
     def _attach(self) -> tuple[Log, Page, int]:
         """Begin to read, at the join point if there is one: the first part is complete at once then."""
         stream = self.stream
-        found = stream.read(self, stream.published.framing)
+        framing = stream.published.framing
+        assert isinstance(framing, RtmpFraming)
+        self._framing = framing
+        found = stream.read(self, framing)
         if found.join_page is not None:
             headers = found.join_headers
             place = found.join_page, found.join_offset
@@ -210,17 +214,28 @@ class Packager:
     def _collect(self) -> bool:
         """Package what is unread, for at most `_SLICE_S`; return whether there is more."""
         begun_s = time.monotonic()
-        for count, message in enumerate(self._log.read_all(self._page, self._offset), 1):
-            position = message.page.base + message.offset
-            if position > self._end:
+        count = 0
+        while True:
+            page = self._page
+            for type_id, timestamp, payload, kind, offset in self._framing.read_page(page, self._offset):
+                if self._marks or self._end != NEVER:
+                    position = page.base + offset
+                    if position > self._end:
+                        return False
+                    while self._marks and position > self._marks[0].position:
+                        self._switch(self._marks.popleft())
+                if kind in _FRAMES:
+                    if payload:
+                        self._take_frame(type_id, self._clock.unwrap(timestamp), payload)
+                elif is_header(type_id, kind):
+                    self._take_header(type_id, bytes(payload))
+                self._offset = offset
+                count += 1
+                if count % 16 == 0 and (self._is_full or time.monotonic() - begun_s > _SLICE_S):
+                    return True
+            if page.next is None:
                 return False
-            while self._marks and position > self._marks[0].position:
-                self._switch(self._marks.popleft())
-            self._take(message)
-            self._page, self._offset = message.page, message.offset
-            if count % 16 == 0 and (self._is_full or time.monotonic() - begun_s > _SLICE_S):
-                return True
-        return False
+            self._page, self._offset = page.next, 0
 
     # The greenlet ------------------------------------------------------------------------------------------------------
 
@@ -322,18 +337,10 @@ class Packager:
 
     # Messages ----------------------------------------------------------------------------------------------------------
 
-    def _take(self, message: Message) -> None:
-        type_id, timestamp, payload, _, kind, _, _ = message
-        if type_id in (AUDIO, VIDEO) and kind in _FRAMES:
-            if payload:
-                self._take_frame(type_id, self._clock.unwrap(timestamp), bytes(payload))
-        elif is_header(type_id, kind):
-            self._take_header(type_id, bytes(payload))
-
-    def _take_frame(self, type_id: int, time_ms: int, payload: bytes) -> None:
+    def _take_frame(self, type_id: int, time_ms: int, payload: bytes | memoryview) -> None:
         """Add a frame to all renditions. The hot path."""
         if self._prelude is not None:
-            self._hold(self._prelude, type_id, time_ms, payload)
+            self._hold(self._prelude, type_id, time_ms, bytes(payload))
             return
         if self._restarts and is_keyframe(type_id, payload):
             self._restart()
