@@ -92,7 +92,9 @@ class Http1:
                 self.agent = request.headers.get("user-agent", "")[:256]
                 request, found = self._responder.find(request)
                 wanted = not isinstance(found, HttpError) and found.takes_body
-                request, complete = self._read_body(request, parser, wanted=wanted)
+                complete = True
+                if parser is not None:
+                    request, complete = self._read_body(request, parser, wanted=wanted)
         except DeadlineExceeded:
             self._give_up(begun=begun or wire.bytes_received > before)
             return False

@@ -82,6 +82,36 @@ def test_a_head_is_read_at_every_split(cuts):
     assert not head.data
 
 
+PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12)
+TOKENS = st.text(st.sampled_from("aZ0-_.!~:@ ("), max_size=5)
+
+
+def parsed(head):
+    """Return what a head is parsed as, without the header that says that there is no body; or the status of the error."""
+    try:
+        reader = RequestHead()
+        found, _ = reader.parse(reader.feed(head))
+    except HttpError as error:
+        return error.status
+    headers = {name: value for name, value in found.headers.items() if name != "content-length"}
+    return found.method, found.path, found.query, headers, found.keep_alive
+
+
+@given(
+    st.sampled_from(["GET", "HEAD", "POST", "G(T"]),
+    st.one_of(st.just("/a?b=c"), PRINTABLE.map("/{}".format)),
+    st.sampled_from(["1.1", "1.0", "1.2"]),
+    st.lists(
+        st.tuples(st.one_of(TOKENS, st.just("connection")), st.one_of(PRINTABLE, st.just("close"), st.just("é"))), max_size=3
+    ),
+    st.booleans(),
+)
+def test_a_plain_request_is_parsed_as_one_that_could_have_a_body(method, target, version, headers, host):
+    lines = [f"{method} {target} HTTP/{version}", *(["Host: x"] if host else []), *(f"{a}: {b} " for a, b in headers)]
+    plain, other = ("\r\n".join([*lines, *more, "", ""]).encode("latin-1") for more in ([], ["Content-Length: 0"]))
+    assert parsed(plain) == parsed(other)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_head_or_an_error_of_http(data):
     head, error = RequestHead(), None
