@@ -9,9 +9,11 @@ from rtmpd.config.loader import load_text
 from rtmpd.live.headers import HeaderCache
 from rtmpd.media import flv
 from rtmpd.media.flv_repair import repair_plan, scan
+from rtmpd.media.fmp4.repair import scan as mp4_scan
 from rtmpd.media.tags import Kind, video_kind
 from rtmpd.protocol import amf0
 from rtmpd.services.recorder.assembler import Assembler, SegmentLimits
+from tests.fmp4_files import samples
 from tests.unit.live.fakes import close_stream, new_source, new_stream
 from tests.unit.services.recorder.recordings import write_pieces
 
@@ -48,9 +50,9 @@ class Reader:
 
     wake_at = 1 << 62
 
-    def __init__(self, stream, limits):
+    def __init__(self, stream, limits, record_format="flv"):
         self.stream = stream
-        self.assembler = Assembler(limits)
+        self.assembler = Assembler(limits, record_format)
         self.assembler.restart(stream.headers)
         self.log = stream.read(self)
         self.page, self.offset = self.log.tail, self.log.tail.end
@@ -105,12 +107,8 @@ def frames_of(file):
     return payloads
 
 
-@settings(max_examples=300, deadline=None)
-@given(MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 10))
-def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limits, start, batch):
-    stream, source = new_stream(options=load_text("").defaults), new_source()
-    stream.begin(source)
-    reader = Reader(stream, limits)
+def publish(source, messages, start, batch, take):
+    """Publish messages; *take* what there is after each *batch* of them."""
     clocks = {8: start, 9: start, 18: start}
     for number, (type_id, step, payload) in enumerate(messages):
         clocks[type_id] = (clocks[type_id] + step) & 0xFFFFFFFF
@@ -121,7 +119,16 @@ def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limit
         else:
             source.data(clocks[18], payload)
         if number % batch == 0:
-            reader.take()
+            take()
+
+
+@settings(max_examples=300, deadline=None)
+@given(MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 10))
+def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limits, start, batch):
+    stream, source = new_stream(options=load_text("").defaults), new_source()
+    stream.begin(source)
+    reader = Reader(stream, limits)
+    publish(source, messages, start, batch, reader.take)
     files = reader.end()
     recorded = []
     for file in files:
@@ -142,4 +149,61 @@ def test_recordings_are_complete_files_and_every_frame_is_in_one(messages, limit
         assert got == video[len(video) - len(got) :]
     stream.stop_reading(reader)
     assert stream.outputs == [stream.published]
+    close_stream(stream)
+
+
+MP4_VIDEO = st.one_of(
+    st.sampled_from([AVC, AVC, b"\x17\x01\0\0\0key", b"\x27\x01\0\0\0inter", b"\x27\x01\xff\xff\0early"]),
+    st.sampled_from([OTHER_AVC, b"\x90hvc1header", b"\x91hvc1\0\0\0key", b"\x96\x01avc1\x01" + AVC[5:], b"\x12sorenson"]),
+    st.binary(max_size=40),
+)
+MP4_AUDIO = st.one_of(
+    st.sampled_from(
+        [AAC, b"\xaf\x01sound", b"\xaf\x01sound", b"\xaf\0\x11\x90", b"\x2f\xff\xfb\x90\xc4", b"\xb2speex", b"\x91Opusx"]
+    ),
+    st.binary(max_size=40),
+)
+MP4_STEPS = st.one_of(st.integers(0, 60), st.integers(0, 60), st.integers(-100, 3000), st.integers(-(1 << 31), 1 << 31))
+MP4_MESSAGES = st.lists(
+    st.one_of(
+        st.tuples(st.just(9), MP4_STEPS, MP4_VIDEO),
+        st.tuples(st.just(8), MP4_STEPS, MP4_AUDIO),
+        st.tuples(st.just(18), MP4_STEPS, DATA_PAYLOADS),
+    ),
+    max_size=150,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(MP4_MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 40))
+def test_recordings_as_mp4_are_whole_and_have_each_frame_once(messages, limits, start, batch):
+    stream, source = new_stream(options=load_text("").defaults), new_source()
+    stream.begin(source)
+    reader = Reader(stream, limits, "mp4")
+
+    def take():
+        reader.assembler.flush(at_once=False)
+        reader.take()
+
+    numbered = [
+        (type_id, step, payload + b"%d" % number if payload[1:2] == b"\1" else payload)
+        for number, (type_id, step, payload) in enumerate(messages)
+    ]
+    publish(source, numbered, start, batch, take)
+    seen = []
+    for file in reader.end():
+        if file.getvalue().startswith(b"FLV"):
+            assert scan(file).clean
+            continue
+        data = file.getvalue()
+        found = samples(data)
+        result = mp4_scan(file)
+        assert (result.ours, result.gaps, result.rest_bytes, result.frames) == (True, (), 0, len(found))
+        assert found
+        for track in (1, 2):
+            mine = [sample for sample in found if sample.track == track]
+            assert all(sample.duration > 0 for sample in mine)
+        seen += [sample.data for sample in found if sample.data.startswith((b"key", b"inter", b"sound"))]
+    assert len(seen) == len(set(seen))
+    stream.stop_reading(reader)
     close_stream(stream)

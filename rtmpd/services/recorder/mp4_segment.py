@@ -206,11 +206,7 @@ class Mp4Segment(Segment):
             elif kind in _FRAMES and not tracks.settled(type_id):
                 tracks.take(type_id, _payload(tag))
         types = {type_id for type_id, kind, _, _ in held if kind in _FRAMES}
-        problems = [
-            tracks.problems.get(type_id) or f"{_NAMES[type_id]} has no sequence header"
-            for type_id in sorted(types)
-            if tracks.of(type_id) is None
-        ]
+        problems = [problem for type_id in sorted(types) if (problem := self._problem(type_id, held))]
         if problems:
             self.refused = "; ".join(problems)
             return
@@ -237,6 +233,16 @@ class Mp4Segment(Segment):
                 self._place(type_id, kind, timestamp, _payload(tag))
         for type_id in ends:
             self._exclude(type_id)
+
+    def _problem(self, type_id: int, held: list[_Held]) -> str:
+        """Return why the frames of a type can't be in an MP4 file; empty if they can."""
+        track, plain = self._tracks.of(type_id), self._tracks.plain
+        if track is None:
+            return self._tracks.problems.get(type_id) or f"{_NAMES[type_id]} has no sequence header"
+        frames = (plain.frame(each, _payload(tag)) for each, _, _, tag in held if each == type_id)
+        if any(frame is not None and frame.codec == track.four_cc for frame in frames):
+            return ""
+        return f"the frames of {_NAMES[type_id]} are not those of its sequence header"
 
     def as_flv(self, stats: Stats) -> FlvSegment:
         """Return the same content as FLV."""
