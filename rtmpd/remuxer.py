@@ -6,16 +6,14 @@ The recording is read twice: for its tracks, which the file begins with, and for
 from __future__ import annotations
 
 import os
-import struct
 import tempfile
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from rtmpd.errors import Mp4Error, RemuxError
 from rtmpd.media.flv import AUDIO, FILE_HEADER_SIZE, SCRIPT, TAG_HEADER, TAG_HEADER_SIZE, TAG_OVERHEAD, VIDEO
-from rtmpd.media.fmp4.boxes import full_box
+from rtmpd.media.fmp4.files import FragmentIndex, head_size, render_head
 from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.tracks import Tracks
@@ -23,7 +21,7 @@ from rtmpd.media.tags import Kind, audio_kind, video_kind
 from rtmpd.media.timestamps import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rtmpd.media.fmp4.codecs import Track
     from rtmpd.media.fmp4.fragmenter import Fragment
@@ -34,7 +32,6 @@ _FRAGMENT_MS = 1000
 """The shortest fragment: it ends before a keyframe, or, without video, anywhere."""
 _LONGEST_FRAGMENT_MS = 10_000
 _LARGEST_FRAGMENT_BYTES = 16 << 20
-_MAX_INDEX = 1_000_000
 _PREFIX_BYTES = 64
 """The part of a frame that its kind is read from."""
 _BEGIN = b"FLV\1"
@@ -58,7 +55,7 @@ class Remuxed:
 
 
 def remux(recording: str, out: str) -> Remuxed:
-    """Make a fragmented MP4 file of an FLV recording, with an index of its fragments (mfra).
+    """Make a fragmented MP4 file of an FLV recording, with indexes of its fragments (sidx and mfra).
 
     Args:
         recording: The path of the recording.
@@ -198,10 +195,7 @@ def _whole(file: BinaryIO, tag: _Tag) -> bytes:
 def _write(source: BinaryIO, contents: _Contents, file: BinaryIO) -> Remuxed:
     tracks = contents.tracks
     fragmenter, timeline = Fragmenter(tracks), Timeline()
-    # The duration is written when it is known; its field has the same size.
-    init = init_segment(tracks.tracks, duration_ms=0)
-    file.write(init)
-    output = _Output(file, tracks.tracks[0], len(init))
+    output = _Output(file, tracks.tracks)
     # The track that decides where a fragment ends: the times of the other one may be far off.
     leading = VIDEO if tracks.video is not None else AUDIO
     cut_ms = 0
@@ -223,55 +217,46 @@ def _write(source: BinaryIO, contents: _Contents, file: BinaryIO) -> Remuxed:
         elif large:
             output.add(fragmenter.cut())
     output.add(fragmenter.finish())
-    size = output.finish()
-    file.seek(0)
-    file.write(init_segment(tracks.tracks, duration_ms=output.end_ms))
+    size, duration_ms = output.finish()
     notes = [f"not in the new file: {problem}" for problem in tracks.problems.values()]
     rest_bytes = os.fstat(source.fileno()).st_size - contents.end
     if rest_bytes:
         notes.append(f"the recording is truncated within a tag: its last {rest_bytes} bytes are not in the new file")
-    description = f"{mime_type(tracks.tracks)}, {output.end_ms / 1000:.3f} s, {size} bytes"
+    description = f"{mime_type(tracks.tracks)}, {duration_ms / 1000:.3f} s, {size} bytes"
     return Remuxed(description, tuple(notes))
 
 
 class _Output:
-    """The fragments of the new file, and their index (ISO/IEC 14496-12 section 8.8.9 to 8.8.11).
+    """The new file: its head, the fragments, and their indexes.
 
     Args:
-        file: The new file.
-        track: The track that the index is of.
-        position: The position of the first fragment.
-
-    Attributes:
-        end_ms: The end of the last sample.
+        file: The file.
+        tracks: Its tracks.
     """
 
-    def __init__(self, file: BinaryIO, track: Track, position: int) -> None:
+    def __init__(self, file: BinaryIO, tracks: Sequence[Track]) -> None:
         self._file = file
-        self._track = track
-        self._position = position
-        self._index = array("Q")
-        self.end_ms = 0
+        self._init = init_segment(tracks)
+        self._head_size = self._position = head_size(self._init)
+        self._index = FragmentIndex([(track.track_id, track.timescale) for track in tracks])
+        self._write_head(0, b"")
+
+    def _write_head(self, duration_ms: int, sidx: bytes) -> None:
+        head = render_head(self._init, self._head_size, duration_ms, sidx, mark=b"")
+        assert head is not None
+        self._file.write(head)
 
     def add(self, fragment: Fragment | None) -> None:
         """Write a fragment."""
-        if fragment is None:
-            return
-        time = fragment.sync_times.get(self._track.track_id)
-        if time is not None and time >= 0 and len(self._index) < 2 * _MAX_INDEX:
-            self._index.extend((time, self._position))
-        self._file.write(fragment.data)
-        self._position += len(fragment.data)
-        self.end_ms = max(self.end_ms, fragment.end_ms)
+        if fragment is not None:
+            self._index.add(fragment, self._position)
+            self._file.write(fragment.data)
+            self._position += len(fragment.data)
 
-    def finish(self) -> int:
-        """Write the index; return the size of the file."""
-        entries = b"".join(
-            struct.pack(">QQ3B", time, position, 1, 1, 1)
-            for time, position in zip(self._index[::2], self._index[1::2], strict=True)
-        )
-        tfra = full_box(b"tfra", 1, 0, struct.pack(">III", self._track.track_id, 0, len(self._index) // 2), entries)
-        size = 8 + len(tfra) + 16
-        mfro = full_box(b"mfro", 0, 0, struct.pack(">I", size))
-        self._file.write(struct.pack(">I4s", size, b"mfra") + tfra + mfro)
-        return self._position + size
+    def finish(self) -> tuple[int, int]:
+        """Write the indexes and the duration; return the size of the file in bytes and the duration in milliseconds."""
+        end, duration_ms = self._position, self._index.end_ms
+        size = end + self._file.write(self._index.mfra(end))
+        self._file.seek(0)
+        self._write_head(duration_ms, self._index.sidx(end, duration_ms))
+        return size, duration_ms

@@ -11,9 +11,12 @@ import pytest
 
 from rtmpd.client import Client
 from rtmpd.media.flv_repair import scan
+from rtmpd.media.fmp4.repair import scan as mp4_scan
+from tests.fmp4_files import all_kinds
 from tests.integration.beside import wait_until
 from tests.integration.wire import AVC_HEADER, AVC_HEADER_2, VIDEO, Wire, gop, headers, send
 from tests.unit.services.recorder.recordings import read, recording, write
+from tests.unit.services.recorder.test_mp4_segment import Mp4Scene
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -364,3 +367,63 @@ def test_a_damaged_part_is_repaired_around_the_damage_with_a_warning(recorder, t
     assert frames(directory / "live/cam.flv") > 15_000
     broken = directory / "live/cam.flv.broken"
     assert (broken.read_bytes() == data) if zeros > 4096 else not broken.exists()
+
+
+# MP4 ----------------------------------------------------------------------------------------------------------------------
+
+
+def mp4_frames(path: Path) -> int:
+    """Return the number of frames of a finished recording as MP4."""
+    with path.open("rb") as file:
+        result = mp4_scan(file)
+    assert (result.ours, result.gaps, result.rest_bytes) == (True, (), 0)
+    assert all_kinds(path.read_bytes())[-1] == b"mfra"
+    return result.frames
+
+
+def test_each_application_has_its_format_and_a_reload_changes_that_of_the_next_file(server, tmp_path):
+    directory, ini = tmp_path / "recordings", tmp_path / "rtmpd.ini"
+    options = "record_all = yes\nrecord_file_name = {app}/{name}-{n}\n[applications]\n[[*]]\n[[studio]]\nrecord_format = mp4\n"
+    made = server(RECORD.format(directory) + options, level="info")
+    publish(made, "a", "studio", gops=10)
+    publish(made, "a", "live", gops=10)
+    for key in ("studio/a", "live/a"):
+        made.wait_for_line(rf"{key}: recorded ")
+    assert files(directory) == ["live/a-1.flv", "studio/a-1.mp4"]
+    assert mp4_frames(directory / "studio/a-1.mp4") == frames(directory / "live/a-1.flv")
+    ini.write_text(ini.read_text().replace("mp4", "flv"))
+    made.process.send_signal(signal.SIGHUP)
+    made.wait_for_line(r"configuration reloaded: \[\[studio\]\] record_format = flv")
+    publish(made, "c", "studio")
+    made.wait_for_line(r"studio/c: recorded .*/c-1\.flv")
+
+
+def test_mp4_is_rotated_by_size_and_whole_on_a_full_disk(server, tmpfs):
+    directory = tmpfs("2m")
+    options = "record_all = yes\nrecord_format = mp4\nrecord_file_name = {name}-{n}\nsegment_size_bytes = 400000\n"
+    made = server(RECORD.format(directory) + options + "disk_reserve_bytes = 1\nrecord_retry_s = 1h\n", level="info")
+    with Client(made.url("a")) as client:
+        client.publish()
+        send(client, headers())
+        for number in range(40):
+            send(client, [item._replace(payload=item.payload + b"x" * 10_000) for item in gop(number)])
+        made.wait_for_line(r"ERROR +live/a: can't record .*; retrying every 3600 s \(record_retry_s\)")
+        for _ in range(2):
+            made.wait_for_line(r"live/a: recorded ")
+        wait_until(lambda: not any(name.endswith(".part") for name in files(directory)), "all files")
+    assert len(files(directory)) >= 3
+    for name in files(directory):
+        with (directory / name).open("rb") as file:
+            assert mp4_scan(file).rest_bytes == 0
+
+
+def test_parts_of_mp4_are_repaired_and_announced(recorder, tmp_path):
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 5)
+    data = scene.files[1].getvalue()
+    write(tmp_path / "recordings/live/cam.mp4.part", data + b"the beginning of a fragment")
+    server, directory = recorder()
+    server.wait_for_line(r"INFO +repaired .*/live/cam\.mp4; 4\.0 s, \d+ bytes, 27 bytes cut off$")
+    assert files(directory) == ["live/cam.mp4"]
+    assert mp4_frames(directory / "live/cam.mp4") > 190

@@ -60,7 +60,7 @@ def capacity(init: bytes, size_bytes: int) -> int:
     return (size_bytes - head_size(init, 0)) // _ENTRY_BYTES
 
 
-def render_head(init: bytes, size_bytes: int, duration_ms: int = 0, sidx: bytes = b"") -> bytes | None:
+def render_head(init: bytes, size_bytes: int, duration_ms: int = 0, sidx: bytes = b"", *, mark: bytes = MARK) -> bytes | None:
     """Return what a file begins with, up to its first fragment.
 
     Args:
@@ -68,13 +68,14 @@ def render_head(init: bytes, size_bytes: int, duration_ms: int = 0, sidx: bytes 
         size_bytes: The size of the head.
         duration_ms: The duration of the file; 0: it is not known yet.
         sidx: The index of the fragments; empty: there is none.
+        mark: `MARK`, or nothing for a file that is no recording.
 
     Returns:
         None if there is not enough room.
     """
     ftyp_end = int.from_bytes(init[:4], "big")
     moov = init[ftyp_end:]
-    begin = init[:ftyp_end] + MARK + (with_duration(moov, duration_ms) if duration_ms else moov)
+    begin = init[:ftyp_end] + mark + (with_duration(moov, duration_ms) if duration_ms else moov)
     free = size_bytes - len(begin) - len(sidx)
     if free < _LEAST_FREE_BYTES:
         return None
