@@ -322,7 +322,7 @@ def test_a_reload_changes_the_limit(stage):
     assert len(scene.labels()) == 3
 
 
-def test_ten_thousand_short_streams_leave_nothing_behind(stage):
+def test_thousands_of_short_streams_leave_nothing_behind(stage):
     scene = stage("[publish]\npublisher_grace_s = 0\n[metrics]\nstream_series_limit = 50\n")
 
     def some(begin, end):
@@ -341,12 +341,13 @@ def test_ten_thousand_short_streams_leave_nothing_behind(stage):
     try:
         some(1000, 1500)
         before, _ = tracemalloc.get_traced_memory()
-        assert some(1500, 10_500) == pytest.approx(size, abs=200)
+        assert some(1500, 3_500) == pytest.approx(size, abs=200)
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < 100_000
-    assert scene.value("rtmp_publishers_total") == 10_500
+    # An object per stream would be more.
+    assert after - before < 25 * 2000
+    assert scene.value("rtmp_publishers_total") == 3_500
 
 
 def test_a_thousand_streams_do_not_hold_the_event_loop(stage):
