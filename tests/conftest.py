@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 import pytest
 
+from tests import starter
 from tests.certificates import Authority
 from tests.media_files import MediaFiles
 
@@ -40,8 +41,8 @@ def pytest_collection_finish() -> None:
 class Server:
     """An rtmpd process on a port that the kernel chooses.
 
-    ``lines`` collects the log; `wait_for_line` waits for a matching line, from the beginning of the log. The command *prefix*
-    runs the process, if it is given.
+    ``lines`` collects the log; `wait_for_line` waits for a matching line, from the beginning of the log. The arguments *start*
+    of Python start the server instead of a fork of `starter`, and the command *prefix* runs the process, if it is given.
     """
 
     def __init__(
@@ -65,7 +66,11 @@ class Server:
             path = directory / "rtmpd.ini"
             path.write_text(ini)
             command += ["-c", str(path)]
-        self.process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT)
+        self.process: subprocess.Popen[bytes] | starter.Forked
+        if start or prefix or stdout == subprocess.PIPE:
+            self.process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT)
+        else:
+            self.process = starter.start(command[3:], stdout if stdout is None or isinstance(stdout, int) else stdout.fileno())
         self.lines: list[str] = []
         self._rest = b""
         assert self.process.stderr is not None

@@ -38,7 +38,9 @@ def state(directory: Path) -> list[tuple[str, int, int]]:
 def test_the_check_beside_the_running_server_succeeds_and_changes_nothing(server, tmp_path):
     running = server(
         f"[metrics]\nmetrics_listen = 127.0.0.1:0\n[record]\nrecord_all = yes\nrecord_directory = {tmp_path}/recordings\n"
-        f"[log]\nlog_file =\naccess_log_file = {tmp_path}/access.log\n"
+        f"[log]\nlog_file =\naccess_log_file = {tmp_path}/access.log\n",
+        # Its command line says that it is rtmpd.
+        start=("-m", "rtmpd", "--listen", "127.0.0.1:0", "--http-listen", ""),
     )
     path = tmp_path / "rtmpd.ini"
     before = state(tmp_path)
