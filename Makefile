@@ -10,6 +10,8 @@ FAST_TESTS := tests/unit/util/test_speed.py tests/property/test_fast.py tests/un
 
 # Tests start hundreds of servers, and each would compile all modules.
 unexport PYTHONDONTWRITEBYTECODE
+# pip does not compile all modules of all packages, and of what it builds with: those that are imported are compiled then. 0 means yes.
+export PIP_NO_COMPILE = 0
 
 .PHONY: run test lint bench torture sanitize clean
 
