@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import pairwise
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -200,6 +201,40 @@ def test_the_end_of_the_stream_ends_the_body(publish, ask, watch):
     last, closed = rest_of(client)
     assert last.endswith(frames(gop(3))[-1])
     assert (closed.code, closed.reason) == (1000, "the stream has ended")
+
+
+def test_a_slow_viewer_is_moved_to_a_keyframe_and_disturbs_no_other(server, raw, opened):
+    running = server(HTTP_INI + "[server]\nunsent_limit_bytes = 4096\n[backpressure]\nlag_limit_bytes = 1000000\n")
+    publisher = raw(running).publish("a")
+    feed(publisher, [*HEADERS, *gop(0)])
+    publisher.sync()
+    bodies = []
+    for _ in range(2):
+        sock = opened.enter_context(contextlib.closing(open_socket(http_port(running))))
+        sock.sendall(b"GET /live/a.mp4 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_head(sock)[0] == 200
+        bodies.append(Body(sock))
+    slow, other = bodies
+    sent = gop(0)
+    number = 0
+    while not any("the player is too slow (skip" in line for line in running.log()):
+        number += 1
+        items = gop(number, size=100_000)
+        sent += items
+        feed(publisher, items)
+        other.until(frames(items)[-1])
+        assert number < 300
+    last = gop(number + 1)
+    feed(publisher, last)
+    assert [each.data for each in samples(other.until(frames(last)[-1]), numbered=False)] == frames([*sent, *last])
+    # Whole fragments, and a keyframe behind what it was not sent.
+    found = samples(slow.until(frames(last)[-1]), numbered=False)
+    times = [each.time for each in found if each.track == 1]
+    assert times == sorted(times)
+    assert 0 < len(found) < len(sent)
+    places = [frames([*sent, *last]).index(each.data) for each in found]
+    for before, after in pairwise(zip(places, found, strict=True)):
+        assert after[0] == before[0] + 1 or after[1].sync
 
 
 # The pages beside a stream -----------------------------------------------------------------------------------------------
