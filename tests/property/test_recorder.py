@@ -174,7 +174,7 @@ MP4_MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(MP4_MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 40))
 def test_recordings_as_mp4_are_whole_and_have_each_frame_once(messages, limits, start, batch):
     stream, source = new_stream(options=load_text("").defaults), new_source()

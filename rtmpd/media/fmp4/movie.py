@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rtmpd.media.fmp4.codecs import Track
 
 MOVIE_TIMESCALE = 1000
+_EPOCH_S = 2_082_844_800
+"""Times of MP4 are seconds since 1904."""
+_LAST_CREATED_S = 0xFFFFFFFF - _EPOCH_S
 _MATRIX = struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 _ENABLED, _IN_MOVIE = 1, 2
 _SELF_CONTAINED = 1
@@ -57,17 +60,25 @@ def mime_type(tracks: Sequence[Track]) -> str:
     return f'{kind}/mp4; codecs="{",".join(track.codec for track in tracks)}"'
 
 
-def init_segment(tracks: Sequence[Track], *, duration_ms: int | None = None) -> bytes:
+def init_segment(tracks: Sequence[Track], *, duration_ms: int | None = None, created_s: int = 0) -> bytes:
     """Return the initialization segment: ftyp and moov.
 
     Args:
         tracks: At least one.
         duration_ms: The duration of all fragments; None: it is not known, as of a live stream.
+        created_s: When the file was begun, seconds since 1970; 0: unknown, as for anything behind 2040, which has no place.
     """
+    created = created_s + _EPOCH_S if 0 < created_s <= _LAST_CREATED_S else 0
     moov = box(
         b"moov",
         full_box(
-            b"mvhd", 0, 0, struct.pack(">4IIH10x", 0, 0, MOVIE_TIMESCALE, 0, 1 << 16, 1 << 8), _MATRIX, bytes(24), _u32(3)
+            b"mvhd",
+            0,
+            0,
+            struct.pack(">4IIH10x", created, created, MOVIE_TIMESCALE, 0, 1 << 16, 1 << 8),
+            _MATRIX,
+            bytes(24),
+            _u32(3),
         ),
         *(_trak(track) for track in tracks),
         box(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rtmpd.media import flv
 from rtmpd.media.flv import AUDIO, SCRIPT, VIDEO
-from rtmpd.media.fmp4.files import SUFFIX, FragmentIndex, head_size, render_head
+from rtmpd.media.fmp4.files import MARK, SUFFIX, FragmentIndex, head_size, render_head
 from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.movie import init_segment
 from rtmpd.media.fmp4.tracks import Tracks
@@ -87,6 +87,7 @@ class Mp4Segment(Segment):
         self._idle = True
         self._head_size = self._position = 0
         self._patches: tuple[tuple[int, bytes], ...] = ()
+        self._created_s = 0
         self.left_out = _all_but_first(track_names)
 
     @property
@@ -143,6 +144,9 @@ class Mp4Segment(Segment):
 
     # Tracks ------------------------------------------------------------------------------------------------------------
 
+    def _init(self, tracks: list[Track]) -> bytes:
+        return init_segment(tracks, created_s=self._created_s)
+
     def _accepts_header(self, type_id: int, payload: bytes) -> bool:
         """Take a sequence header or video metadata. Return whether the frames behind it belong to the same track as before."""
         tracks = self._tracks
@@ -180,7 +184,7 @@ class Mp4Segment(Segment):
             self._exclude(type_id)
             return
         made = {**self._in_file, type_id: track}
-        head = render_head(init_segment([made[each] for each in (VIDEO, AUDIO) if each in made]), self._head_size)
+        head = render_head(self._init([made[each] for each in (VIDEO, AUDIO) if each in made]), self._head_size)
         if head is None:
             self._exclude(type_id)
             return
@@ -218,7 +222,7 @@ class Mp4Segment(Segment):
             track = tracks.of(type_id)
             if track is not None and type_id not in self._excluded:
                 self._in_file[type_id] = track
-        init = init_segment(list(self._in_file.values()))
+        init = self._init(list(self._in_file.values()))
         entries = self._beginning[2]
         self._head_size = self._position = head_size(init, entries)
         self._index = FragmentIndex([(track.track_id, track.timescale) for track in self._in_file.values()], entries)
@@ -306,6 +310,14 @@ class Mp4Segment(Segment):
 
     # Output ------------------------------------------------------------------------------------------------------------
 
+    def created(self, now_s: float) -> tuple[tuple[int, bytes], ...]:
+        """Write into the head when the first frame was recorded."""
+        self._created_s = int(now_s - self._index.end_ms / 1000)
+        init = self._init(list(self._in_file.values()))
+        head = render_head(init, self._head_size)
+        assert head is not None
+        return ((0, head[: len(init) + len(MARK)]),)
+
     def take_patches(self) -> tuple[tuple[int, bytes], ...]:
         """Return a head with another track, if there is one."""
         patches, self._patches = self._patches, ()
@@ -321,7 +333,7 @@ class Mp4Segment(Segment):
         size, duration_ms, _, _ = self.written
         index = self._index
         tracks = [track for track in self._in_file.values() if track.track_id in index.track_ids]
-        head = render_head(init_segment(tracks), self._head_size, duration_ms, index.sidx(size, duration_ms))
+        head = render_head(self._init(tracks), self._head_size, duration_ms, index.sidx(size, duration_ms))
         return [*([] if head is None else [(0, head)]), (size, index.mfra(size))]
 
 

@@ -12,6 +12,7 @@ import datetime as dt
 import errno
 import logging
 import os
+import time
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -305,6 +306,7 @@ class Recording:
                 again = "again, " if self._failures else ""
                 log.log(level, "%s: recording %sto %s", self.key, again, printable(str(self.file.part)))
                 self._note(segment)
+                patches = (*patches, *segment.created(time.time()))
             self._segment = segment
             self._disk(self.file.write, data, options.disk_reserve_bytes, patches)
             self._failures = 0

@@ -96,6 +96,10 @@ class Segment:
         self.pending.clear()
         return data
 
+    def created(self, now_s: float) -> tuple[tuple[int, bytes], ...]:
+        """Note that the file was created, at a time in seconds since 1970. Return positions and bytes, as `take_patches`."""
+        return ()
+
     def take_patches(self) -> tuple[tuple[int, bytes], ...]:
         """Return positions and bytes that replace what is there, once the pending bytes are written."""
         return ()

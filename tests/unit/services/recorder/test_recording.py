@@ -20,7 +20,7 @@ from rtmpd.services.recorder import recording as module
 from rtmpd.services.recorder.files import RecordingFile
 from rtmpd.services.recorder.recording import Recording
 from rtmpd.util.threads import Threads
-from tests.fmp4_files import all_kinds
+from tests.fmp4_files import all_kinds, box
 from tests.unit.live.fakes import close_stream, live_pages, new_source, new_stream
 from tests.unit.media.test_fmp4 import AVC
 from tests.unit.services.recorder.test_mp4_segment import check, video
@@ -485,6 +485,8 @@ def test_a_publish_is_recorded_as_mp4(mp4, tmp_path):
     assert names(tmp_path) == ["test-1.mp4"]
     data = check(io.BytesIO((tmp_path / "test-1.mp4").read_bytes()))
     assert len(video(data)) == 60
+    created_s = int.from_bytes(box(data, b"moov", b"mvhd")[4:8], "big") - 2_082_844_800
+    assert abs(time.time() - 2.4 - created_s) < LIMIT_S
     # The size in the event is that of the file, with its indexes.
     assert made.owner.sizes == [len(data)]
 
