@@ -321,9 +321,13 @@ def slow(bench):
 
 
 def record(bench):
-    """50 publishers that are recorded, or not, beside 50 players of another stream: what recording costs."""
+    """50 publishers that are not recorded, or as FLV, or as MP4, beside 50 players of another stream: what recording costs."""
     options = bench.options
-    kinds = [servers.rtmpd(options.server_command), servers.rtmpd_with("rtmpd-record", RECORD_INI, options.server_command)]
+    kinds = [
+        servers.rtmpd(options.server_command),
+        servers.rtmpd_with("rtmpd-record", RECORD_INI, options.server_command),
+        servers.rtmpd_with("rtmpd-record-mp4", f"{RECORD_INI}record_format = mp4\n", options.server_command),
+    ]
     rows = []
     for kind in kinds:
 
@@ -339,12 +343,11 @@ def record(bench):
             return {**figures, **about, "publisher_lag_max_ms": published["lag_max_ms"], "skipped": published["skipped"]}
 
         rows.append(bench.measure("record", kind, measure))
-    plain, recording = rows
-    if plain and recording:
-        print(
-            f"record  cpu_more={recording['cpu'] - plain['cpu']:.1f}  p99_more_ms={recording['p99_ms'] - plain['p99_ms']:.1f}",
-            flush=True,
-        )
+    plain, *recorded = rows
+    for name, row in zip(("flv", "mp4"), recorded, strict=True):
+        if plain and row:
+            more = f"cpu_more={row['cpu'] - plain['cpu']:.1f}  p99_more_ms={row['p99_ms'] - plain['p99_ms']:.1f}"
+            print(f"record  format={name}  {more}", flush=True)
 
 
 def relay(bench):

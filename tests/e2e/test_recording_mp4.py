@@ -114,7 +114,7 @@ def test_a_recording_survives_kill_9_and_gets_its_index_at_the_next_start(clips:
     try:
         programs.publish("h264_aac_minute", server.url("a"))
         player = programs.play(server.url("a"), "-analyzeduration", 100_000)
-        until(lambda: player.has_reached(4500), "four and a half seconds")
+        until(lambda: player.has_reached(3500), "three and a half seconds")
         server.process.kill()
         server.process.wait()
         seen_ms = player.packets()["video 0"][-1].dts
@@ -138,24 +138,7 @@ def test_a_recording_survives_kill_9_and_gets_its_index_at_the_next_start(clips:
     assert abs(float(found["format"]["duration"]) * 1000 - pictures * FRAME_MS) <= FRAME_MS
     wanted = clips.packets("h264_aac_minute")["video 0"]
     assert digests(clips.read(path)["video 0"]) == digests(wanted[:pictures])
-    command = [ffmpeg, "-v", "warning", "-ss", "2.5", "-i", path, "-frames:v", "1", "-copyts", "-f", "framemd5", "-"]
+    command = [ffmpeg, "-v", "warning", "-ss", "1.5", "-i", path, "-frames:v", "1", "-copyts", "-f", "framemd5", "-"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert len([line for line in done.stdout.splitlines() if line and line[0] != "#"]) >= 1
-
-
-def test_a_publisher_that_is_killed_and_returns_is_recorded_in_one_file(clips: Clips, ffmpeg, tmp_path, programs):
-    _ = clips["h264_aac"]
-    part, path = tmp_path / "live/a.mp4.part", tmp_path / "live/a.mp4"
-    with serving(RECORD.format(tmp_path) + "record_format = mp4\n", tmp_path) as server:
-        publisher = programs.publish("h264_aac_minute", server.url("a"))
-        until(lambda: part.exists() and part.stat().st_size > 20_000, "the recording")
-        publisher.kill()
-        programs.publish("h264_aac", server.url("a")).succeed()
-        server.wait_for_line(r"recorded .*live/a\.mp4; ")
-    assert [each.name for each in (tmp_path / "live").iterdir()] == ["a.mp4"]
-    command = [ffmpeg, "-v", "warning", "-i", path, "-map", "0", "-fps_mode", "passthrough", "-f", "framemd5", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    expected = clips.packets("h264_aac")["video 0"]
-    assert digests(clips.read(path)["video 0"][-len(expected) :]) == digests(expected)
