@@ -61,9 +61,9 @@ class Mp4Codecs(NamedTuple):
 _NOTHING = Mp4Codecs("", "", False, None)
 
 
-def mp4_codecs(stream: Stream) -> Mp4Codecs:
-    """Return what MP4 carries of a stream, as far as it is known."""
-    if not stream.available:
+def mp4_codecs(stream: Stream | None) -> Mp4Codecs:
+    """Return what MP4 carries of a stream, as far as it is known; None: there is no such stream."""
+    if stream is None or not stream.available:
         return _NOTHING
     types = [type_id for type_id, has in zip((AUDIO, VIDEO), tracks_of(stream), strict=True) if has]
     if not types:
@@ -76,10 +76,15 @@ def mp4_codecs(stream: Stream) -> Mp4Codecs:
 
 
 class CodecWatch:
-    """Finds out when the codecs of streams are known that viewers wait for: once for all viewers of a stream."""
+    """Finds out when the codecs of streams are known that viewers wait for: once for all viewers of a stream.
 
-    def __init__(self) -> None:
-        self._waiting: dict[Stream, Event] = {}
+    Args:
+        find: Returns the stream of a key, if there is one.
+    """
+
+    def __init__(self, find: Callable[[str], Stream | None]) -> None:
+        self._find = find
+        self._waiting: dict[str, Event] = {}
         self._wakeup = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
@@ -92,38 +97,38 @@ class CodecWatch:
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
 
-    def wait(self, stream: Stream, limit_s: float, ensure_open: Callable[[], None]) -> Mp4Codecs:
+    def wait(self, key: str, limit_s: float, ensure_open: Callable[[], None]) -> Mp4Codecs:
         """Wait until the codecs of a stream are known, and return them; what is known if that takes longer.
 
         Args:
-            stream: The stream; it may have no source yet.
+            key: The stream, which may not be there yet.
             limit_s: The longest time.
             ensure_open: Raises `TransportClosed` if the viewer has left.
 
         Raises:
             TransportClosed: The viewer has left.
         """
-        found = mp4_codecs(stream)
+        found = mp4_codecs(self._find(key))
         until_s = time.monotonic() + limit_s
         while not found.known and (left_s := until_s - time.monotonic()) > 0:
-            known = self._waiting.setdefault(stream, Event())
+            known = self._waiting.setdefault(key, Event())
             self._wakeup.set()
             known.wait(min(left_s, _CHECK_S))
             ensure_open()
-            found = mp4_codecs(stream)
+            found = mp4_codecs(self._find(key))
         return found
 
     def _run(self) -> None:
         while True:
             self._wakeup.wait()
             self._wakeup.clear()
-            since: dict[Stream, float] = {}
+            since: dict[str, float] = {}
             while self._waiting:
                 gevent.sleep(_STEP_S)
                 now_s = time.monotonic()
-                since = {stream: since.get(stream, now_s) for stream in self._waiting}
-                for stream, known in list(self._waiting.items()):
+                since = {key: since.get(key, now_s) for key in self._waiting}
+                for key, known in list(self._waiting.items()):
                     # Viewers that still wait after a while say so again: those of a stream may all have left.
-                    if mp4_codecs(stream).known or now_s - since[stream] > _CHECK_S:
-                        del self._waiting[stream]
+                    if mp4_codecs(self._find(key)).known or now_s - since[key] > _CHECK_S:
+                        del self._waiting[key]
                         known.set()

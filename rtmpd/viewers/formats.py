@@ -51,11 +51,11 @@ class Format(Protocol):
             HttpError: The format does not carry the stream (415), or it is not known yet (404).
         """
 
-    def wait(self, stream: Stream, ensure_open: Callable[[], None], *, long: bool) -> None:
-        """Wait until it is known of a stream what the head of a response says.
+    def wait(self, key: str, ensure_open: Callable[[], None], *, long: bool) -> None:
+        """Wait until it is known of a stream what the head of a response says. The viewer is no player yet.
 
         Args:
-            stream: The stream.
+            key: The stream.
             ensure_open: Raises `TransportClosed` if the viewer has left.
             long: The viewer waits for a stream that may not be there.
 
@@ -79,21 +79,28 @@ class Format(Protocol):
 
 
 class FlvFormat:
-    """FLV: any codec, as players of RTMP get it that declare none."""
+    """FLV: any codec, as players of RTMP get it that declare none.
+
+    Args:
+        find: Returns the stream of a key, if there is one.
+    """
 
     framing: Framing = FLV
     ws_framing: Framing = WS_FLV
+
+    def __init__(self, find: Callable[[str], Stream | None]) -> None:
+        self._find = find
 
     def describe(self, stream: Stream) -> str:
         """Return the media type."""
         return _FLV_TYPE
 
-    def wait(self, stream: Stream, ensure_open: Callable[[], None], *, long: bool) -> None:
+    def wait(self, key: str, ensure_open: Callable[[], None], *, long: bool) -> None:
         """Wait until a source that has just begun has sent both audio and video, for a second at most.
 
         The first bytes of FLV say which of them there are, and players trust that.
         """
-        while stream.ingest.active is not None and not is_complete(stream):
+        while (stream := self._find(key)) is not None and stream.ingest.active is not None and not is_complete(stream):
             gevent.sleep(_TRACKS_STEP_S)
 
     def announce(self, output: Output) -> str:
@@ -129,15 +136,15 @@ class Mp4Format:
         Raises:
             HttpError: MP4 carries nothing of the stream (415), or its codecs are not known yet (404).
         """
-        return _type_of(stream, mp4_codecs(stream))
+        return _type_of(stream.key, mp4_codecs(stream))
 
-    def wait(self, stream: Stream, ensure_open: Callable[[], None], *, long: bool) -> None:
+    def wait(self, key: str, ensure_open: Callable[[], None], *, long: bool) -> None:
         """Wait until the codecs of a stream are known.
 
         Raises:
             HttpError: MP4 carries nothing of the stream (415), or its codecs are not known (404).
         """
-        _type_of(stream, self._watch.wait(stream, _LONG_POLL_S if long else _CODECS_S, ensure_open))
+        _type_of(key, self._watch.wait(key, _LONG_POLL_S if long else _CODECS_S, ensure_open))
 
     def announce(self, output: Output) -> str:
         """Return the media type with the codecs.
@@ -162,9 +169,9 @@ class Mp4Format:
         return output.log.framing.for_subscriber()
 
 
-def _type_of(stream: Stream, found: Mp4Codecs) -> str:
+def _type_of(key: str, found: Mp4Codecs) -> str:
     if found.mime:
         return found.mime
     if found.problem:
-        raise HttpError(415, f"{stream.key}: {found.problem}.", closes=True)
-    raise HttpError(404, f"{stream.key} is not being published, or its codecs are not known yet.", closes=True)
+        raise HttpError(415, f"{key}: {found.problem}.", closes=True)
+    raise HttpError(404, f"{key} is not being published, or its codecs are not known yet.", closes=True)

@@ -53,8 +53,8 @@ class Viewers:
         self._ending: dict[Viewer, float] = {}
         self._wakeup = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        self._codecs = CodecWatch()
-        flv, mp4 = FlvFormat(), Mp4Format(self._codecs)
+        self._codecs = CodecWatch(self._find)
+        flv, mp4 = FlvFormat(self._find), Mp4Format(self._codecs)
         self.routes = [
             Route("/{key}.flv", partial(self._serve, flv), long=True, cors=True),
             Route("/{key}.mp4", partial(self._serve, mp4), long=True, cors=True),
@@ -119,13 +119,12 @@ class Viewers:
             else:
                 viewer = Viewer(connection, admission, media, self._end)
             may_wait = parameters.get("wait", "").lower() in _TRUE
+            if self._find(admission.grant.key) is not None or (may_wait and self._waits(admission.grant.key)):
+                media.wait(admission.grant.key, exchange.ensure_open, long=may_wait)
             stream = self._hub.play(admission.grant.key, viewer, may_wait=may_wait)
             exchange.extra_held = lambda: viewer.held_bytes
             try:
-                media.wait(stream, exchange.ensure_open, long=may_wait)
                 content_type = viewer.announce(stream)
-                if viewer.over:
-                    raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{stream.key} has ended.")
                 exchange.outcome = {**exchange.outcome, "served": True}
                 if websocket is not None:
                     exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
@@ -165,9 +164,19 @@ class Viewers:
             raise HttpError(403, "Pages of this origin may not use streams (http_allow_origin).", closes=True)
         return WebSocket(request)
 
+    def _find(self, key: str) -> Stream | None:
+        """Return a stream that is published, or is kept after its last publisher."""
+        stream: Stream | None = self._hub.streams.get(key)
+        return stream if stream is not None and stream.available else None
+
+    def _waits(self, key: StreamKey) -> bool:
+        """Whether players may wait for a stream that is not there."""
+        found = self._hub.config.application(key.app)
+        return found is not None and found[1].live.wait_for_publisher
+
     def _describe(self, media: Format, key: StreamKey) -> Response:
         """Return the response to HEAD: whether the stream is there."""
-        stream: Stream | None = self._hub.streams.get(key)
-        if stream is None or not stream.available:
+        stream = self._find(key)
+        if stream is None:
             raise Refused(status.PLAY_STREAM_NOT_FOUND, f"{key} is not being published.")
         return Response(content_type=media.describe(stream), headers=_HEADERS, sized=False)
