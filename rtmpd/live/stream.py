@@ -146,6 +146,7 @@ class Stream:
         self._headers: Headers = NO_HEADERS
         self._revisions = 0  # since the last sweep
         self._grant = NOTHING_GRANTED
+        self._patient: set[LogReader] = set()  # those that do not need each message at once
         self.published = Output(key, options, framing, counters=self.counters, courier=self._courier)
         self._outputs: list[Output] = []
         self.ingest = Ingest(self, lambda: watch(self))
@@ -465,7 +466,11 @@ class Stream:
 
     @property
     def _has_readers(self) -> bool:
-        return len(self._outputs) > 1 or self.published.used
+        """Whether messages are to be read at once."""
+        published = self.published
+        patient = self._patient
+        others = any(reader not in patient for reader in published.log.readers) if patient else bool(published.log.readers)
+        return len(self._outputs) > 1 or len(published.fanout) > 0 or others
 
     def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
         for output in self._outputs:
@@ -482,15 +487,26 @@ class Stream:
         self._set_outputs([*self._outputs, output])
         return output
 
-    def read(self, reader: LogReader, framing: Framing = FLV) -> Log:
-        """Let *reader* read the stream in batches, from the end of the returned log on."""
-        self._want_source()
+    def read(self, reader: LogReader, framing: Framing = FLV, *, patient: bool = False) -> Log:
+        """Let *reader* read the stream in batches, from the end of the returned log on.
+
+        Args:
+            reader: The reader.
+            framing: The format.
+            patient: Publishers may be read at intervals of ``lazy_read_ms``, if nothing else reads the stream in the framing of
+                the published output.
+        """
+        if patient:
+            self._patient.add(reader)
+        else:
+            self._want_source()
         found = self._find(AS_PUBLISHED, framing, keeps_join_point=False).log
         found.add_reader(reader)
         return found
 
     def stop_reading(self, reader: LogReader) -> None:
         """Unregister a reader; harmless if it is not registered. An output without readers is dropped."""
+        self._patient.discard(reader)
         for output in self._outputs:
             if reader in output.log.readers:
                 output.log.remove_reader(reader)

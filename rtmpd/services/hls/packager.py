@@ -174,7 +174,7 @@ class Packager:
         framing = stream.published.framing
         assert isinstance(framing, RtmpFraming)
         self._framing = framing
-        found = stream.read(self, framing)
+        found = stream.read(self, framing, patient=True)
         if found.join_page is not None:
             headers = found.join_headers
             place = found.join_page, found.join_offset

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from rtmpd.live.framing import VIDEO
+from rtmpd.live.log import NEVER
 from rtmpd.media.hls.playlist import media_playlist
 from rtmpd.media.slate import Slate, SlateMessage
 from tests.fmp4_files import samples
@@ -458,3 +459,23 @@ def test_a_slate(make_show):
     assert show.main.packaged.width == 1280
     show.check()
     assert show.main.playlists[-1].count("#EXT-X-DISCONTINUITY\n") == 2
+
+
+def test_a_publisher_whose_stream_is_only_packaged_may_be_read_at_intervals(make_show):
+    show = make_show(ALWAYS)
+    publisher = Publisher(show)
+    source, stream = publisher.source, publisher.stream
+    publisher.send(1_000)
+    packager = show.packagers.find("live/show")
+    assert packager in stream.published.log.readers
+    stream.sweep(time.monotonic() + 10, 60)
+    assert not source.wanted
+    reader = Watcher()
+    reader.wake_at = NEVER
+    stream.read(reader)
+    assert source.wanted
+    stream.sweep(time.monotonic() + 10, 60)
+    assert source.wanted
+    stream.stop_reading(reader)
+    stream.sweep(time.monotonic() + 10, 60)
+    assert not source.wanted
