@@ -26,13 +26,14 @@ from hyperframe.frame import GoAwayFrame, RstStreamFrame, SettingsFrame
 from rtmpd.errors import DeadlineExceeded, HttpError, RemoteProtocolError, TransportClosed
 from rtmpd.http import limits
 from rtmpd.http.http2_frames import (
-    BLOCK_LIMIT_BYTES,
+    COST_PER_CPU_S,
     CREDITS_PER_BYTE,
     FRAME_LIMIT_BYTES,
     RESET_COST,
     RESPONSE_CREDITS,
     FrameError,
     FrameMeter,
+    StrictDecoder,
 )
 from rtmpd.http.http2_requests import request_of
 from rtmpd.http.http2_stream import Http2Stream
@@ -68,6 +69,9 @@ _CONNECTION_WINDOW_BYTES = 256 << 10
 _LEAST_WINDOW_BYTES = 65_535
 _UNANNOUNCED_STREAMS_LIMIT = 100
 """The requests of a client that has not read `STREAMS_LIMIT` yet; with more the connection ends."""
+
+_HEADER_LIST_LIMIT_BYTES = 2 * HEAD_LIMIT_BYTES
+"""More than is announced, so that most of those clients get a response and not the end of their connection."""
 
 _END_S = 1.0
 _FAREWELL_S = 0.5
@@ -197,8 +201,7 @@ class Http2:
             SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW_BYTES,
         }
         self._h2.local_settings = Settings(client=False, initial_values=settings)
-        # More than is announced, so that most of those clients get a response and not the end of their connection.
-        self._h2.decoder.max_header_list_size = BLOCK_LIMIT_BYTES
+        self._h2.decoder = StrictDecoder(max_header_list_size=_HEADER_LIST_LIMIT_BYTES)
         self._h2.initiate_connection()
         self._h2.clear_outbound_data_buffer()
         # Requests above the announced limit are refused; above the limit of h2 the connection ends.
@@ -212,9 +215,11 @@ class Http2:
         while True:
             now_s = time.monotonic()
             for part in self._meter.split(data, now_s):
+                begun_s = time.thread_time()
                 for event in self._h2.receive_data(part):
                     self._react(event)
                 self._collect()
+                self._meter.spend((time.thread_time() - begun_s) * COST_PER_CPU_S)
                 give_way()
             if self._meter.steps != self._step:
                 self._step, self._step_since_s = self._meter.steps, now_s
@@ -317,6 +322,7 @@ class Http2:
             log.warning("http %s: bad request: %s", self._wire.peer, error.text)
             stream.malformed = error.status == HTTPStatus.BAD_REQUEST
             self._refuse(stream, error)
+            self._meter.spend(RESET_COST)
             return
         self.agent = stream.agent = request.headers.get("user-agent", "")[:256]
         stream.path = request.path
@@ -364,7 +370,8 @@ class Http2:
         """Serve one request, in the greenlet of its stream."""
         try:
             stream.run(serve)
-            self._meter.earn(RESPONSE_CREDITS)
+            if not stream.malformed:
+                self._meter.earn(RESPONSE_CREDITS)
         except Exception:
             self._host.count("internal_errors")
             log.exception("internal error: a request for %.80r failed", stream.path)

@@ -301,7 +301,7 @@ class Stream:
 
     def __init__(self):
         self.exchange = None
-        self.begun = Event()
+        self.begun, self.ended = Event(), Event()
         self.why = None
 
     def __call__(self, request, exchange):
@@ -312,6 +312,7 @@ class Stream:
             exchange.transport.recv_while(lambda data: None)
         except TransportClosed as error:
             self.why = str(exchange.transport.close_reason or error)
+            self.ended.set()
 
     def send(self, data):
         self.exchange.transport.send_all(data, LIMIT_S)
@@ -336,6 +337,7 @@ def test_a_body_without_an_end_shares_the_connection(serve, connect, live):
     live.exchange.close(CloseReason(CloseKind.COMMAND, "the stream has ended"))
     assert client.answer(stream).body == b"one" + b"two" * 100_000
     assert answer.reset is None
+    assert live.ended.wait(LIMIT_S)
     assert live.why == "the stream has ended"
     assert client.get("/hello").status == 200
 
@@ -347,6 +349,7 @@ def test_a_viewer_that_cancels_is_noticed(serve, connect, live):
     client.h2.reset_stream(stream)
     client.flush()
     assert client.get("/hello").status == 200
+    assert live.ended.wait(LIMIT_S)
     assert live.why == "the client has cancelled the request"
 
 
@@ -644,6 +647,7 @@ def test_a_stop_lets_responses_end(serve, connect, gate, live):
     client.until_closed()
     answer = client.answers[stream]
     assert (answer.body, answer.ended, client.goaway) == (b"last", True, ErrorCodes.NO_ERROR)
+    assert live.ended.wait(LIMIT_S)
     assert str(gate.first_ended().close_reason) == live.why == "the server is stopping"
 
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 from h2.errors import ErrorCodes
+from hpack import Decoder, Encoder
+from hpack.exceptions import HPACKError
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from rtmpd.http.http2_frames import (
     RESET_COST,
     FrameError,
     FrameMeter,
+    StrictDecoder,
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -63,6 +66,33 @@ def test_credits_come_with_time_and_with_what_is_read():
     meter.spend(RESET_COST)
     meter.earn(2 * CREDITS)
     assert meter.credits == CREDITS
+
+
+def test_a_large_header_block_is_the_last_of_its_slice():
+    meter = FrameMeter(0)
+    whole = HeadersFrame(1, data=bytes(4000), flags=["END_HEADERS"]).serialize()
+    assert meter.split(PREFACE + whole + PING + whole + PING, 0) == [PREFACE + whole, PING + whole, PING]
+
+
+@pytest.mark.parametrize("block", [b"\x20\x20\x20\x82", b"\x20\x3f\xe1\x1f\x20", b"\x3f\xff\xff\xff", b"\x20" * 24000])
+def test_a_header_block_changes_the_table_twice_at_most(block):
+    with pytest.raises(HPACKError):
+        StrictDecoder().decode(block)
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=5), st.binary(max_size=5)), max_size=5),
+    st.integers(0, 9000),
+    st.integers(),
+)
+def test_a_header_block_is_decoded_as_by_its_base_class(headers, size, seed):
+    encoder = Encoder()
+    encoder.header_table_size = size
+    encoder.header_table_size = seed % 5000
+    block = encoder.encode(headers)
+    strict, other = StrictDecoder(), Decoder()
+    strict.max_allowed_table_size = other.max_allowed_table_size = 10_000
+    assert strict.decode(block, raw=True) == other.decode(block, raw=True) == headers
 
 
 def test_bodies_cost_nothing():
