@@ -33,6 +33,7 @@ auth_tokens = secret/test=right
 [[*]]
 """
 
+LOSS = "Playing. This browser can't play AC-3 (ac-3)."
 LIVE_S = 1.0
 FIRST_PICTURE_MS = 300
 BUSY = 3
@@ -228,6 +229,13 @@ def test_it_continues_after_the_loss_of_a_publisher_a_restart_and_with_other_cod
         assert scene.text("info-audio").startswith("Opus")
         scene.press("i")
         browser.screenshot(tmp_path / "playing_desktop.png", 1280, 800)
+        # Chromium of Debian has no AC-3: the page plays the picture, and says why there is no sound.
+        programs.kill_all()
+        programs.publish("h264_ac3", scene.server.url("without_sound"))
+        scene.open("live/without_sound")
+        browser.wait_for("return document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames > 10")
+        browser.wait_for("return document.getElementById('status').textContent === arguments[0]", LOSS)
+        assert browser.run("return document.getElementById('mute').disabled && document.getElementById('unmute').hidden")
     finally:
         programs.kill_all()
 
@@ -256,20 +264,21 @@ def test_a_name_of_markup_is_shown_as_text(scene):
     assert scene.browser.driver.find_elements(By.TAG_NAME, "img") == []
 
 
-@pytest.mark.parametrize("jitter_s", [0.04, 0.5, 1.0])
-def test_the_cushion_is_held_by_small_changes_of_the_speed(scene, jitter_s):
+def test_the_distance_to_the_live_edge(scene):
     scene.open("live/none")
-    found = scene.browser.run(ASYNC.format(SIMULATION), jitter_s, [], 60)
-    assert found["least"] == pytest.approx(found["last"], abs=0.15)
-    assert 0.9 <= found["slowest"] <= found["fastest"] <= 1.1
 
+    def play(jitter_s, outages, seconds):
+        return scene.browser.run(ASYNC.format(SIMULATION), jitter_s, outages, seconds)
 
-def test_a_short_stall_makes_the_cushion_larger_for_a_while_and_an_interruption_does_not(scene):
-    scene.open("live/none")
-    short = scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 11]], 30)
+    for jitter_s in (0.04, 0.5, 1.0):
+        found = play(jitter_s, [], 60)
+        assert found["least"] == pytest.approx(found["last"], abs=0.15)
+        assert 0.9 <= found["slowest"] <= found["fastest"] <= 1.1
+    # A short stall makes it larger for a while, an interruption does not.
+    short = play(0.04, [[10, 11]], 30)
     assert short["most"] > 0.8
     assert short["least"] > 0.6
-    assert scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 11]], 120)["last"] < 0.3
-    long = scene.browser.run(ASYNC.format(SIMULATION), 0.04, [[10, 20]], 40)
+    assert play(0.04, [[10, 11]], 120)["last"] < 0.3
+    long = play(0.04, [[10, 20]], 40)
     assert long["most"] < 0.3
     assert long["least"] < 0.5

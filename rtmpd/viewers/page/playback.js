@@ -24,7 +24,7 @@ const NEAR_S = 0.05; // Less media than this is none.
 
 // Return whether browser can play a type such as video/mp4; codecs="avc1.64001f".
 export function isPlayable(type) {
-    return Source !== undefined && Source.isTypeSupported(type);
+    return type !== "" && Source !== undefined && Source.isTypeSupported(type);
 }
 
 export class Playback {
@@ -56,6 +56,8 @@ export class Playback {
     #stalledMs = 0;
     #stuck = 0;
     #sought = -Infinity;
+    #endS = 0; // the end of the newest media, and
+    #grewMs = performance.now(); // when it changed
     #seekS = 0; // how long the last seek took
     #aborter = new AbortController();
 
@@ -131,6 +133,11 @@ export class Playback {
     // How far playback is behind the live edge, seconds.
     get latencyS() {
         return this.#latency.behind(performance.now(), this.#video.currentTime);
+    }
+
+    // For how long no media has come that can be played.
+    get barrenMs() {
+        return performance.now() - this.#grewMs;
     }
 
     get started() {
@@ -213,6 +220,10 @@ export class Playback {
         const newest = this.#ranges().at(-1);
         if (newest !== undefined) {
             this.#latency.arrived(nowMs, newest[1]);
+            if (newest[1] > this.#endS) {
+                this.#endS = newest[1];
+                this.#grewMs = nowMs;
+            }
         }
         if (!this.#started && newest !== undefined) {
             this.#awaitBurst(nowMs, newest[1]);
@@ -259,7 +270,7 @@ export class Playback {
         this.#events.started();
         const {signal} = this.#aborter;
         const shown = () => this.#closed || this.#events.picture();
-        if (this.#video.requestVideoFrameCallback && !/^audio\//.test(this.#type)) {
+        if (this.#video.requestVideoFrameCallback) {
             this.#video.requestVideoFrameCallback(shown);
         }
         // Streams without video have no frames.

@@ -1,6 +1,7 @@
 // The player page: buttons, keys, messages and figures around a Session.
 
-import {codecsOf, mark, Session} from "./session.js";
+import {codecsOf} from "./codecs.js";
+import {mark, Session} from "./session.js";
 
 const IDLE_MS = 3000; // Controls disappear after this long without pointer and keys.
 const FIGURES_MS = 500;
@@ -21,7 +22,7 @@ const TITLE = document.title;
 // What the page says in each state: a headline, and the text below it. Empty: the picture says it.
 const MESSAGES = {
     connecting: () => ["", ""],
-    playing: () => ["", ""],
+    playing: () => session.type && !codecOf("video") ? ["Sound only", session.loss || "The stream has no picture."] : ["", ""],
     stopped: () => ["", ""],
     waiting: () => ["Not live right now", "The stream starts here by itself as soon as it is published."],
     interrupted: () => ["The stream is interrupted", "It continues by itself as soon as its publisher sends again."],
@@ -89,7 +90,8 @@ function showState(name, about) {
         showRenditions();
     }
     if (changed) {
-        status.textContent = ANNOUNCED[name] ?? [headline.textContent, name === "unreachable" ? "" : detail.textContent].join(". ");
+        const said = name === "playing" && session.loss ? `Playing. ${session.loss}` : ANNOUNCED[name];
+        status.textContent = said ?? [headline.textContent, name === "unreachable" ? "" : detail.textContent].join(". ");
     }
     showSound();
     wake();
@@ -164,9 +166,13 @@ function showSound() {
     const silent = video.muted || video.volume === 0;
     setButton(mute, silent ? "muted" : "loud", silent ? "Unmute" : "Mute", "m");
     volume.value = silent ? 0 : video.volume;
-    const hasSound = codecsOf(session.type).length === 0 || audioOf(session.type) !== undefined;
+    const hasSound = codecsOf(session.type).length === 0 || codecOf("audio") !== undefined;
     unmute.hidden = !(video.muted && hasSound && shown === "playing" && !heard);
     heard ||= !silent;
+    mute.disabled = !hasSound;
+    if (!hasSound) {
+        mute.title = session.loss || "The stream has no sound";
+    }
 }
 
 let heard = false; // The viewer has switched the sound on once, and knows the way.
@@ -308,14 +314,8 @@ if ("mediaSession" in navigator) {
 
 // Figures ---------------------------------------------------------------------------------------------------------------
 
-const AUDIO = /^(mp4a|opus|flac|ac-3|ec-3)/i;
-
-function audioOf(type) {
-    return codecsOf(type).find(({id}) => AUDIO.test(id));
-}
-
-function videoOf(type) {
-    return codecsOf(type).find(({id}) => !AUDIO.test(id));
+function codecOf(kind) {
+    return codecsOf(session.type).find(codec => codec.kind === kind);
 }
 
 let framesBefore = {atMs: 0, count: 0};
@@ -339,13 +339,13 @@ function showFigures() {
     if (info.hidden) {
         return;
     }
-    const [picture, sound] = [videoOf(session.type), audioOf(session.type)];
+    const [picture, sound] = [codecOf("video"), codecOf("audio")];
     const size = video.videoWidth ? `${video.videoWidth} x ${video.videoHeight}` : "";
     const texts = {
         latency: playing ? `${latencyS.toFixed(2)} s behind the server` : "–",
         buffer: playing ? `${playback.aheadS.toFixed(2)} s, at speed ${video.playbackRate.toFixed(2)}` : "–",
         video: [picture && `${picture.name} (${picture.id})`, size, frameRate >= 1 ? `${Math.round(frameRate)} fps` : ""].filter(Boolean).join(", "),
-        audio: sound ? `${sound.name} (${sound.id})` : "none",
+        audio: sound ? `${sound.name} (${sound.id})` : session.loss || "none",
         rate: session.bitrate ? `${(session.bitrate / 1e6).toFixed(2)} Mbit/s` : "–",
         frames: quality ? `${quality.totalVideoFrames} shown, ${quality.droppedVideoFrames} dropped` : "–",
         stalls: `${session.stalls + (playback?.stalls ?? 0)}, ${session.jumps + (playback?.jumps ?? 0)} jumps`,

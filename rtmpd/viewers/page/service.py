@@ -30,7 +30,7 @@ _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_ASSETS: Final = ("player.js", "session.js", "playback.js", "latency.js", "player.css", "icon.svg")
+_ASSETS: Final = ("player.js", "session.js", "playback.js", "latency.js", "tracks.js", "codecs.js", "player.css", "icon.svg")
 _IMMUTABLE: Final = ("Cache-Control", "public, max-age=31536000, immutable")
 _REVALIDATED: Final = ("Cache-Control", "no-cache")
 _POLICY: Final = (

@@ -1,7 +1,9 @@
 // Keeps a stream playing: asks the server for it, waits for its publisher, and asks again after each end and failure.
 
-import {isPlayable, Playback} from "./playback.js";
+import {missing, severalKinds, without} from "./codecs.js";
 import {Latency} from "./latency.js";
+import {isPlayable, Playback} from "./playback.js";
+import {TrackFilter} from "./tracks.js";
 
 const WAITING_MS = 600; // The server holds its answer back while nothing is published: after this long the page says so.
 const ANSWER_MS = 30_000; // The server holds it back for at most 20 s.
@@ -17,6 +19,9 @@ const SILENT_MS = 4_000; // No byte for this long: ask whether the server is the
 const SUSPECT_MS = 1_000; // Likewise, after the computer has slept, or the network has changed.
 const DEAD_MS = 15_000; // The connection may be dead though the server has the stream. Longer than the grace of a lost
 const DEAD_SUSPECT_MS = 3_000; // publisher by default; likewise.
+const BARREN_MS = 5_000; // Bytes come and can't be played for this long: one of the tracks has no media.
+const RETURNED = 50; // So many fragments of a track that was left out: it has media again.
+const RATE_MS = 2_000; // The time over which the bit rate is a mean.
 const SHORT_MS = 1000; // A body that lasted no longer is a failure of its own.
 const SLEPT_MS = 4_000; // A timer that is so much late has slept.
 const TICK_MS = 500;
@@ -31,6 +36,8 @@ export class Session {
     playback = null;
     // The MIME type of what is played.
     type = "";
+    // Why a track is left out; empty: none is.
+    loss = "";
     // Bits per second that come, lately.
     bitrate = 0;
     stalls = 0;
@@ -45,11 +52,15 @@ export class Session {
     #wakeUp = () => {};
     #state = "stopped";
     #heardMs = 0; // performance.now() when the last bytes came
+    #begunMs = 0; // likewise, when the body began
     #tickedMs = 0;
     #suspectMs = -Infinity;
     #asking = false;
     #failures = 0;
     #broken = [];
+    #absent = ""; // the kind of the track that has no media, as it seems: "audio" or "video"
+    #filter = null; // removes a track; null: none
+    #counted = null; // {ms, bytes}: since when bytes are counted, and how many
     #giveUp = idle; // ends the body that is read; takes whether the server answers
     #askAgain = false; // the body was given up, and the server answers
 
@@ -258,17 +269,14 @@ export class Session {
     // Playing -----------------------------------------------------------------------------------------------------------
 
     async #playBody(response, ask) {
-        const type = response.headers.get("Content-Type") ?? "";
-        if (!isPlayable(type)) {
-            this.#close();
-            this.#show("unplayable", missing(type));
+        this.#close();
+        if (!this.#choose(response.headers.get("Content-Type") ?? "")) {
+            this.#show("unplayable", this.loss);
             return REFUSED_RETRY_MS;
         }
-        this.#close();
         this.#events.hold();
-        this.type = type;
         let failed = false;
-        const playback = this.playback = new Playback(this.#video, type, {
+        const playback = this.playback = new Playback(this.#video, this.type, {
             ...this.#events,
             started: () => {
                 this.#failures = 0;
@@ -279,45 +287,58 @@ export class Session {
                 ask.abort();
             },
         }, this.#latency);
-        const begunMs = performance.now();
-        this.#heardMs = begunMs;
+        const begunMs = this.#begunMs = this.#heardMs = performance.now();
         const giveUp = this.#giveUp = answers => {
             this.#askAgain = answers;
             ask.abort();
         };
         const reader = response.body.getReader();
-        let countedMs = performance.now();
-        let counted = 0;
         try {
-            for (;;) {
-                const {done, value} = await reader.read();
-                if (done) {
-                    break;
+            for (let read = await reader.read(); !read.done; read = await reader.read()) {
+                this.#count(read.value.byteLength);
+                const bytes = this.#filter === null ? read.value : this.#filter.filter(read.value);
+                if (bytes.byteLength > 0) {
+                    playback.append(bytes);
                 }
-                const nowMs = performance.now();
-                this.#heardMs = nowMs;
-                counted += value.byteLength;
-                if (nowMs - countedMs > 2000) {
-                    this.bitrate = counted * 8000 / (nowMs - countedMs);
-                    countedMs = nowMs;
-                    counted = 0;
-                }
-                playback.append(value);
             }
+            this.#absent = "";
             playback.finish();
             // The stream has ended, or continues with other codecs.
             this.#show("connecting");
             return performance.now() - begunMs < SHORT_MS ? this.#backOffMs() : 0;
         } catch (error) {
-            if (!failed) {
+            if (!failed && !(error instanceof RangeError)) {
                 throw error;
             }
+            ask.abort();
             return this.#failedToPlay(playback.problem);
         } finally {
             if (this.#giveUp === giveUp) {
                 this.#giveUp = idle;
             }
             this.bitrate = 0;
+            this.#counted = null;
+        }
+    }
+
+    // Choose the tracks to play, and set `type` and `loss`. Return whether there are any.
+    #choose(offered) {
+        const left = [this.#absent, "audio", "video"].find(kind => isPlayable(without(offered, kind)));
+        const all = !this.#absent && isPlayable(offered);
+        this.#filter = all || !left ? null : new TrackFilter(left);
+        this.type = all || !left ? offered : without(offered, left);
+        this.loss = all ? "" : this.#absent && left ? `The stream has no ${left} at the moment.` : missing(offered);
+        return all || left !== undefined;
+    }
+
+    #count(bytes) {
+        const nowMs = performance.now();
+        this.#heardMs = nowMs;
+        this.#counted ??= {ms: nowMs, bytes: 0};
+        this.#counted.bytes += bytes;
+        if (nowMs - this.#counted.ms > RATE_MS) {
+            this.bitrate = this.#counted.bytes * 8000 / (nowMs - this.#counted.ms);
+            this.#counted = null;
         }
     }
 
@@ -394,13 +415,14 @@ export class Session {
         }
         this.#tickedMs = Date.now();
         const playback = this.playback;
-        if (playback === null || this.#native || (this.#state !== "playing" && this.#state !== "interrupted")) {
+        if (playback === null || this.#native || this.#giveUp === idle) {
             return;
         }
         const nowMs = performance.now();
         const silentMs = nowMs - this.#heardMs;
         if (silentMs < TICK_MS * 2) {
-            this.#show("playing");
+            this.#show(playback.started ? "playing" : "connecting");
+            this.#watchTracks(playback);
             return;
         }
         if (playback.isStalled) {
@@ -410,6 +432,23 @@ export class Session {
         if (silentMs > (suspect ? SUSPECT_MS : SILENT_MS) && !this.#asking) {
             this.#ask(silentMs > (suspect ? DEAD_SUSPECT_MS : DEAD_MS));
         }
+    }
+
+    // A track without media holds the other one up: begin without it, until it has some.
+    #watchTracks(playback) {
+        const isBarren = playback.barrenMs > BARREN_MS;
+        const lasts = performance.now() - this.#begunMs > 2 * BARREN_MS;
+        const returns = this.#absent && lasts && playback.barrenMs < 1000 && this.#filter.removed > RETURNED;
+        if (isBarren && severalKinds(this.type)) {
+            this.#absent = "audio";
+        } else if (isBarren && this.#absent === "audio") {
+            this.#absent = "video";
+        } else if (isBarren || returns) {
+            this.#absent = "";
+        } else {
+            return;
+        }
+        this.#giveUp(true);
     }
 
     // Nothing comes. Give the connection up if the server does not answer, no longer has the stream, or sends it elsewhere.
@@ -447,23 +486,4 @@ async function reasonOf(response) {
     } catch {
         return "";
     }
-}
-
-const NAMES = [
-    [/^avc[13]/, "H.264"], [/^h(vc|ev)1/, "HEVC (H.265)"], [/^v(vc|vi)1/, "VVC (H.266)"], [/^av01/, "AV1"], [/^vp09/, "VP9"],
-    [/^vp08/, "VP8"], [/^mp4a\.(6b|69|40\.34)/i, "MP3"], [/^mp4a/, "AAC"], [/^opus/i, "Opus"], [/^flac/i, "FLAC"],
-    [/^ac-3/, "AC-3"], [/^ec-3/, "E-AC-3"],
-];
-
-// Return the codecs of a MIME type: [{name, id}], such as H.264 and avc1.64001f.
-export function codecsOf(type) {
-    const ids = /codecs="?([^"]*)"?/.exec(type)?.[1].split(",") ?? [];
-    return ids.map(id => id.trim()).filter(Boolean).map(id => ({name: NAMES.find(([pattern]) => pattern.test(id))?.[1] ?? id, id}));
-}
-
-// Say which codecs of a MIME type the browser lacks.
-function missing(type) {
-    const lacking = codecsOf(type).filter(({id}) => !isPlayable(`video/mp4; codecs="${id}"`));
-    const names = (lacking.length > 0 ? lacking : codecsOf(type)).map(({name, id}) => `${name} (${id})`);
-    return `This browser can't play ${names.join(" and ") || type}.`;
 }

@@ -96,7 +96,7 @@ def test_nothing_comes_from_other_hosts_and_no_script_or_style_is_inline():
     links = [value for _, attributes in found.elements for name, value in attributes.items() if name in ("src", "href")]
     assert links
     assert all(link.startswith(("../_player/", "#")) for link in links)
-    for name in ("player.js", "session.js", "playback.js", "latency.js", "player.css"):
+    for name in ("player.js", "session.js", "playback.js", "latency.js", "tracks.js", "codecs.js", "player.css"):
         text = ask(f"/_player/x/{name}").body.decode()
         assert not re.search(r"https?://|\burl\(|@import|innerHTML|\beval\b", text)
         assert all(imported.startswith("./") for imported in re.findall(r'from "([^"]+)"', text))
