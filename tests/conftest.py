@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 import pytest
+from gevent import get_hub
 
 from tests import starter
 from tests.certificates import Authority
@@ -36,6 +37,12 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector from the objects of all collected tests: a collection would take half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let timers of a test begin now: the event loop's time is that of its last turn, and tests without it may take seconds."""
+    get_hub().loop.update_now()
 
 
 class Server:
