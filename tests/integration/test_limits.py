@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -350,9 +351,14 @@ def test_clients_that_do_not_publish_hold_little_memory(server, raw, attack):
     running = server(MEMORY)
     bystander = Bystander(running)
     before_mb = running.rss_mb()
-    for _ in range(20):
+
+    def connect(_):
         with contextlib.suppress(ConnectionError, AssertionError):
             attack(raw(running, receive_buffer=4096))
+
+    # At the same time: writing to a server that has stopped reading waits for seconds.
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(connect, range(20)))
     assert running.rss_mb() - before_mb < 16
     assert scrape(metrics_port(running))["rtmpd_connection_buffer_bytes",] < 8e6
     bystander.check()
