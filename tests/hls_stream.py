@@ -40,7 +40,7 @@ class SampleFragmenter:
         samples, self._samples = self._samples, []
         return Fragment(json.dumps(samples).encode()) if samples else None
 
-    def finish(self) -> Fragment | None:
+    def finish(self, *, even: bool = False) -> Fragment | None:
         for type_id, (time, key) in self._waiting.items():
             self._samples.append((type_id, time, self._steps[type_id], key))
         self._waiting = {}

@@ -24,6 +24,9 @@ _AVC_KEYFRAME, _AVC_FRAME, _AAC = 0x17, 0x27, 0xA0
 _AVC_BODY, _AAC_BODY = 5, 2
 _NEGATIVE, _WRAP = 1 << 23, 1 << 24
 
+_LONGEST_STRETCH_S = 0.25
+"""How much longer than it is the last sample of a track may last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
@@ -208,8 +211,23 @@ class Fragmenter:
     def _estimate(self, type_id: int) -> int:
         return self._video_times.duration if type_id == VIDEO else self._audio_times.duration
 
-    def finish(self) -> Fragment | None:
-        """Return the last fragment, with the samples that have no successor; they last as long as it is estimated."""
+    def finish(self, *, even: bool = False) -> Fragment | None:
+        """Return the last fragment, with the samples that have no successor; they last as long as it is estimated.
+
+        Args:
+            even: If one track ends a little before the other, its last sample lasts up to the end of the other. Browsers have
+                media up to where the first track ends, and stall at a hole if something else follows.
+        """
         for type_id, lane in self._lanes.items():
             lane.complete(self._estimate(type_id))
+        if even:
+            self._make_even()
         return self.cut()
+
+    def _make_even(self) -> None:
+        runs = [lane for lane in self._lanes.values() if lane.data]
+        end_s = max((run.end / run.timescale for run in runs), default=0.0)
+        for run in runs:
+            missing = round(end_s * run.timescale) - run.end
+            if 0 < missing < _LONGEST_STRETCH_S * run.timescale:
+                run.durations[-1] += missing

@@ -32,8 +32,8 @@ class Fragmenter(Protocol):
     def cut(self) -> Fragment | None:
         """Return a fragment of the samples that do not wait; None: there are none."""
 
-    def finish(self) -> Fragment | None:
-        """Return a fragment of all samples; None: there are none."""
+    def finish(self, *, even: bool = False) -> Fragment | None:
+        """Return a fragment of all samples; None: there are none. With *even* the tracks end together, nearly."""
 
 
 class Rendition:
@@ -171,8 +171,9 @@ class Rendition:
     def _apply(self, cuts: Sequence[Cut], *, goes_on: bool = True) -> None:
         window = self.window
         for index, cut in enumerate(cuts, 1):
-            take = self._fragmenter.finish if cut.when is When.FINISH else self._fragmenter.cut
-            fragment = take() if cut.frames else None
+            fragment = None
+            if cut.frames:
+                fragment = self._fragmenter.finish(even=True) if cut.when is When.FINISH else self._fragmenter.cut()
             data = fragment.data if fragment is not None else b""
             self.held_bytes = 0
             window.add_part(Part(cut.duration_ms, cut.is_independent and bool(data), data))

@@ -241,6 +241,34 @@ def test_what_all_samples_share_is_written_once():
     assert [sample.duration for sample in samples(fragment(1, [Run(AUDIO_TRACK, 0, uneven)]))] == [1024] * 49 + [1025]
 
 
+AVC_HEADER = bytes.fromhex("17000000000142c00affe100176742c00aa61111ec0440000003004000000c83c489846001000668c8420f2c80")
+AVC_FRAME = bytes.fromhex("2701000000") + b"frame"
+AAC_HEADER, AAC_FRAME = bytes.fromhex("af001190"), bytes.fromhex("af01") + b"sound"
+
+
+@pytest.mark.parametrize(("video_ms", "audio_ms"), [(240, 213), (240, 256), (240, 100)])
+def test_tracks_end_together_if_something_else_follows(video_ms, audio_ms):
+    def made(*, even):
+        tracks = Tracks()
+        tracks.set_headers([(VIDEO, AVC_HEADER), (AUDIO, AAC_HEADER)])
+        fragmenter = Fragmenter(tracks)
+        for time_ms in range(0, video_ms, 40):
+            fragmenter.add(VIDEO, time_ms, AVC_FRAME)
+        for number in range(audio_ms * 48 // 1024):
+            fragmenter.add(AUDIO, round(number * 64 / 3), AAC_FRAME)
+        found = samples(fragmenter.finish(even=even).data)
+        return [[(each.time, each.duration) for each in found if each.track == track] for track in (VIDEO_TRACK, AUDIO_TRACK)]
+
+    video, audio = made(even=True)
+    ends_s = [sum(track[-1]) / rate for track, rate in ((video, 90_000), (audio, 48_000))]
+    assert ends_s[0] == pytest.approx(ends_s[1], abs=0.0001)
+    assert ends_s[0] == pytest.approx(max(video_ms, audio_ms) / 1000, abs=0.003)
+    # Nothing else is moved.
+    for track, other in zip((video, audio), made(even=False), strict=True):
+        assert track[:-1] == other[:-1]
+        assert track[-1][0] == other[-1][0]
+
+
 # Times --------------------------------------------------------------------------------------------------------------------
 
 
