@@ -607,14 +607,14 @@ def test_row_72_a_destination_is_kept_however_it_counts_what_it_acknowledges(rel
     running = relaying(there.url(), options="relay_ack_timeout_s = 0.5")
     sender = raw(running).publish("cam")
     begun, number = time.monotonic(), 0
-    while time.monotonic() - begun < 4:
+    while time.monotonic() - begun < 2:
         sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
         number += 1
         gevent.sleep(0.01)
     sender.send(VIDEO, number * 10, key(999))
     peer = there.publishing()
     there.wait(lambda: ends_with(peer, Item(VIDEO, number * 10, key(999))), "the last frame")
-    assert last > 3_000_000
+    assert last > 1_000_000
     assert len(there.peers) == 1
 
 
@@ -655,14 +655,14 @@ def test_a_destination_that_reads_and_never_acknowledges_is_kept(relaying, targe
     running = relaying(there.url(), options="relay_ack_timeout_s = 0.5\nrelay_write_timeout_s = 0.5")
     sender = raw(running).publish("cam")
     begun, number = time.monotonic(), 0
-    while time.monotonic() - begun < 4:
+    while time.monotonic() - begun < 2:
         sender.send(VIDEO, number * 10, inter(number, 20_000) if number % 25 else key(number, 20_000))
         number += 1
         gevent.sleep(0.01)
     sender.send(VIDEO, number * 10, key(999))
     peer = there.publishing()
     there.wait(lambda: ends_with(peer, Item(VIDEO, number * 10, key(999))), "the last frame")
-    assert len(peer.videos()) * 20_000 > 3_000_000
+    assert len(peer.videos()) * 20_000 > 1_000_000
     assert len(there.peers) == 1
 
 
