@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 STREAMS_LIMIT = 32
 """The requests of one connection at the same time; further ones are refused, and may be sent again."""
 
+BODIES_LIMIT = 16
+"""The bodies of one connection that handlers send: viewers would not count as connections otherwise."""
+
 REQUESTS_LIMIT = 10_000
 """The requests of one connection. More than by HTTP/1.1: low-latency HLS makes ten each second."""
 
@@ -442,6 +445,11 @@ class Http2:
         # Not by h2, which sends nothing on a stream that has ended.
         self._collect()
         self._put(RstStreamFrame(stream_id, error_code=ErrorCodes.PROTOCOL_ERROR).serialize())
+
+    def ensure_room_for_body(self) -> None:
+        """Raise HttpError if there are too many bodies; as `rtmpd.http.http2_stream.Frames.ensure_room_for_body`."""
+        if sum(each.is_sent_by_handler for each in self._streams.values()) >= BODIES_LIMIT:
+            raise HttpError(503, "One connection has too many streams.")
 
     def drain(self) -> None:
         """Refuse further requests, and tell the client (RFC 9113 section 6.8). Does not wait."""

@@ -59,6 +59,9 @@ class Frames(Protocol):
     def send_error(self, stream_id: int) -> None:
         """Queue a RST_STREAM for a malformed request, behind the end of the response. Does not wait."""
 
+    def ensure_room_for_body(self) -> None:
+        """Raise HttpError if the connection has as many bodies that handlers send as it may."""
+
     def drain(self) -> None:
         """Serve no further requests. Does not wait."""
 
@@ -112,6 +115,11 @@ class Http2Stream:
         self._ended = False  # the end of the response was sent
         self._over = False  # the stream was reset, or the connection ends
         self._copy: gevent.Greenlet[..., None] | None = None
+
+    @property
+    def is_sent_by_handler(self) -> bool:
+        """Whether a handler sends the body of the response."""
+        return self._copy is not None
 
     def held_bytes(self) -> int:
         """Return the memory of its body, and of what a handler holds."""
@@ -243,7 +251,11 @@ class Http2Stream:
             request: The request.
             more_headers: Further headers.
             content_type: The media type of the body.
+
+        Raises:
+            HttpError: The connection has too many of them.
         """
+        self._frames.ensure_room_for_body()
         self._send_headers(200, self._responder.stream_headers(request, more_headers, content_type), end=False)
         self.transport.keep_alive()
         near, far = socketpair()

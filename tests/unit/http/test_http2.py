@@ -342,6 +342,23 @@ def test_a_body_without_an_end_shares_the_connection(serve, connect, live):
     assert client.get("/hello").status == 200
 
 
+def test_the_bodies_of_one_connection_are_limited(serve, connect, live, monkeypatch):
+    monkeypatch.setattr(http2, "BODIES_LIMIT", 2)
+    client = connect(serve(Route("/live", live, long=True)))
+    streams = [client.ask("/live") for _ in range(2)]
+    client.until(lambda: all(client.answers[stream].status == 200 for stream in streams))
+    assert client.get("/live").status == 503
+    client.h2.reset_stream(streams[0])
+    client.flush()
+    assert live.ended.wait(LIMIT_S)
+    status = 503
+    while status == 503:
+        stream = client.ask("/live")
+        client.until(lambda stream=stream: client.answers[stream].status)
+        status = client.answers[stream].status
+    assert status == 200
+
+
 def test_a_viewer_that_cancels_is_noticed(serve, connect, live):
     client = connect(serve(Route("/live", live, long=True), Route("/hello", hello)))
     stream = client.ask("/live")
