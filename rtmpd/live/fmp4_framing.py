@@ -12,6 +12,7 @@ whose codec says it.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, KeptMessages, Message, Notice
@@ -37,6 +38,9 @@ _AVC_BODY, _AAC_BODY = 5, 2
 _NEGATIVE, _WRAP = 1 << 23, 1 << 24
 _MOOF = b"moof"
 _MAX_RATES = 8
+_LOOK_MESSAGES = 256
+"""So many messages from the join point on are looked at for tracks that have no header."""
+
 _MISSING_MS = 1000
 """So long after a change of headers a track may be missing: its header follows, if another publisher has just begun."""
 
@@ -319,7 +323,7 @@ def find_tracks(log: KeptMessages, types: Collection[int] = (AUDIO, VIDEO), trac
     found = tracks or Tracks()
     found.set_headers(log.headers.items)
     if not all(found.settled(each) for each in types):
-        for message in log.kept():
+        for message in islice(log.kept(), _LOOK_MESSAGES):
             if message.type_id in types and not found.settled(message.type_id):
                 found.take(message.type_id, bytes(message.payload))
                 if all(found.settled(each) for each in types):

@@ -66,7 +66,7 @@ class Output:
     @property
     def takes_join_point(self) -> bool:
         """Whether a place to start at is to be marked in the log."""
-        return (self._gop_cache and self.keeps_join_point) or self.fanout.wants_keyframe
+        return not self.ended and ((self._gop_cache and self.keeps_join_point) or self.fanout.wants_keyframe)
 
     @property
     def over(self) -> bool:

@@ -274,6 +274,7 @@ class Stream:
             if output.over and not output.ended:
                 output.ended = True
                 output.fanout.notify(Notice(NoticeKind.CHANGED, "The codecs of the stream have changed."))
+                output.log.forget_join_point()
                 for player in list(self.players):
                     player.output_ended(output)
 
@@ -521,6 +522,8 @@ class Stream:
         for output in self._outputs[1:]:
             if len(output.fanout):
                 output.unused_since = None
+            elif output.ended:
+                self._drop(output)
             elif output.unused_since is None:
                 output.unused_since = now_s
             elif now_s - output.unused_since >= _UNUSED_S:

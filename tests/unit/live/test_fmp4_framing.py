@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rtmpd.errors import UnsupportedByMp4
 from rtmpd.live.flv_framing import FLV
-from rtmpd.live.fmp4_framing import FMP4
+from rtmpd.live.fmp4_framing import FMP4, find_tracks
 from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO, Headers, Notice, NoticeKind
 from rtmpd.live.log import NEVER, Log
 from rtmpd.live.subscriber import Subscriber
@@ -383,6 +385,34 @@ def test_an_output_for_viewers_announces_a_track_whose_header_came_late_from_the
     assert late.data.count(b"trak") == 2
     assert [each.data for each in samples(late.data)] == [b"key", b"inter", b"sound", b"inter"]
     assert [each.data for each in samples(early.data)] == [b"key", b"inter"]
+
+
+def test_an_output_that_is_over_holds_no_memory_for_new_viewers_and_is_dropped_with_its_last_one(stream):
+    source = new_source()
+    stream.begin(source)
+    publish(stream, source, [(VIDEO, 0, AVC), (VIDEO, 0, KEY)])
+    viewer = Viewer(stream)
+    publish(stream, source, [(AUDIO, 40, AAC), (AUDIO, 40, SOUND), (VIDEO, 80, KEY), (VIDEO, 120, INTER)])
+    assert viewer.output.log.join_page is None
+    stream.sweep(time.monotonic(), 30)
+    assert viewer.output in stream.outputs
+    viewer.output.fanout.leave(viewer.subscriber)
+    stream.sweep(time.monotonic(), 30)
+    assert stream.outputs == [stream.published]
+
+
+def test_tracks_without_headers_are_looked_for_in_the_first_messages_only(stream):
+    source = new_source()
+    stream.begin(source)
+    mp3 = b"\x2e\xff\xfb\x90\xc0" + bytes(20)
+    publish(stream, source, [(VIDEO, 0, AVC), (VIDEO, 0, KEY)])
+    for number in range(300):
+        source.video(10 * number + 10, INTER)
+    source.audio(3000, mp3)
+    log = stream.published.log
+    assert find_tracks(log).audio is None
+    publish(stream, source, [(VIDEO, 3010, KEY), (AUDIO, 3020, mp3)])
+    assert find_tracks(log).audio.codec == "mp3"
 
 
 class Reader:
