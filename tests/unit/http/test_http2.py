@@ -36,6 +36,7 @@ from rtmpd.phases import CloseKind, CloseReason
 from tests.unit.http.http2_client import LIMIT_S, Http2Client, tls_socket
 
 LOOPBACK = ListenAddress("127.0.0.1", 0)
+SHORT_S = 0.3
 
 
 def hello(request, exchange):
@@ -99,9 +100,8 @@ def gate():
 
 @pytest.fixture
 def serve(counted, monkeypatch, tls, gate):
-    """Return a function that serves routes by HTTPS; times are short."""
-    for name in ("REQUEST_S", "WRITE_S", "IDLE_S", "LINGER_S"):
-        monkeypatch.setattr(limits, name, 0.3)
+    """Return a function that serves routes by HTTPS."""
+    monkeypatch.setattr(limits, "LINGER_S", SHORT_S / 3)
     made = []
 
     def start(*routes):
@@ -116,6 +116,17 @@ def serve(counted, monkeypatch, tls, gate):
     yield start
     for server in made:
         server.stop(1)
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """Return a function that makes limits short."""
+
+    def make_short(*names):
+        for name in names:
+            monkeypatch.setattr(limits, name, SHORT_S)
+
+    return make_short
 
 
 @pytest.fixture
@@ -211,7 +222,8 @@ def test_a_body_that_nothing_wants_is_not_waited_for(serve, connect):
     assert client.get("/hello").status == 200
 
 
-def test_a_body_that_is_too_long_or_too_late_is_refused(serve, connect, counted):
+def test_a_body_that_is_too_long_or_too_late_is_refused(serve, connect, counted, hurry):
+    hurry("REQUEST_S")
     client = connect(serve(Route("/a", echo, ("POST",), takes_body=True)))
     late, long = client.ask("/a", "POST", end=False), client.ask("/a", "POST", end=False)
     for _ in range(4):
@@ -408,7 +420,8 @@ def test_a_window_of_one_byte_is_kept(serve, connect):
     assert client.answer(stream).body == b"hello\n"
 
 
-def test_a_client_that_opens_no_window_is_given_up_and_delays_no_other(serve, connect, monkeypatch):
+def test_a_client_that_opens_no_window_is_given_up_and_delays_no_other(serve, connect, monkeypatch, hurry):
+    hurry("WRITE_S")
     monkeypatch.setattr(module, "RESPONSES", 1)
     client = connect(serve(), {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     stuck = client.ask("/hello")
@@ -422,7 +435,6 @@ def test_a_client_that_opens_no_window_is_given_up_and_delays_no_other(serve, co
 def test_a_slow_client_gives_its_place_to_requests_that_wait(serve, connect, monkeypatch, counted):
     monkeypatch.setattr(module, "RESPONSES", 1)
     monkeypatch.setattr(places_module, "SLOW_S", 0.1)
-    monkeypatch.setattr(limits, "WRITE_S", LIMIT_S)
     server = serve()
     slow = connect(server, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
     stuck = slow.ask("/hello")
@@ -432,7 +444,8 @@ def test_a_slow_client_gives_its_place_to_requests_that_wait(serve, connect, mon
     assert counted == {"http_deadlines": 1}
 
 
-def test_a_client_that_reads_nothing_is_disconnected(serve, connect, gate):
+def test_a_client_that_reads_nothing_is_disconnected(serve, connect, gate, hurry):
+    hurry("WRITE_S")
     client = connect(serve(), {SettingCodes.INITIAL_WINDOW_SIZE: 1 << 30})
     client.h2.increment_flow_control_window(1 << 30)
     client.flush()
@@ -586,7 +599,8 @@ def test_another_protocol_is_refused(serve, open_socket, counted, begin):
 
 
 @pytest.mark.parametrize("begun", [b"", b"PRI * ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0"])
-def test_a_client_that_begins_and_does_not_go_on_is_disconnected(serve, open_socket, counted, begun):
+def test_a_client_that_begins_and_does_not_go_on_is_disconnected(serve, open_socket, counted, begun, hurry):
+    hurry("REQUEST_S")
     sock = open_socket(serve())
     sock.sendall(begun)
     with gevent.Timeout(LIMIT_S / 2):
@@ -595,7 +609,8 @@ def test_a_client_that_begins_and_does_not_go_on_is_disconnected(serve, open_soc
     assert counted == ({"http_deadlines": 1} if begun else {})
 
 
-def test_a_header_block_that_drips_does_not_get_more_time(serve, connect, counted):
+def test_a_header_block_that_drips_does_not_get_more_time(serve, connect, counted, hurry):
+    hurry("REQUEST_S")
     client = connect(serve())
     assert client.get("/hello").status == 200
     client.sock.sendall(HeadersFrame(3, data=client.h2.encoder.encode(BASE)).serialize())
@@ -613,7 +628,8 @@ def test_a_header_block_that_drips_does_not_get_more_time(serve, connect, counte
     assert counted == {"http_deadlines": 1}
 
 
-def test_pings_do_not_keep_a_connection(serve, connect):
+def test_pings_do_not_keep_a_connection(serve, connect, hurry):
+    hurry("IDLE_S")
     client = connect(serve())
     assert client.get("/hello").status == 200
 
