@@ -51,6 +51,9 @@ NUMBER = """
 """The number in the picture of the camera that the page shows; -1: none."""
 
 LAYOUT = """
+    const select = document.getElementById('renditions');
+    select.replaceChildren(new Option('1080p60'));
+    select.hidden = false;
     const {scrollWidth, scrollHeight} = document.documentElement;
     const outside = [...document.querySelectorAll('button, select, input, h1, h2')].filter(element => {
         const {left, top, right, bottom, width} = element.getBoundingClientRect();
@@ -240,7 +243,7 @@ def test_it_continues_after_the_loss_of_a_publisher_a_restart_and_with_other_cod
         programs.kill_all()
 
 
-@pytest.mark.parametrize(("width", "height", "mobile"), [(390, 844, True), (1280, 800, False)])
+@pytest.mark.parametrize(("width", "height", "mobile"), [(390, 844, True), (320, 568, True), (1280, 800, False)])
 def test_it_says_what_it_waits_for_and_fits_the_window(scene, tmp_path, width, height, mobile):
     browser = scene.browser
     browser.size(width, height, mobile=mobile)

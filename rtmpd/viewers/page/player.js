@@ -86,7 +86,7 @@ function showState(name, about) {
     if ("mediaSession" in navigator) {
         navigator.mediaSession.playbackState = stopped ? "paused" : "playing";
     }
-    if (changed && name === "playing") {
+    if (changed && (name === "playing" || (name === "waiting" && chosen))) {
         showRenditions();
     }
     if (changed) {
@@ -371,7 +371,7 @@ async function showRenditions() {
     const names = info.renditions.map(({name}) => name);
     const offered = [...renditions.options].map(({value}) => value);
     if (names.join("/") !== offered.join("/")) {
-        renditions.replaceChildren(...info.renditions.map(each => new Option(describe(each), each.name)));
+        renditions.replaceChildren(...info.renditions.map(each => new Option(describe(each, info.renditions), each.name)));
         renditions.hidden = names.length < 2;
     }
     if (chosen && !names.includes(chosen)) {
@@ -381,12 +381,10 @@ async function showRenditions() {
     renditions.value = chosen || ownName;
 }
 
-function describe({name, height, frame_rate: fps, bit_rate: bits}) {
-    const parts = [height ? `${height}p${fps > 31 ? Math.round(fps) : ""}` : name];
-    if (bits) {
-        parts.push(`${(bits / 1e6).toFixed(1)} Mbit/s`);
-    }
-    return parts.join(", ");
+function describe({name, height, frame_rate: fps, bit_rate: bits}, others) {
+    const size = height ? `${height}p${fps > 31 ? fps : ""}` : name;
+    const alone = others.filter(other => other.height === height).length < 2;
+    return alone ? size : `${size}, ${(bits / 1e6).toFixed(1)} Mbit/s`;
 }
 
 function choose(name) {
