@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from rtmpd.errors import Mp4Error, RemuxError
 from rtmpd.media.flv import AUDIO, FILE_HEADER_SIZE, SCRIPT, TAG_HEADER, TAG_HEADER_SIZE, TAG_OVERHEAD, VIDEO
-from rtmpd.media.fmp4.files import FragmentIndex, head_size, render_head
+from rtmpd.media.fmp4.files import MAX_ENTRIES, FragmentIndex, head_size, render_head
 from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.tracks import Tracks
@@ -32,6 +32,7 @@ _FRAGMENT_MS = 1000
 """The shortest fragment: it ends before a keyframe, or, without video, anywhere."""
 _LONGEST_FRAGMENT_MS = 10_000
 _LARGEST_FRAGMENT_BYTES = 16 << 20
+_SPARE_ENTRIES = 64
 _PREFIX_BYTES = 64
 """The part of a frame that its kind is read from."""
 _BEGIN = b"FLV\1"
@@ -145,6 +146,7 @@ class _Contents:
     Attributes:
         tracks: Its tracks.
         begin_ms: The timestamp of its first frame, on a timeline without jumps.
+        duration_s: About how long it lasts.
         end: The end of the last complete tag, bytes.
 
     Raises:
@@ -156,6 +158,7 @@ class _Contents:
         self.end = 0
         timeline = Timeline()
         first: dict[int, int] = {}
+        stamp = 0
         for tag in _tags(file, _PREFIX_BYTES):
             self.end = tag.position + tag.length + 4
             payload, type_id = tag.payload, tag.type_id
@@ -175,6 +178,7 @@ class _Contents:
                     f"an MP4 file of several kinds of {_KINDS[type_id]} is not supported"
                 )
         self.begin_ms = min(first.values(), default=0)
+        self.duration_s = ((stamp - self.begin_ms) & 0xFFFFFFFF) // 1000
         require_tracks(tracks)
 
 
@@ -195,7 +199,7 @@ def _whole(file: BinaryIO, tag: _Tag) -> bytes:
 def _write(source: BinaryIO, contents: _Contents, file: BinaryIO) -> Remuxed:
     tracks = contents.tracks
     fragmenter, timeline = Fragmenter(tracks), Timeline()
-    output = _Output(file, tracks.tracks)
+    output = _Output(file, tracks.tracks, min(contents.duration_s + _SPARE_ENTRIES, MAX_ENTRIES))
     # The track that decides where a fragment ends: the times of the other one may be far off.
     leading = VIDEO if tracks.video is not None else AUDIO
     cut_ms = 0
@@ -232,13 +236,14 @@ class _Output:
     Args:
         file: The file.
         tracks: Its tracks.
+        entries: The capacity of the index at its beginning: the number of fragments at most.
     """
 
-    def __init__(self, file: BinaryIO, tracks: Sequence[Track]) -> None:
+    def __init__(self, file: BinaryIO, tracks: Sequence[Track], entries: int) -> None:
         self._file = file
         self._init = init_segment(tracks)
-        self._head_size = self._position = head_size(self._init)
-        self._index = FragmentIndex([(track.track_id, track.timescale) for track in tracks])
+        self._head_size = self._position = head_size(self._init, entries)
+        self._index = FragmentIndex([(track.track_id, track.timescale) for track in tracks], entries)
         self._write_head(0, b"")
 
     def _write_head(self, duration_ms: int, sidx: bytes) -> None:

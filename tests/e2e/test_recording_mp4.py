@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.e2e.media import Clips
 
 MP4 = AT_ONCE + RECORD + "record_format = mp4\n"
-NAMES = ("h264_aac", "hevc_aac", "av1_opus", "two_audio_tracks", "fast")
+NAMES = ("h264_aac", "h264_aac_long_gop", "hevc_aac", "av1_opus", "two_audio_tracks", "fast")
 OTHERS = ("sorenson_mp3",)
 HALF_A_FRAME_S = 0.013
 """Audio follows its own clock, as long as timestamps are within half of a frame."""
@@ -104,6 +104,18 @@ def test_ffmpeg_seeks_by_the_index_and_reads_little(recordings, ffmpeg):
     assert len(Handler.starts) <= 5
 
 
+@pytest.mark.parametrize(("name", "at_s"), [("h264_aac", "2.02"), ("h264_aac_long_gop", "4.02"), ("h264_aac_long_gop", "0.5")])
+def test_ffmpeg_finds_the_right_picture(name, at_s, recordings, clips: Clips, ffmpeg):
+    def picture(*arguments):
+        command = [ffmpeg, "-v", "warning", *arguments, "-frames:v", "1", "-an", "-f", "framemd5", "-"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.split()[-1]
+
+    # Of the clip, it decodes all before.
+    assert picture("-ss", at_s, "-i", recordings[name]) == picture("-i", clips[name], "-ss", at_s)
+
+
 @pytest.mark.peer
 def test_a_recording_survives_kill_9_and_gets_its_index_at_the_next_start(clips: Clips, ffmpeg, peer, tmp_path, programs):
     _ = clips["h264_aac_minute"]
@@ -114,15 +126,15 @@ def test_a_recording_survives_kill_9_and_gets_its_index_at_the_next_start(clips:
     try:
         programs.publish("h264_aac_minute", server.url("a"))
         player = programs.play(server.url("a"), "-analyzeduration", 100_000)
-        until(lambda: player.has_reached(3500), "three and a half seconds")
+        until(lambda: player.has_reached(3500) and part.exists(), "three and a half seconds")
         server.process.kill()
         server.process.wait()
         seen_ms = player.packets()["video 0"][-1].dts
         assert b"mfra" not in all_kinds(part.read_bytes())
         found = probe(ffprobe, part, "-count_packets")
         pictures = int(found["streams"][0]["nb_read_packets"])
-        # A fragment of a second, and a batch.
-        assert pictures * FRAME_MS >= seen_ms - 2500
+        # A fragment of two seconds, and a batch.
+        assert pictures * FRAME_MS >= seen_ms - 3500
         again = Server(MP4.format(tmp_path), directory=tmp_path)
         again.wait_for_line(rf"repaired {path}; {pictures * FRAME_MS / 1000:.1f} s, \d+ bytes, 0 bytes cut off")
         assert again.stop() == 0

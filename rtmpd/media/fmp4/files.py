@@ -1,9 +1,9 @@
 """Files of fragments: what they begin with, and the indexes by which players seek. Pure.
 
 A file begins with ftyp, a mark, moov, and room. Fragments follow, so that a file that is not finished can be played up to its
-last whole fragment. In the end the room gets the duration (mehd) and an index of the fragments that begin with a keyframe
-(sidx), in place, and an index of random access points for each track (mfra) is appended. Some players read one, some the other
-(ISO/IEC 14496-12 sections 8.8.2, 8.8.9 and 8.16.3).
+last whole fragment. In the end the room gets the duration (mehd) and an index of the fragments (sidx), in place, and an index
+of random access points for each track (mfra) is appended. Some players read one, some the other (ISO/IEC 14496-12 sections
+8.8.2, 8.8.9 and 8.16.3).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ SUFFIX: Final = ".mp4"
 MARK: Final = box(b"uuid", bytes.fromhex("8f0f3c1e5b7a4c64b9d2726d70642101"))
 """Marks a file as a recording of rtmpd. Programs that copy a recording leave it out."""
 
-DEFAULT_ENTRIES: Final = 4096
+DEFAULT_ENTRIES: Final = 8192
 """The number of entries of sidx that there is room for."""
+
+MAX_ENTRIES: Final = 0xFFFF
 
 _MEHD_BYTES = 20
 _SPARE_BYTES = 4096
@@ -150,7 +152,10 @@ class FragmentIndex:
     def __init__(self, tracks: Sequence[tuple[int, int]], entries: int = DEFAULT_ENTRIES) -> None:
         self._points = {track_id: _Points(_MAX_POINTS) for track_id, _ in tracks}
         self._leading, self._timescale = tracks[0]
-        self._references = _Points(max(entries, 2))
+        self._entries = min(entries, MAX_ENTRIES)
+        self._times = array("Q")
+        self._positions = array("Q")
+        self._no_sidx_from: int | None = None
         self.end_ms = 0
         self.frames = 0
         self.track_ids: set[int] = set()
@@ -172,32 +177,37 @@ class FragmentIndex:
                 # Number of the traf, of the trun in it, and of the sample in that.
                 self._points[track_id].add(time, position, number << 48 | 1 << 32 | 1)
         begin = fragment.sync_times.get(self._leading)
-        if begin is not None or not self._references.items:
-            # What comes before the first keyframe belongs to a reference, too.
-            start = fragment.start_ms * self._timescale // 1000
-            self._references.add(max(0, start if begin is None else begin), position, 0 if begin is None else _SAP)
+        if begin is None or len(self._times) >= self._entries:
+            if self._no_sidx_from is None:
+                self._no_sidx_from = position
+        elif self._no_sidx_from is None:
+            self._times.append(max(0, begin))
+            self._positions.append(position)
         self.end_ms = max(self.end_ms, fragment.end_ms)
         self.frames += fragment.frames
         self.track_ids.update(fragment.tracks)
 
     def sidx(self, end: int, end_ms: int) -> bytes:
-        """Return the index that precedes the first fragment; empty without a fragment, or if a file is too large for one.
+        """Return the index that precedes the first fragment.
+
+        FFmpeg, and with it Chromium, takes each entry for one fragment that begins with a keyframe, and reads no others.
 
         Args:
             end: The end of the last fragment: those behind it are left out.
             end_ms: Its time.
+
+        Returns:
+            Nothing if there is no fragment, or a fragment without a keyframe at its beginning, or too many.
         """
-        items = self._references.before(end)
-        if not items:
+        count = bisect_left(self._positions, end)
+        if not count or (self._no_sidx_from is not None and self._no_sidx_from < end):
             return b""
-        times = [*items[::3], max(items[-3], end_ms * self._timescale // 1000)]
-        positions = [*items[1::3], end]
+        times = [*self._times[:count], end_ms * self._timescale // 1000]
+        positions = [*self._positions[:count], end]
         entries = array("I")
-        for number, sap in enumerate(items[2::3]):
-            size = positions[number + 1] - positions[number]
-            if size > _MAX_REFERENCE_BYTES:
-                return b""
-            entries.extend((size, min(max(0, times[number + 1] - times[number]), _MAX_U32), sap))
+        for number in range(count):
+            size = min(positions[number + 1] - positions[number], _MAX_REFERENCE_BYTES)
+            entries.extend((size, min(max(0, times[number + 1] - times[number]), _MAX_U32), _SAP))
         fields = struct.pack(">IIQQHH", self._leading, self._timescale, times[0], 0, 0, len(entries) // 3)
         return full_box(b"sidx", 1, 0, fields, _big_endian(entries))
 

@@ -14,6 +14,7 @@ from rtmpd.live.headers import MAX_HEADER_BYTES, HeaderCache
 from rtmpd.live.stats import Stats
 from rtmpd.media import flv
 from rtmpd.media.flv_metadata import DEFAULT_INDEX_ENTRIES
+from rtmpd.media.fmp4.files import DEFAULT_ENTRIES
 from rtmpd.media.tags import MAX_RECORD_BYTES, AudioPacket, Kind, VideoPacket
 from rtmpd.services.recorder.mp4_segment import Mp4Segment
 from rtmpd.services.recorder.segments import HALF, FlvSegment
@@ -37,6 +38,8 @@ _CHANGES_LIMIT = 4
 with each keyframe must not cost a file each."""
 _INDEX_PER_S = 2
 _LEAST_INDEX_ENTRIES = 128
+_MOST_INDEX_ENTRIES = 32768
+"""Of MP4, which has no index at its beginning if there are more fragments: twelve hours of keyframes, or nine of audio."""
 
 _VIDEO_EX, _AUDIO_EX = 0x80, 9
 """Mark an Enhanced RTMP header: a bit of the first byte, and an audio codec id."""
@@ -296,15 +299,17 @@ class Assembler:
 
     def _begin(self, timestamp: int) -> Segment:
         self._count += 1
-        entries = DEFAULT_INDEX_ENTRIES
+        is_mp4 = self.record_format == "mp4"
+        entries = DEFAULT_ENTRIES if is_mp4 else DEFAULT_INDEX_ENTRIES
         if self.limits.duration_s:
-            entries = min(entries, max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S)))
+            wanted = max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S))
+            entries = min(wanted, _MOST_INDEX_ENTRIES if is_mp4 else entries)
         self._begun_with = self._headers.sequence_headers
         self._written = dict(self._begun_with)
         self._headers_changed = self._codec_changed = False
         self._unwritten = frozenset()
         beginning = (self._metadata, self._headers.current, entries)
-        if self.record_format == "mp4":
+        if is_mp4:
             self.segment = Mp4Segment(self._count, timestamp, *beginning, self._begun_with)
         else:
             self.segment = FlvSegment(self._count, timestamp, self._stats, *beginning)

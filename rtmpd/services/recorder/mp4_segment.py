@@ -28,12 +28,17 @@ if TYPE_CHECKING:
     from rtmpd.media.fmp4.codecs import Track
     from rtmpd.media.fmp4.fragmenter import Fragment
 
-FRAGMENT_MS = 2000
-"""A fragment ends at a keyframe a second or more after the last one that began a fragment, and is never longer than this."""
-_KEYFRAME_MS = 1000
+FRAGMENT_MS = 3000
+"""The longest fragment. With keyframes at least as often, each fragment begins with one: FFmpeg's index demands that."""
+_KEYFRAME_MS = 1500
+"""A fragment ends at a keyframe that is as far from the last one that began a fragment: it lasts for two seconds if keyframes
+are a second, or two, apart."""
 _AUDIO_FRAGMENT_MS = 1000
 """Without video, fragments are as long as this."""
-_LARGEST_FRAGMENT_BYTES = 4 << 20
+_LARGEST_FRAGMENT_BYTES = 16 << 20
+_IDLE_FLUSHES = 5
+"""Frames are no longer waited for after as many flushes without any. A fragment that then ends between two keyframes leaves the
+file without the index at its beginning."""
 _GAP_MS = 1000
 """Audio that stops for longer is no long frame: the last one before lasts as long as others."""
 
@@ -84,7 +89,7 @@ class Mp4Segment(Segment):
         self._excluded: set[int] = set()  # types whose frames are left out
         self._cut_ms = self._key_ms = 0
         self._audio_ms: int | None = None
-        self._idle = True
+        self._flushes = 0  # since the last frame
         self._head_size = self._position = 0
         self._patches: tuple[tuple[int, bytes], ...] = ()
         self._created_s = 0
@@ -129,7 +134,7 @@ class Mp4Segment(Segment):
 
     def _hold(self, type_id: int, kind: int, data: bytes | memoryview, timestamp: int) -> None:
         assert self._held is not None
-        self._idle = False
+        self._flushes = 0
         self._held.append((type_id, kind, timestamp, bytes(data)))
         self._held_bytes += len(data)
 
@@ -273,7 +278,7 @@ class Mp4Segment(Segment):
         time_ms = (timestamp - self.base) & _MASK
         if time_ms >= HALF:
             time_ms = 0
-        self._idle = False
+        self._flushes = 0
         if type_id == AUDIO:
             if self._audio_ms is not None and time_ms - self._audio_ms > _GAP_MS:
                 self._emit(fragmenter.end_track(AUDIO))
@@ -294,15 +299,12 @@ class Mp4Segment(Segment):
 
     def flush(self, *, at_once: bool) -> None:
         """Make frames pending that wait for the next ones."""
-        if at_once or self._idle:
-            if self._held:
-                self._open()
-            if self._held is None:
-                self._emit(self._fragmenter.cut())
-        self._idle = True
+        self._flushes += 1
+        if at_once or self._flushes > _IDLE_FLUSHES:
+            self.finish()
 
     def finish(self) -> None:
-        """Make all frames pending."""
+        """Make all frames pending; more may follow."""
         if self._held:
             self._open()
         if self._held is None:

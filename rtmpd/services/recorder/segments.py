@@ -77,14 +77,14 @@ class Segment:
         raise NotImplementedError
 
     def flush(self, *, at_once: bool) -> None:
-        """Make all frames `pending` that need not wait for the next one: it may take long to come.
+        """Make all frames `pending` if none has come for some calls: the next one may take long to come.
 
         Args:
-            at_once: Also if there were frames since the last call.
+            at_once: Do not wait for that.
         """
 
     def finish(self) -> None:
-        """Make all frames `pending`: no more follow."""
+        """Make all frames `pending`."""
 
     def as_flv(self, stats: Stats) -> Segment:
         """Return the same content as FLV; only of a segment that is `refused`."""
