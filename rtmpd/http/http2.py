@@ -190,9 +190,11 @@ class Http2:
             return True
         if not self.transport.sending:
             # What does not fit is lost: the client learns the same from the end of the connection.
+            data = b"".join(self._queue)
             with contextlib.suppress(OSError):
-                self.transport.try_send(b"".join(self._queue))
+                self.transport.try_send(data)
             self._queue.clear()
+            self._queued_bytes -= len(data)
         return False
 
     # Reading -----------------------------------------------------------------------------------------------------------
