@@ -50,6 +50,17 @@ PLAY_FLV = """
 """
 
 
+POSTERS = """<!doctype html><title>posters</title><body><script>
+for (const url of new URLSearchParams(location.search).getAll('url')) {
+    const video = document.createElement('video');
+    video.muted = true;
+    // The first keyframe may not have come.
+    video.onerror = () => setTimeout(() => { video.src = url; }, 200);
+    video.src = url;
+    document.body.append(video);
+}
+</script>"""
+
 LIVE_S = 2
 """How far behind the camera a live picture may be on a busy machine. On a quiet one it is half a second."""
 LOW_LATENCY_S = 2.5
@@ -141,6 +152,7 @@ def scene(ffmpeg, tmp_path_factory) -> Iterator[Scene]:
         site.add("/flv", PAGE.format(script="mpegts.js", play=PLAY_FLV))
         site.add_script("/hls.js", script_of(HLS_JS))
         site.add("/hls", PAGE.format(script="hls.js", play=PLAY_HLS))
+        site.add("/posters", POSTERS)
         ini = (
             f"[http]\nhttp_listen = 127.0.0.1:0\nhttp_allow_origin = {site.origin}\n"
             "[hls]\nhls_segment_s = 1\nhls_renditions = _small\n[publish]\non_conflict = backup\n"
@@ -255,6 +267,18 @@ def test_hls_js_switches_renditions_and_plays_other_codecs(scene, clips, program
         scene.browser.wait_for("return watches[0].video.videoWidth === arguments[0]", width)
     assert scene.browser.run("return watches.map(({video}) => video.videoWidth)") == [WIDTH // 2, 0, 160, 160]
     assert [error for error in scene.errors() if " false " not in error] == []
+
+
+def test_a_browser_shows_the_poster_of_each_codec(scene, programs):
+    names = ("h264_only", "av1_opus", "vp9_aac")
+    for name in names:
+        programs.publish(name, scene.server.url(f"poster_{name}"))
+    for name in names:
+        scene.server.wait_for_line(f"publishes live/poster_{name}$")
+    scene.open("posters", *(f"{address(scene.server)}/live/poster_{name}/poster.mp4" for name in names))
+    scene.browser.wait_for("return [...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+    shown = "return [...document.querySelectorAll('video')].map(video => [video.videoWidth, video.videoHeight, video.duration])"
+    assert scene.browser.run(shown) == [[160, 120, 1]] * len(names)
 
 
 def test_vlc_plays_each_form(scene, public_path, ffmpeg):
