@@ -47,7 +47,7 @@ RULES = {
     "discontinuity": "the initialization segment and the timeline change only with a discontinuity",
     "rendition report": "a report has a URI and the last media sequence number",
     "independent part": "INDEPENDENT=YES is at parts that have a keyframe, and at no other",
-    "gap": "GAP=YES is at parts without media, and at no other",
+    "gap": "GAP=YES is at parts, and EXT-X-GAP at segments, without media, and at no other",
     "media": "what a playlist lists exists",
     "media duration": "media lasts as long as the playlist says, within a frame",
     "keyframe": "a segment begins with a keyframe",
@@ -107,6 +107,7 @@ class Chapter:
     uri: str = ""
     duration: Decimal = Decimal(0)
     parts: list[Piece] = field(default_factory=list)
+    gap: bool = False
 
 
 @dataclass
@@ -243,6 +244,9 @@ def parse(text: str) -> Playlist:
                 current().date = datetime.fromisoformat(value)
             except ValueError:
                 playlist.violate("syntax", line)
+        elif name == "GAP":
+            current().gap = True
+            needs = max(needs, 8)
         elif name == "EXTINF":
             duration = decimal(value.partition(",")[0], playlist)
             needs = max(needs, 3 if "." in value else 1)
@@ -451,8 +455,9 @@ class Client:
                     self._check_duration(playlist, part.uri, part.duration, found)
         for segment in playlist.segments:
             found = media.get(segment.uri)
+            if segment.gap != (found is None):
+                playlist.violate("gap" if segment.gap else "media", segment.uri)
             if found is None:
-                playlist.violate("media", segment.uri)
                 continue
             self._check_duration(playlist, segment.uri, segment.duration, found)
             if self.has_keyframes and not found.first_is_key:

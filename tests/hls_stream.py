@@ -140,4 +140,5 @@ class Show:
         if segment is not self.window.open:
             self.seen = number
             self.closed.append((segment, samples, video))
-            self.media[segment_name(number)] = media_of(samples, has_video=video, longest_ms=longest_ms.get(number, 0))
+            if segment.size_bytes:
+                self.media[segment_name(number)] = media_of(samples, has_video=video, longest_ms=longest_ms.get(number, 0))

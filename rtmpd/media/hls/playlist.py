@@ -141,6 +141,8 @@ def media_playlist(
         lines += _segment_tags(segment, init_id, uri)
         if targets.part_ms and distance_ms + open_ms <= 3 * targets.target_s * 1000:
             lines += _part_tags(segment.sequence_number, segment.parts, uri)
+        if not segment.size_bytes:
+            lines.append("#EXT-X-GAP")
         lines += (f"#EXTINF:{_seconds(segment.duration_ms)},", uri(segment_name(segment.sequence_number)))
         init_id = segment.init_id
     if targets.part_ms and not window.ended:

@@ -106,6 +106,7 @@ class Feed:
         self.stale = False
         self.anchor_ms = 0
         self._used: list[Track] = []
+        self._used_ids = (0, 0)  # of the tracks in the stream
         self._rendition: Rendition | None = None
         self._rewrite = (
             Rewrite(default_track=True, video_track=selection.video)
@@ -143,24 +144,30 @@ class Feed:
     def take_header(self, type_id: int, payload: bytes) -> None:
         """Take a header, metadata, or a frame that may say more about its track."""
         own = self._select(type_id, payload)
-        if own is not None and self.tracks.take(type_id, own):
+        if own is not None:
+            self.tracks.take(type_id, own)
+            # The ids of tracks may have changed, though the tracks have not.
             self._check()
 
     def _check(self) -> None:
         tracks, video = self.tracks, self.tracks.video
-        self.stale = tracks.tracks != self._used
+        self.stale = self.video_is_stale or self.audio_is_stale
         self._avc = video is not None and video.codec.startswith("avc1") and not tracks.plain.video_track
         self._aac = tracks.audio is not None and tracks.audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
 
     @property
     def video_is_stale(self) -> bool:
         """Whether the video track is another one than that of the segments."""
-        return next((track for track in self._used if track.width), None) != self.tracks.video
+        tracks = self.tracks
+        used = next((track for track in self._used if track.width), None)
+        return used != tracks.video or (used is not None and self._used_ids[0] != (tracks.plain.video_track or 0))
 
     @property
     def audio_is_stale(self) -> bool:
         """Whether the audio track is another one than that of the segments."""
-        return next((track for track in self._used if not track.width), None) != self.tracks.audio
+        tracks = self.tracks
+        used = next((track for track in self._used if not track.width), None)
+        return used != tracks.audio or (used is not None and self._used_ids[1] != (tracks.plain.audio_track or 0))
 
     @property
     def is_further_audio(self) -> bool:
@@ -217,6 +224,7 @@ class Feed:
     def _take_tracks(self, packaged: Packaged) -> str:
         """Make the initialization segment of the tracks, which hold from now on; return its id, which follows from it."""
         self._used = used = self.tracks.tracks
+        self._used_ids = (self.tracks.plain.video_track or 0, self.tracks.plain.audio_track or 0)
         self.stale = False
         data = init_segment(used)
         init_id = hashlib.sha256(data).hexdigest()[:_ID_DIGITS]

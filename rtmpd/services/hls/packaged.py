@@ -76,9 +76,12 @@ class Packaged:
         return found[::-1]
 
     def segment_data(self, number: int) -> Sequence[bytes] | None:
-        """Return the pieces of a complete segment; None: it is not, or no longer, available. May wait for a disk."""
+        """Return the pieces of a complete segment; None: it is not, or no longer, available, or it is a gap.
+
+        May wait for a disk.
+        """
         segment = self.window.find_segment(number)[1]
-        if segment is None:
+        if segment is None or not segment.size_bytes:
             return None
         if segment.location is None:
             return segment.data

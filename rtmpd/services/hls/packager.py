@@ -249,6 +249,8 @@ class Packager:
                 if more:
                     give_way()
                 elif self._end != NEVER:
+                    if self._prelude is not None:
+                        self._try_to_begin(self._prelude, is_full=True)
                     break
                 else:
                     self._pause()
@@ -264,9 +266,6 @@ class Packager:
 
     def _finish(self) -> None:
         """End all renditions."""
-        prelude = self._prelude
-        if prelude is not None and not self._stopping and prelude.frames:
-            self._try_to_begin(prelude, is_full=True)
         self._prelude = None
         self.ended = True
         self.ended_at_s = time.monotonic()
@@ -478,7 +477,7 @@ class Packager:
         video = tracks.video is not None or VIDEO in tracks.problems
         audio = tracks.audio is not None or AUDIO in tracks.problems
         targets = None
-        if tracks.tracks and (prelude.knows_tracks(video=video, audio=audio) or is_full):
+        if tracks.tracks and prelude.frames and (prelude.knows_tracks(video=video, audio=audio) or is_full):
             options = self._options
             targets = prelude.targets(
                 round(options.hls_segment_s * 1000),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.live.framing import VIDEO
@@ -92,7 +92,7 @@ class Prelude:
         steps = [after - before for before, after in pairwise(times)]
         if len(steps) < _FEW_STEPS:
             return 0.0
-        usual = median(steps)
+        usual = median_low(steps)
         # Timestamps are rounded to milliseconds: the mean of ordinary steps is more precise.
         ordinary = [step for step in steps if abs(step - usual) <= 1]
         return sum(ordinary) / len(ordinary)

@@ -125,8 +125,8 @@ class Storage:
                     self._write(*self._due.popleft())
 
     def _write(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
-        if packaged.window.find_segment(segment.sequence_number)[1] is not segment:
-            # It has been removed meanwhile.
+        if packaged.window.find_segment(segment.sequence_number)[1] is not segment or not segment.size_bytes:
+            # It has been removed meanwhile, or there is nothing to write.
             return
         self._number += 1
         path = self._directory / f"{self._number}.m4s"

@@ -174,6 +174,7 @@ class Viewer:
         self._found: dict[str, Media] = {}
         self._client = Client(self._found, has_keyframes=has_keyframes)
         self._longest_ms = 0.0
+        self._newest: list[str] = []
 
     def load(self) -> None:
         """Load the playlist, and what it lists for the first time."""
@@ -189,22 +190,21 @@ class Viewer:
             init = packaged.init_segment(segment.init_id)
             assert init is not None
             self.inits[segment.init_id] = init
-            khz = _audio_khz(init)
+            tracks = b"vide" in init, _audio_khz(init)
             for index in range(len(segment.parts)):
                 name = part_name(number, index)
                 if name not in self.media:
-                    self._take(name, packaged.part_data(number, index), khz)
+                    self._take(name, packaged.part_data(number, index), *tracks)
             if segment is not window.open:
                 data = packaged.segment_data(number)
-                assert data is not None
-                self._take(segment_name(number), b"".join(data), khz)
+                assert data is not None or not segment.size_bytes
+                self._take(segment_name(number), b"".join(data or ()), *tracks)
         self.violations += self._client.load(text)
 
-    def _take(self, name: str, data: bytes | None, audio_khz: float) -> None:
+    def _take(self, name: str, data: bytes | None, has_video: bool, audio_khz: float) -> None:
         if not data:
             return
         self.media[name] = data
-        has_video = self.packaged.has_video
         found = []
         for sample in samples(data, numbered=False):
             scale = 90 if sample.track == 1 else audio_khz
@@ -213,7 +213,12 @@ class Viewer:
             )
         made = media_of(found, has_video=has_video, longest_ms=self._longest_ms)
         self._longest_ms = float(made.longest_ms)
-        self._found[name] = made._replace(longest_ms=made.longest_ms + Decimal(2))
+        self._found[name] = made = made._replace(longest_ms=made.longest_ms + Decimal(2))
+        # A frame may extend from what comes before into this, where its duration is known.
+        for each in self._newest:
+            before = self._found[each]
+            self._found[each] = before._replace(longest_ms=max(before.longest_ms, made.longest_ms))
+        self._newest = [*self._newest[-1:], name]
 
     @property
     def segments(self) -> list[tuple[str, bytes]]:
