@@ -265,6 +265,9 @@ def test_hls_js_switches_renditions_and_plays_other_codecs(scene, clips, program
             "const {hls} = watches[0]; hls.nextLevel = hls.levels.findIndex(({width}) => width === arguments[0])", width
         )
         scene.browser.wait_for("return watches[0].video.videoWidth === arguments[0]", width)
+    scene.browser.run("watches[3].hls.audioTrack = 1; watches[3].begin = watches[3].video.currentTime")
+    scene.browser.wait_for("return watches[3].video.currentTime > watches[3].begin + 1.5")
+    assert scene.browser.run("return watches[3].hls.audioTrack") == 1
     assert scene.browser.run("return watches.map(({video}) => video.videoWidth)") == [WIDTH // 2, 0, 160, 160]
     assert [error for error in scene.errors() if " false " not in error] == []
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_TRACKS = 8
 """The most tracks of a kind that are packaged."""
 
-MAIN = "main"
+MAIN, FIRST_AUDIO = "main", "audio1"
 
 _HEADER = int(Kind.HEADER)
 _ID_DIGITS = 16
@@ -76,12 +76,30 @@ class Selection(NamedTuple):
 NO_TRACK = -1
 
 
-def selections(ids: TrackIds) -> list[Selection]:
-    """Return the renditions of a stream: the default tracks, each further video with the default audio, and further audio."""
-    found = [Selection(MAIN)]
-    found += [Selection(f"video{number}", video=track) for number, track in enumerate(ids.video[1:], 2)]
+def selections(ids: TrackIds, *, is_muxed: bool) -> list[Selection]:
+    """Return the renditions of a stream: the default video, each further video, and audio.
+
+    Args:
+        ids: Its tracks.
+        is_muxed: Whether the default audio goes with each video. Clients can't choose other audio then: they play what is in
+            the segments. Otherwise it is a rendition too.
+    """
+    beside = None if is_muxed else NO_TRACK
+    found = [Selection(MAIN, audio=beside)]
+    found += [Selection(f"video{number}", track, beside) for number, track in enumerate(ids.video[1:], 2)]
+    if not is_muxed:
+        found.append(Selection(FIRST_AUDIO, NO_TRACK))
     found += [Selection(f"audio{number}", NO_TRACK, track) for number, track in enumerate(ids.audio[1:], 2)]
     return found
+
+
+def _rewrite_of(selection: Selection) -> Rewrite | None:
+    """Return what makes messages of single tracks of those of several; None: there is no need."""
+    if selection.video not in (None, NO_TRACK):
+        return Rewrite(default_track=True, video_track=selection.video)
+    if selection.audio not in (None, NO_TRACK):
+        return Rewrite(default_track=True, audio_track=selection.audio)
+    return None
 
 
 class Feed:
@@ -108,13 +126,8 @@ class Feed:
         self._used: list[Track] = []
         self._used_ids = (0, 0)  # of the tracks in the stream
         self._rendition: Rendition | None = None
-        self._rewrite = (
-            Rewrite(default_track=True, video_track=selection.video)
-            if selection.video not in (None, NO_TRACK)
-            else Rewrite(default_track=True, audio_track=selection.audio)
-            if selection.audio is not None
-            else None
-        )
+        self._rewrite = _rewrite_of(selection)
+        self._takes_all = selection.video is None and selection.audio is None
         self._avc = self._aac = False
         self.set_headers(items)
 
@@ -122,18 +135,15 @@ class Feed:
 
     def _select(self, type_id: int, payload: bytes) -> bytes | None:
         """Return a message of its tracks, as one of a single track; None: it is of another one."""
-        selection = self.selection
-        if type_id == VIDEO:
-            if selection.video is None:
-                return payload
-            if selection.video == NO_TRACK or self._rewrite is None:
-                return None
-            return self._rewrite.video(payload)
-        if type_id == AUDIO:
-            if selection.audio is None or self._rewrite is None:
-                return payload
-            return self._rewrite.audio(payload)
-        return payload if selection.name == MAIN else None
+        selection, rewrite = self.selection, self._rewrite
+        if type_id not in (AUDIO, VIDEO):
+            return payload if selection.name in (MAIN, FIRST_AUDIO) else None
+        track = selection.video if type_id == VIDEO else selection.audio
+        if track is None:
+            return payload
+        if track == NO_TRACK or rewrite is None:
+            return None
+        return rewrite.video(payload) if type_id == VIDEO else rewrite.audio(payload)
 
     def set_headers(self, items: Iterable[tuple[int, bytes]]) -> None:
         """Set all headers in force."""
@@ -170,8 +180,8 @@ class Feed:
         return used != tracks.audio or (used is not None and self._used_ids[1] != (tracks.plain.audio_track or 0))
 
     @property
-    def is_further_audio(self) -> bool:
-        """Whether it is a further audio track, which clients play with the video of another rendition."""
+    def is_audio_alone(self) -> bool:
+        """Whether it is audio that clients play with the video of another rendition."""
         return self.selection.video == NO_TRACK
 
     @property
@@ -209,7 +219,7 @@ class Feed:
             init_id=init_id,
             has_video=self.tracks.video is not None,
             date_of=self._date_of,
-            guided=self.is_further_audio,
+            guided=self.is_audio_alone,
             segment_limit_bytes=limits.bytes,
         )
         return packaged
@@ -276,7 +286,7 @@ class Feed:
             time_ms: Its timestamp, unwrapped.
             payload: The message.
         """
-        if self._rewrite is not None:
+        if not self._takes_all:
             selected = self._select(type_id, bytes(payload))
             if selected is None:
                 return False

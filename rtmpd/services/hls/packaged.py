@@ -21,7 +21,8 @@ class Packaged:
 
     Attributes:
         name: A component of a path, of lower-case letters and digits: ``main`` is the default video with the default audio, or
-            the only one of them; ``video2``, ``audio2`` and so on are further tracks.
+            the only one of them; ``video2``, ``audio2`` and so on are further tracks. If there is a choice of audio, ``main``
+            is without, and ``audio1`` the default.
         window: Its segments. Media is to be read with `segment_data` and `part_data`, since it may be in a file.
         codecs: The names of its codecs (RFC 6381), video first.
         width, height: The size of the picture, pixels; 0: unknown, or there is no video.

@@ -23,7 +23,7 @@ from rtmpd.live.rtmp_framing import RtmpFraming
 from rtmpd.media.fmp4.times import Unwrapper
 from rtmpd.media.hls.window import Limits
 from rtmpd.media.tags import Kind
-from rtmpd.services.hls.feed import Feed, TrackIds, is_header, is_keyframe, selections
+from rtmpd.services.hls.feed import FIRST_AUDIO, Feed, TrackIds, is_header, is_keyframe, selections
 from rtmpd.services.hls.prelude import Prelude, near_rate
 from rtmpd.util.event_loop import Slices, give_way
 
@@ -153,6 +153,7 @@ class Packager:
         self._looks = 0  # at single frames, for the part that is expected
         self._guide_ms = 0  # where the last segment of the default rendition has ended
         self._is_full = False  # the prelude, which must become segments or be given up
+        self._is_muxed = True  # the default audio is in the segments of video
         self._restarts = False  # at the next keyframe: the audio track has changed
         self._paused = False
         self._changed: set[str] = set()  # the renditions whose windows have changed in this batch
@@ -182,7 +183,7 @@ class Packager:
             headers = stream.headers
             place = found.tail, found.tail.end
         self._headers = _cache_of(headers)
-        self._feeds = [Feed(selections(TrackIds())[0], headers.items)]
+        self._feeds = [Feed(selections(TrackIds(), is_muxed=True)[0], headers.items)]
         return found, *place
 
     def wake(self) -> None:
@@ -360,7 +361,7 @@ class Packager:
         if start_ms != self._guide_ms:
             self._guide_ms = start_ms
             for feed in self._feeds:
-                if feed.is_further_audio:
+                if feed.is_audio_alone:
                     feed.guide(start_ms)
 
     def _hold(self, prelude: Prelude, type_id: int, time_ms: int, payload: bytes) -> None:
@@ -398,7 +399,7 @@ class Packager:
             for feed in self._feeds:
                 feed.set_headers(mark.headers.items)
             return
-        names = {each.name for each in selections(TrackIds.of(mark.headers.items))}
+        names = {each.name for each in selections(TrackIds.of(mark.headers.items), is_muxed=self._is_muxed)}
         for feed in self._feeds:
             if feed.selection.name in names:
                 feed.set_headers(mark.headers.items)
@@ -434,8 +435,7 @@ class Packager:
                 feed.pause()
                 feed.stale = False
             self._changed.add(feed.selection.name)
-        main = self._feeds[0]
-        self.problem = "" if main.tracks.tracks else _problem_of(main)
+        self.problem = "" if any(feed.tracks.tracks for feed in self._feeds) else _problem_of(self._feeds[0])
 
     def _set_dates(self) -> None:
         for feed in self._feeds:
@@ -457,7 +457,7 @@ class Packager:
             return
         items = self._headers.current.items
         known = {feed.selection.name for feed in self._feeds}
-        for selection in selections(TrackIds.of(items)):
+        for selection in selections(TrackIds.of(items), is_muxed=self._is_muxed):
             if selection.name in known:
                 continue
             feed = Feed(selection, items)
@@ -517,12 +517,8 @@ class Packager:
         self._is_full = False
         self._targets = targets
         self.problem = ""
-        items = self._headers.current.items
         number = self._owner.first_number(self.key, (self._anchor_ms + prelude.frames[0].time_ms) / 1000)
-        for selection in selections(TrackIds.of(items))[1:]:
-            feed = Feed(selection, items)
-            if feed.tracks.tracks:
-                self._feeds.append(feed)
+        self._feeds = self._choose_feeds(prelude)
         for feed in self._feeds:
             self._begin_feed(feed, targets, number, 0)
             if feed.packaged is not None and feed.packaged.has_video:
@@ -540,6 +536,26 @@ class Packager:
             targets.part_ms,
             number,
         )
+
+    def _choose_feeds(self, prelude: Prelude) -> list[Feed]:
+        """Return what the renditions are made by, the default one first.
+
+        If there is a choice of audio, no video has audio in its segments: hls.js and other players can't leave that out. This
+        holds as long as the packager: a second audio track that comes later is beside one that is in the segments.
+        """
+        main = self._feeds[0]
+        items = self._headers.current.items
+        ids = TrackIds.of(items)
+        self._is_muxed = len(ids.audio) < 2 or main.tracks.video is None
+        feeds = [Feed(selection, items) for selection in selections(ids, is_muxed=self._is_muxed)]
+        for feed in feeds:
+            for type_id, _, payload in prelude.frames:
+                if not feed.tracks.settled(type_id):
+                    feed.take_header(type_id, payload)
+        if self._is_muxed or not feeds[0].tracks.tracks:
+            self._is_muxed = True
+            feeds = [main, *(feed for feed in feeds[1:] if feed.selection.name != FIRST_AUDIO)]
+        return [feed for feed in feeds if feed.tracks.tracks]
 
     def _begin_feed(self, feed: Feed, targets: Targets, number: int, discontinuity: int) -> None:
         limits = self._limits()
