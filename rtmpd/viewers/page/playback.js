@@ -20,6 +20,7 @@ const STALL_MS = 150; // Playback that has not moved for this long has stalled.
 const STUCK_MS = 1500; // So long though there is media: the position is moved.
 const STUCK_LIMIT = 3; // So often without success: the playback has failed.
 const SEEK_MS = 15_000; // A seek takes no longer, or has failed.
+const PAUSED_S = 10; // The media that may come while the browser does not play it.
 const NEAR_S = 0.05; // Less media than this is none.
 
 // Return whether browser can play a type such as video/mp4; codecs="avc1.64001f".
@@ -299,8 +300,15 @@ export class Playback {
 
     #tick(nowMs) {
         const video = this.#video;
-        if (this.#closed || !this.#started || video.paused) {
+        if (this.#closed || !this.#started) {
+            return;
+        }
+        if (video.paused) {
             this.#movedMs = nowMs;
+            // The browser has paused it, or waits for a click. What it holds must not grow.
+            if (!video.seeking && this.#latency.isFarBehind(this.aheadS - PAUSED_S)) {
+                this.#seek(this.#live());
+            }
             return;
         }
         if (video.seeking) {
@@ -376,7 +384,7 @@ export class Playback {
 
     // The position where playback should be.
     #live() {
-        const [start, end] = this.#ranges().at(-1);
+        const [start, end] = this.#ranges().at(-1) ?? [this.#video.currentTime, 0];
         return Math.max(start, end - this.#latency.cushionS);
     }
 

@@ -216,7 +216,13 @@ pip.hidden = !document.pictureInPictureEnabled;
 play.addEventListener("click", togglePlay);
 big.addEventListener("click", togglePlay);
 mute.addEventListener("click", toggleMute);
-unmute.addEventListener("click", toggleMute);
+unmute.addEventListener("click", event => {
+    toggleMute();
+    if (event.detail === 0) {
+        // It was a key: the button that disappears leaves the focus to its neighbour.
+        mute.focus();
+    }
+});
 full.addEventListener("click", toggleFull);
 pip.addEventListener("click", togglePip);
 details.addEventListener("click", toggleDetails);

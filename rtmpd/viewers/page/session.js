@@ -163,7 +163,8 @@ export class Session {
             if (response.ok) {
                 return await this.#playBody(response, ask);
             }
-            return await this.#refused(response, performance.now() - begun);
+            const reason = await reasonOf(response);
+            return outer.aborted ? 0 : this.#refused(response, reason, performance.now() - begun);
         } catch (error) {
             if (outer.aborted) {
                 return 0;
@@ -210,8 +211,7 @@ export class Session {
         }
     }
 
-    async #refused(response, tookMs) {
-        const reason = await reasonOf(response);
+    #refused(response, reason, tookMs) {
         switch (response.status) {
         case 404:
             this.#failures = 0;
@@ -228,7 +228,7 @@ export class Session {
         case 429:
         case 503:
             this.#show("busy", reason);
-            return Math.max(1000 * Number(response.headers.get("Retry-After")), this.#backOffMs());
+            return Math.max(1000 * (Number(response.headers.get("Retry-After")) || 0), this.#backOffMs());
         default:
             return this.#unreachable();
         }
@@ -324,7 +324,7 @@ export class Session {
     // Choose the tracks to play, and set `type` and `loss`. Return whether there are any.
     #choose(offered) {
         const left = [this.#absent, "audio", "video"].find(kind => isPlayable(without(offered, kind)));
-        const all = !this.#absent && isPlayable(offered);
+        const all = isPlayable(offered) && (!this.#absent || left === undefined);
         this.#filter = all || !left ? null : new TrackFilter(left);
         this.type = all || !left ? offered : without(offered, left);
         this.loss = all ? "" : this.#absent && left ? `The stream has no ${left} at the moment.` : missing(offered);
@@ -378,7 +378,8 @@ export class Session {
         try {
             const response = await fetch(this.#urls.info(), {signal, cache: "no-store"});
             if (!response.ok) {
-                return await this.#refused(response, 0);
+                const reason = await reasonOf(response);
+                return signal.aborted ? 0 : this.#refused(response, reason, 0);
             }
             ({live} = await response.json());
         } catch {
