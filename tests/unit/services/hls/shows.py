@@ -256,8 +256,9 @@ class Show:
         packager = self.packager
         assert packager is not None
         packager.wake()
-        for _ in range(3):
-            gevent.sleep(0.0002)
+        # It gives way between two slices of a batch.
+        for _ in range(2):
+            gevent.sleep(1e-6)
         for packaged in packager.renditions:
             viewer = self.viewers.get(packaged.name)
             if viewer is None or viewer.packaged is not packaged:
