@@ -1,4 +1,4 @@
-"""Packaging of streams whose publishers come, go, change everything and send junk: each playlist is valid, and nothing raises."""
+"""Packaging while publishers come, go, change everything and send junk: each playlist is valid, and nothing raises."""
 
 from __future__ import annotations
 
