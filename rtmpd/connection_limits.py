@@ -41,6 +41,11 @@ class ConnectionLimits:
         self._open = 0
         self._rates = KeyedTokenBuckets(_REMEMBERED, _BURST_S)
 
+    @property
+    def limit(self) -> int:
+        """``connection_limit``, or what it stands for if it is 0."""
+        return self.limits.connection_limit or self.capacity
+
     def refusal(self, address: str, now_s: float, give_way: Callable[[str], str | None] = lambda group: None) -> str:
         """Return why a new connection must be refused; empty if it is accepted, after which the caller must call `enter`.
 
@@ -51,7 +56,7 @@ class ConnectionLimits:
                 called here. None: there is none.
         """
         limits = self.limits
-        limit = limits.connection_limit or self.capacity
+        limit = self.limit
         if self._open >= limit and not self._make_room(give_way, ""):
             return f"connection_limit is {limit}"
         limit = limits.connections_per_address_limit
@@ -87,7 +92,7 @@ class ConnectionLimits:
     @property
     def waiting_limit(self) -> int:
         """How many connections may wait for a TLS handshake, and how many for an HTTP request: a quarter of all."""
-        return max(1, (self.limits.connection_limit or self.capacity) // _HANDSHAKES_DIVISOR)
+        return max(1, self.limit // _HANDSHAKES_DIVISOR)
 
     def enter(self, address: str) -> None:
         """Add a connection from an address."""

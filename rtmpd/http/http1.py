@@ -72,7 +72,6 @@ class Http1:
         """Serve one request; return whether the connection may serve another one."""
         places, wire = self._host.places, self._wire
         self._requests += 1
-        self.outcome = {}
         if self._requests > 1 and not self._head.data:
             try:
                 with deadline(limits.IDLE_S, "waiting for a further request"):
@@ -80,6 +79,8 @@ class Http1:
             except DeadlineExceeded:
                 return False
             places.begin_reading(wire)
+        # Not earlier: a connection that ends without a further request has served the last one.
+        self.outcome = {}
         before = wire.bytes_received
         begun = bool(first or self._head.data)
         self._may_keep = self._keep = False

@@ -42,7 +42,9 @@ PLAY_S = 4
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with serving(INI, tmp_path_factory.mktemp("hls")) as server:
+    directory = tmp_path_factory.mktemp("hls")
+    with serving(f"{INI}[log]\naccess_log_file = {directory}/access.log\n", directory) as server:
+        server.access_log = directory / "access.log"
         yield server
 
 
@@ -200,6 +202,12 @@ def test_a_publisher_that_returns_is_a_discontinuity_and_a_token_is_shown_once(r
     # Of earlier tests.
     stop = running.wait_for_line(r"stopped playing live/test: no request for .* s; .* (\d+) bytes, 0 skips", limit_s=30)
     assert int(stop[1]) > 10_000
+    lines = running.access_log.read_text().splitlines()
+    plays = [line for line in lines if "action=play" in line and "stream=live/test" in line]
+    assert f" bytes={stop[1]} " in plays[0]
+    assert 'reason="no request for' in plays[0]
+    # Connections whose requests were served have none.
+    assert not [line for line in lines if "action=connect" in line and "agent=Lavf" in line]
     low.run(lambda: False)
     assert low.playlist.ended
     assert low.violations == []

@@ -78,6 +78,7 @@ class Hls:
         self._random_secret = os.urandom(_SECRET_BYTES)
         self.packagers = Packagers(hub, options.hls)
         self.sessions = Sessions(hub, self._secret)
+        self._held = 0
         self._playlists: WeakKeyDictionary[Packaged, Playlists] = WeakKeyDictionary()
         # Blocking requests hold no place, and media is shared by all viewers.
         self.routes = [
@@ -301,7 +302,14 @@ class Hls:
         if left_s <= 0:
             self._hub.count("hls_holds_expired")
             raise HttpError(503, "What is asked for did not come in time.", _NOT_YET)
-        rendition.wait(left_s)
+        # A connection of HTTP/2 may make many requests at once.
+        if self._held >= self._hub.connection_limits.limit:
+            raise HttpError(503, "Too many requests are held.", _NOT_YET)
+        self._held += 1
+        try:
+            rendition.wait(left_s)
+        finally:
+            self._held -= 1
         exchange.ensure_open()
 
     def _session(

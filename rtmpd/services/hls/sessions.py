@@ -284,7 +284,7 @@ class Sessions:
         if earlier is not None:
             return earlier
         hub, limits = self._hub, self._hub.connection_limits
-        most = limits.limits.connection_limit or limits.capacity
+        most = limits.limit
         if len(self._sessions) >= most:
             raise Refused(
                 status.PLAY_FAILED, "There are too many viewers.", f"connection_limit is {most}, also for HLS sessions"

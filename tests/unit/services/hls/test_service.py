@@ -225,6 +225,21 @@ def test_requests_for_what_comes_next_are_held_in_any_number(stage):
     assert part.get(timeout=5).body == PART + b"\4"
 
 
+def test_held_requests_are_limited(stage):
+    made = stage("[limits]\nconnection_limit = 40\n")
+    rendition = made.publish(parts=4)
+    made.hub.give_way = lambda group: ""
+    path = "/live/test/main/part-101-0.m4s"
+    asked = []
+    for _ in range(40):
+        # Few may send a request at once.
+        asked.append(made.later(path))
+        gevent.sleep(0.004)
+    assert made.get(path).status == 503
+    rendition.add()
+    assert {each.get(timeout=5).status for each in asked} == {200}
+
+
 def test_the_far_future_is_400_and_a_long_hold_503(stage):
     made = stage()
     rendition = Rendition(targets=Targets(100, 40, 1))

@@ -10,9 +10,13 @@ import gevent
 import pytest
 
 from rtmpd.authorization import AllowAll
+from rtmpd.config.loader import load_text
+from rtmpd.config.secret import Secret
 from rtmpd.errors import Refused
 from rtmpd.live.grant import Grant
 from rtmpd.protocol import status
+from rtmpd.services.auth.signing import sign
+from rtmpd.services.hls.service import Hls
 from rtmpd.util.stream_key import StreamKey
 from tests.unit.services.hls.stage import Stage, uris
 
@@ -170,6 +174,22 @@ def test_a_token_is_shown_once_and_an_id_stands_for_it(stage, caplog):
     assert not [line for line in caplog.messages if "s3cret" in line or identity[2:] in line]
 
 
+def test_a_signed_url_is_good_until_it_expires_and_its_session_goes_on(stage):
+    made = stage("[auth]\nauth_sign_secrets = key\n")
+    made.publish(parts=5)
+    until_s = int(time.time()) + 60
+    signature = sign(Secret("key"), "play", "live/test", until_s)
+    path = playlist_of(made, f"expires={until_s}&sign={signature}")
+    assert signature not in made.get(path).text
+    assert made.get(media_of(made.get(path))[0]).status == 200
+    for query in (
+        f"expires={until_s + 1}&sign={signature}",
+        f"expires=1&sign={sign(Secret('key'), 'play', 'live/test', 1)}",
+        "",
+    ):
+        assert made.get(f"{INDEX}?{query}").status == 401
+
+
 def test_a_player_of_a_media_playlist_shows_its_token_each_time(stage):
     made = stage(TOKEN)
     made.publish(parts=5)
@@ -282,9 +302,6 @@ def test_a_reload_changes_the_secret_and_keeps_sessions(stage):
     made.publish(parts=5)
     path, other = playlist_of(made), playlist_of(made)
     assert made.get(path, User_Agent="A").status == 200
-    from rtmpd.config.loader import load_text
-    from rtmpd.services.hls.service import Hls
-
     made.hls.reload(Hls.select(load_text("[hls]\nhls_secret = second\n")))
     assert made.get(path, User_Agent="A").status == 200
     assert made.kinds == ["play_start"]
