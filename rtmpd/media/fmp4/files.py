@@ -155,6 +155,7 @@ class FragmentIndex:
         self._entries = min(entries, MAX_ENTRIES)
         self._times = array("Q")
         self._positions = array("Q")
+        self._saps = array("I")
         self._no_sidx_from: int | None = None
         self.end_ms = 0
         self.frames = 0
@@ -176,13 +177,16 @@ class FragmentIndex:
             if time >= 0 and track_id in self._points:
                 # Number of the traf, of the trun in it, and of the sample in that.
                 self._points[track_id].add(time, position, number << 48 | 1 << 32 | 1)
+        has_leading = self._leading in fragment.tracks
         begin = fragment.sync_times.get(self._leading)
-        if begin is None or len(self._times) >= self._entries:
-            if self._no_sidx_from is None:
+        if self._no_sidx_from is None:
+            if (has_leading and begin is None) or len(self._times) >= self._entries:
                 self._no_sidx_from = position
-        elif self._no_sidx_from is None:
-            self._times.append(max(0, begin))
-            self._positions.append(position)
+            else:
+                start = fragment.start_ms * self._timescale // 1000 if begin is None else begin
+                self._times.append(max(0, start))
+                self._positions.append(position)
+                self._saps.append(_SAP if has_leading else 0)
         self.end_ms = max(self.end_ms, fragment.end_ms)
         self.frames += fragment.frames
         self.track_ids.update(fragment.tracks)
@@ -207,7 +211,7 @@ class FragmentIndex:
         entries = array("I")
         for number in range(count):
             size = min(positions[number + 1] - positions[number], _MAX_REFERENCE_BYTES)
-            entries.extend((size, min(max(0, times[number + 1] - times[number]), _MAX_U32), _SAP))
+            entries.extend((size, min(max(0, times[number + 1] - times[number]), _MAX_U32), self._saps[number]))
         fields = struct.pack(">IIQQHH", self._leading, self._timescale, times[0], 0, 0, len(entries) // 3)
         return full_box(b"sidx", 1, 0, fields, _big_endian(entries))
 

@@ -201,16 +201,6 @@ class Fragmenter:
             run.clear()
         return made
 
-    def end_track(self, type_id: int) -> Fragment | None:
-        """Return a fragment as `cut` does, with the last sample of a track: its next one comes after a gap."""
-        lane = self._lanes.get(type_id)
-        if lane is not None:
-            lane.complete(self._estimate(type_id))
-        return self.cut()
-
-    def _estimate(self, type_id: int) -> int:
-        return self._video_times.duration if type_id == VIDEO else self._audio_times.duration
-
     def finish(self, *, even: bool = False) -> Fragment | None:
         """Return the last fragment, with the samples that have no successor; they last as long as it is estimated.
 
@@ -219,7 +209,7 @@ class Fragmenter:
                 media up to where the first track ends, and stall at a hole if something else follows.
         """
         for type_id, lane in self._lanes.items():
-            lane.complete(self._estimate(type_id))
+            lane.complete(self._video_times.duration if type_id == VIDEO else self._audio_times.duration)
         if even:
             self._make_even()
         return self.cut()

@@ -40,7 +40,7 @@ _IDLE_FLUSHES = 5
 """Frames are no longer waited for after as many flushes without any. A fragment that then ends between two keyframes leaves the
 file without the index at its beginning."""
 _GAP_MS = 1000
-"""Audio that stops for longer is no long frame: the last one before lasts as long as others."""
+"""If there are no frames for longer, the last ones before are not long: they last as long as others."""
 
 _MASK = 0xFFFFFFFF
 _KEYFRAME, _HEADER, _OTHER = int(Kind.KEYFRAME), int(Kind.HEADER), int(Kind.OTHER)
@@ -88,7 +88,7 @@ class Mp4Segment(Segment):
         self._settled: set[int] = set()  # types whose frames say nothing new
         self._excluded: set[int] = set()  # types whose frames are left out
         self._cut_ms = self._key_ms = 0
-        self._audio_ms: int | None = None
+        self._last_ms = 0
         self._flushes = 0  # since the last frame
         self._head_size = self._position = 0
         self._patches: tuple[tuple[int, bytes], ...] = ()
@@ -140,9 +140,10 @@ class Mp4Segment(Segment):
 
     def _ends(self, type_id: int, kind: int, time_ms: int) -> bool:
         """Return whether a fragment ends where a frame begins."""
-        if type_id != self._leading:
-            return False
         lasted_ms = time_ms - self._cut_ms
+        if type_id != self._leading:
+            # Such as audio with a single picture.
+            return lasted_ms >= 2 * FRAGMENT_MS
         if type_id == AUDIO:
             return lasted_ms >= _AUDIO_FRAGMENT_MS
         return lasted_ms >= FRAGMENT_MS or (kind == _KEYFRAME and time_ms - self._key_ms >= _KEYFRAME_MS)
@@ -279,10 +280,10 @@ class Mp4Segment(Segment):
         if time_ms >= HALF:
             time_ms = 0
         self._flushes = 0
-        if type_id == AUDIO:
-            if self._audio_ms is not None and time_ms - self._audio_ms > _GAP_MS:
-                self._emit(fragmenter.end_track(AUDIO))
-            self._audio_ms = time_ms
+        if time_ms > self._last_ms:
+            if time_ms - self._last_ms > _GAP_MS:
+                self._emit(fragmenter.finish())
+            self._last_ms = time_ms
         fragmenter.add(type_id, time_ms, payload)
         if fragmenter.held_bytes >= _LARGEST_FRAGMENT_BYTES or self._ends(type_id, kind, time_ms):
             # A frame whose successor is not known waits: the fragment ends before it.

@@ -76,7 +76,7 @@ def references(data):
     position, found, begin = end, [], time
     for number in range(count):
         size, duration, sap = struct.unpack_from(">III", data, start + 32 + 12 * number)
-        assert sap == 0x90000000
+        assert sap in (0x90000000, 0)
         found.append((position, time * 1000 // timescale))
         position, time = position + size, time + duration
     assert data[position + 4 : position + 8] == b"mfra"
@@ -279,6 +279,45 @@ def test_a_gap_in_the_stream_is_a_gap_in_the_file():
     sound = of_track(data, AUDIO_TRACK)
     assert max(sample.duration for sample in sound) < 3000
     assert round(sound[50].time / 44.1) == 60_005
+
+
+def test_each_fragment_is_in_the_index_also_after_a_gap_that_ends_with_audio():
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 3)
+    for number in range(20):
+        scene.audio(6000 + number * 20)
+    scene.seconds(7, 9)
+    (file,) = scene.end()
+    data = check(file)
+    assert [time for _, time in references(data)[0]] == [0, 2000, 6000, 7000]
+
+
+def test_audio_that_pauses_ends_no_fragment():
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 1)
+    for number in range(25, 200):
+        scene.video(number * 40, INTER if number % 25 else KEY)
+        if number % 60 < 3:
+            scene.audio(number * 40)
+    (file,) = scene.end()
+    assert len(fragments(check(file))) == 4
+
+
+def test_audio_with_a_single_picture_is_written_before_the_end():
+    scene = Mp4Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    for number in range(1200):
+        scene.audio(number * 20)
+        if number % 50 == 49:
+            scene.assembler.flush(at_once=False)
+            scene.write()
+    assert len(audio(scene.files[1].getvalue())) > 850
+    (file,) = scene.end()
+    data = check(file)
+    assert (len(audio(data)), len(video(data))) == (1200, 1)
 
 
 def test_timestamps_wrap_and_composition_times_are_negative():
