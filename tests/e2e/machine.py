@@ -12,9 +12,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import gevent
+
 ROOT = Path(__file__).parents[2]
 SOURCE = "/var/source"
 LIMIT_S = 60
+_POLL_S = 0.05
 
 # Units that access devices, clocks or files of the real machine.
 _MASKED = """
@@ -104,7 +107,7 @@ class Machine:
         while not (found := condition()):
             assert self._outer.poll() is None, "the machine has ended"
             assert time.monotonic() < deadline, f"the machine does not come up: {self.log()}"
-            self._outer.poll()
+            gevent.sleep(_POLL_S)
         return found
 
     def _command(self, command) -> list[str]:
@@ -137,6 +140,7 @@ class Machine:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
             assert time.monotonic() < deadline, f"not in time: {what}\n{self.log()}"
+            gevent.sleep(_POLL_S)
 
     def drop_in(self, unit: str, text: str) -> None:
         """Write a drop-in as ``systemctl edit`` does; an empty text removes its effect."""

@@ -278,7 +278,8 @@ def test_recordings_hooks_and_metrics_work_in_the_sandbox(machine, configure):
     machine.run("/opt/rtmpd/bin/python", "-c", _PUBLISH)
     machine.wait_for(lambda: machine.shell("cat /run/rtmpd/hook", check=False) == "publish_start\n", "the hook has run")
     machine.wait_for(
-        lambda: re.search(r"\.flv$", machine.shell("find /var/lib/rtmpd/recordings -type f"), re.MULTILINE), "a recording"
+        lambda: re.search(r"\.flv$", machine.shell("find /var/lib/rtmpd/recordings -type f", check=False), re.MULTILINE),
+        "a recording",
     )
     assert machine.shell("stat -c '%U %a' /var/lib/rtmpd").split() == ["rtmpd", "750"]
     page = machine.run(
