@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 READY_S = 10.0
 """How long a request waits until a stream is packaged: hls.js waits no longer for the first byte of a playlist."""
 
+OTHERS_S = 2.0
+"""How long an index waits for further renditions when it has one."""
+
 _SECRET_BYTES = 32
 _REPORTS = 16
 _OPEN_S = 1.0
@@ -179,7 +182,8 @@ class Hls:
             exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
             error = error_of(refused)
             raise HttpError(error.status, error.text, [*error.headers, *_NO_STORE], closes=error.closes) from None
-        exchange.outcome = {**exchange.outcome, "served": True}
+        # Whether it is served depends on the response.
+        exchange.outcome = {name: value for name, value in exchange.outcome.items() if name != "served"}
 
     def _admit(
         self, request: Request, exchange: Exchange, connection: ViewerConnection, key: StreamKey, parameters: Mapping[str, str]
@@ -208,6 +212,7 @@ class Hls:
             packager.touch()
             try:
                 members.append(Member(prefix_of(asked, packager.key), self._with_a_part(packager, deadline_s, exchange)))
+                deadline_s = min(deadline_s, time.monotonic() + OTHERS_S)
             except HttpError as error:
                 problem = problem or error
         if not members:

@@ -9,6 +9,7 @@ import time
 import gevent
 import pytest
 
+from rtmpd.events import EventType
 from rtmpd.media.hls.targets import Targets
 from rtmpd.services.hls import service as module
 from tests.hls_rules import Client, check_multivariant
@@ -100,6 +101,30 @@ def test_renditions_are_those_of_the_stream_and_of_other_names(stage):
     made.publish("live/other", parts=4)
     assert made.get(f"/live/other/{first}").status == 200
     assert made.kinds == ["play_start"] * 2
+
+
+def test_a_rendition_that_sends_nothing_is_not_waited_for_long(stage, monkeypatch):
+    monkeypatch.setattr(module, "OTHERS_S", 0.05)
+    made = stage("[hls]\nhls_renditions = _720p, _480p\n")
+    made.publish(parts=4)
+    made.publish("live/test_720p")
+    made.publish("live/test_480p")
+    made.hls.packagers["live/test_480p"].renditions = ()
+    began_s = time.monotonic()
+    assert len(uris(made.get("/live/test/index.m3u8").text)) == 1
+    assert time.monotonic() - began_s < 5
+
+
+def test_what_is_not_served_is_in_the_access_log(stage):
+    made = stage()
+    made.publish(parts=4)
+    closed = []
+    made.hub.bus.subscribe((EventType.CONNECTION_CLOSE,), closed.append)
+    for path in ("/live/x/index.m3u8", "/live/x/main/media.m3u8", "/live/test/index.m3u8", MEDIA, "/live/test/main/seg-9.m4s"):
+        made.get(path)
+    wait_until(lambda: len(closed) == 5)
+    assert [each.data["served"] for each in closed] == [False, False, True, True, False]
+    assert [each.data.get("wanted_stream") for each in closed][:4] == ["live/x", "live/x", "live/test", "live/test"]
 
 
 def test_a_rendition_that_has_ended_is_left_out_unless_all_have(stage):
