@@ -24,7 +24,7 @@ from rtmpd.media.fmp4.times import Unwrapper
 from rtmpd.media.hls.window import Limits
 from rtmpd.media.tags import Kind
 from rtmpd.services.hls.feed import FIRST_AUDIO, Feed, TrackIds, is_header, is_keyframe, selections
-from rtmpd.services.hls.prelude import Prelude, near_rate
+from rtmpd.services.hls.prelude import Prelude, frame_rate
 from rtmpd.util.event_loop import Slices, give_way
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ class Packager:
         rate = self.stream.stats.fps
         for feed in self._feeds:
             if rate and feed.packaged is not None and feed.packaged.has_video:
-                feed.packaged.frame_rate = near_rate(rate)
+                feed.packaged.frame_rate = frame_rate(rate, self._headers.current.items)
             if feed.tracks.tracks:
                 feed.restart()
             else:
@@ -522,7 +522,7 @@ class Packager:
         for feed in self._feeds:
             self._begin_feed(feed, targets, number, 0)
             if feed.packaged is not None and feed.packaged.has_video:
-                feed.packaged.frame_rate = prelude.frame_rate()
+                feed.packaged.frame_rate = frame_rate(prelude.frame_rate(), self._headers.current.items)
         self._set_dates()
         self._list_renditions()
         slices = Slices()

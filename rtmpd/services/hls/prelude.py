@@ -6,11 +6,14 @@ from itertools import pairwise
 from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple
 
-from rtmpd.live.framing import VIDEO
+from rtmpd.live.framing import DATA, VIDEO
+from rtmpd.media.flv_metadata import read_metadata
 from rtmpd.media.hls.targets import choose_targets
 from rtmpd.services.hls.feed import is_keyframe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rtmpd.media.hls.targets import Targets
 
 _OTHER_TRACK_MS = 1000
@@ -23,10 +26,27 @@ _FEW_STEPS = 5
 _LONGEST_TARGET_S = 10
 _RATES = (10, 12, 12.5, 15, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120000 / 1001, 120)
 _NEAR = 0.004
+_AGREES = 0.05
+_HIGHEST_RATE = 300
 
 
-def near_rate(rate: float) -> float:
-    """Return a frame rate that was measured, or the common one that is near."""
+def frame_rate(measured: float, items: Iterable[tuple[int, bytes]]) -> float:
+    """Return the frame rate of a stream: what its metadata say, if that agrees with what was measured, or a common one near it.
+
+    Args:
+        measured: What was measured, roughly; 0: nothing was.
+        items: The headers in force, ``(type_id, payload)``.
+    """
+    for type_id, payload in items:
+        declared = read_metadata(payload).get("framerate") if type_id == DATA else None
+        if not isinstance(declared, (int, float)) or not 0 < declared <= _HIGHEST_RATE:
+            continue
+        if abs(declared - measured) <= measured * _AGREES or not measured:
+            return _near_rate(declared)
+    return _near_rate(measured)
+
+
+def _near_rate(rate: float) -> float:
     nearest = min(_RATES, key=lambda each: abs(each - rate))
     return nearest if abs(nearest - rate) <= rate * _NEAR else round(rate, 3)
 
@@ -98,9 +118,9 @@ class Prelude:
         return sum(ordinary) / len(ordinary)
 
     def frame_rate(self) -> float:
-        """Return the frame rate of video; 0: unknown, or there is no video."""
+        """Return the frame rate of video, as it was measured; 0: unknown, or there is no video."""
         frame_ms = self.frame_ms(has_video=True)
-        return near_rate(1000 / frame_ms) if frame_ms else 0.0
+        return 1000 / frame_ms if frame_ms else 0.0
 
     def knows_tracks(self, *, video: bool, audio: bool) -> bool:
         """Return whether no further track is to be waited for.
