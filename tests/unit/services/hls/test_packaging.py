@@ -8,6 +8,7 @@ from itertools import pairwise
 import gevent
 import pytest
 
+from rtmpd.config.loader import load_text
 from rtmpd.live.framing import VIDEO
 from rtmpd.live.log import NEVER
 from rtmpd.media.hls.playlist import media_playlist
@@ -479,3 +480,42 @@ def test_a_publisher_whose_stream_is_only_packaged_may_be_read_at_intervals(make
     stream.stop_reading(reader)
     stream.sweep(time.monotonic() + 10, 60)
     assert not source.wanted
+
+
+def test_a_reload(make_show):
+    show = make_show()
+    publisher = Publisher(show)
+    publisher.send(3_000)
+    packager = show.find()
+    show.run(5_000, publisher)
+    show.hub.reload(load_text("[hls]\nhls_window_s = 6\n"))
+    show.run(20_000, publisher)
+    assert len(packager.renditions[0].window.listed) == 3
+    show.hub.reload(load_text("[applications]\n[[live]]\nhls = off\n"))
+    assert show.packagers.find("live/show") is None
+    show.wait(lambda: packager.ended)
+    assert show.packagers.memory_bytes == 0
+    show.hub.reload(load_text("[applications]\n[[live]]\nhls = always\n"))
+    show.packager = show.packagers.find("live/show")
+    assert show.packager is not packager
+    show.run(26_000, publisher)
+    assert show.packager.renditions
+    show.check()
+
+
+def test_a_viewer_that_comes_while_the_publisher_is_away(make_show):
+    show = make_show()
+    publisher = Publisher(show)
+    publisher.send(3_500)
+    publisher.leave()
+    packager = show.find()
+    packager.wait_ready(5)
+    show.wait(lambda: packager.renditions and packager.renditions[0].window.listed)
+    # What is kept of the last group of pictures is a segment.
+    show.step()
+    assert list(durations(show.main)) == [1.501]
+    again = Publisher(show)
+    show.run(4_500, again)
+    show.end(again)
+    show.check()
+    assert show.main.playlists[-1].count("#EXT-X-DISCONTINUITY\n") == 1
