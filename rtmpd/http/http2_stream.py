@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import logging
-import socket as stdlib_socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
 import gevent
 from gevent.event import Event
-from gevent.socket import socketpair
 from h2.errors import ErrorCodes
 
 from rtmpd.errors import DeadlineExceeded, TransportClosed
 from rtmpd.http import limits
-from rtmpd.net.transport import Transport, deadline
+from rtmpd.http.http2_body import BodyTransport
+from rtmpd.net.transport import deadline
 from rtmpd.phases import NOT_CLOSED, CloseKind, CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gevent.socket import socket
-
     from rtmpd.events import Scalar
     from rtmpd.http.messages import Request, Response
     from rtmpd.http.responder import Responder
     from rtmpd.http.routes import Route
+    from rtmpd.net.transport import Transport
 
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 16 << 10
-_BUFFER_BYTES = 64 << 10
-"""The kernel's buffer between a handler that sends the body itself, and the copy to the connection."""
-
 _REST_S = 5.0
 """How long the rest of such a body may take when the handler has ended."""
 
@@ -95,7 +90,7 @@ class Http2Stream:
         self._frames = frames
         self._responder = responder
         self.id = stream_id
-        self.transport = frames.transport
+        self.transport: Transport = frames.transport
         self.number = number
         self.agent = ""
         self.outcome: Mapping[str, Scalar] = {}
@@ -123,7 +118,8 @@ class Http2Stream:
 
     def held_bytes(self) -> int:
         """Return the memory of its body, and of what a handler holds."""
-        return len(self.body) + (self.extra_held() if self.extra_held is not None else 0)
+        unsent = self.transport.held_bytes if self._copy is not None else 0
+        return len(self.body) + unsent + (self.extra_held() if self.extra_held is not None else 0)
 
     # For handlers ------------------------------------------------------------------------------------------------------
 
@@ -245,7 +241,7 @@ class Http2Stream:
         """Send the head of a response whose body has no known length. The handler sends it to `transport` from now on.
 
         The bytes are shared with viewers on connections of their own, so that they can't have the frames of this one: a
-        greenlet copies them from a pair of sockets. A viewer that does not read is noticed as any other: its socket is full.
+        greenlet copies them. A viewer that does not read is noticed as any other: its transport takes no more.
 
         Args:
             request: The request.
@@ -258,22 +254,18 @@ class Http2Stream:
         self._frames.ensure_room_for_body()
         self._send_headers(200, self._responder.stream_headers(request, more_headers, content_type), end=False)
         self.transport.keep_alive()
-        near, far = socketpair()
-        near.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, _BUFFER_BYTES)
-        self.transport = Transport(near, self.transport.peer)
-        self._copy = gevent.spawn(self._copy_from, far)
+        body = self.transport = BodyTransport(self.transport.peer)
+        self._copy = gevent.spawn(self._copy_from, body)
 
-    def _copy_from(self, sock: socket) -> None:
+    def _copy_from(self, body: BodyTransport) -> None:
         try:
-            while data := sock.recv(_COPY_BYTES):
+            while data := body.take(_COPY_BYTES):
                 self._send_data(memoryview(data), end=False)
             self.ensure_open()
             self._frames.send_end(self.id)
             self._ended = True
-        except (TransportClosed, OSError) as error:
-            log.debug("http %s: a body was not sent to its end: %s", self.transport.peer, error)
-        finally:
-            sock.close()
+        except TransportClosed as error:
+            log.debug("http %s: a body was not sent to its end: %s", body.peer, error)
 
     def _end_copy(self, copy: gevent.Greenlet[..., None]) -> None:
         self.transport.close(CloseReason(CloseKind.COMMAND, "the response was sent"))
