@@ -1,7 +1,7 @@
 """Tests of the bench's players over HTTP: what they find in bodies that the server makes."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import hls, http_players, wire
@@ -33,6 +33,7 @@ def mp4_body():
 BODIES = {http_players.FlvBody: flv_body(), http_players.Mp4Body: mp4_body()}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(BODIES)), st.lists(st.integers(1, 400), max_size=5))
 def test_frames_are_found_however_the_body_is_cut(kind, sizes):
     data, body, found = BODIES[kind], kind(), []

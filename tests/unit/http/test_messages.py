@@ -6,7 +6,7 @@ import gzip
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtmpd.errors import HttpError
@@ -97,6 +97,7 @@ def parsed(head):
     return found.method, found.path, found.query, headers, found.keep_alive
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["GET", "HEAD", "POST", "G(T"]),
     st.one_of(st.just("/a?b=c"), PRINTABLE.map("/{}".format)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection
@@ -97,6 +97,7 @@ def test_the_end_of_the_stream_is_a_close_frame_in_the_log():
 HEADERS = Headers(((VIDEO, AVC), (AUDIO, AAC)))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(
@@ -106,7 +107,7 @@ HEADERS = Headers(((VIDEO, AVC), (AUDIO, AAC)))
             st.just((AUDIO, None)),
         ),
         min_size=1,
-        max_size=8,
+        max_size=5,
     )
 )
 def test_each_message_is_the_fragment_of_the_plain_framing(parts):
