@@ -55,6 +55,7 @@ FLAGS: Final = (
     Flag("--chunk-size", "BYTES", "server", "chunk_size_bytes", False, "size of chunks that the server sends"),
     Flag("--record-all", "", "record", "record_all", False, "record every stream"),
     Flag("--record-dir", "DIR", "record", "record_directory", False, "write recordings to this directory"),
+    Flag("--record-format", "FORMAT", "record", "record_format", False, "format of recordings: flv or mp4"),
     Flag("--segment-duration", "SECONDS", "record", "segment_duration_s", False, "longest duration of one recorded file"),
     Flag("--segment-pattern", "NAME", "record", "record_file_name", False, "name of recordings: {app}/{name}-{n}"),
     Flag("--auth-mode", "MODE", "auth", "auth_mode", False, "what clients need: none, token, file or callback"),

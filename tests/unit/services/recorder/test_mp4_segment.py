@@ -13,6 +13,7 @@ from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TRACK
 from rtmpd.media.fmp4.frames import Plain
 from rtmpd.media.fmp4.repair import repair_plan, scan
 from rtmpd.media.tags import Kind, audio_kind, video_kind
+from rtmpd.protocol import amf0
 from tests.fmp4_files import all_kinds, box, boxes, decoded, samples
 from tests.media_files import split_flv
 from tests.unit.media.test_fmp4 import AVC, NAMES
@@ -350,6 +351,18 @@ def test_audio_that_begins_late_is_in_the_same_file(tmp_path):
     (file,) = scene.end()
     data = check(file)
     assert len(audio(data)) == 75
+    assert len(video(data)) == 200
+
+
+def test_colours_that_become_known_later_are_in_the_head():
+    scene = Mp4Scene()
+    scene.begin()
+    scene.seconds(0, 5)
+    colour = {"colorConfig": {"colorPrimaries": 9.0, "transferCharacteristics": 16.0, "matrixCoefficients": 9.0}}
+    scene.video(5000, b"\x94avc1" + amf0.encode("colorInfo", colour))
+    scene.seconds(5, 8)
+    for data in (scene.files[1].getvalue(), check(scene.end()[0])):
+        assert b"colrnclx\0\x09\0\x10\0\x09" in data[:2000]
     assert len(video(data)) == 200
 
 
