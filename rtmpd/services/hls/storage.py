@@ -42,6 +42,7 @@ _WRITE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
 _READERS = 4
+_READ_LIMIT_S = 10.0
 _ERROR_LOG_S = 600.0
 
 
@@ -51,19 +52,23 @@ class StoredFile:
     Args:
         path: Its path.
         threads: Read it.
+        throttle: Limits the lines about errors.
     """
 
-    def __init__(self, path: Path, threads: Threads) -> None:
+    def __init__(self, path: Path, threads: Threads, throttle: LogThrottle) -> None:
         self.path = path
         self._threads = threads
+        self._throttle = throttle
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Return a piece of it; None: it can't be read, or has been deleted. Waits for the disk."""
+        """Return a piece of it; None: it can't be read, or has been deleted. Waits for the disk, at most `_READ_LIMIT_S`."""
+        late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {_READ_LIMIT_S:g} s")
         try:
-            return self._threads.call(_read, self.path, offset, size)
+            with gevent.Timeout(_READ_LIMIT_S, late):
+                return self._threads.call(_read, self.path, offset, size)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                log.error("can't read %s: %s", printable(str(self.path)), error.strerror)
+                self._throttle.log(log, logging.ERROR, "can't read %s: %s", printable(str(self.path)), error.strerror)
             return None
 
 
@@ -80,12 +85,14 @@ class Storage:
         self._directory = self._base / f"{_PREFIX}{secrets.token_hex(8)}"
         self._count = count
         self._writer, self._readers = Threads(1), Threads(_READERS)
-        self._due: deque[tuple[Packager, Packaged, Segment]] = deque()
+        # By the identity of segments: what has been removed need not be written, and must not be kept here.
+        self._due: dict[int, tuple[Packager, Packaged, Segment]] = {}
         self._deleted: deque[Path] = deque()
         self._woken = Event()
         self._lock = -1
         self._number = 0
         self._throttle = LogThrottle(_ERROR_LOG_S)
+        self._read_throttle = LogThrottle()
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -102,11 +109,12 @@ class Storage:
 
     def put(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
         """Have a complete segment written. Does not wait."""
-        self._due.append((packager, packaged, segment))
+        self._due[id(segment)] = packager, packaged, segment
         self._woken.set()
 
     def remove(self, segment: Segment) -> None:
         """Have the file of a segment deleted, if it has one. Does not wait."""
+        self._due.pop(id(segment), None)
         if isinstance(segment.location, StoredFile):
             self._deleted.append(segment.location.path)
             self._woken.set()
@@ -122,7 +130,7 @@ class Storage:
                     paths, self._deleted = list(self._deleted), deque()
                     self._writer.call(_delete, paths)
                 if self._due:
-                    self._write(*self._due.popleft())
+                    self._write(*self._due.pop(next(iter(self._due))))
 
     def _write(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
         if packaged.window.find_segment(segment.sequence_number)[1] is not segment or not segment.size_bytes:
@@ -139,7 +147,7 @@ class Storage:
             text = "can't write an HLS segment to %s: %s; segments stay in memory while that is so (hls_directory)"
             self._throttle.log(log, logging.ERROR, text, printable(str(self._base)), error.strerror or str(error))
             return
-        file = StoredFile(path, self._readers)
+        file = StoredFile(path, self._readers, self._read_throttle)
         if packaged.window.store(segment, file):
             packager.count_memory()
         else:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
+import threading
 
 import pytest
 
+from rtmpd.media.hls.window import Segment
 from rtmpd.services.hls import storage
 from tests.unit.services.hls.shows import Publisher, Show
 
@@ -121,3 +124,32 @@ def test_a_file_that_was_deleted_by_another_program(make_show, tmp_path):
     for each in files(tmp_path):
         each.unlink()
     assert packager.renditions[0].segment_data(window.first_number) is None
+
+
+def test_a_disk_that_does_not_answer(make_show, monkeypatch, caplog):
+    show = make_show("hls_memory_limit_bytes = 1M\n")
+    answers, write = threading.Event(), storage.os.write
+
+    def hang(descriptor, data):
+        answers.wait(LIMIT_S)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(storage.os, "write", hang)
+    publisher = Publisher(show, key_bytes=40_000, frame_bytes=2_000)
+    publisher.send(3_000)
+    packager = show.find()
+    show.run(30_000, publisher)
+    # Nothing waits for it: what would be written too late is not kept.
+    assert packager.memory_bytes <= 1 << 20
+    assert sum(type(each) is Segment for each in gc.get_objects()) < 12
+    show.check()
+    answers.set()
+    window = packager.renditions[0].window
+    show.wait(lambda: all(segment.location for segment in window.listed))
+    # Nor does a viewer wait for ever.
+    monkeypatch.setattr(storage, "_READ_LIMIT_S", 0.05)
+    answers.clear()
+    monkeypatch.setattr(storage.os, "pread", lambda *arguments: answers.wait(LIMIT_S))
+    assert packager.renditions[0].segment_data(window.first_number) is None
+    assert "did not answer within 0.05 s" in caplog.text
+    answers.set()
