@@ -42,9 +42,6 @@ OTHERS_S = 2.0
 
 _SECRET_BYTES = 32
 _REPORTS = 16
-_OPEN_S = 1.0
-"""How long it is remembered that a viewer may have media without showing anything."""
-
 _PROTOCOL = "hls"
 _NOT_YET = (("Retry-After", "1"), ("Cache-Control", "no-store"))
 _NO_STORE = (("Cache-Control", "no-store"),)
@@ -360,7 +357,7 @@ class Hls:
         """
         admitted = self.sessions.admitted(session_id, origins)
         if admitted is not None:
-            if time.monotonic() - admitted.at_s < admitted.grant.expires_s:
+            if admitted.holds:
                 return admitted, True
             # Its session has ended for a while, and nothing has renewed the grant.
             grant = authorize(admitted.asked, self._hub, exchange, connection.emit).grant
@@ -418,24 +415,22 @@ class Hls:
             session = sessions.find(session_id, origins)
             if session is not None and session.private:
                 return session, True
-            if sessions.admitted(session_id, origins) is not None:
+            admitted = sessions.admitted(session_id, origins)
+            if admitted is not None and admitted.holds:
                 return None, True
             claim = sessions.claim(session_id, origins)
             if claim is not None and claim.proved:
                 return None, True
-        client = (exchange.transport.address, exchange.agent, key)
-        session = sessions.find_by_client(client)
-        now_s = time.monotonic()
-        if session is not None and now_s < session.open_until_s:
+        session = sessions.find_by_client((exchange.transport.address, exchange.agent, key))
+        if session is not None and not session.private:
+            # It was admitted without showing anything, and lasts, also over a reload that demands more.
             return session, False
-        if not self._hub.authorizer.is_open(play_request(request, exchange, _PROTOCOL, key, {})):
-            connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
-            with self._refusals(exchange, connection):
-                self._admit(request, exchange, connection, key, parameters)
-            return None, True
-        if session is not None:
-            session.open_until_s = now_s + _OPEN_S
-        return session, False
+        if self._hub.authorizer.is_open(play_request(request, exchange, _PROTOCOL, key, {})):
+            return None, False
+        connection = ViewerConnection(exchange, self._hub, _PROTOCOL)
+        with self._refusals(exchange, connection):
+            self._admit(request, exchange, connection, key, parameters)
+        return None, True
 
     def _find_media(self, rendition: Packaged, resource: Resource, exchange: Exchange) -> Sequence[bytes] | None:
         """Return what a name stands for; None: there is no such thing. A part that playlists hint at is waited for."""

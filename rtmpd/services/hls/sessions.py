@@ -60,6 +60,11 @@ class Admitted(NamedTuple):
     grant: Grant
     at_s: float
 
+    @property
+    def holds(self) -> bool:
+        """Whether the grant has not expired. While a session lasts, it is renewed."""
+        return not self.grant.expires_s or time.monotonic() - self.at_s < self.grant.expires_s
+
 
 class SessionConnection:
     """Stands for the connection of a session, which may use any number of them, and has a number as they have.
@@ -110,7 +115,6 @@ class Session(Play):
         idle_s: How long it lasts without a request.
         address: The address group that it has come from.
         credentials: What finds it, if its client has no id; empty: the id does.
-        open_until_s: Until when media may be served without asking whether it needs an id; monotonic, seconds.
         clients: From where it has requested playlists.
     """
 
@@ -133,7 +137,6 @@ class Session(Play):
         self.requests = 0
         self.idle_s = _SHORTEST_S
         self.credentials = ""
-        self.open_until_s = 0.0
         self.clients: dict[Client, None] = {}
         self._on_expelled = on_expelled
 

@@ -15,6 +15,7 @@ from rtmpd.config.secret import Secret
 from rtmpd.errors import Refused
 from rtmpd.live.grant import Grant
 from rtmpd.protocol import status
+from rtmpd.services.auth.service import Auth
 from rtmpd.services.auth.signing import sign
 from rtmpd.services.hls.service import Hls
 from rtmpd.util.stream_key import StreamKey
@@ -210,6 +211,18 @@ def test_wrong_tokens_lead_to_a_ban(stage):
         made.get(f"{INDEX}?token=s3cret")
 
 
+def test_a_play_lasts_over_a_reload_that_demands_a_token(stage):
+    made = stage()
+    made.publish(parts=5)
+    path = playlist_of(made)
+    assert made.get(path, User_Agent="A").status == 200
+    made.auth.reload(Auth.select(load_text(TOKEN)))
+    assert made.get(path, User_Agent="A").status == made.get(SEGMENT, User_Agent="A").status == 200
+    assert made.get(SEGMENT, User_Agent="B").status == made.get(INDEX, User_Agent="A").status == 401
+    made.hls.sessions.sweep(time.monotonic() + LATER_S)
+    assert made.get(path, User_Agent="A").status == made.get(SEGMENT, User_Agent="A").status == 401
+
+
 def test_an_address_that_may_not_play_gets_no_media(stage):
     made = stage("[auth]\nplay_deny = 127.0.0.0/8\n")
     made.publish(parts=5)
@@ -263,6 +276,24 @@ def test_a_session_that_was_asleep_is_asked_about_again_when_its_grant_is_old(st
     authorizer.denies = True
     gevent.sleep(0.12)
     assert made.get(path).status == 401
+
+
+def test_media_is_served_to_the_holder_of_an_id_only_while_its_grant_lasts(stage):
+    made = stage()
+    authorizer = made.hub.authorizer = CallbackAuthorizer(expires_s=0.3)
+    made.publish(parts=5)
+    segment = f"{SEGMENT}?{playlist_of(made, 'token=s3cret').partition('?')[2]}"
+    assert made.get(segment).status == 200
+    path = f"{MEDIA}?{segment.partition('?')[2]}"
+    assert made.get(path).status == 200
+    with gevent.Timeout(5):
+        while len(authorizer.asked) < 4:
+            gevent.sleep(0.01)
+    # The session renews it.
+    assert made.get(segment).status == 200
+    made.hls.sessions.sweep(time.monotonic() + LATER_S)
+    assert made.get(segment).status == 401
+    assert made.kinds[:2] == ["play_start", "play_stop"]
 
 
 def test_a_callback_may_give_the_stream_another_name(stage):
