@@ -17,11 +17,13 @@ const TRIM_S = 45; // how much is there when it is removed. A browser removes wh
 const UNREAD_BYTES = 24 << 20; // Media that waits for the browser to take it; more is a failure.
 const APPEND_BYTES = 2 << 20; // The most that is appended at once.
 const STALL_MS = 150; // Playback that has not moved for this long has stalled.
-const STUCK_MS = 1500; // So long though there is media: the position is moved.
-const STUCK_LIMIT = 3; // So often without success: the playback has failed.
+const STUCK_MS = 400; // So long though there is media, as at a gap that the ranges do not show: the position is moved; again
+// after twice as long.
+const STUCK_LIMIT = 4; // So often without success: the playback has failed.
 const SEEK_MS = 15_000; // A seek takes no longer, or has failed.
 const PAUSED_S = 10; // The media that may come while the browser does not play it.
-const NEAR_S = 0.05; // Less media than this is none.
+const NEAR_S = 0.05; // Less media than this is none, and
+const STALLED_NEAR_S = 0.2; // less than this if playback has stalled.
 
 // Return whether browser can play a type such as video/mp4; codecs="avc1.64001f".
 export function isPlayable(type) {
@@ -328,10 +330,13 @@ export class Playback {
             this.#movedMs = nowMs;
             this.#latency.sample(nowMs, aheadS);
         }
-        const range = this.#ranges().find(([, end]) => end > video.currentTime + NEAR_S);
+        // Once it has stalled, what is left of a range is less than it seems: durations of frames are estimates.
+        const near = this.#stalled ? STALLED_NEAR_S : NEAR_S;
+        const range = this.#ranges().find(([, end]) => end > video.currentTime + near);
         if (range !== undefined && range[0] > video.currentTime + NEAR_S) {
-            // A gap: nothing will fill it.
+            // A gap, as where another publisher follows: nothing will fill it. More distance would not have helped.
             this.jumps += 1;
+            this.#setStalled(false);
             this.#seek(range[0] + 0.001);
         } else if (this.#latency.isFarBehind(aheadS - 2 * this.#seekS)) {
             // Not where decoding from the keyframe on takes as long as what would be skipped.
@@ -346,14 +351,15 @@ export class Playback {
 
     // Playback does not move: there is no media, or the browser needs help.
     #recover(nowMs, range) {
-        if (range === undefined || range[1] - this.#video.currentTime < 2 * NEAR_S) {
+        if (range === undefined || range[1] - this.#video.currentTime < STALLED_NEAR_S) {
             if (!this.#stalled && !this.#finished) {
                 this.stalls += 1;
                 this.#stalledMs = this.#movedMs;
                 this.#setStalled(true);
             }
-        } else if (nowMs - this.#movedMs > STUCK_MS && !document.hidden) {
+        } else if (nowMs - this.#movedMs > STUCK_MS * 2 ** this.#stuck && !document.hidden) {
             this.#stuck += 1;
+            this.jumps += 1;
             if (this.#stuck > STUCK_LIMIT) {
                 this.#fail("stuck");
             } else {
