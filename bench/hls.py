@@ -220,13 +220,15 @@ class Run:
         after, own_s = ServerSample.take(options.pid), _own_cpu_s() - own_s
         window_s = after.time_s - before.time_s
         late_ns = sorted(value for viewer in self.viewers for value in viewer.late_ns)
+        requests = sum(viewer.requests for viewer in self.viewers)
         parts = [viewer.parts for viewer in self.viewers]
         return {
             "viewers": len(self.viewers),
             "ready": sum(viewer.ready and viewer.alive for viewer in self.viewers),
             **core_figures(before, after),
             "rss_mb": after.rss_mb,
-            "requests_per_s": round(sum(viewer.requests for viewer in self.viewers) / window_s),
+            "requests_per_s": round(requests / window_s),
+            "us_per_request": round((after.cpu_s - before.cpu_s) * 1e6 / max(1, requests)),
             "parts_per_s": round(sum(parts) / len(parts) / window_s, 2),
             "parts_per_s_min": round(min(parts) / window_s, 2),
             "p50_ms": percentile_ms(late_ns, 0.5),
