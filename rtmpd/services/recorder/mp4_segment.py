@@ -39,7 +39,7 @@ _LARGEST_FRAGMENT_BYTES = 16 << 20
 _IDLE_FLUSHES = 5
 """Frames are no longer waited for after as many flushes without any. A fragment that then ends between two keyframes leaves the
 file without the index at its beginning."""
-_GAP_MS = 1000
+_GAP_MS = 3000
 """If there are no frames for longer, the last ones before are not long: they last as long as others."""
 
 _MASK = 0xFFFFFFFF
@@ -74,6 +74,7 @@ class Mp4Segment(Segment):
         track_names: Iterable[str] = (),
     ) -> None:
         super().__init__(number, base)
+        self._data: list[bytes] = []  # not taken yet
         self._beginning = (metadata, headers, index_entries)
         self._held: list[_Held] | None = []
         self._held_bytes = 0
@@ -90,6 +91,9 @@ class Mp4Segment(Segment):
         self._cut_ms = self._key_ms = 0
         self._last_ms = 0
         self._flushes = 0  # since the last frame
+        # Made when the file begins.
+        self._fragmenter: Fragmenter
+        self._index: FragmentIndex
         self._head_size = self._position = 0
         self._patches: tuple[tuple[int, bytes], ...] = ()
         self._created_s = 0
@@ -235,7 +239,7 @@ class Mp4Segment(Segment):
         self._fragmenter = Fragmenter(tracks)
         head = render_head(init, self._head_size)
         assert head is not None
-        self.pending += head
+        self._data.append(head)
         base = self.base
         self.base = (base + min(_difference(stamp, base) for _, kind, stamp, _ in held if kind in _FRAMES)) & _MASK
         for number, (type_id, kind, timestamp, tag) in enumerate(held):
@@ -295,7 +299,7 @@ class Mp4Segment(Segment):
     def _emit(self, fragment: Fragment | None) -> None:
         if fragment is not None:
             self._index.add(fragment, self._position)
-            self.pending += fragment.data
+            self._data.append(fragment.data)
             self._position += len(fragment.data)
 
     def flush(self, *, at_once: bool) -> None:
@@ -313,6 +317,16 @@ class Mp4Segment(Segment):
 
     # Output ------------------------------------------------------------------------------------------------------------
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes that have not been taken yet."""
+        return bool(self._data)
+
+    def take(self) -> bytes:
+        """Return and clear the pending bytes: a fragment alone, which may be large, is not copied."""
+        data, self._data = b"".join(self._data), []
+        return data
+
     def created(self, now_s: float) -> tuple[tuple[int, bytes], ...]:
         """Write into the head when the first frame was recorded."""
         self._created_s = int(now_s - self._index.end_ms / 1000)
@@ -329,7 +343,7 @@ class Mp4Segment(Segment):
     def mark_written(self) -> None:
         """Record that all bytes taken are on the disk."""
         index = self._index
-        self.written = Written(self._position - len(self.pending), index.end_ms, index.end_ms, index.frames)
+        self.written = Written(self._position - sum(map(len, self._data)), index.end_ms, index.end_ms, index.frames)
 
     def patches(self) -> list[tuple[int, bytes]]:
         """Return the head with the duration and an index, and the other index, which is appended."""

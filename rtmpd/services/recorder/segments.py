@@ -34,7 +34,6 @@ class Segment:
     Attributes:
         number: The number of the file within the recording, from 1.
         base: The timestamp of the stream at which the file begins.
-        pending: The bytes that have not been taken yet.
         cut: Whether another file continues where this one ends.
         written: What of it is on the disk.
         suffix: The extension of the file.
@@ -53,7 +52,6 @@ class Segment:
     def __init__(self, number: int, base: int) -> None:
         self.number = number
         self.base = base
-        self.pending = bytearray()
         self.cut = False
         self.written = Written()
         self.left_out: list[str] = []
@@ -90,11 +88,14 @@ class Segment:
         """Return the same content as FLV; only of a segment that is `refused`."""
         raise NotImplementedError
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes that have not been taken yet."""
+        raise NotImplementedError
+
     def take(self) -> bytes:
         """Return and clear the pending bytes."""
-        data = bytes(self.pending)
-        self.pending.clear()
-        return data
+        raise NotImplementedError
 
     def created(self, now_s: float) -> tuple[tuple[int, bytes], ...]:
         """Note that the file was created, at a time in seconds since 1970. Return positions and bytes, as `take_patches`."""
@@ -126,6 +127,7 @@ class FlvSegment(Segment):
 
     def __init__(self, number: int, base: int, stats: Stats, metadata: bytes, headers: Headers, index_entries: int) -> None:
         super().__init__(number, base)
+        self._data = bytearray()
         self._frames = 0
         self._stats = stats
         self._has_audio = self._has_video = False
@@ -143,8 +145,8 @@ class FlvSegment(Segment):
             video=stats.video,
             index_entries=index_entries,
         )
-        self.pending += flv.file_header(has_audio, has_video) + self._block.render()
-        self._size = len(self.pending)
+        self._data += flv.file_header(has_audio, has_video) + self._block.render()
+        self._size = len(self._data)
         for type_id, payload in headers.items:
             if type_id != flv.SCRIPT:
                 self.header(type_id, flv.tag(type_id, 0, payload), base)
@@ -180,21 +182,32 @@ class FlvSegment(Segment):
     def add(self, type_id: int, data: bytes | memoryview, timestamp: int) -> None:
         """Add another tag."""
         time_ms = self._time(timestamp)
-        at = len(self.pending) + 4
-        self.pending += data
+        at = len(self._data) + 4
+        self._data += data
         self._size += len(data)
-        self.pending[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
+        self._data[at : at + 4] = ((time_ms & 0xFFFFFF) << 8 | time_ms >> 24).to_bytes(4, "big")
 
     def _time(self, timestamp: int) -> int:
         """Return the timestamp in the file; what is earlier than the file becomes 0."""
         time_ms = (timestamp - self.base) & 0xFFFFFFFF
         return time_ms if time_ms < HALF else 0
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes that have not been taken yet."""
+        return bool(self._data)
+
+    def take(self) -> bytes:
+        """Return and clear the pending bytes."""
+        data = bytes(self._data)
+        self._data.clear()
+        return data
+
     def mark_written(self) -> None:
         """Record that all bytes taken are on the disk."""
         audio, video = self._audio, self._video
         duration_ms, last_ms = max(0, audio.end_ms, video.end_ms), max(0, audio.last_ms, video.last_ms)
-        self.written = Written(self._size - len(self.pending), duration_ms, last_ms, self._frames)
+        self.written = Written(self._size - len(self._data), duration_ms, last_ms, self._frames)
 
     def patches(self) -> list[tuple[int, bytes]]:
         """Return the flags, the metadata and the keyframe index."""
