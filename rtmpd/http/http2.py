@@ -147,6 +147,9 @@ class Http2:
         except TransportClosed as error:
             reason = CloseReason(CloseKind.PEER_LEFT, str(error))
             raise
+        except DeadlineExceeded as error:
+            reason = CloseReason(CloseKind.DEADLINE, str(error))
+            raise
         except FrameError as error:
             code, reason = error.code, CloseReason(CloseKind.PROTOCOL, "HTTP was violated", detail=str(error))
             raise
