@@ -195,6 +195,23 @@ def test_it_plays_at_once_close_to_the_live_edge_and_is_used_by_keys(scene):
     scene.press("k")
     scene.wait_until_live()
     scene.wait_until_close()
+
+    # A viewer that leaves the page is no player any longer, though the browser keeps the page; and is one when back.
+    def plays():
+        return [
+            word
+            for line in scene.server.log()
+            for word in ("stopped playing", " plays ")
+            if f"{word.strip()} live/test" in line
+        ]
+
+    before = len(plays())
+    browser.driver.get("about:blank")
+    until(lambda: len(plays()) > before, "the end of the play")
+    browser.driver.back()
+    scene.wait_for_state("playing")
+    scene.wait_until_live()
+    assert plays()[before:] == ["stopped playing", " plays "]
     assert browser.console_errors() == []
     publisher.kill()
 

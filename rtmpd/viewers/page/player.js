@@ -250,6 +250,21 @@ document.addEventListener("visibilitychange", () => {
     }
 });
 
+// The browser may keep a page that the viewer has left, with its connections, and show it again.
+let left = false;
+addEventListener("pagehide", () => {
+    left = session.state !== "stopped";
+    if (left) {
+        session.stop();
+    }
+});
+addEventListener("pageshow", () => {
+    if (left) {
+        left = false;
+        session.start();
+    }
+});
+
 const KEYS = {
     " ": togglePlay,
     k: togglePlay,
