@@ -44,7 +44,7 @@ actions = st.one_of(
 options = st.tuples(
     st.sampled_from(["always", "on_demand"]),
     st.sampled_from([0, 100, 500]),
-    st.sampled_from([0.5, 2]),
+    st.sampled_from([1, 2]),
     st.sampled_from([1, 64]),
 )
 
