@@ -222,13 +222,14 @@ class Http2:
         """Read until the connection has been idle for too long."""
         while True:
             now_s = time.monotonic()
-            for part in self._meter.split(data, now_s):
+            for number, part in enumerate(self._meter.split(data, now_s)):
+                if number:
+                    give_way()
                 begun_s = time.thread_time()
                 for event in self._h2.receive_data(part):
                     self._react(event)
                 self._collect()
                 self._meter.spend((time.thread_time() - begun_s) * COST_PER_CPU_S)
-                give_way()
             if self._meter.steps != self._step:
                 self._step, self._step_since_s = self._meter.steps, now_s
             while self._queued_bytes > QUEUE_LIMIT_BYTES:
