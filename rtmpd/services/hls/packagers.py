@@ -110,7 +110,7 @@ class Packagers:
         """
         stream = self._hub.streams.get(key)
         packager = self._packagers.get(key)
-        if stream is None or (packager is not None and not packager.ended):
+        if stream is None or (packager is not None and packager.stream is stream and not packager.ended):
             return packager
         if stream.options.hls.hls == "off" or stream.phase not in _PACKAGED_PHASES:
             return packager
@@ -128,11 +128,13 @@ class Packagers:
     def _handle(self, event: Event) -> None:
         stream = event.stream
         assert stream is not None
+        packager = self._packagers.get(stream.key)
         if event.type is EventType.LIVE_START:
+            if packager is not None and packager.failed:
+                self._remove(packager)
             self._start_if_always(stream)
             return
-        packager = self._packagers.get(stream.key)
-        if packager is None or packager.ended:
+        if packager is None or packager.ended or packager.stream is not stream:
             return
         active = stream.ingest.active
         if event.type is EventType.LIVE_STOP:
@@ -145,12 +147,13 @@ class Packagers:
         if stream.options.hls.hls != "always" or stream.phase is not StreamPhase.LIVE:
             return
         packager = self._packagers.get(stream.key)
-        if packager is None or (packager.ended and not (packager.failed and packager.stream is stream)):
+        if packager is None or packager.stream is not stream or (packager.ended and not packager.failed):
             self._begin(stream)
 
     def _begin(self, stream: Stream) -> Packager:
         before = self._packagers.get(stream.key)
         if before is not None:
+            before.stop()
             self._remove(before)
         packager = self._packagers[stream.key] = Packager(self, stream)
         self._greenlets.start(packager.greenlet)  # type: ignore[arg-type]
