@@ -38,6 +38,9 @@ _GZIP_LEVEL = 4
 _OTHER_VERSION = re.compile(rb"HTTP/[02-9]\.[0-9]")
 _VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are supported."
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_BYTE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Control characters, except the tab and those of line ends."""
+
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _RANGE = re.compile(r"bytes=\s*(\d{0,15})-(\d{0,15})\s*", re.ASCII)
 _ENTITY_TAG_BYTES = 16
@@ -318,6 +321,9 @@ class RequestHead:
             raise HttpError(400, "A header is folded over several lines.")
         if b"\r" in head.replace(b"\r\n", b""):
             raise HttpError(400, "A carriage return stands within a line.")
+        if _CONTROL_BYTE.search(head):
+            # Besides, h11 takes seconds to find that a line of spaces ends in one of them.
+            raise HttpError(400, "A control character stands within a line.")
         names = [line.partition(b":")[0].strip().lower() for line in lines]
         _check_framing(names)
         plain = _plain_request(head, names, peer, secure=secure)
@@ -355,9 +361,9 @@ class RequestHead:
 
 _PLAIN = re.compile(
     rb"(GET|HEAD) ([!-~]+) HTTP/1\.1\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*(?:[!-~](?:[ -~\t]*[!-~])?)?[ \t]*\r\n)+)\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ -~\t]*\r\n)+)\r\n"
 )
-"""A request line and headers of printable ASCII."""
+"""A request line and headers of printable ASCII. No part of it can match the same bytes in two ways: the time is linear."""
 
 _NOT_PLAIN = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 """Headers by which a request may have a body, or is the last one in HTTP/1.1."""
@@ -418,9 +424,9 @@ def split_target(target: bytes) -> tuple[str, str]:
         HttpError: The target is none that a server is asked for, or its path is ambiguous.
     """
     path, _, query = target.partition(b"#")[0].partition(b"?")
-    if b"://" in path:
-        _, _, rest = path.partition(b"://")
-        path = b"/" + rest.partition(b"/")[2]
+    if path[:8].lower().startswith((b"http://", b"https://")):
+        # The absolute form. Within a path, "://" is a part of it: a proxy finds its rules by the whole path.
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
     if path == b"*":
         return "*", ""
     if not path.startswith(b"/"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import time
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -25,7 +27,10 @@ def request(path="/", **headers):
         (b"/%6cive/caf%C3%A9%20%2525", "/live/café %25", ""),
         (b"http://host:80/a?b", "/a", "b"),
         (b"http://host", "/", ""),
+        (b"HTTPS://host/a", "/a", ""),
         (b"/a#fragment?x", "/a", ""),
+        (b"/public/x://y/metrics", "/public/x://y/metrics", ""),
+        (b"/http://y/metrics", "/http://y/metrics", ""),
         (b"*", "*", ""),
     ],
 )
@@ -50,6 +55,8 @@ def test_a_target_is_decoded_once(target, path, query):
         b"/a/%2e%2E/b",
         b"/./a",
         b"/%0a",
+        b"x://y/metrics",
+        b"host:80",
     ],
 )
 def test_an_ambiguous_target_is_refused(target):
@@ -80,6 +87,19 @@ def test_a_head_is_read_at_every_split(cuts):
     assert (found.path, found.query, found.parameters) == ("/a", "b=c", {"b": "c"})
     assert found.headers["a"] == "1, 2"
     assert not head.data
+
+
+@pytest.mark.parametrize("first", [b"", b"Host: x\r\n"], ids=["h11", "plain"])
+@pytest.mark.parametrize("end", [b"", b"\0", b"\x0b", b"\x7f", b"\x80", b"x\x0c\x80", b"x\x01"], ids=repr)
+@pytest.mark.parametrize("value", [b" " * 15_000, b"x" + b"\t" * 15_000, b"x " * 7_500], ids=["spaces", "tabs", "words"])
+def test_a_head_is_parsed_in_linear_time(first, end, value):
+    reader = RequestHead()
+    size = reader.feed(b"GET / HTTP/1.1\r\n" + first + b"A:" + value + end + b"\r\n\r\n")
+    began_s = time.thread_time()
+    with suppress(HttpError):
+        reader.parse(size)
+    # Quadratic: 0.7 to 3 s.
+    assert time.thread_time() - began_s < 0.3
 
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12)
