@@ -72,6 +72,8 @@ class Player:
     Args:
         url: The address of its index.
         checks: Whether media is taken apart, and all playlists are held against the rules.
+        skips: Whether it asks for delta updates.
+        agent: What it calls itself.
 
     Attributes:
         index: The multivariant playlist.
@@ -82,13 +84,13 @@ class Player:
         frames: The frames of video that it has loaded in parts.
     """
 
-    def __init__(self, url: str, *, checks: bool = False, skips: bool = False) -> None:
+    def __init__(self, url: str, *, checks: bool = False, skips: bool = False, agent: str = "a player") -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         assert parts.port is not None
         self.connection = Connection(parts.hostname, parts.port)
         self._index = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        self._checks, self._skips = checks, skips
+        self._checks, self._skips, self._agent = checks, skips, agent
         self.path = ""
         self.index = ""
         self.playlist = Playlist()
@@ -102,7 +104,7 @@ class Player:
 
     def get(self, target: str) -> Reply:
         self.targets.append(re.sub(r"([?&])s=[^&]*&?", r"\1", target).rstrip("?&"))
-        return self.connection.get(target)
+        return self.connection.get(target, User_Agent=self._agent)
 
     def start(self) -> None:
         """Load the index and the first media playlist."""
