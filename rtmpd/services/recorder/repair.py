@@ -7,7 +7,7 @@ damaged, a copy of the part is kept beside it. All functions block: they run in 
 Measured on two shared cores, with an event loop that is late by 1 ms at the 99th percentile without a repair: 500 MB of video
 take 4 s (0.8 s of processor time), and the loop is late by 1 to 3 ms, at most 12 ms; without pauses 0.6 s, and 3 to 15 ms.
 500 MB of audio, 2.4 million small tags, take 90 s (17 s), and the loop is late by 11 to 16 ms, at most 137 ms; without pauses
-by 10 to 170 ms.
+by 10 to 170 ms. An MP4 part of 276 MB, 3000 fragments, takes 4.6 s (0.4 s).
 """
 
 from __future__ import annotations
