@@ -328,8 +328,10 @@ class Feed:
 
     def finish(self) -> None:
         """End the rendition."""
-        if self._rendition is not None and self.packaged is not None and not self.packaged.window.ended:
-            self._rendition.finish()
+        # A reference cycle would keep the last segment until the garbage collector runs, which is seldom.
+        rendition, self._rendition = self._rendition, None
+        if rendition is not None and self.packaged is not None and not self.packaged.window.ended:
+            rendition.finish()
             self.packaged.notify()
 
 

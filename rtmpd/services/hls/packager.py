@@ -148,7 +148,7 @@ class Packager:
         self._targets: Targets | None = None
         self._marks: deque[_Mark] = deque()
         self._end = NEVER
-        self._stopping = False
+        self._stopping = self._cleared = False
         self._begun_at_s = time.monotonic()
         self._looks = 0  # at single frames, for the part that is expected
         self._guide_ms = 0  # where the last segment of the default rendition has ended
@@ -280,6 +280,8 @@ class Packager:
                     feed.packaged.notify()
             if feed.packaged is not None:
                 self._changed.add(feed.selection.name)
+                if self._cleared:
+                    feed.packaged.window.clear()
         self._announce()
         self._feeds = []
         self._ready.set()
@@ -594,7 +596,8 @@ class Packager:
         return False
 
     def clear(self) -> None:
-        """Free all segments. Only after the end."""
+        """Free all segments, for good."""
+        self._cleared = True
         for window in self.windows:
             window.clear()
         self.renditions = ()

@@ -117,6 +117,9 @@ def test_packaging_on_demand_ends_without_viewers(make_show):
     show.wait(lambda: packager.ended)
     assert show.packagers.memory_bytes == 0
     assert not publisher.stream.published.log.readers
+    window = show.main.packaged.window
+    assert window.ended
+    assert window.size_bytes == len(window.listed) == 0
     last = show.main.packaged.window.next_part[0]
     again = show.find()
     assert again is not packager
