@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import gevent
+from gevent.lock import Semaphore
 
 _MOMENT_S = 1e-6
 _SLICE_S = 0.002
@@ -30,3 +31,20 @@ class Slices:
         if time.monotonic() - self._begun >= _SLICE_S:
             give_way()
             self._begun = time.monotonic()
+
+
+class SharedSlices:
+    """Lets greenlets that were woken at once continue in slices of 2 ms, in their order, with other work between the slices.
+
+    An event of gevent wakes all that wait for it in one callback, and each of them runs until it waits again.
+    """
+
+    def __init__(self) -> None:
+        self._slices = Slices()
+        self._first = Semaphore()
+
+    def check(self) -> None:
+        """Give way if the slice is over, and wait for those that have done so before. Costs 2 µs if neither is so."""
+        with self._first:
+            # The others wait meanwhile, and none of them is woken.
+            self._slices.check()

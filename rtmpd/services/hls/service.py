@@ -18,6 +18,7 @@ from rtmpd.media.hls.window import Answer, parse_directives
 from rtmpd.services.hls.packagers import Packagers
 from rtmpd.services.hls.pages import Member, Playlists, index_playlist, media_response, prefix_of, report_of
 from rtmpd.services.hls.sessions import Admitted, Session, SessionConnection, Sessions, credentials_of
+from rtmpd.util.event_loop import SharedSlices
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
 from rtmpd.viewers.viewer import ViewerConnection
@@ -79,6 +80,7 @@ class Hls:
         self.packagers = Packagers(hub, options.hls)
         self.sessions = Sessions(hub, self._secret)
         self._held = 0
+        self._slices = SharedSlices()
         self._playlists: WeakKeyDictionary[Packaged, Playlists] = WeakKeyDictionary()
         # Blocking requests hold no place, and media is shared by all viewers.
         self.routes = [
@@ -310,6 +312,8 @@ class Hls:
         self._held += 1
         try:
             rendition.wait(left_s)
+            # A part wakes all viewers of its rendition at once.
+            self._slices.check()
         finally:
             self._held -= 1
         exchange.ensure_open()

@@ -4,8 +4,9 @@ import time
 
 import gevent
 from gevent import socket
+from gevent.event import Event
 
-from rtmpd.util.event_loop import give_way
+from rtmpd.util.event_loop import SharedSlices, give_way
 
 SLICE_S = 0.002
 SLICES = 100
@@ -62,3 +63,31 @@ def test_sockets_have_their_turn_between_two_slices():
     greenlet.kill()
     one.close()
     other.close()
+
+
+def test_greenlets_that_are_woken_at_once_continue_in_their_order_with_turns_for_others():
+    woken, slices, order, ticks = Event(), SharedSlices(), [], []
+
+    def waiter(number):
+        woken.wait()
+        slices.check()
+        order.append(number)
+        work()
+
+    def tick():
+        while len(order) < 30:
+            gevent.sleep(0.0005)
+            ticks.append(len(order))
+
+    waiters = [gevent.spawn(waiter, number) for number in range(30)]
+    ticker = gevent.spawn(tick)
+    gevent.sleep(0)
+    # One that is killed delays no others.
+    waiters[7].kill()
+    waiters.append(gevent.spawn(waiter, 30))
+    gevent.sleep(0)
+    woken.set()
+    gevent.joinall([*waiters, ticker], timeout=10)
+    assert order == [number for number in range(31) if number != 7]
+    # Without it all continue between two ticks.
+    assert len(set(ticks)) > 15
