@@ -40,6 +40,7 @@ _BASE_OFFSET, _DESCRIPTION = 1, 2
 _OFFSET, _FIRST_FLAGS, _DURATIONS, _SIZES, _FLAGS, _COMPOSITIONS = 1, 4, 0x100, 0x200, 0x400, 0x800
 _NOT_SYNC = 0x10000
 _TRACK_KINDS = (b"vide", b"soun")
+_HEAD_KINDS = (b"ftyp", b"uuid", b"moov", b"free", b"sidx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +133,10 @@ class _Scan:
         """Return the initialization segment and the position of the first fragment. Raises Mp4Error."""
         position = 0
         init = b""
-        while position < min(self.size, _MAX_HEAD_BYTES):
-            found = self.box_at(position)
-            if found.kind in (b"moof", b"mdat", b"mfra"):
+        while position + _LEAST_BOX_BYTES <= min(self.size, _MAX_HEAD_BYTES):
+            if self.read(position + 4, 4) not in _HEAD_KINDS:
                 break
+            found = self.box_at(position)
             if found.end > _MAX_HEAD_BYTES:
                 raise Mp4Error("the head is too large")
             if found.kind == (b"moov" if init else b"ftyp"):
@@ -295,8 +296,11 @@ def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> Mp4Scan:
     try:
         init, head_bytes = state.head()
         tracks = _read_tracks(init)
+        # The repair needs that.
+        render_head(init, head_bytes, 1)
     except (Mp4Error, struct.error):
-        return Mp4Scan(size=state.size, is_cut=ours or (FTYP + MARK).startswith(begin))
+        is_head = ours and state.size <= _MAX_HEAD_BYTES and b"moof" not in state.read(0, state.size)
+        return Mp4Scan(size=state.size, is_cut=is_head or (FTYP + MARK).startswith(begin))
     entries = capacity(init, head_bytes)
     index = FragmentIndex([(track.track_id, track.timescale) for track in tracks], entries)
     by_id = {track.track_id: track for track in tracks}

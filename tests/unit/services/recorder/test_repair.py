@@ -415,6 +415,15 @@ def test_damage_in_the_middle_of_mp4_costs_a_fragment(mp4_part, mp4):
     assert all_kinds(data)[5:11] == [b"moof", b"mdat", b"free", b"moof", b"mdat", b"moof"]
 
 
+@pytest.mark.parametrize("place", ["the room", "the first fragment"])
+def test_damage_before_or_at_the_first_fragment_costs_no_other(mp4_part, mp4, place):
+    start = mp4.index(b"free") - 4 if place == "the room" else fragments(mp4)[0]
+    outcome = repair_one(mp4_part(mp4[:start] + bytes(60) + mp4[start + 60 :]))
+    assert outcome.action is Repaired.REPAIRED
+    found = [sample for sample in samples(outcome.path.read_bytes(), numbered=False) if sample.track == VIDEO_TRACK]
+    assert len(found) == (200 if place == "the room" else 150)
+
+
 def test_a_repair_of_mp4_that_was_interrupted_is_completed(mp4_part, mp4):
     whole = repair_one(mp4_part(mp4)).path.read_bytes()
     for size in range(len(mp4), len(whole), 20):
@@ -430,6 +439,8 @@ def test_mp4_of_other_programs_and_what_is_none_is_not_touched(mp4_part, mp4, tm
     outcome = repair_one(mp4_part(recording()))
     assert (outcome.action, outcome.path.name) == (Repaired.BROKEN, "cam.mp4.broken")
     assert outcome.reason == "it does not begin as MP4"
+    # A damaged head may be worth an attempt by hand.
+    assert repair_one(mp4_part(mp4.replace(b"moov", b"mooX"), "head")).path.name == "head.mp4.broken"
     # A fragment whose data would be longer than the file.
     start = fragments(mp4)[0]
     assert repair_one(mp4_part(mp4[:start] + mp4[start:].replace(b"mdat", b"mdaX"))).action is Repaired.REMOVED
