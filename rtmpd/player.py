@@ -122,11 +122,17 @@ class Play(ABC):
         # That of a player of RTMP never does.
         return
 
+    @property
+    def _by_protocol(self) -> str:
+        """The protocol, as log lines name it behind the stream; empty for RTMP."""
+        protocol = self._player.protocol
+        return "" if protocol in ("rtmp", "rtmps") else f" by {protocol}"
+
     def _announce(self, stream: Stream) -> None:
         """Log and publish the start."""
         connection = self._player
         connection.log.stream = stream.key  # type: ignore[attr-defined]
-        connection.log.info("plays %s", stream.key)
+        connection.log.info("plays %s%s", stream.key, self._by_protocol)
         connection.emit(EventType.PLAY_START, stream, id=self.number, protocol=connection.protocol)
 
     def _keep_admitted(self, stream: Stream) -> None:
@@ -153,8 +159,9 @@ class Play(ABC):
         connection = self._player
         duration_s = time.monotonic() - self._started_at
         connection.log.info(
-            "stopped playing %s: %s; %.1f s, %d bytes, %s, %s dropped",
+            "stopped playing %s%s: %s; %.1f s, %d bytes, %s, %s dropped",
             stream.key,
+            self._by_protocol,
             reason,
             duration_s,
             sent,

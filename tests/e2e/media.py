@@ -7,6 +7,7 @@ player can be compared with the clip's.
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import time
@@ -324,7 +325,10 @@ def digests(packets: Iterable[Packet]) -> list[str]:
 
 def wait_for_plays(server: Server, key: str, number: int = 1) -> int:
     """Wait until *number* plays of a stream have begun; return the number of the last one's connection."""
-    marker = f" plays {key}"
-    until(lambda: sum(line.endswith(marker) for line in server.log()) >= number, f"play number {number} of {key}")
-    last = [line for line in server.log() if line.endswith(marker)][number - 1]
-    return int(last.partition("#")[2].split()[0])
+    marker = re.compile(rf"#(\d+) \S+ plays {re.escape(key)}(?: by [a-z]+)?$")
+
+    def found() -> list[int]:
+        return [int(match[1]) for match in map(marker.search, server.log()) if match]
+
+    until(lambda: len(found()) >= number, f"play number {number} of {key}")
+    return found()[number - 1]

@@ -199,10 +199,10 @@ def test_a_publisher_that_returns_is_a_discontinuity_and_a_token_is_shown_once(r
     path = next(path for path in low.media if "seg-" in path)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(base + path.partition("?")[0], timeout=10)
-    assert sum(line.endswith(" plays secret/test") for line in running.log()) == 1
+    assert sum(line.endswith(" plays secret/test by hls") for line in running.log()) == 1
     second.interrupt()
     # Of earlier tests.
-    stop = running.wait_for_line(r"stopped playing live/test: no request for .* s; .* (\d+) bytes, 0 skips", limit_s=30)
+    stop = running.wait_for_line(r"stopped playing live/test by hls: no request for .* s; .* (\d+) bytes, 0 skips", limit_s=30)
     assert int(stop[1]) > 10_000
     lines = running.access_log.read_text().splitlines()
     plays = [line for line in lines if "action=play" in line and "stream=live/test" in line]

@@ -209,7 +209,7 @@ def test_when_the_stream_ends_the_connection_ends_behind_the_last_frame(server, 
     tags.until(gops(5, 5)[-1])
     with pytest.raises(EOFError):
         tags.next()
-    running.wait_for_line(r"stopped playing live/a: the stream has ended; [\d.]+ s, \d+ bytes, 0 skips, 0 messages dropped")
+    running.wait_for_line(r"stopped playing live/a by http: the stream has ended; [\d.]+ s, \d+ bytes, 0 skips, 0 messages")
 
 
 def test_a_stream_that_ends_before_its_tracks_are_known_is_404(server, raw, watch, connect):

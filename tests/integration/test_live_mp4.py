@@ -172,7 +172,7 @@ def test_audio_that_starts_late_ends_the_body_behind_the_last_frame(shared, publ
     last, closed = rest_of(client)
     assert last.endswith(inter(2)[5:])
     assert (closed.code, closed.reason) == (1012, "the codecs of the stream have changed")
-    shared.wait_for_line(rf"stopped playing live/{name}: the codecs of the stream have changed; ")
+    shared.wait_for_line(rf"stopped playing live/{name} by (?:http|ws): the codecs of the stream have changed; ")
     # Asked for again, the stream begins at the same keyframe, now with both tracks.
     status, headers, body = ask()
     assert (status, headers["content-type"]) == (200, BOTH_TYPE)

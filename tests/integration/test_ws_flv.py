@@ -92,7 +92,7 @@ def test_a_client_that_closes_gets_its_answer(server, raw, watch):
     begin(client)
     client.close()
     assert client.protocol.close_rcvd.code == 1000
-    running.wait_for_line(r"stopped playing live/a: closed by the client; ")
+    running.wait_for_line(r"stopped playing live/a by ws: closed by the client; ")
 
 
 def test_the_end_of_the_stream_closes_behind_the_last_message(server, raw, watch):
@@ -106,7 +106,7 @@ def test_the_end_of_the_stream_closes_behind_the_last_message(server, raw, watch
     with pytest.raises(ConnectionClosed) as caught:
         client.recv(LIMIT_S)
     assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1000, "the stream has ended")
-    running.wait_for_line(r"stopped playing live/a: the stream has ended; ")
+    running.wait_for_line(r"stopped playing live/a by ws: the stream has ended; ")
 
 
 def test_a_viewer_that_waits_is_closed_with_the_stream_as_well(server, raw, watch):
