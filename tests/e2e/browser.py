@@ -113,14 +113,14 @@ class Browser:
         path.write_bytes(base64.b64decode(self.devtools("Page.captureScreenshot", format="png")["data"]))
 
     def set_offline(self, offline: bool) -> None:
-        """Take the page's network away, or give it back. Open WebSockets stay."""
+        """Let new requests of the page fail, or no longer. Those under way and open WebSockets stay."""
         self.devtools("Network.enable")
         self.devtools(
             "Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
 
     def limit_network(self, bytes_per_second: int, latency_ms: int = 0) -> None:
-        """Slow the page's network down; -1 bytes per second is no limit."""
+        """Slow new requests of the page down; -1 bytes per second is no limit."""
         self.devtools("Network.enable")
         self.devtools(
             "Network.emulateNetworkConditions",
