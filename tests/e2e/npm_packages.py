@@ -15,6 +15,8 @@ from tests.conftest import find_peer, miss_peer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rtmpd-tests"
 
+NPM_FLAGS = ("--loglevel=error", "--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
+
 
 class Package(NamedTuple):
     """A version of an npm package, the SHA-512 of its tarball as npm writes it, and the file of it that pages load."""
@@ -62,9 +64,13 @@ def _download(package: Package, kept: Path) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     # Two test processes may download at once.
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-        command = [npm, "pack", "--silent", "--pack-destination", directory, f"{package.name}@{package.version}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        command = [npm, "pack", *NPM_FLAGS, "--pack-destination", directory, f"{package.name}@{package.version}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            problem = done.stderr.strip()[:300]
+        except subprocess.TimeoutExpired:
+            problem = "no answer"
         made = list(Path(directory).glob("*.tgz"))
-        if done.returncode or not made:
-            miss_peer(f"npm can't download {package.name} {package.version}: {done.stderr.strip()[-300:]}")
+        if not made:
+            miss_peer(f"npm can't download {package.name} {package.version}: {problem}")
         made[0].replace(kept)
