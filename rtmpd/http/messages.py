@@ -145,7 +145,7 @@ class Response:
     content_type: str = TEXT
     headers: Sequence[tuple[str, str]] = ()
     sized: bool = True
-    pieces: Sequence[bytes] = ()
+    pieces: Sequence[bytes | memoryview] = ()
 
     @property
     def size(self) -> int:
@@ -207,12 +207,12 @@ class Response:
         headers = [*whole.headers, ("Content-Range", f"bytes {begin}-{end - 1}/{size}")]
         return replace(whole, status=206, body=b"", pieces=self._cut(begin, end), headers=headers)
 
-    def _cut(self, begin: int, end: int) -> list[bytes]:
-        """Return the bytes of the body from *begin* to *end*; pieces that are wholly in it are not copied."""
+    def _cut(self, begin: int, end: int) -> list[memoryview]:
+        """Return the bytes of the body from *begin* to *end*, which are not copied: any number of clients may ask for them."""
         found = []
         for piece in (self.body, *self.pieces):
             if begin < len(piece) and end > 0:
-                found.append(piece[max(0, begin) : end])
+                found.append(memoryview(piece)[max(0, begin) : end])
             begin, end = begin - len(piece), end - len(piece)
         return found
 

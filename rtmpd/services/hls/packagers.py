@@ -61,7 +61,9 @@ class Packagers:
         self._numbers: OrderedDict[str, int] = OrderedDict()
         self._greenlets = Group()
         self._sweeper: gevent.Greenlet[[], None] | None = None
-        self._storage = Storage(options.hls_directory, hub.count) if options.hls_directory else None
+        self._storage: Storage | None = None
+        if options.hls_directory:
+            self._storage = Storage(options.hls_directory, hub.count, lambda: self.options.hls_total_limit_bytes)
         self._throttle = LogThrottle(_TOTAL_LOG_S)
         self._full_bytes = 0  # how much all segments take that can't be removed; 0: some can
 

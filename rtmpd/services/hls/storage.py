@@ -14,14 +14,15 @@ import os
 import re
 import secrets
 import shutil
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 
+from rtmpd.errors import HttpError
 from rtmpd.util.log_throttle import LogThrottle
 from rtmpd.util.text import printable
 from rtmpd.util.threads import Threads
@@ -42,8 +43,92 @@ _WRITE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
 _READERS = 4
+_KEPT_BYTES = 16 << 20
+"""What has been read last is kept: viewers request a new segment at about the same time."""
+
 _READ_LIMIT_S = 10.0
 _ERROR_LOG_S = 600.0
+
+
+_Piece = tuple[Path, int, int]
+
+
+class Lent(bytes):
+    """A piece of a file in memory. It counts until nothing uses it any longer, neither as it is nor by a `memoryview`.
+
+    Attributes:
+        lender: Counts it.
+    """
+
+    lender: Reader
+
+    def __del__(self) -> None:
+        self.lender.lent_bytes -= len(self)
+
+
+class Reader:
+    """Reads files for responses, which share what they read at about the same time.
+
+    Args:
+        limit: Returns how many bytes responses may have in memory that are no longer kept here.
+
+    Attributes:
+        lent_bytes: How many there are.
+    """
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self.lent_bytes = 0
+        self._limit = limit
+        self._threads = Threads(_READERS)
+        self._kept: OrderedDict[_Piece, Lent] = OrderedDict()
+        self._kept_bytes = 0
+        self._under_way: dict[_Piece, AsyncResult[Lent | None]] = {}
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Return a piece of a file. Waits for the disk.
+
+        Raises:
+            OSError: It can't be read.
+            HttpError: Too much is in memory.
+        """
+        piece = path, offset, size
+        while True:
+            if piece in self._kept:
+                self._kept.move_to_end(piece)
+                return self._kept[piece]
+            if piece not in self._under_way:
+                return self._read(piece)
+            found = self._under_way[piece].get()
+            if found is not None:
+                return found
+            # The request that has read it was cancelled.
+
+    def _read(self, piece: _Piece) -> Lent:
+        path, offset, size = piece
+        if self.lent_bytes - self._kept_bytes + size > self._limit():
+            raise HttpError(503, "Too many segments are being sent.", [("Retry-After", "1"), ("Cache-Control", "no-store")])
+        outcome: AsyncResult[Lent | None] = AsyncResult()
+        self._under_way[piece] = outcome
+        self.lent_bytes += size
+        try:
+            found = Lent(self._threads.call(_read, path, offset, size))
+            found.lender = self
+        except OSError as error:
+            self.lent_bytes -= size
+            outcome.set_exception(error)
+            raise
+        except BaseException:
+            self.lent_bytes -= size
+            outcome.set(None)
+            raise
+        finally:
+            del self._under_way[piece]
+        outcome.set(found)
+        self._kept[piece] = found
+        self._kept_bytes += size
+        while self._kept_bytes > _KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+        return found
 
 
 class StoredFile:
@@ -51,21 +136,25 @@ class StoredFile:
 
     Args:
         path: Its path.
-        threads: Read it.
+        reader: Reads it.
         throttle: Limits the lines about errors.
     """
 
-    def __init__(self, path: Path, threads: Threads, throttle: LogThrottle) -> None:
+    def __init__(self, path: Path, reader: Reader, throttle: LogThrottle) -> None:
         self.path = path
-        self._threads = threads
+        self._reader = reader
         self._throttle = throttle
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Return a piece of it; None: it can't be read, or has been deleted. Waits for the disk, at most `_READ_LIMIT_S`."""
+        """Return a piece of it; None: it can't be read, or has been deleted. Waits for the disk, at most `_READ_LIMIT_S`.
+
+        Raises:
+            HttpError: Too much is in memory.
+        """
         late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {_READ_LIMIT_S:g} s")
         try:
             with gevent.Timeout(_READ_LIMIT_S, late):
-                return self._threads.call(_read, self.path, offset, size)
+                return self._reader.read(self.path, offset, size)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self._throttle.log(log, logging.ERROR, "can't read %s: %s", printable(str(self.path)), error.strerror)
@@ -78,13 +167,17 @@ class Storage:
     Args:
         directory: ``hls_directory``.
         count: Increments a counter of failures.
+        limit: As for `Reader`.
+
+    Attributes:
+        reader: Reads the files.
     """
 
-    def __init__(self, directory: str, count: Callable[[str], None]) -> None:
+    def __init__(self, directory: str, count: Callable[[str], None], limit: Callable[[], int]) -> None:
         self._base = Path(directory).absolute()
         self._directory = self._base / f"{_PREFIX}{secrets.token_hex(8)}"
         self._count = count
-        self._writer, self._readers = Threads(1), Threads(_READERS)
+        self._writer, self.reader = Threads(1), Reader(limit)
         # By the identity of segments: what has been removed need not be written, and must not be kept here.
         self._due: dict[int, tuple[Packager, Packaged, Segment]] = {}
         self._deleted: deque[Path] = deque()
@@ -147,7 +240,7 @@ class Storage:
             text = "can't write an HLS segment to %s: %s; segments stay in memory while that is so (hls_directory)"
             self._throttle.log(log, logging.ERROR, text, printable(str(self._base)), error.strerror or str(error))
             return
-        file = StoredFile(path, self._readers, self._read_throttle)
+        file = StoredFile(path, self.reader, self._read_throttle)
         if packaged.window.store(segment, file):
             packager.count_memory()
         else:

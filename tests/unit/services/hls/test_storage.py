@@ -8,8 +8,11 @@ import gc
 import os
 import threading
 
+import gevent
 import pytest
 
+from rtmpd.errors import HttpError
+from rtmpd.http.messages import Request, Response
 from rtmpd.media.hls.window import Segment
 from rtmpd.services.hls import storage
 from tests.unit.services.hls.shows import Publisher, Show
@@ -157,3 +160,78 @@ def test_a_disk_that_does_not_answer(make_show, monkeypatch, caplog):
     assert packager.renditions[0].segment_data(window.first_number) is None
     assert "did not answer within 0.05 s" in caplog.text
     answers.set()
+
+
+class Disk:
+    """Counts what is read, and answers when it is let.
+
+    Attributes:
+        reads: The offsets that were read.
+        answers: Set: it answers.
+    """
+
+    def __init__(self, monkeypatch):
+        self.reads = []
+        self.answers = threading.Event()
+        self.answers.set()
+        pread = storage.os.pread
+
+        def slow(descriptor, size, offset):
+            self.reads.append(offset)
+            assert self.answers.wait(LIMIT_S)
+            return pread(descriptor, size, offset)
+
+        monkeypatch.setattr(storage.os, "pread", slow)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def path(tmp_path):
+    made = tmp_path / "1.m4s"
+    made.write_bytes(bytes(range(200)))
+    return made
+
+
+def test_what_many_viewers_request_is_read_once(disk, path):
+    reader = storage.Reader(lambda: 1000)
+    disk.answers.clear()
+    first, *others = [gevent.spawn(reader.read, path, 0, 100) for _ in range(20)]
+    gevent.sleep(0)
+    # The client of the first one goes away meanwhile.
+    first.kill()
+    disk.answers.set()
+    gevent.joinall(others, timeout=LIMIT_S)
+    assert {bytes(each.value) for each in others} == {bytes(range(100))}
+    assert len(disk.reads) == 2
+    assert reader.lent_bytes == 100
+    assert reader.read(path, 0, 100) is others[0].value
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        reader.read(path, 100, 100)
+    assert reader.lent_bytes == 100
+
+
+def test_viewers_that_do_not_read_take_a_limited_amount_of_memory(monkeypatch, disk, path):
+    monkeypatch.setattr(storage, "_KEPT_BYTES", 100)
+    reader = storage.Reader(lambda: 150)
+    first = Response(pieces=[reader.read(path, 0, 100)])
+    # A range is not copied, and counts as the whole.
+    part = Response(pieces=[reader.read(path, 50, 100)]).ranged(Request("GET", "/", "", {"range": "bytes=1-9"}))
+    assert part.status == 206
+    with pytest.raises(HttpError) as caught:
+        reader.read(path, 100, 100)
+    assert caught.value.status == 503
+    # What is kept can still be had.
+    reader.read(path, 50, 100)
+    assert reader.lent_bytes == 200
+    del first
+    reader.read(path, 100, 100)
+    # Now that of the range is no longer kept.
+    assert reader.lent_bytes == 200
+    assert b"".join(part.pieces) == bytes(range(51, 60))
+    del part
+    assert reader.lent_bytes == 100
