@@ -372,7 +372,9 @@ class Hls:
         if not claim.proved:
             return self._admit(request, exchange, connection, StreamKey(claim.key), {})
         asked = play_request(request, exchange, _PROTOCOL, StreamKey(claim.key), {})
-        return Admitted(asked, Grant(StreamKey(claim.key)), time.monotonic()), True
+        # What the client has shown is not known here: a grant that expires is not renewed unless it is open by then.
+        expires_s = max(1.0, claim.until_s - time.time()) if claim.expires else 0.0
+        return Admitted(asked, Grant(StreamKey(claim.key), expires_s=expires_s), time.monotonic()), True
 
     def _begin(
         self, exchange: Exchange, admitted: Admitted, session_id: str, key: StreamKey, *, private: bool, credentials: str = ""

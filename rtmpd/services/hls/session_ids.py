@@ -20,7 +20,7 @@ RANDOM_BYTES: Final = 7
 _TIME_BYTES = 4
 _HEAD_BYTES = _TIME_BYTES + 1 + RANDOM_BYTES
 _MAC_BYTES = 12
-_PROVED = 1
+_PROVED, _EXPIRES = 1, 2
 _LATEST_S = (1 << 8 * _TIME_BYTES) - 1
 
 
@@ -31,14 +31,16 @@ class Claim(NamedTuple):
         key: The stream.
         until_s: When it expires, seconds since 1970.
         proved: Whether the client had to show something for it: a token, a signature, or what a callback has accepted.
+        expires: Whether the grant expires with it, so that a play must not last longer.
     """
 
     key: str
     until_s: int
     proved: bool
+    expires: bool = False
 
 
-def make_id(secret: bytes, key: str, until_s: int, random: bytes, *, proved: bool) -> str:
+def make_id(secret: bytes, key: str, until_s: int, random: bytes, *, proved: bool, expires: bool = False) -> str:
     """Return a session id.
 
     Args:
@@ -46,9 +48,9 @@ def make_id(secret: bytes, key: str, until_s: int, random: bytes, *, proved: boo
         key: The stream.
         until_s: When it expires, seconds since 1970.
         random: `RANDOM_BYTES` that no other id has.
-        proved: Whether the client had to show something for it.
+        proved, expires: As of `Claim`.
     """
-    head = min(until_s, _LATEST_S).to_bytes(_TIME_BYTES, "big") + bytes([_PROVED * proved]) + random
+    head = min(until_s, _LATEST_S).to_bytes(_TIME_BYTES, "big") + bytes([_PROVED * proved | _EXPIRES * expires]) + random
     return base64.urlsafe_b64encode(head + _mac(secret, head, key)).decode("ascii")
 
 
@@ -71,7 +73,8 @@ def check_id(secret: bytes, text: str, keys: Iterable[str], now_s: float) -> Cla
     until_s = int.from_bytes(head[:_TIME_BYTES], "big")
     for key in keys:
         if hmac.compare_digest(_mac(secret, head, key), given):
-            return Claim(key, until_s, bool(head[_TIME_BYTES] & _PROVED)) if now_s < until_s else None
+            flags = head[_TIME_BYTES]
+            return Claim(key, until_s, bool(flags & _PROVED), bool(flags & _EXPIRES)) if now_s < until_s else None
     return None
 
 

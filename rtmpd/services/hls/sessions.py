@@ -235,11 +235,12 @@ class Sessions:
     def new_id(self, admitted: Admitted, *, proved: bool) -> str:
         """Return the id of a session that may begin.
 
-        If its grant expires, other servers, which can't renew it, accept the id until then only.
+        If its grant expires, other servers, which don't know what it can be renewed with, accept the id until then only.
         """
         grant = admitted.grant
-        life_s = min(ID_LIFE_S, grant.expires_s or ID_LIFE_S)
-        found = make_id(self._secret, grant.key, int(time.time() + life_s), os.urandom(RANDOM_BYTES), proved=proved)
+        until_s = int(time.time() + min(ID_LIFE_S, grant.expires_s or ID_LIFE_S))
+        expires = 0 < grant.expires_s <= ID_LIFE_S
+        found = make_id(self._secret, grant.key, until_s, os.urandom(RANDOM_BYTES), proved=proved, expires=expires)
         if grant.expires_s:
             _remember(self._admitted, found, admitted)
         return found

@@ -18,11 +18,12 @@ RANDOM = bytes(range(RANDOM_BYTES))
     st.integers(1, 2**32 - 1),
     st.binary(min_size=RANDOM_BYTES, max_size=RANDOM_BYTES),
     st.booleans(),
+    st.booleans(),
 )
-def test_an_id_says_what_it_was_made_for_and_nothing_else(secret, key, until_s, random, proved):
-    made = make_id(secret, key, until_s, random, proved=proved)
+def test_an_id_says_what_it_was_made_for_and_nothing_else(secret, key, until_s, random, proved, expires):
+    made = make_id(secret, key, until_s, random, proved=proved, expires=expires)
     assert len(made) == LENGTH
-    assert check_id(secret, made, ["x/y", key], until_s - 1) == Claim(key, until_s, proved)
+    assert check_id(secret, made, ["x/y", key], until_s - 1) == Claim(key, until_s, proved, expires)
     assert check_id(secret, made, [key], until_s) is None
     assert check_id(secret + b"x", made, [key], until_s - 1) is None
     assert check_id(secret, made, [key + "x"], until_s - 1) is None

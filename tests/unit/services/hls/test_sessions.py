@@ -349,3 +349,19 @@ def test_an_id_with_a_grant_that_expires_is_good_elsewhere_until_then(stage):
     claim = second.hls.sessions.claim(identity, ["live/test"])
     assert claim.proved
     assert abs(claim.until_s - time.time() - 100) < 5
+
+
+def test_a_play_that_another_server_continues_ends_with_its_grant(stage):
+    secret = "[hls]\nhls_secret = shared by all\n"
+    first, second = stage(secret), stage(secret)
+    for made, expires_s in ((first, 2.0), (second, 100)):
+        made.hub.authorizer = CallbackAuthorizer(expires_s=expires_s)
+        made.publish(parts=5)
+    path = playlist_of(first, "token=s3cret")
+    assert second.get(path).status == 200
+    with gevent.Timeout(5):
+        while "play_stop" not in second.kinds:
+            gevent.sleep(0.01)
+    # It has nothing to ask the callback with.
+    assert second.hub.authorizer.asked == [{}]
+    assert second.get(path).status == 403
