@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from rtmpd.live.stream import Stream
     from rtmpd.media.fmp4.tracks import Tracks
+
+log = logging.getLogger(__name__)
 
 TRACKS_S = 1.0
 """How long after the beginning of a source viewers wait until both audio and video have come."""
@@ -129,6 +132,14 @@ class CodecWatch:
                 since = {key: since.get(key, now_s) for key in self._waiting}
                 for key, known in list(self._waiting.items()):
                     # Viewers that still wait after a while say so again: those of a stream may all have left.
-                    if mp4_codecs(self._find(key)).known or now_s - since[key] > _CHECK_S:
+                    if self._is_known(key) or now_s - since[key] > _CHECK_S:
                         del self._waiting[key]
                         known.set()
+
+    def _is_known(self, key: str) -> bool:
+        try:
+            return mp4_codecs(self._find(key)).known
+        except Exception:
+            # What a publisher has sent must not end the wait for other streams. The viewer gets the same exception.
+            log.exception("internal error: the codecs of %s are not known", key)
+            return True

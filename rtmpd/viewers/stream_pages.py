@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.errors import HttpError, Refused, UnsupportedByMp4
@@ -94,8 +95,8 @@ class StreamPages:
     def stop(self, limit_s: float) -> None:
         """Do nothing."""
 
-    def _authorized(self, request: Request, exchange: Exchange) -> StreamKey:
-        """Return the stream that a client asks about, which may play it.
+    def _authorized(self, request: Request, exchange: Exchange) -> tuple[StreamKey, bool]:
+        """Return the stream that a client asks about, which may play it, and whether any other may that shows nothing.
 
         Raises:
             HttpError: It may not.
@@ -106,7 +107,8 @@ class StreamPages:
         exchange.outcome = outcome()
         try:
             asked = play_request(request, exchange, protocol, key, parameters)
-            return authorize(asked, self._hub, exchange, connection.emit).grant.key
+            is_open = self._hub.authorizer.is_open(replace(asked, parameters={}))
+            return authorize(asked, self._hub, exchange, connection.emit).grant.key, is_open
         except Refused as refused:
             self._hub.count("refused")
             connection.log.warning("play by %s refused: %s", protocol, refused)
@@ -120,7 +122,7 @@ class StreamPages:
     # What the player page wants to know ------------------------------------------------------------------------------------
 
     def _serve_info(self, request: Request, exchange: Exchange) -> Response:
-        key = self._authorized(request, exchange)
+        key, _ = self._authorized(request, exchange)
         stream = self._find(key)
         found = mp4_codecs(stream) if stream is not None else None
         hls = self._options.hls_of(key.app)
@@ -144,7 +146,7 @@ class StreamPages:
     # The newest picture ------------------------------------------------------------------------------------------------------
 
     def _serve_poster(self, request: Request, exchange: Exchange) -> Response:
-        key = self._authorized(request, exchange)
+        key, is_open = self._authorized(request, exchange)
         stream = self._find(key)
         if stream is None:
             raise HttpError(404, f"{key} is not being published.", [_NO_STORE])
@@ -154,8 +156,8 @@ class StreamPages:
             raise HttpError(415, f"{key}: {error}.", [_NO_STORE]) from None
         if body is None:
             raise HttpError(404, f"No keyframe of {key} is kept.", [_NO_STORE])
-        # What a token was needed for is not for others.
-        shared = "private" if request.query or request.bearer_token else "public"
+        # What a token was needed for, or what a callback has allowed one client, is not for others.
+        shared = "public" if is_open and not request.query and not request.bearer_token else "private"
         headers = [("Cache-Control", f"{shared}, max-age={_POSTER_AGE_S}")]
         return Response(body=body, content_type=_POSTER_TYPE, headers=headers).tagged(request).ranged(request)
 

@@ -342,7 +342,11 @@ class Sessions:
     def _run(self) -> None:
         while True:
             gevent.sleep(_SWEEP_S)
-            self.sweep(time.monotonic())
+            try:
+                self.sweep(time.monotonic())
+            except Exception:
+                self._hub.count("internal_errors")
+                log.exception("internal error: the sessions of HLS were not checked this time")
 
     def sweep(self, now_s: float) -> None:
         """End the sessions that have made no request for too long."""

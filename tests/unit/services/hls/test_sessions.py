@@ -307,6 +307,26 @@ def test_a_callback_may_give_the_stream_another_name(stage):
     assert made.get("/live/alias/main/media.m3u8").status == 404
 
 
+def test_sessions_end_after_a_check_that_has_failed(stage, monkeypatch):
+    monkeypatch.setattr("rtmpd.services.hls.sessions._SWEEP_S", 0.01)
+    made = stage()
+    made.publish(parts=5)
+    assert made.get(playlist_of(made)).status == 200
+    sweep, fails = made.hls.sessions.sweep, [True]
+
+    def failing(now_s):
+        if fails:
+            fails.pop()
+            raise ZeroDivisionError
+        sweep(now_s + LATER_S)
+
+    monkeypatch.setattr(made.hls.sessions, "sweep", failing)
+    with gevent.Timeout(5):
+        while "play_stop" not in made.kinds:
+            gevent.sleep(0.01)
+    assert made.hub.counters["internal_errors"] == 1
+
+
 # Several servers --------------------------------------------------------------------------------------------------------
 
 
