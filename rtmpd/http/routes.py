@@ -63,7 +63,8 @@ class Route:
     """A route.
 
     Attributes:
-        path: The path; ``{name}`` stands for one or more characters, slashes included.
+        path: The path; ``{name}`` stands for one or more characters. The first one may contain slashes, others none: a path is
+            matched in linear time then, whatever it is.
         handler: Serves a request; may wait. Returns the response; None: it has served the connection to its end.
         methods: The methods; HEAD is served by the handler of GET, whose body is not sent.
         takes_body: Read the body of a request. Otherwise a request with a body is answered, and its connection closed.
@@ -114,4 +115,7 @@ class Routes:
 def _pattern(path: str) -> str:
     """Return a path with placeholders as a regular expression."""
     parts = _PLACEHOLDER.split(path)
-    return "".join(re.escape(part) if number % 2 == 0 else f"(?P<{part}>.+)" for number, part in enumerate(parts))
+    found = re.escape(parts[0])
+    for number, (name, literal) in enumerate(zip(parts[1::2], parts[2::2], strict=True)):
+        found += f"(?P<{name}>{'[^/]+' if number else '.+'}){re.escape(literal)}"
+    return found
