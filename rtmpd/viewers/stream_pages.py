@@ -71,7 +71,8 @@ class StreamPages:
         self._hub = hub
         self._options = options
         self.routes = [
-            Route("/{key}/info.json", self._serve_info, cors=True),
+            # It is small, and may wait for a callback: it must not take one of the few places for responses meanwhile.
+            Route("/{key}/info.json", self._serve_info, long=True, cors=True),
             Route("/{key}/poster.mp4", self._serve_poster, cors=True),
         ]
 
