@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -58,6 +59,9 @@ STREAMS_LIMIT = 32
 
 BODIES_LIMIT = 16
 """The bodies of one connection that handlers send: viewers would not count as connections otherwise."""
+
+PLACES_LIMIT = 4
+"""The places for responses that one connection takes, or waits for: its other requests wait, and not those of others."""
 
 REQUESTS_LIMIT = 10_000
 """The requests of one connection. More than by HTTP/1.1: low-latency HLS makes ten each second."""
@@ -132,6 +136,7 @@ class Http2:
         self._queued_bytes = 0
         self._wake = Event()
         self._room = Event()
+        self._places = Semaphore(PLACES_LIMIT)
 
     def held_bytes(self) -> int:
         """Return the memory of what waits to be written, of bodies, and of what handlers hold."""
@@ -368,7 +373,11 @@ class Http2:
         self._spawn(stream, lambda: self._responder.refuse(error, None, stream))
 
     def _start(self, stream: Http2Stream, request: Request, found: Route | HttpError) -> None:
-        self._spawn(stream, lambda: self._responder.serve(request, found, stream))
+        def serve() -> None:
+            with contextlib.nullcontext() if isinstance(found, HttpError) or found.long else self._places:
+                self._responder.serve(request, found, stream)
+
+        self._spawn(stream, serve)
 
     def _spawn(self, stream: Http2Stream, serve: Callable[[], None]) -> None:
         stream.greenlet = gevent.spawn(self._serve, stream, serve)

@@ -432,6 +432,21 @@ def test_a_client_that_opens_no_window_is_given_up_and_delays_no_other(serve, co
     assert client.answer(other).body == b"hello\n"
 
 
+def test_a_client_that_opens_no_window_takes_few_places(serve, connect, monkeypatch, counted):
+    monkeypatch.setattr(module, "RESPONSES", http2.PLACES_LIMIT + 1)
+    server = serve()
+    greedy = connect(server, {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    stuck = [greedy.ask("/hello") for _ in range(http2.STREAMS_LIMIT)]
+    greedy.until(lambda: sum(greedy.answers[each].status > 0 for each in stuck) == http2.PLACES_LIMIT)
+    assert connect(server).get("/hello").body == b"hello\n"
+    # No other client had to wait until it has given way.
+    assert not counted
+    for each in stuck:
+        greedy.h2.increment_flow_control_window(10, each)
+    greedy.flush()
+    assert {greedy.answer(each).body for each in stuck} == {b"hello\n"}
+
+
 def test_a_slow_client_gives_its_place_to_requests_that_wait(serve, connect, monkeypatch, counted):
     monkeypatch.setattr(module, "RESPONSES", 1)
     monkeypatch.setattr(places_module, "SLOW_S", 0.1)
