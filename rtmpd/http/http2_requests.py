@@ -61,7 +61,7 @@ def _add(headers: dict[str, str], name: bytes, value: bytes) -> None:
     if _NAME.fullmatch(name) is None:
         raise HttpError(400, "The name of a header is not valid, or has capital letters.")
     if name in _OF_CONNECTIONS or (name == b"te" and value.lower() != b"trailers"):
-        raise HttpError(400, "A header is one of connections of HTTP/1.1.")
+        raise HttpError(400, "A header is specific to connections of HTTP/1.1.")
     key, text = name.decode("ascii"), value.decode("latin-1")
     if key not in headers:
         headers[key] = text

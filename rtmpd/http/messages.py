@@ -241,7 +241,10 @@ def response_head(status: int, headers: Sequence[tuple[str, str]]) -> bytes:
 
 
 def error_response(error: HttpError, request: Request | None) -> Response:
-    """Return the response to a request that failed: plain text, JSON, HTML, or a playlist, as the client accepts."""
+    """Return the response to a request that failed: plain text, JSON, HTML, or a playlist, as the client accepts.
+
+    Caches keep none of them.
+    """
     title = f"{error.status} {HTTPStatus(error.status).phrase}"
     kind = "text/plain"
     if request is not None:
@@ -256,7 +259,7 @@ def error_response(error: HttpError, request: Request | None) -> Response:
         body, content_type = f"#EXTM3U\n## {' '.join(error.text.split())}\n", PLAYLIST
     else:
         body, content_type = f"{error.text}\n", TEXT
-    return Response(error.status, body.encode(), content_type, error.headers)
+    return Response(error.status, body.encode(), content_type, [*error.headers, ("Cache-Control", "no-store")])
 
 
 class RequestHead:

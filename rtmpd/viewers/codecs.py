@@ -131,7 +131,7 @@ class CodecWatch:
                 now_s = time.monotonic()
                 since = {key: since.get(key, now_s) for key in self._waiting}
                 for key, known in list(self._waiting.items()):
-                    # Viewers that still wait after a while say so again: those of a stream may all have left.
+                    # Viewers that still wait register again after a while: all viewers of a stream may have left.
                     if self._is_known(key) or now_s - since[key] > _CHECK_S:
                         del self._waiting[key]
                         known.set()

@@ -1,7 +1,8 @@
-"""What requests for a stream have in common, in whatever format: its name, the authorization, and how refusals are answered."""
+"""What requests for a stream have in common, of all formats: its name, the authorization, and how refusals are answered."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from rtmpd.protocol.naming import NameProblem, is_printable, resolve, without_se
 from rtmpd.util.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rtmpd.events import Scalar
     from rtmpd.http.messages import Request
     from rtmpd.http.routes import Exchange
     from rtmpd.hub import Hub
     from rtmpd.util.stream_key import StreamKey
+    from rtmpd.viewers.viewer import ViewerConnection
 
 _URL_LENGTH = 1024
 _NAMES = 1024
@@ -98,13 +100,28 @@ def authorize(asked: PlayRequest, hub: Hub, exchange: Exchange, emit: Callable[.
     return Admission(asked, grant)
 
 
-def outcome(*, served: bool = False, reason: str = "") -> dict[str, Scalar]:
-    """Return what the events say about a request for a stream."""
-    found: dict[str, Scalar] = {"wanted": str(Action.PLAY), "served": served}
-    return found | {"reason": reason} if reason else found
+def outcome() -> dict[str, Scalar]:
+    """Return what the events say about a request for a stream that was not served yet."""
+    return {"wanted": str(Action.PLAY), "served": False}
 
 
-def error_of(refused: Refused) -> HttpError:
+@contextmanager
+def refusals(hub: Hub, exchange: Exchange, connection: ViewerConnection) -> Iterator[None]:
+    """Count, log and report a refusal of a play.
+
+    Raises:
+        HttpError: The refusal, as the client gets it.
+    """
+    try:
+        yield
+    except Refused as refused:
+        hub.count("refused")
+        connection.log.warning("play by %s refused: %s", connection.protocol, refused)
+        exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
+        raise _error_of(refused) from None
+
+
+def _error_of(refused: Refused) -> HttpError:
     """Return a refusal as an error of HTTP."""
     if refused.unproved:
         return HttpError(401, refused.description, [("WWW-Authenticate", "Bearer")], closes=True)

@@ -17,11 +17,12 @@ from rtmpd.http.websocket import WebSocket, is_upgrade
 from rtmpd.protocol import status
 from rtmpd.viewers.codecs import CodecWatch
 from rtmpd.viewers.formats import FlvFormat, Format, Mp4Format
-from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
+from rtmpd.viewers.requests import authorize, outcome, play_request, refusals, stream_of
 from rtmpd.viewers.viewer import Viewer, ViewerConnection
 from rtmpd.viewers.ws_viewer import WsViewer
 
 if TYPE_CHECKING:
+    from rtmpd.authorization import Request as PlayRequest
     from rtmpd.config.model import Config
     from rtmpd.http.messages import Request
     from rtmpd.http.routes import Exchange
@@ -107,47 +108,59 @@ class Viewers:
         websocket = self._websocket(request, exchange)
         protocol = ("ws" if websocket is not None else "http") + ("s" if request.secure else "")
         connection = ViewerConnection(exchange, self._hub, protocol)
-        key, parameters = stream_of(request)
+        asked = play_request(request, exchange, protocol, *stream_of(request))
         exchange.outcome = outcome()
-        try:
-            asked = play_request(request, exchange, protocol, key, parameters)
-            admission = authorize(asked, self._hub, exchange, connection.emit)
-            if request.method == "HEAD":
-                return self._describe(media, admission.grant.key)
-            if websocket is not None:
-                viewer: Viewer = WsViewer(connection, admission, media, websocket, self._end)
-            else:
-                viewer = Viewer(connection, admission, media, self._end)
-            may_wait = parameters.get("wait", "").lower() in _TRUE
-            if self._find(admission.grant.key) is not None or (may_wait and self._waits(admission.grant.key)):
-                media.wait(admission.grant.key, exchange.ensure_open, long=may_wait)
-            stream = self._hub.play(admission.grant.key, viewer, may_wait=may_wait)
-            exchange.extra_held = lambda: viewer.held_bytes
+        with refusals(self._hub, exchange, connection):
             try:
-                content_type = viewer.announce(stream)
-                exchange.outcome = {**exchange.outcome, "served": True}
-                if websocket is not None:
-                    exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
-                else:
-                    exchange.begin_stream(request, _HEADERS, content_type)
-                viewer.run(stream, content_type, exchange.take_unread())
-            finally:
-                exchange.bytes_streamed = connection.bytes_played
-                # A reference cycle would keep the viewer until the garbage collector runs, which is seldom.
-                exchange.extra_held = None
-                # Harmless if the end of the play has done it.
-                self._hub.unplay(stream, viewer)
-        except Refused as refused:
-            self._hub.count("refused")
-            connection.log.warning("play by %s refused: %s", protocol, refused)
-            exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
-            raise error_of(refused) from None
-        except HttpError as error:
-            # A page that waits for a publisher asks again and again.
-            level = logging.DEBUG if error.status == 404 else logging.WARNING
-            connection.log.log(level, "play by %s refused: %s", protocol, error.text)
-            exchange.outcome = {**exchange.outcome, "reason": f"refused: {error.text}"}
-            raise
+                return self._play(media, request, asked, connection, exchange, websocket)
+            except HttpError as error:
+                # A page that waits for a publisher asks again and again.
+                level = logging.DEBUG if error.status == 404 else logging.WARNING
+                connection.log.log(level, "play by %s refused: %s", protocol, error.text)
+                exchange.outcome = {**exchange.outcome, "reason": f"refused: {error.text}"}
+                raise
+
+    def _play(
+        self,
+        media: Format,
+        request: Request,
+        asked: PlayRequest,
+        connection: ViewerConnection,
+        exchange: Exchange,
+        websocket: WebSocket | None,
+    ) -> Response | None:
+        """Authorize a client, send the head of the response, and play until the connection ends.
+
+        Raises:
+            Refused: The client may not play.
+            HttpError: The format does not carry the stream, or the stream is not there.
+        """
+        admission = authorize(asked, self._hub, exchange, connection.emit)
+        if request.method == "HEAD":
+            return self._describe(media, admission.grant.key)
+        if websocket is not None:
+            viewer: Viewer = WsViewer(connection, admission, media, websocket, self._end)
+        else:
+            viewer = Viewer(connection, admission, media, self._end)
+        may_wait = asked.parameters.get("wait", "").lower() in _TRUE
+        if self._find(admission.grant.key) is not None or (may_wait and self._waits(admission.grant.key)):
+            media.wait(admission.grant.key, exchange.ensure_open, long=may_wait)
+        stream = self._hub.play(admission.grant.key, viewer, may_wait=may_wait)
+        exchange.extra_held = lambda: viewer.held_bytes
+        try:
+            content_type = viewer.announce(stream)
+            exchange.outcome = {**exchange.outcome, "served": True}
+            if websocket is not None:
+                exchange.transport.send_all(websocket.accept(), _HANDSHAKE_S)
+            else:
+                exchange.begin_stream(request, _HEADERS, content_type)
+            viewer.run(stream, content_type, exchange.take_unread())
+        finally:
+            exchange.bytes_streamed = connection.bytes_played
+            # A reference cycle would keep the viewer until the garbage collector runs, which is seldom.
+            exchange.extra_held = None
+            # Harmless if the end of the play has done it.
+            self._hub.unplay(stream, viewer)
         return None
 
     @staticmethod

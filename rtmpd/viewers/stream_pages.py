@@ -1,4 +1,4 @@
-"""The pages beside a stream: what the player page wants to know of it, and its newest picture."""
+"""The pages beside a stream: the facts that the player page needs of it, and its newest picture."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from rtmpd.errors import HttpError, Refused, UnsupportedByMp4
+from rtmpd.errors import HttpError, UnsupportedByMp4
 from rtmpd.http.messages import JSON, Response
 from rtmpd.http.routes import Route
 from rtmpd.live.poster import poster
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.viewers.codecs import mp4_codecs
-from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
+from rtmpd.viewers.requests import authorize, outcome, play_request, refusals, stream_of
 from rtmpd.viewers.viewer import ViewerConnection
 
 if TYPE_CHECKING:
@@ -106,21 +106,16 @@ class StreamPages:
         connection = ViewerConnection(exchange, self._hub, protocol)
         key, parameters = stream_of(request)
         exchange.outcome = outcome()
-        try:
+        with refusals(self._hub, exchange, connection):
             asked = play_request(request, exchange, protocol, key, parameters)
             is_open = self._hub.authorizer.is_open(replace(asked, parameters={}))
             return authorize(asked, self._hub, exchange, connection.emit).grant.key, is_open
-        except Refused as refused:
-            self._hub.count("refused")
-            connection.log.warning("play by %s refused: %s", protocol, refused)
-            exchange.outcome = outcome(reason=f"refused: {refused}")
-            raise error_of(refused) from None
 
     def _find(self, key: StreamKey) -> Stream | None:
         stream: Stream | None = self._hub.streams.get(key)
         return stream if stream is not None and stream.available else None
 
-    # What the player page wants to know ------------------------------------------------------------------------------------
+    # The facts that the player page needs ------------------------------------------------------------------------------------
 
     def _serve_info(self, request: Request, exchange: Exchange) -> Response:
         key, _ = self._authorized(request, exchange)
@@ -150,13 +145,13 @@ class StreamPages:
         key, is_open = self._authorized(request, exchange)
         stream = self._find(key)
         if stream is None:
-            raise HttpError(404, f"{key} is not being published.", [_NO_STORE])
+            raise HttpError(404, f"{key} is not being published.")
         try:
             body = poster(stream.published.log)
         except UnsupportedByMp4 as error:
-            raise HttpError(415, f"{key}: {error}.", [_NO_STORE]) from None
+            raise HttpError(415, f"{key}: {error}.") from None
         if body is None:
-            raise HttpError(404, f"No keyframe of {key} is kept.", [_NO_STORE])
+            raise HttpError(404, f"No keyframe of {key} is kept.")
         # What a token was needed for, or what a callback has allowed one client, is not for others.
         shared = "public" if is_open and not request.query and not request.bearer_token else "private"
         headers = [("Cache-Control", f"{shared}, max-age={_POSTER_AGE_S}")]

@@ -25,7 +25,7 @@ _AVC_BODY, _AAC_BODY = 5, 2
 _NEGATIVE, _WRAP = 1 << 23, 1 << 24
 
 _LONGEST_STRETCH_S = 0.25
-"""How much longer than it is the last sample of a track may last."""
+"""How much the duration of the last sample of a track may be extended."""
 
 
 @dataclass(frozen=True, slots=True)

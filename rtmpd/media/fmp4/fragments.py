@@ -100,7 +100,7 @@ def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
 
 
 def _traf(run: Run, sizes: list[int]) -> tuple[bytes, bytes]:
-    """Return the boxes of a track: up to the offset of its data, and behind it. What all samples share is said once."""
+    """Return the boxes of a track: up to the offset of its data, and behind it. Values of all samples are written once."""
     count = len(sizes)
     durations, flags, compositions = run.durations, run.flags, run.compositions
     head_flags, head = _BASE_IS_MOOF, struct.pack(">I", run.track_id)

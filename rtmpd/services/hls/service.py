@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
-from rtmpd.errors import HttpError, Refused
+from rtmpd.errors import HttpError
 from rtmpd.http.messages import PLAYLIST, Response
 from rtmpd.http.routes import Route
 from rtmpd.live.grant import Grant
@@ -20,7 +20,7 @@ from rtmpd.services.hls.pages import Member, Playlists, index_playlist, media_re
 from rtmpd.services.hls.sessions import Admitted, Session, SessionConnection, Sessions, credentials_of
 from rtmpd.util.event_loop import SharedSlices
 from rtmpd.util.stream_key import StreamKey
-from rtmpd.viewers.requests import authorize, error_of, outcome, play_request, stream_of
+from rtmpd.viewers.requests import authorize, outcome, play_request, refusals, stream_of
 from rtmpd.viewers.viewer import ViewerConnection
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ OTHERS_S = 2.0
 _SECRET_BYTES = 32
 _REPORTS = 16
 _PROTOCOL = "hls"
-_NOT_YET = (("Retry-After", "1"), ("Cache-Control", "no-store"))
+_NOT_YET = (("Retry-After", "1"),)
 _NO_STORE = (("Cache-Control", "no-store"),)
 
 
@@ -141,7 +141,7 @@ class Hls:
             stream = self._hub.streams.get(key)
             known = stream is not None and stream.available
             text = f"There is no HLS of {key}: it is off." if known else f"{key} is not being published."
-            raise HttpError(404, text, _NO_STORE)
+            raise HttpError(404, text)
         packager.touch()
         return packager
 
@@ -153,10 +153,10 @@ class Hls:
         if packager.renditions:
             return packager.renditions
         if packager.problem:
-            raise HttpError(415, f"HLS can't carry {packager.key}: {packager.problem}", _NO_STORE)
+            raise HttpError(415, f"HLS can't carry {packager.key}: {packager.problem}")
         if packager.ended:
-            raise HttpError(404, f"{packager.key} has ended.", _NO_STORE)
-        raise HttpError(503, f"Nothing has come of {packager.key} yet.", _NOT_YET)
+            raise HttpError(404, f"{packager.key} has ended.")
+        raise HttpError(503, f"No media of {packager.key} has arrived yet.", _NOT_YET)
 
     def _rendition(self, request: Request, key: StreamKey) -> tuple[Packager, Packaged]:
         """Return the rendition that a request is for; raises `HttpError`."""
@@ -165,22 +165,16 @@ class Hls:
         for each in self._renditions_of(packager, time.monotonic() + READY_S):
             if each.name == name:
                 return packager, each
-        raise HttpError(404, f"{key} has no such rendition.", _NO_STORE)
+        raise HttpError(404, f"{key} has no such rendition.")
 
     # Authorization -----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _refusals(self, exchange: Exchange, connection: ViewerConnection) -> Iterator[None]:
-        """Count, log and answer refusals."""
+        """Count, log and answer refusals; report the request as one for a play."""
         exchange.outcome = outcome()
-        try:
+        with refusals(self._hub, exchange, connection):
             yield
-        except Refused as refused:
-            self._hub.count("refused")
-            connection.log.warning("play by %s refused: %s", _PROTOCOL, refused)
-            exchange.outcome = {**exchange.outcome, "reason": f"refused: {refused}"}
-            error = error_of(refused)
-            raise HttpError(error.status, error.text, [*error.headers, *_NO_STORE], closes=error.closes) from None
         # Whether it is served depends on the response.
         exchange.outcome = {name: value for name, value in exchange.outcome.items() if name != "served"}
 
@@ -217,7 +211,7 @@ class Hls:
         if not members:
             if problem is None:
                 self._packager(key)
-            raise problem or HttpError(404, f"{key} is not being published.", _NO_STORE)
+            raise problem or HttpError(404, f"{key} is not being published.")
         query = f"?s={self.sessions.new_id(admitted, proved=proved)}"
         self._hub.count("hls_playlists")
         body = index_playlist(members, query).encode()
@@ -231,7 +225,7 @@ class Hls:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     if each is renditions[0]:
-                        raise HttpError(503, f"Nothing has come of {packager.key} yet.", _NOT_YET)
+                        raise HttpError(503, f"No media of {packager.key} has arrived yet.", _NOT_YET)
                     break
                 each.wait(left_s)
                 exchange.ensure_open()
@@ -242,7 +236,7 @@ class Hls:
     def _serve_playlist(self, request: Request, exchange: Exchange) -> Response:
         directives = parse_directives(request.query)
         if directives is None:
-            raise HttpError(400, "The delivery directives are invalid.", _NO_STORE)
+            raise HttpError(400, "The delivery directives are invalid.")
         key, parameters = stream_of(request)
         if request.method == "HEAD":
             # It begins no play, and what it would wait for is not known.
@@ -262,7 +256,7 @@ class Hls:
             session.requests -= 1
             session.use()
         if session.stream is None:
-            raise HttpError(403, "This session has ended.", _NO_STORE)
+            raise HttpError(403, "This session has ended.")
         packager.touch()
         reports = self._reports(packager, rendition)
         response = self._playlists_of(rendition).respond(request, directives, reports, session.media_query)
@@ -294,9 +288,9 @@ class Hls:
                 case Answer.READY:
                     return
                 case Answer.BAD:
-                    raise HttpError(400, "The playlist that is asked for is too far in the future.", _NO_STORE)
+                    raise HttpError(400, "The requested playlist is too far in the future.")
                 case Answer.MISSING:
-                    raise HttpError(404, "There is no such playlist.", _NO_STORE)
+                    raise HttpError(404, "There is no such playlist.")
                 case Answer.WAIT:
                     self._wait(rendition, until_s, exchange)
 
@@ -305,7 +299,7 @@ class Hls:
         left_s = until_s - time.monotonic()
         if left_s <= 0:
             self._hub.count("hls_holds_expired")
-            raise HttpError(503, "What is asked for did not come in time.", _NOT_YET)
+            raise HttpError(503, "The requested media did not arrive in time.", _NOT_YET)
         # A connection of HTTP/2 may make many requests at once.
         if self._held >= self._hub.connection_limits.limit:
             raise HttpError(503, "Too many requests are held.", _NOT_YET)
@@ -344,13 +338,13 @@ class Hls:
         admitted, proved = self._admit(request, exchange, connection, key, parameters)
         if admitted.grant.key != key:
             # Its URLs of media are relative to this name.
-            raise HttpError(404, "This stream has another name, which its index.m3u8 knows.", _NO_STORE)
+            raise HttpError(404, "The server renames this stream: begin with its index.m3u8.")
         session_id = sessions.new_id(admitted, proved=proved)
         return self._begin(exchange, admitted, session_id, key, private=proved, credentials=credentials)
 
     def _check_expelled(self, session_id: str) -> None:
         if self.sessions.is_expelled(session_id):
-            raise HttpError(403, "This session is no longer authorized.", _NO_STORE)
+            raise HttpError(403, "This session is no longer authorized.")
 
     def _admitted_before(
         self, request: Request, exchange: Exchange, connection: ViewerConnection, session_id: str, origins: Sequence[StreamKey]
@@ -389,14 +383,14 @@ class Hls:
     def _serve_media(self, request: Request, exchange: Exchange) -> Response:
         resource = parse_name(request.path.rpartition("/")[2])
         if resource is None:
-            raise HttpError(404, "There is no such segment.", _NO_STORE)
+            raise HttpError(404, "There is no such segment.")
         key, parameters = stream_of(request)
         session, private = self._session_of_media(request, exchange, key, parameters)
         packager, rendition = self._rendition(request, key)
         packager.touch()
         pieces = self._find_media(rendition, resource, exchange)
         if pieces is None:
-            raise HttpError(404, "There is no such segment, or no longer.", _NO_STORE)
+            raise HttpError(404, "There is no such segment, or no longer.")
         self._hub.count("hls_media")
         response = media_response(request, rendition, pieces, request.path.rpartition("/")[2], private=private)
         if session is not None:

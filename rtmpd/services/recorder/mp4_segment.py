@@ -179,7 +179,7 @@ class Mp4Segment(Segment):
         elif tracks.take(type_id, payload):
             self._update(type_id)
         if tracks.of(type_id) is None and type_id in tracks.problems:
-            # The next file is tried afresh, and refused.
+            # The next file begins with this track, and is refused.
             self._exclude(type_id)
 
     def _exclude(self, type_id: int) -> None:

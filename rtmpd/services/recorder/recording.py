@@ -317,7 +317,7 @@ class Recording:
             self._owner.spawn(partial(self._close, file, segment, None, "segment" if segment.cut else self._reason))
 
     def _note(self, segment: Segment) -> None:
-        """Report what a file is not, compared with what was asked for; the same thing once."""
+        """Count and log how a file differs from the options: its format, and tracks that are left out. Each difference once."""
         left_out = ", ".join(segment.left_out)
         found = segment.instead_of or left_out
         is_new = found != self._noted
