@@ -317,7 +317,7 @@ def test_a_failover_continues_the_file_unless_the_parameters_differ(server, tmp_
     assert found[-1][0][1] == avc
 
 
-FLOOD = 10_000
+FLOOD = 4_000
 PUBLISHERS = 4
 
 
@@ -349,7 +349,7 @@ def test_many_short_streams_leave_a_file_each_and_no_memory(server, tmpfs):
         return sum(path.endswith(".flv") for path in files(in_memory)) == FLOOD
 
     wait_until(recorded, "all files", 60)
-    assert made.rss_mb() - before_mb < 30
+    assert made.rss_mb() - before_mb < 8
     assert len(files(in_memory)) == FLOOD
 
 
