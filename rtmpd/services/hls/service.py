@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
+from rtmpd.config.access_rules import address_group
 from rtmpd.errors import HttpError
 from rtmpd.http.messages import PLAYLIST, Response
 from rtmpd.http.routes import Route
@@ -40,6 +42,10 @@ READY_S = 10.0
 
 OTHERS_S = 2.0
 """How long an index waits for further renditions when it has one."""
+
+_HELD_PER_CONNECTION = 4
+"""How many requests of an address may be held for each connection that it may have: players hold those of two playlists and of
+their next parts."""
 
 _SECRET_BYTES = 32
 _REPORTS = 16
@@ -80,6 +86,7 @@ class Hls:
         self.packagers = Packagers(hub, options.hls)
         self.sessions = Sessions(hub, self._secret)
         self._held = 0
+        self._held_by_address: Counter[str] = Counter()
         self._slices = SharedSlices()
         self._playlists: WeakKeyDictionary[Packaged, Playlists] = WeakKeyDictionary()
         # Blocking requests hold no place, and media is shared by all viewers.
@@ -301,15 +308,22 @@ class Hls:
             self._hub.count("hls_holds_expired")
             raise HttpError(503, "The requested media did not arrive in time.", _NOT_YET)
         # A connection of HTTP/2 may make many requests at once.
-        if self._held >= self._hub.connection_limits.limit:
+        limits = self._hub.connection_limits
+        group = address_group(exchange.transport.address)
+        most = limits.limits.connections_per_address_limit * _HELD_PER_CONNECTION
+        if self._held >= limits.limit or (most and self._held_by_address[group] >= most):
             raise HttpError(503, "Too many requests are held.", _NOT_YET)
         self._held += 1
+        self._held_by_address[group] += 1
         try:
             rendition.wait(left_s)
             # A part wakes all viewers of its rendition at once.
             self._slices.check()
         finally:
             self._held -= 1
+            self._held_by_address[group] -= 1
+            if not self._held_by_address[group]:
+                del self._held_by_address[group]
         exchange.ensure_open()
 
     def _session(

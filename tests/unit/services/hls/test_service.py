@@ -250,8 +250,10 @@ def test_requests_for_what_comes_next_are_held_in_any_number(stage):
     assert part.get(timeout=5).body == PART + b"\4"
 
 
-def test_held_requests_are_limited(stage):
-    made = stage("[limits]\nconnection_limit = 40\n")
+@pytest.mark.parametrize("option", ["connection_limit = 40", "connections_per_address_limit = 10"])
+def test_held_requests_are_limited(stage, option):
+    made = stage(f"[limits]\n{option}\n")
+    made.hub.connection_limits.refusal = lambda *arguments: ""
     rendition = made.publish(parts=4)
     made.hub.give_way = lambda group: ""
     path = "/live/test/main/part-101-0.m4s"
@@ -263,6 +265,13 @@ def test_held_requests_are_limited(stage):
     assert made.get(path).status == 503
     rendition.add()
     assert {each.get(timeout=5).status for each in asked} == {200}
+    # There is room again.
+    packager = made.hls.packagers["live/test"]
+    before = packager.touched
+    again = made.later("/live/test/main/part-101-1.m4s")
+    wait_until(lambda: packager.touched == before + 2)
+    rendition.add()
+    assert again.get(timeout=5).status == 200
 
 
 def test_the_far_future_is_400_and_a_long_hold_503(stage):
