@@ -106,7 +106,7 @@ class Reader:
     def _read(self, piece: _Piece) -> Lent:
         path, offset, size = piece
         if self.lent_bytes - self._kept_bytes + size > self._limit():
-            raise HttpError(503, "Too many segments are being sent.", [("Retry-After", "1"), ("Cache-Control", "no-store")])
+            raise HttpError(503, "Too many segments are being sent.", [("Retry-After", "1")])
         outcome: AsyncResult[Lent | None] = AsyncResult()
         self._under_way[piece] = outcome
         self.lent_bytes += size
