@@ -12,6 +12,7 @@ from gevent.event import Event
 from rtmpd.live.fmp4_framing import find_tracks
 from rtmpd.live.framing import AUDIO, VIDEO
 from rtmpd.media.fmp4.movie import mime_type
+from rtmpd.util.event_loop import SharedSlices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +90,7 @@ class CodecWatch:
         self._find = find
         self._waiting: dict[str, Event] = {}
         self._wakeup = Event()
+        self._slices = SharedSlices()
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -117,6 +119,8 @@ class CodecWatch:
             known = self._waiting.setdefault(key, Event())
             self._wakeup.set()
             known.wait(min(left_s, _CHECK_S))
+            # All viewers of a stream are woken at once.
+            self._slices.check()
             ensure_open()
             found = mp4_codecs(self._find(key))
         return found
