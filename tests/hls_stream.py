@@ -40,6 +40,9 @@ class SampleFragmenter:
         samples, self._samples = self._samples, []
         return Fragment(json.dumps(samples).encode()) if samples else None
 
+    def empty(self) -> Fragment:
+        return Fragment(b"[]")
+
     def finish(self, *, even: bool = False) -> Fragment | None:
         for type_id, (time, key) in self._waiting.items():
             self._samples.append((type_id, time, self._steps[type_id], key))
@@ -131,6 +134,8 @@ class Show:
                 # A frame may extend from the part before into this one, or begin before this one.
                 found = media_of(new, has_video=video, longest_ms=self.longest_ms)
                 self.media[name] = found
+                if not found.frames:
+                    continue
                 self.longest_ms = int(found.longest_ms)
                 longest_ms[number] = max(self.longest_ms, longest_ms.get(number, 0))
                 if self.newest in self.media:
@@ -140,5 +145,5 @@ class Show:
         if segment is not self.window.open:
             self.seen = number
             self.closed.append((segment, samples, video))
-            if segment.size_bytes:
+            if not segment.is_gap:
                 self.media[segment_name(number)] = media_of(samples, has_video=video, longest_ms=longest_ms.get(number, 0))

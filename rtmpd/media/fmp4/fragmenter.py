@@ -201,6 +201,12 @@ class Fragmenter:
             run.clear()
         return made
 
+    def empty(self) -> Fragment:
+        """Return a fragment without samples."""
+        self._sequence += 1
+        newest_ms = self._clock.newest_ms or 0
+        return Fragment(fragment(self._sequence, []), newest_ms, newest_ms, {}, (), 0)
+
     def finish(self, *, even: bool = False) -> Fragment | None:
         """Return the last fragment, with the samples that have no successor; they last as long as it is estimated.
 

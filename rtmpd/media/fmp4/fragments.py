@@ -83,7 +83,7 @@ def fragment(sequence: int, runs: Sequence[Run]) -> bytes:
 
     Args:
         sequence: Its number; higher than that of the one before.
-        runs: The samples, by track; each has at least one.
+        runs: The samples, by track; each has at least one. Without any the fragment is empty.
     """
     sizes = [list(map(len, run.data)) for run in runs]
     trafs = [_traf(run, each) for run, each in zip(runs, sizes, strict=True)]

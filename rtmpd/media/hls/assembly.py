@@ -32,6 +32,9 @@ class Fragmenter(Protocol):
     def cut(self) -> Fragment | None:
         """Return a fragment of the samples that do not wait; None: there are none."""
 
+    def empty(self) -> Fragment:
+        """Return a fragment without samples."""
+
     def finish(self, *, even: bool = False) -> Fragment | None:
         """Return a fragment of all samples; None: there are none. With *even* the tracks end together, nearly."""
 
@@ -174,9 +177,11 @@ class Rendition:
             fragment = None
             if cut.frames:
                 fragment = self._fragmenter.finish(even=True) if cut.when is When.FINISH else self._fragmenter.cut()
-            data = fragment.data if fragment is not None else b""
+            has_media = fragment is not None
+            # Not a gap: hls.js loads nothing more behind one of a part.
+            data = (fragment or self._fragmenter.empty()).data
             self.held_bytes = 0
-            window.add_part(Part(cut.duration_ms, cut.is_independent and bool(data), data))
+            window.add_part(Part(cut.duration_ms, cut.is_independent and has_media, data, has_media=has_media))
             if cut.ends_segment:
                 window.close_segment()
                 self._is_discontinuity = cut.next_discontinuity

@@ -14,7 +14,7 @@ goes along in the order of arrival. So parts add up exactly to their segment, an
 * A part lasts at least 85 % of ``part_ms``, unless it is the last of a segment or has a keyframe. Frames of irregular duration
   may leave no such place. Then a part lasts exactly ``part_ms``, and its last frame, or the first frame of the next part,
   extends over the end: media and playlist differ by less than that frame there, and not behind it.
-* A frame that lasts longer than several parts leaves parts that have no frame. They are gaps (GAP=YES).
+* A frame that lasts longer than several parts leaves parts that have no frame. A segment of such parts alone is a gap.
 * A step of the timeline by more than the target duration, in which nothing came, or backwards by more than a second, is a
   discontinuity. The frame before is then assumed to last as long as the one before it.
 * While video is silent for a second and audio is not, parts of ``part_ms`` go on with audio alone.
@@ -70,7 +70,7 @@ class Cut(NamedTuple):
         when: When the samples are to be taken.
         duration_ms: The duration of the part.
         is_independent: Whether the part has a keyframe.
-        frames: The number of its frames of all tracks; 0: the part is a gap.
+        frames: The number of its frames of all tracks.
         size_bytes: Their size.
         ends_segment: Whether the segment ends too.
         next_start_ms: Where the next part begins on the timeline.
@@ -123,7 +123,7 @@ class Cutter:
 
     The caller, for each frame: calls `add`; takes the samples of the cuts with `When.PREVIOUS` and `When.FINISH`; adds the
     frame to the fragmenter if `started` is true; takes the samples of the cuts with `When.THIS`. Cuts are in this order.
-    Only the first cut of each `When` has samples; the following ones of the same `When` are gaps.
+    Only the first cut of each `When` has samples; the following ones of the same `When` are empty.
 
     Args:
         targets: The durations of the session. Without parts, a segment is one part.

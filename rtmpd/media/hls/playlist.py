@@ -141,7 +141,7 @@ def media_playlist(
         lines += _segment_tags(segment, init_id, uri)
         if targets.part_ms and distance_ms + open_ms <= 3 * targets.target_s * 1000:
             lines += _part_tags(segment.sequence_number, segment.parts, uri)
-        if not segment.size_bytes:
+        if segment.is_gap:
             lines.append("#EXT-X-GAP")
         lines += (f"#EXTINF:{_seconds(segment.duration_ms)},", uri(segment_name(segment.sequence_number)))
         init_id = segment.init_id
@@ -184,9 +184,8 @@ def _part_tags(number: int, parts: Sequence[Part], uri: Callable[[str], str]) ->
     lines = []
     for index, part in enumerate(parts):
         independent = ",INDEPENDENT=YES" if part.is_independent else ""
-        gap = ",GAP=YES" if part.is_gap else ""
         name = uri(part_name(number, index))
-        lines.append(f'#EXT-X-PART:DURATION={_seconds(part.duration_ms)},URI="{name}"{independent}{gap}')
+        lines.append(f'#EXT-X-PART:DURATION={_seconds(part.duration_ms)},URI="{name}"{independent}')
     return lines
 
 

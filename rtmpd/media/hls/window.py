@@ -40,19 +40,16 @@ class Part:
     Attributes:
         duration_ms: Its duration.
         is_independent: Whether it has a keyframe.
-        data: Its fragment; empty: the part is a gap, or `stored_bytes` are elsewhere.
+        data: Its fragment; empty: `stored_bytes` are elsewhere.
         stored_bytes: The size of a fragment that is not in memory.
+        has_media: Whether its fragment has samples.
     """
 
     duration_ms: int
     is_independent: bool
     data: bytes
     stored_bytes: int = 0
-
-    @property
-    def is_gap(self) -> bool:
-        """Whether it has no media."""
-        return not self.data and not self.stored_bytes
+    has_media: bool = True
 
 
 class Location(Protocol):
@@ -89,6 +86,11 @@ class Segment:
     def is_independent(self) -> bool:
         """Whether its first part has a keyframe."""
         return bool(self.parts) and self.parts[0].is_independent
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether it has no media."""
+        return not any(part.has_media for part in self.parts)
 
     @property
     def data(self) -> list[bytes]:
@@ -373,7 +375,7 @@ class Window:
         segment = self._find(number)
         if segment is not None and 0 <= index < len(segment.parts):
             part = segment.parts[index]
-            return (Answer.MISSING, None) if part.is_gap else (Answer.READY, part)
+            return Answer.READY, part
         waits = not self.ended and (number, index) == self.next_part
         return (Answer.WAIT if waits else Answer.MISSING), None
 

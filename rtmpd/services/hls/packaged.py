@@ -82,7 +82,7 @@ class Packaged:
         May wait for a disk.
         """
         segment = self.window.find_segment(number)[1]
-        if segment is None or not segment.size_bytes:
+        if segment is None or segment.is_gap:
             return None
         if segment.location is None:
             return segment.data
@@ -90,7 +90,7 @@ class Packaged:
         return [data] if data is not None else None
 
     def part_data(self, number: int, index: int) -> bytes | None:
-        """Return a part; None: it is not, or no longer, available, or it is a gap. May wait for a disk."""
+        """Return a part; None: it is not, or no longer, available. May wait for a disk."""
         part = self.window.find_part(number, index)[1]
         if part is None or not part.stored_bytes:
             return part.data if part is not None else None

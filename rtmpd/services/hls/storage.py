@@ -226,7 +226,7 @@ class Storage:
                     self._write(*self._due.pop(next(iter(self._due))))
 
     def _write(self, packager: Packager, packaged: Packaged, segment: Segment) -> None:
-        if packaged.window.find_segment(segment.sequence_number)[1] is not segment or not segment.size_bytes:
+        if packaged.window.find_segment(segment.sequence_number)[1] is not segment or segment.is_gap:
             # It has been removed meanwhile, or there is nothing to write.
             return
         self._number += 1

@@ -280,9 +280,9 @@ def test_bit_rates():
 def test_what_comes_next_is_worth_a_wait():
     window = window_of(3)
     window.add_part(Part(500, True, b"x"))
-    window.add_part(Part(500, False, b""))
+    window.add_part(Part(500, False, b"", has_media=False))
     assert window.find_part(103, 0)[0] is Answer.READY
-    assert window.find_part(103, 1)[0] is Answer.MISSING  # a gap
+    assert window.find_part(103, 1)[0] is Answer.READY
     assert window.find_part(103, 2)[0] is Answer.WAIT
     assert window.find_part(103, 3)[0] is Answer.MISSING
     assert window.find_part(103, -1)[0] is Answer.MISSING
@@ -414,7 +414,7 @@ def test_a_playlist():
     for number in range(2):
         window.open_segment(str(number), date_ms=1_700_000_000_123 + 900 * number, is_discontinuity=number > 0)
         window.add_part(Part(500, True, b"x"))
-        window.add_part(Part(400, False, b""))
+        window.add_part(Part(400, False, b"empty", has_media=False))
         window.close_segment()
     window.open_segment("1", date_ms=1_700_000_001_923)
     window.add_part(Part(467, True, b"x"))
@@ -431,14 +431,14 @@ def test_a_playlist():
 #EXT-X-MAP:URI="init-0.mp4?s=1"
 #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:20.123Z
 #EXT-X-PART:DURATION=0.500,URI="part-7-0.m4s?s=1",INDEPENDENT=YES
-#EXT-X-PART:DURATION=0.400,URI="part-7-1.m4s?s=1",GAP=YES
+#EXT-X-PART:DURATION=0.400,URI="part-7-1.m4s?s=1"
 #EXTINF:0.900,
 seg-7.m4s?s=1
 #EXT-X-DISCONTINUITY
 #EXT-X-MAP:URI="init-1.mp4?s=1"
 #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:21.023Z
 #EXT-X-PART:DURATION=0.500,URI="part-8-0.m4s?s=1",INDEPENDENT=YES
-#EXT-X-PART:DURATION=0.400,URI="part-8-1.m4s?s=1",GAP=YES
+#EXT-X-PART:DURATION=0.400,URI="part-8-1.m4s?s=1"
 #EXTINF:0.900,
 seg-8.m4s?s=1
 #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:21.923Z

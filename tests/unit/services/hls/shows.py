@@ -197,7 +197,7 @@ class Viewer:
                     self._take(name, packaged.part_data(number, index), *tracks)
             if segment is not window.open:
                 data = packaged.segment_data(number)
-                assert data is not None or not segment.size_bytes
+                assert data is not None or segment.is_gap
                 self._take(segment_name(number), b"".join(data or ()), *tracks)
         self.violations += self._client.load(text)
 
@@ -212,6 +212,9 @@ class Viewer:
                 (9 if sample.track == 1 else 8, sample.time / scale, sample.duration / scale, sample.sync and sample.track == 1)
             )
         made = media_of(found, has_video=has_video, longest_ms=self._longest_ms)
+        if not made.frames:
+            self._found[name] = made
+            return
         self._longest_ms = float(made.longest_ms)
         self._found[name] = made = made._replace(longest_ms=made.longest_ms + Decimal(2))
         # A frame may extend from what comes before into this, where its duration is known.

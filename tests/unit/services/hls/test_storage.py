@@ -104,7 +104,7 @@ def test_a_full_disk(make_show, tmp_path, monkeypatch, caplog):
     publisher.send(3_000)
     packager = show.find()
     show.run(24_000, publisher)
-    show.wait(lambda: show.hub.counters["hls_disk_errors"] >= 8)
+    show.wait(lambda: show.hub.counters["hls_disk_errors"] > 0)
     show.check()
     assert packager.memory_bytes <= 1 << 20
     assert show.hub.counters["hls_segments_dropped"] > 0
