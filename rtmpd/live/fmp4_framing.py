@@ -115,16 +115,11 @@ class Fmp4Framing:
 
     def init_segment(self, headers: Headers) -> bytes:
         """Return the initialization segment of headers, and of what frames have shown; empty if MP4 carries no track of it."""
-        tracks = self._carried if headers is self._headers else _merged(self._written, self._tracks_of(headers).tracks)
+        if headers is self._headers:
+            tracks = self._carried
+        else:
+            tracks = _merged(self._written, self._tracks.with_headers(headers.items).tracks)
         return init_segment(tracks) if tracks else b""
-
-    def mime_type(self, headers: Headers) -> str:
-        """Return the MIME type of headers, and of what frames have shown: what a browser is asked whether it plays it.
-
-        Raises:
-            UnsupportedByMp4: MP4 carries no track of it. The message says why.
-        """
-        return mime_type(require_tracks(self._tracks_of(headers)))
 
     def announce(self) -> str:
         """Return the MIME type of the log, which its readers rely on from now on: other tracks would end it.
@@ -137,9 +132,6 @@ class Fmp4Framing:
         if self._written is None:
             self._written = self._carried
         return mime_type(self._carried)
-
-    def _tracks_of(self, headers: Headers) -> Tracks:
-        return self._tracks if headers is self._headers else self._tracks.with_headers(headers.items)
 
     def _take(self, type_id: int, payload: bytes) -> bool:
         """Take a message that may change tracks; return whether the next fragment is longer than `size` has said."""

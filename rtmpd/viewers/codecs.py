@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rtmpd.live.stream import Stream
-    from rtmpd.media.fmp4.tracks import Tracks
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +52,14 @@ class Mp4Codecs(NamedTuple):
         mime: The MIME type with the codecs; empty: none is known that MP4 carries.
         problem: Why MP4 carries nothing of the stream; empty if it does, or if nothing is known yet.
         known: Nothing more will be known soon.
-        tracks: The tracks.
     """
 
     mime: str
     problem: str
     known: bool
-    tracks: Tracks | None
 
 
-_NOTHING = Mp4Codecs("", "", False, None)
+_NOTHING = Mp4Codecs("", "", False)
 
 
 def mp4_codecs(stream: Stream | None) -> Mp4Codecs:
@@ -75,8 +72,8 @@ def mp4_codecs(stream: Stream | None) -> Mp4Codecs:
     tracks = find_tracks(stream.published.log, types)
     known = is_complete(stream) and all(tracks.settled(each) for each in types)
     if tracks.tracks:
-        return Mp4Codecs(mime_type(tracks.tracks), "", known, tracks)
-    return Mp4Codecs("", "; ".join(tracks.problems.values()), known and bool(tracks.problems), tracks)
+        return Mp4Codecs(mime_type(tracks.tracks), "", known)
+    return Mp4Codecs("", "; ".join(tracks.problems.values()), known and bool(tracks.problems))
 
 
 class CodecWatch:

@@ -9,12 +9,12 @@ from rtmpd.errors import UnsupportedByMp4
 from rtmpd.media.fmp4.boxes import box, full_box
 from rtmpd.media.fmp4.codecs import VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC
-from rtmpd.media.fmp4.tracks import Tracks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from rtmpd.media.fmp4.codecs import Track
+    from rtmpd.media.fmp4.tracks import Tracks
 
 MOVIE_TIMESCALE = 1000
 _EPOCH_S = 2_082_844_800
@@ -27,20 +27,6 @@ _UNDETERMINED = 0x55C4  # the language "und"
 
 FTYP = box(b"ftyp", b"iso6", struct.pack(">I", 1), b"iso6", b"isom", b"mp41")
 """What an initialization segment begins with."""
-
-
-def read_tracks(items: Iterable[tuple[int, bytes]]) -> list[Track]:
-    """Return the tracks that MP4 can carry, video first.
-
-    Args:
-        items: Type id and payload of metadata and sequence headers, as in ``Headers.items``.
-
-    Raises:
-        UnsupportedByMp4: There is none; the message names the codecs.
-    """
-    tracks = Tracks()
-    tracks.set_headers(items)
-    return require_tracks(tracks)
 
 
 def require_tracks(tracks: Tracks) -> list[Track]:

@@ -123,13 +123,16 @@ def test_a_changed_header_is_an_initialization_segment_before_the_next_frame():
 
 def test_the_mime_type_is_that_of_headers_and_frames():
     log, _ = new_log()
-    assert log.framing.mime_type(HEADERS) == 'video/mp4; codecs="avc1.64000a,mp4a.40.2"'
-    assert log.framing.mime_type(Headers(((VIDEO, OTHER_AVC),))) == 'video/mp4; codecs="avc1.64001f"'
+    assert log.framing.announce() == 'video/mp4; codecs="avc1.64000a,mp4a.40.2"'
+    log, _ = new_log()
+    log.set_headers(Headers(((VIDEO, OTHER_AVC),)))
+    assert log.framing.announce() == 'video/mp4; codecs="avc1.64001f"'
+    log, _ = new_log()
     log.set_headers(NO_HEADERS)
     with pytest.raises(UnsupportedByMp4, match="neither an audio nor a video track"):
-        log.framing.mime_type(NO_HEADERS)
+        log.framing.announce()
     log.append(AUDIO, 0, b"\x2e\xff\xfb\x90\xc0" + bytes(20), Kind.FRAME)
-    assert log.framing.mime_type(NO_HEADERS) == 'audio/mp4; codecs="mp3"'
+    assert log.framing.announce() == 'audio/mp4; codecs="mp3"'
 
 
 def test_the_same_headers_again_are_no_bytes():

@@ -13,7 +13,7 @@ from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, fragment, sample_of, write_sample
 from rtmpd.media.fmp4.fragments import Sample as Made
 from rtmpd.media.fmp4.frames import flac_ticks, opus_ticks
-from rtmpd.media.fmp4.movie import init_segment, mime_type, read_tracks
+from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 from rtmpd.media.fmp4.tracks import Tracks
 from rtmpd.protocol import amf0
@@ -38,6 +38,12 @@ NAMES = {
     "av1_eac3.mp4": 'video/mp4; codecs="av01.0.00M.08,ec-3"',
     "vp9_flac.mp4": 'video/mp4; codecs="vp09.00.10.08,fLaC"',
 }
+
+
+def read_tracks(items):
+    tracks = Tracks()
+    tracks.set_headers(items)
+    return require_tracks(tracks)
 
 
 @pytest.mark.parametrize("name", NAMES)

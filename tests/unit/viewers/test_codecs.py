@@ -9,7 +9,7 @@ import gevent
 from rtmpd.viewers import codecs
 from rtmpd.viewers.codecs import CodecWatch, Mp4Codecs
 
-NOTHING, KNOWN = Mp4Codecs("", "", False, None), Mp4Codecs("video/mp4", "", True, None)
+NOTHING, KNOWN = Mp4Codecs("", "", False), Mp4Codecs("video/mp4", "", True)
 VIEWERS = 30
 
 
