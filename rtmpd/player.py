@@ -94,12 +94,13 @@ class Play(ABC):
         admission: What it was granted; None: nothing was asked.
 
     Attributes:
+        connection: Likewise.
         stream: What it plays; None before the start and after the end.
         number: Counts the server's plays; given by the hub.
     """
 
     def __init__(self, connection: PlayConnection, admission: Admission | None) -> None:
-        self._player = connection
+        self.connection = connection
         self._admission = admission
         self.stream: Stream | None = None
         self.number = 0
@@ -125,12 +126,12 @@ class Play(ABC):
     @property
     def _by_protocol(self) -> str:
         """The protocol, as log lines name it behind the stream; empty for RTMP."""
-        protocol = self._player.protocol
+        protocol = self.connection.protocol
         return "" if protocol in ("rtmp", "rtmps") else f" by {protocol}"
 
     def _announce(self, stream: Stream) -> None:
         """Log and publish the start."""
-        connection = self._player
+        connection = self.connection
         connection.log.stream = stream.key  # type: ignore[attr-defined]
         connection.log.info("plays %s%s", stream.key, self._by_protocol)
         connection.emit(EventType.PLAY_START, stream, id=self.number, protocol=connection.protocol)
@@ -138,7 +139,7 @@ class Play(ABC):
     def _keep_admitted(self, stream: Stream) -> None:
         """Renew the admission whenever it expires, from now on."""
         if self._admission is not None:
-            self._admission.begin(self._player, stream.key, self._expel)
+            self._admission.begin(self.connection, stream.key, self._expel)
 
     def _take_leave(self) -> Stream | None:
         """End the admission; return the stream, which it plays no longer, or None if it has played none."""
@@ -156,7 +157,7 @@ class Play(ABC):
             sent: Bytes that it was sent.
             skips, dropped: How often it was moved to a keyframe, and the messages that it has missed.
         """
-        connection = self._player
+        connection = self.connection
         duration_s = time.monotonic() - self._started_at
         connection.log.info(
             "stopped playing %s%s: %s; %.1f s, %d bytes, %s, %s dropped",
@@ -195,9 +196,10 @@ class StreamReader(Play):
         subscriber: Its place in an output of the stream, while it plays.
     """
 
+    connection: PlayerConnection
+
     def __init__(self, connection: PlayerConnection, admission: Admission | None, framing: Framing | None = None) -> None:
         super().__init__(connection, admission)
-        self._reader = connection
         self._format = framing
         self.subscriber: Subscriber | None = None
         self._output: Output | None = None
@@ -243,7 +245,7 @@ class StreamReader(Play):
         self._started_at = time.monotonic()
         self.subscriber = Subscriber(transport, framing, label)
         self.subscriber.on_slow = self._slow
-        self._reader.transport.limit_unsent(self._reader.unsent_limit_bytes)
+        self.connection.transport.limit_unsent(self.connection.unsent_limit_bytes)
 
     def _join(self, stream: Stream, output: Output | None = None) -> None:
         """Log and publish the start, and join an output of the stream: that which is wanted, unless one is given."""
@@ -269,7 +271,7 @@ class StreamReader(Play):
             found = decisions[self._likeness] = problem, output
         problem, output = found
         if problem:
-            connection = self._reader
+            connection = self.connection
             connection.hub.count("unsupported_codecs")
             connection.log.warning("play of %s refused: %s (unsupported_codec)", stream.key, problem)
             self._refuse_codec(problem)
@@ -279,7 +281,7 @@ class StreamReader(Play):
 
     def _slow(self, slow: Slow) -> None:
         """Log and publish that the player begins to lose messages. Must not wait."""
-        connection, stream, subscriber = self._reader, self.stream, self.subscriber
+        connection, stream, subscriber = self.connection, self.stream, self.subscriber
         if stream is None or subscriber is None:
             return
         if slow.action == "disconnect":
@@ -323,6 +325,6 @@ class StreamReader(Play):
         self._take_leave()
         rest = output.fanout.leave(subscriber)
         sent = output.fanout.sent_bytes(subscriber)
-        self._reader.bytes_played += sent
+        self.connection.bytes_played += sent
         self._announce_end(stream, reason, sent, subscriber.skips, subscriber.dropped)
         return rest

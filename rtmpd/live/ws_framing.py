@@ -6,6 +6,7 @@ masked, so that all viewers get the same bytes.
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rtmpd.live.flv_framing import FLV
@@ -21,13 +22,24 @@ _BINARY, _CLOSE = 0x82, 0x88
 """The first byte of a frame: the last one of its message, and its opcode."""
 
 _SHORT, _MEDIUM = 125, 0xFFFF
-_NORMAL, _POLICY, _RESTART = 1000, 1008, 1012
 _REASON_BYTES = 123
+
+
+class CloseCode(enum.IntEnum):
+    """Why a WebSocket is closed (section 7.4.1, and the registry of IANA for `RESTART`)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    POLICY = 1008
+    RESTART = 1012
+    """Service Restart: the client is to connect again."""
+
+
 _CODES = {
-    NoticeKind.UNPUBLISHED: _NORMAL,
-    NoticeKind.CHANGED: _RESTART,
-    NoticeKind.TOO_SLOW: _POLICY,
-    NoticeKind.UNSUPPORTED: _POLICY,
+    NoticeKind.UNPUBLISHED: CloseCode.NORMAL,
+    NoticeKind.CHANGED: CloseCode.RESTART,
+    NoticeKind.TOO_SLOW: CloseCode.POLICY,
+    NoticeKind.UNSUPPORTED: CloseCode.POLICY,
 }
 _ENDS = {NoticeKind.UNPUBLISHED: "the stream has ended", NoticeKind.CHANGED: "the codecs of the stream have changed"}
 """The notices that end a log, and the reason that readers are given."""
@@ -53,7 +65,7 @@ def binary_frame(payload: bytes) -> bytes:
     return _header(len(payload)) + payload
 
 
-def close_frame(code: int, text: str) -> bytes:
+def close_frame(code: CloseCode, text: str) -> bytes:
     """Return a close frame (section 5.5.1). A text that is too long is cut."""
     reason = text.encode()[:_REASON_BYTES].decode(errors="ignore").encode()
     payload = code.to_bytes(2, "big") + reason

@@ -32,11 +32,12 @@ class Player(StreamReader, PlayerRole):
         connection: Its connection.
     """
 
+    connection: Connection
+
     def __init__(
         self, connection: Connection, message_stream: MessageStream, name: str, admission: Admission | None = None
     ) -> None:
         super().__init__(connection, admission)
-        self.connection = connection
         self.name = name
         chunk_size = connection.options.server.chunk_size_bytes
         self._framing = RtmpSubscriberFraming(chunk_size, message_stream.id)

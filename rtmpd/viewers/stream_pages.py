@@ -120,13 +120,13 @@ class StreamPages:
     def _serve_info(self, request: Request, exchange: Exchange) -> Response:
         key, _ = self._authorized(request, exchange)
         stream = self._find(key)
-        found = mp4_codecs(stream) if stream is not None else None
+        found = mp4_codecs(stream)
         hls = self._options.hls_of(key.app)
         info = {
             "stream": key,
             "live": stream is not None,
-            "mp4_type": found.mime if found is not None else "",
-            "problem": found.problem if found is not None else "",
+            "mp4_type": found.mime,
+            "problem": found.problem,
             "renditions": [each._asdict() for each in self._renditions(key, hls)] if hls is not None else [],
             # Relative to this page.
             "hls": "index.m3u8" if hls is not None and hls.hls != "off" else "",

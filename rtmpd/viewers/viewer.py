@@ -104,17 +104,17 @@ class Viewer(StreamReader):
         end: Called when the viewer gets nothing more; has it closed when it was sent everything. Must not wait.
 
     Attributes:
+        connection: Likewise.
         over: Why the viewer gets nothing more: the stream has ended, or continues in a way that the viewer can't take. Empty
             while it plays.
     """
 
+    connection: ViewerConnection
+
     def __init__(
         self, connection: ViewerConnection, admission: Admission, media: Format, end: Callable[[Viewer], None]
     ) -> None:
-        framing = self._framing_of(media)
-        super().__init__(connection, admission, framing)
-        self.connection = connection
-        self._likeness_id = id(framing)
+        super().__init__(connection, admission, self._framing_of(media))
         self._media = media
         self._end = end
         self.over = NOT_CLOSED
@@ -127,7 +127,7 @@ class Viewer(StreamReader):
 
     @property
     def _likeness(self) -> int:
-        return self._likeness_id
+        return id(self._format)
 
     def _wanted(self, stream: Stream) -> Rewrite:
         return self._media.wanted(stream)
@@ -142,7 +142,7 @@ class Viewer(StreamReader):
         return ""
 
     def _refuse_codec(self, problem: str) -> None:
-        self.connection.close(CloseReason(CloseKind.EXPELLED, f"refused: {problem}"))
+        self._expel(CloseReason(CloseKind.EXPELLED, f"refused: {problem}"))
 
     def _expel(self, reason: CloseReason) -> None:
         self.connection.close(reason)

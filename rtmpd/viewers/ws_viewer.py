@@ -8,7 +8,7 @@ import gevent
 
 from rtmpd.admission import LINGER_S
 from rtmpd.errors import DeadlineExceeded, RemoteProtocolError, TransportClosed
-from rtmpd.live.ws_framing import close_frame
+from rtmpd.live.ws_framing import CloseCode, close_frame
 from rtmpd.phases import CloseKind, CloseReason
 from rtmpd.player import LAST_MESSAGE_BYTES
 from rtmpd.viewers.viewer import CHANGED, Viewer
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rtmpd.viewers.formats import Format
     from rtmpd.viewers.viewer import ViewerConnection
 
-_NORMAL, _PROTOCOL_ERROR, _POLICY, _RESTART = 1000, 1002, 1008, 1012
 _LAST_S = 2.0
 """The longest time to send what is left when the client has closed the WebSocket."""
 
@@ -61,17 +60,15 @@ class WsViewer(Viewer):
         gevent.spawn_later(LINGER_S, self.connection.close, self.over)
 
     def _send_end(self) -> None:
-        self.connection.transport.send_all(close_frame(_RESTART if self.over is CHANGED else _NORMAL, self.over), _LAST_S)
-
-    def _refuse_codec(self, problem: str) -> None:
-        self._expel(CloseReason(CloseKind.EXPELLED, f"refused: {problem}"))
+        code = CloseCode.RESTART if self.over is CHANGED else CloseCode.NORMAL
+        self.connection.transport.send_all(close_frame(code, self.over), _LAST_S)
 
     def _expel(self, reason: CloseReason) -> None:
         if self.subscriber is not None and self._closing is None:
             self._closing = reason
             # Otherwise the socket of a slow viewer does not accept the last frame.
             self.connection.transport.limit_unsent(LAST_MESSAGE_BYTES)
-            self.write(close_frame(_POLICY, reason.client_text))
+            self.write(close_frame(CloseCode.POLICY, reason.client_text))
         gevent.spawn_later(LINGER_S, self.connection.close, reason)
 
     def _listen(self, unread: bytes) -> CloseReason:
@@ -79,7 +76,7 @@ class WsViewer(Viewer):
             last = (self._take(unread) if unread else None) or self.connection.transport.recv_while(self._take)
             reason = self._closing or CloseReason(CloseKind.PEER_LEFT, "closed by the client")
         except RemoteProtocolError as error:
-            last = close_frame(_PROTOCOL_ERROR, "invalid frame")
+            last = close_frame(CloseCode.PROTOCOL_ERROR, "invalid frame")
             reason = CloseReason(CloseKind.PROTOCOL, "invalid WebSocket frame", detail=str(error))
         rest = self._leave(str(reason))
         if self._closing is None:

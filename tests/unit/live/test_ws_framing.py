@@ -12,7 +12,7 @@ from rtmpd.live.flv_framing import FlvSubscriberFraming
 from rtmpd.live.fmp4_framing import FMP4
 from rtmpd.live.framing import AUDIO, DATA, NO_HEADERS, VIDEO, Headers, Notice, NoticeKind
 from rtmpd.live.log import Log
-from rtmpd.live.ws_framing import WS_FLV, WS_FMP4, WsSubscriberFraming, close_frame, header_size
+from rtmpd.live.ws_framing import WS_FLV, WS_FMP4, CloseCode, WsSubscriberFraming, close_frame, header_size
 from rtmpd.media import flv
 from rtmpd.media.tags import Kind
 from rtmpd.protocol import amf0
@@ -157,5 +157,5 @@ def test_other_codecs_end_the_log_with_a_close_frame():
 
 
 def test_a_long_reason_is_cut_between_characters():
-    ((code, reason),) = received(close_frame(1008, "é" * 100))
+    ((code, reason),) = received(close_frame(CloseCode.POLICY, "é" * 100))
     assert (code, reason) == (1008, "é" * 61)
