@@ -109,7 +109,7 @@ class HttpError(RtmpdError):
         status: The status code of the response.
         text: The text for the client, without secrets.
         headers: Further headers of the response.
-        closes: The connection is closed after the response.
+        closes: The connection is closed after the response; by HTTP/2, which shares it, after several of them.
     """
 
     def __init__(self, status: int, text: str, headers: Sequence[tuple[str, str]] = (), *, closes: bool = False) -> None:

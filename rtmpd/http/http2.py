@@ -66,6 +66,10 @@ PLACES_LIMIT = 4
 REQUESTS_LIMIT = 10_000
 """The requests of one connection. More than by HTTP/1.1: low-latency HLS makes ten each second."""
 
+REFUSALS_LIMIT = 10
+"""The refused plays of one connection: bans, and the limits of connections, are checked when another one is accepted. By
+HTTP/1.1 it is one, but here a browser would lose the connection of its other requests."""
+
 QUEUE_LIMIT_BYTES = 64 << 10
 """What may wait to be written before more is made or read."""
 
@@ -129,7 +133,8 @@ class Http2:
         self._step, self._step_since_s = 0, now_s
         self._streams: dict[int, Http2Stream] = {}
         self._idle_since_s = now_s
-        self._requests = 0
+        self._requests = self._refusals = 0
+        self._reports_refusal = False  # the outcome is that of a refused play
         self._draining = False  # further requests are refused
         self._finishing: CloseReason | None = None  # the connection ends when everything was sent
         self._queue: list[bytes] = []
@@ -172,6 +177,11 @@ class Http2:
 
     def _end(self, code: ErrorCodes, reason: CloseReason, writer: gevent.Greenlet[[], None]) -> None:
         """End all requests and the writer."""
+        if not self._draining:
+            for stream in self._streams.values():
+                if stream.is_sent_by_handler:
+                    # A play goes on until here.
+                    self._report(stream)
         self._draining = True
         self._queue_goaway(code)
         for stream in list(self._streams.values()):
@@ -400,7 +410,7 @@ class Http2:
             return
         if stream.ends_connection or not self._draining:
             # Events report the request that has ended the connection, or the last one.
-            self.outcome = stream.outcome
+            self._report(stream)
         if stream.body:
             with contextlib.suppress(ProtocolError):
                 self._release(len(stream.body))
@@ -414,6 +424,12 @@ class Http2:
             gevent.spawn_later(limits.LINGER_S, self.transport.close, _OVER)
         else:
             self._host.places.begin_idle(self._wire)
+
+    def _report(self, stream: Http2Stream) -> None:
+        """Have events report a request; not in place of a refused play, unless it is one for a stream as well."""
+        if not self._reports_refusal or "wanted" in stream.outcome:
+            self.outcome = stream.outcome
+            self._reports_refusal = stream.was_refused
 
     # As the connection of its streams ----------------------------------------------------------------------------------
 
@@ -465,6 +481,11 @@ class Http2:
         """Raise HttpError if there are too many bodies; as `rtmpd.http.http2_stream.Frames.ensure_room_for_body`."""
         if sum(each.is_sent_by_handler for each in self._streams.values()) >= BODIES_LIMIT:
             raise HttpError(503, "One connection has too many streams.")
+
+    def count_refusal(self) -> bool:
+        """Count a refusal; as `rtmpd.http.http2_stream.Frames.count_refusal`."""
+        self._refusals += 1
+        return self._refusals >= REFUSALS_LIMIT
 
     def drain(self) -> None:
         """Refuse further requests, and tell the client (RFC 9113 section 6.8). Does not wait."""

@@ -57,6 +57,9 @@ class Frames(Protocol):
     def ensure_room_for_body(self) -> None:
         """Raise HttpError if the connection has as many bodies that handlers send as it may."""
 
+    def count_refusal(self) -> bool:
+        """Count a response after which HTTP/1.1 closes the connection; return whether there are too many of them by now."""
+
     def drain(self) -> None:
         """Serve no further requests. Does not wait."""
 
@@ -83,6 +86,7 @@ class Http2Stream:
         greenlet: Serves the request; None: it is not complete.
         progress: Set when flow control or the queue may allow more to be sent, and when the response ends.
         malformed: The request can't be parsed.
+        was_refused: HTTP/1.1 would close the connection after the response.
         ends_connection: The connection serves no request after this one.
     """
 
@@ -104,7 +108,7 @@ class Http2Stream:
         self.complete = False
         self.greenlet: gevent.Greenlet[..., None] | None = None
         self.progress = Event()
-        self.malformed = False
+        self.malformed = self.was_refused = False
         self.ends_connection = False
         self._begun = False  # the headers were sent
         self._ended = False  # the end of the response was sent
@@ -204,8 +208,17 @@ class Http2Stream:
         """Send a response; as `rtmpd.http.responder.Answering.send`."""
         if self._begun:
             raise TransportClosed("the body has begun already")
+        # Before the response: a client may cancel the request as soon as it has the status.
+        self.was_refused = last
+        self.ends_connection = last and self._frames.count_refusal()
+        try:
+            self._send_response(headers, response)
+        finally:
+            if self.ends_connection:
+                self._frames.drain()
+
+    def _send_response(self, headers: Sequence[tuple[str, str]], response: Response) -> None:
         parts = [part for part in (response.body, *response.pieces) if part]
-        self.ends_connection = last
         self._send_headers(response.status, headers, end=not parts)
         for number, part in enumerate(parts, 1):
             for begin in range(0, len(part), limits.PIECE_BYTES):
@@ -213,8 +226,6 @@ class Http2Stream:
                 with deadline(limits.WRITE_S, "sending"):
                     self._send_data(piece, end=number == len(parts) and begin + len(piece) == len(part))
         self._ended = True
-        if last:
-            self._frames.drain()
 
     def _send_headers(self, status: int, headers: Sequence[tuple[str, str]], *, end: bool) -> None:
         self.ensure_open()

@@ -32,7 +32,7 @@ class Answering(Exchange, Protocol):
         Args:
             headers: All headers, except those that belong to the version of HTTP.
             response: The status, and the body as it is to be sent.
-            last: The connection must serve no further requests.
+            last: The connection must serve no further requests, or, by HTTP/2, not many of this kind.
 
         Raises:
             TransportClosed, DeadlineExceeded: It could not be sent.

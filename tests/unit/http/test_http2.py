@@ -295,14 +295,50 @@ def test_the_end_of_the_connection_ends_its_handlers(serve, connect, gate):
     assert ended.wait(LIMIT_S)
 
 
-def test_events_report_the_request_that_was_refused(serve, connect, gate):
+def test_a_refused_play_ends_its_stream_and_many_end_the_connection(serve, connect, gate):
     client = connect(serve())
+    for _ in range(http2.REFUSALS_LIMIT - 1):
+        refusal = client.get("/no", "GET", ("user-agent", "a browser"))
+        assert (refusal.status, refusal.reset, client.goaway) == (401, None, None)
+    assert client.get("/hello").body == b"hello\n"
     assert client.get("/no", "GET", ("user-agent", "a browser")).status == 401
     client.until(lambda: client.goaway == ErrorCodes.NO_ERROR)
     client.until_closed()
     ended = gate.first_ended()
     assert (dict(ended.outcome), ended.agent) == ({"served": False, "wanted": "play"}, "a browser")
     assert ended.bytes_out > 100
+
+
+def test_refusals_whose_responses_are_cancelled_count(serve, connect):
+    client = connect(serve(), {SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    for _ in range(http2.REFUSALS_LIMIT):
+        stream = client.ask("/no")
+        client.until(lambda stream=stream: client.answers[stream].status == 401)
+        client.h2.reset_stream(stream)
+        client.flush()
+    client.until(lambda: client.goaway == ErrorCodes.NO_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [("/hello", {"served": False, "wanted": "play"}), ("/play", {"served": True, "wanted": "play"})],
+    ids=["a request for no stream", "a play"],
+)
+def test_events_report_a_refusal_unless_a_play_follows(serve, connect, gate, then, expected):
+    def play(request, exchange):
+        exchange.outcome = {"wanted": "play", "served": True}
+        exchange.begin_stream(request, [], "video/mp4")
+        with contextlib.suppress(TransportClosed):
+            exchange.transport.recv_while(lambda data: None)
+
+    client = connect(serve(Route("/no", refused), Route("/hello", hello), Route("/play", play, long=True)))
+    assert client.get("/no").status == 401
+    asked = client.ask(then)
+    client.until(lambda: client.answers[asked].status == 200)
+    if then == "/hello":
+        client.answer(asked)
+    client.sock.close()
+    assert dict(gate.first_ended().outcome) == expected
 
 
 # Bodies that a handler sends itself -------------------------------------------------------------------------------------
