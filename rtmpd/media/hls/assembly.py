@@ -103,14 +103,14 @@ class Rendition:
         """
         is_video = type_id == VIDEO
         size_bytes = len(payload)
-        if not is_keyframe and self._cutter.passes(timestamp_ms, size_bytes, is_video=is_video):
+        if not is_keyframe and self._cutter.passes(timestamp_ms, is_video=is_video):
             self._fragmenter.add(type_id, timestamp_ms & 0xFFFFFFFF, payload)
             self.held_bytes += size_bytes
             if self.held_bytes > self._room_bytes:
                 self._cutter.end_early()
             return False
         was_started = self._cutter.started
-        cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe, size_bytes))
+        cuts = self._cutter.add(Frame(is_video, timestamp_ms, is_video and is_keyframe))
         if cuts:
             self._apply([cut for cut in cuts if cut.when is not When.THIS])
         if self._cutter.started:

@@ -5,8 +5,8 @@ goes along in the order of arrival. So parts add up exactly to their segment, an
 
 * A segment ends at the first keyframe that is at least ``segment_ms`` after its start, within one frame. It ends at an earlier
   keyframe if the next one would come after ``limit_ms``. If no keyframe comes in time, it ends at another frame: the
-  target duration is never exceeded, and the next segment begins without a keyframe (`Cut.next_independent`). Without video
-  every frame is as good as a keyframe.
+  target duration is never exceeded, and the next segment begins without a keyframe. Without video every frame is as good as
+  a keyframe.
 * A rendition of audio that goes with video in another one is guided: its segments end at the first frame at or behind the
   end of each segment of that one, unless they would become too long.
 * A part ends before the frame that would make it longer than ``part_ms``. That is foreseen from the duration of the frame
@@ -43,13 +43,11 @@ class Frame(NamedTuple):
         is_video: Whether it is of the video track.
         timestamp_ms: Its decoding time, unwrapped.
         is_keyframe: Whether decoding can start at it; of no meaning for audio.
-        size_bytes: Its size.
     """
 
     is_video: bool
     timestamp_ms: int
     is_keyframe: bool
-    size_bytes: int
 
 
 class When(enum.Enum):
@@ -71,10 +69,8 @@ class Cut(NamedTuple):
         duration_ms: The duration of the part.
         is_independent: Whether the part has a keyframe.
         frames: The number of its frames of all tracks.
-        size_bytes: Their size.
         ends_segment: Whether the segment ends too.
         next_start_ms: Where the next part begins on the timeline.
-        next_independent: If the segment ends: whether the next one begins with a keyframe.
         next_discontinuity: If the segment ends: whether the next one does not continue the timeline.
     """
 
@@ -82,10 +78,8 @@ class Cut(NamedTuple):
     duration_ms: int
     is_independent: bool
     frames: int
-    size_bytes: int
     ends_segment: bool
     next_start_ms: int
-    next_independent: bool
     next_discontinuity: bool
 
 
@@ -93,28 +87,32 @@ class _Lane:
     """The frames of a track in the part: those whose duration is known, and the one that waits.
 
     Attributes:
-        frames, size_bytes, has_keyframe: Of those whose duration is known.
-        waiting_bytes: The size of the one that waits; -1: there is none.
+        frames: The number of those whose duration is known.
+        has_keyframe: Whether there is a keyframe among them.
+        waits: Whether there is one that waits.
         waiting_key: Whether that is a keyframe.
     """
 
-    __slots__ = ("frames", "has_keyframe", "size_bytes", "waiting_bytes", "waiting_key")
+    __slots__ = ("frames", "has_keyframe", "waiting_key", "waits")
 
     def __init__(self) -> None:
-        self.frames = self.size_bytes = 0
-        self.has_keyframe = self.waiting_key = False
-        self.waiting_bytes = -1
+        self.frames = 0
+        self.has_keyframe = self.waits = self.waiting_key = False
 
-    def add(self, size_bytes: int = -1, *, is_keyframe: bool = False) -> None:
-        """Add a frame; without a size, none follows the one that waits."""
-        if self.waiting_bytes >= 0:
+    def add(self, *, is_keyframe: bool) -> None:
+        """Add a frame, which waits for its successor."""
+        self.complete()
+        self.waits, self.waiting_key = True, is_keyframe
+
+    def complete(self) -> None:
+        """Count the frame that waits: its duration is known."""
+        if self.waits:
             self.frames += 1
-            self.size_bytes += self.waiting_bytes
             self.has_keyframe |= self.waiting_key
-        self.waiting_bytes, self.waiting_key = size_bytes, is_keyframe
+        self.waits = self.waiting_key = False
 
     def clear(self) -> None:
-        self.frames = self.size_bytes = 0
+        self.frames = 0
         self.has_keyframe = False
 
 
@@ -206,7 +204,7 @@ class Cutter:
         """Let the segment end at the next frame of the driving track, as it takes too much memory."""
         self._ends_early = True
 
-    def passes(self, timestamp_ms: int, size_bytes: int, *, is_video: bool) -> bool:
+    def passes(self, timestamp_ms: int, *, is_video: bool) -> bool:
         """Add a frame that is no keyframe of video, if it ends nothing; return whether it does not. The hot path: `add` is for
         all other frames.
         """
@@ -232,11 +230,10 @@ class Cutter:
             self._audio_ms = timestamp_ms
             self._silent_ms = silent_ms
             lane = self._audio
-        if lane.waiting_bytes >= 0:
+        if lane.waits:
             lane.frames += 1
-            lane.size_bytes += lane.waiting_bytes
             lane.has_keyframe |= lane.waiting_key
-        lane.waiting_bytes, lane.waiting_key = size_bytes, False
+        lane.waits, lane.waiting_key = True, False
         return True
 
     def add(self, frame: Frame) -> list[Cut]:
@@ -280,7 +277,7 @@ class Cutter:
         self.started = True
         self.segment_start_ms = self._part_start_ms = self._last_ms = self._keyframe_ms = frame.timestamp_ms
         lane = self._lane(frame)
-        lane.waiting_bytes, lane.waiting_key = frame.size_bytes, frame.is_keyframe
+        lane.waits, lane.waiting_key = True, frame.is_keyframe
         self._silent_ms = 0
         self._set_quiet()
 
@@ -311,9 +308,8 @@ class Cutter:
         if frame.is_video and is_keyframe and length_ms * _SHORTEST_SHARE >= targets.segment_ms:
             ends |= length_ms + self._gop_ms > targets.limit_ms
         added = self._reach(time_ms, frame, When.THIS, ends=ends)
-        lane = self._lane(frame)
         if not added:
-            lane.add(frame.size_bytes, is_keyframe=frame.is_keyframe)
+            self._lane(frame).add(is_keyframe=frame.is_keyframe)
         self._last_ms = time_ms
         self._step_ms = step_ms
         self._silent_ms = 0
@@ -322,7 +318,7 @@ class Cutter:
         duration_ms = time_ms - self._part_start_ms
         full = duration_ms * 100 >= self._part_ms * PART_FLOOR_PERCENT and next_ms > self._part_start_ms + self._part_ms
         if ends or full:
-            self._cut(When.THIS, time_ms, ends=ends, independent=is_keyframe)
+            self._cut(When.THIS, time_ms, ends=ends)
 
     def _reach(self, time_ms: int, frame: Frame | None, when: When, *, ends: bool) -> bool:
         """End parts until none is too long at *time_ms*, where the last frame ends; return whether *frame* was added.
@@ -344,8 +340,7 @@ class Cutter:
             has_more = last_ms > start_ms and not added
             enough = (last_ms - start_ms) * 100 >= part_ms * PART_FLOOR_PERCENT or driving.has_keyframe or not self._has_video
             if has_more and (enough or too_long):
-                independent = driving.waiting_bytes >= 0 and (driving.waiting_key or not self._has_video)
-                self._cut(When.PREVIOUS, last_ms, ends=too_long, independent=independent)
+                self._cut(When.PREVIOUS, last_ms, ends=too_long)
                 continue
             # The last frame extends over the end of the part. It belongs into the next part if that would have no frame.
             place_ms = min(start_ms + part_ms, end_ms)
@@ -359,18 +354,15 @@ class Cutter:
 
     def _add_behind(self, frame: Frame | None, when: When) -> None:
         if when is When.FINISH:
-            self._video.add()
-            self._audio.add()
+            self._video.complete()
+            self._audio.complete()
         elif frame is not None:
-            self._lane(frame).add(frame.size_bytes, is_keyframe=frame.is_keyframe)
+            self._lane(frame).add(is_keyframe=frame.is_keyframe)
 
     def _break(self, frame: Frame) -> None:
         """End the segment before a frame that does not continue the timeline."""
-        independent = frame.is_keyframe or not self._has_video
         self._close(When.FINISH, frame)
-        self._cuts[-1] = self._cuts[-1]._replace(
-            next_start_ms=frame.timestamp_ms, next_independent=independent, next_discontinuity=True
-        )
+        self._cuts[-1] = self._cuts[-1]._replace(next_start_ms=frame.timestamp_ms, next_discontinuity=True)
         self._begin(frame)
         self._audio_ms = None
 
@@ -381,15 +373,12 @@ class Cutter:
             self._add_behind(frame, when)
         self._cut(when, end_ms, ends=True)
 
-    def _cut(self, when: When, end_ms: int, *, ends: bool, independent: bool = False) -> None:
+    def _cut(self, when: When, end_ms: int, *, ends: bool) -> None:
         video, audio = self._video, self._audio
         frames = video.frames + audio.frames
         has_keyframe = video.has_keyframe if self._has_video else frames > 0
         duration_ms = end_ms - self._part_start_ms
-        cut = Cut(
-            when, duration_ms, has_keyframe, frames, video.size_bytes + audio.size_bytes, ends, end_ms, independent, False
-        )
-        self._cuts.append(cut)
+        self._cuts.append(Cut(when, duration_ms, has_keyframe, frames, ends, end_ms, False))
         self._part_start_ms = end_ms
         video.clear()
         audio.clear()
@@ -411,4 +400,4 @@ class Cutter:
             limit_ms = self.segment_start_ms + self._targets.limit_ms
             place_ms = min(self._part_start_ms + self._part_ms, limit_ms)
             self._cut(When.PREVIOUS, place_ms, ends=place_ms == limit_ms)
-        self._audio.add(frame.size_bytes, is_keyframe=frame.is_keyframe)
+        self._audio.add(is_keyframe=frame.is_keyframe)

@@ -82,7 +82,7 @@ def cuts_of(cutter, times, *, gop=50, video=True):
     """All cuts of a track, each with the time of the frame that brought it."""
     found = []
     for index, time_ms in enumerate(times):
-        found += [(time_ms, cut) for cut in cutter.add(Frame(video, time_ms, index % gop == 0, 100))]
+        found += [(time_ms, cut) for cut in cutter.add(Frame(video, time_ms, index % gop == 0))]
     return found
 
 
@@ -95,9 +95,8 @@ def test_parts_end_when_the_frame_behind_them_arrives():
     assert [cut.next_start_ms for _, cut in found] == [480, 960, 1440, 1920, 2000, 2480, 2960, 3440, 3920, 4000]
     assert all(time_ms == cut.next_start_ms and cut.when is When.THIS for time_ms, cut in found)
     assert ends_of(found) == [2000, 4000]
-    assert [cut.is_independent for _, cut in found[:5]] == [True, False, False, False, False]
-    assert [(cut.frames, cut.size_bytes) for _, cut in found[:5]] == [(12, 1200)] * 4 + [(2, 200)]
-    assert all(cut.next_independent for _, cut in found if cut.ends_segment)
+    assert [cut.is_independent for _, cut in found] == [True, False, False, False, False] * 2
+    assert [cut.frames for _, cut in found[:5]] == [12] * 4 + [2]
 
 
 def test_a_keyframe_that_is_a_frame_early_ends_a_segment():
@@ -118,9 +117,9 @@ def test_a_segment_ends_early_if_the_next_keyframe_would_be_too_late():
 
 def test_a_group_of_30_seconds_is_cut_within():
     found = cuts_of(Cutter(Targets(2000, 1000, 10), has_video=True), range(0, 60_001, 40), gop=750)
-    ends = [cut for _, cut in found if cut.ends_segment]
-    assert [cut.next_start_ms for cut in ends] == [10_480, 20_960, 30_000, 40_480, 50_960, 60_000]
-    assert [cut.next_independent for cut in ends] == [False, False, True] * 2
+    assert ends_of(found) == [10_480, 20_960, 30_000, 40_480, 50_960, 60_000]
+    begins = [after.is_independent for (_, before), (_, after) in pairwise(found) if before.ends_segment]
+    assert begins == [False, False, True, False, False]
     assert all(before.next_start_ms < after.next_start_ms for before, after in pairwise(cut for _, cut in found))
 
 
@@ -133,10 +132,10 @@ def test_audio_alone():
 
 def test_video_that_comes_before_its_first_keyframe_is_left_out():
     cutter = Cutter(TARGETS, has_video=True)
-    cutter.add(Frame(False, 0, False, 10))
-    cutter.add(Frame(True, 10, False, 10))
+    cutter.add(Frame(False, 0, False))
+    cutter.add(Frame(True, 10, False))
     assert not cutter.started
-    cutter.add(Frame(True, 40, True, 10))
+    cutter.add(Frame(True, 40, True))
     assert cutter.started
     assert cutter.segment_start_ms == 40
 
@@ -172,12 +171,12 @@ def test_a_frame_that_lasts_for_several_parts_leaves_gaps():
 def test_a_step_of_the_timeline_is_a_discontinuity(to_ms):
     cutter = Cutter(TARGETS, has_video=True)
     cuts_of(cutter, range(20_000, 21_001, 40))
-    cuts = cutter.add(Frame(True, to_ms, False, 100))
+    cuts = cutter.add(Frame(True, to_ms, False))
     assert len(cuts) == 1
     assert cuts[0].when is When.FINISH
     assert cuts[0].duration_ms == 21_040 - 20_960
     assert cuts[0].ends_segment
-    assert (cuts[0].next_start_ms, cuts[0].next_discontinuity, cuts[0].next_independent) == (to_ms, True, False)
+    assert (cuts[0].next_start_ms, cuts[0].next_discontinuity) == (to_ms, True)
     assert cutter.segment_start_ms == to_ms
 
 
@@ -185,20 +184,20 @@ def test_parts_go_on_while_video_is_silent():
     cutter, found = Cutter(TARGETS, has_video=True), []
     for time_ms in range(0, 6000, 20):
         if time_ms < 1000 and not time_ms % 40:
-            found += cutter.add(Frame(True, time_ms, time_ms == 0, 100))
-        found += cutter.add(Frame(False, time_ms, False, 10))
+            found += cutter.add(Frame(True, time_ms, time_ms == 0))
+        found += cutter.add(Frame(False, time_ms, False))
     assert sum(cut.duration_ms for cut in found) >= 4000
     assert all(cut.duration_ms <= 500 and cut.frames for cut in found)
     assert [cut.next_start_ms for cut in found if cut.ends_segment] == [2490]
-    again = cutter.add(Frame(True, 6000, True, 100))
+    again = cutter.add(Frame(True, 6000, True))
     assert again[-1].ends_segment
     assert again[-1].next_start_ms == 6000
 
 
 def test_audio_that_arrives_late_in_a_burst_ends_no_part():
     cutter = Cutter(TARGETS, has_video=True)
-    cutter.add(Frame(True, 20_000, True, 100))
-    assert not [cut for time_ms in range(10_000, 20_500, 20) for cut in cutter.add(Frame(False, time_ms, False, 10))]
+    cutter.add(Frame(True, 20_000, True))
+    assert not [cut for time_ms in range(10_000, 20_500, 20) for cut in cutter.add(Frame(False, time_ms, False))]
 
 
 def test_a_restart_ends_the_segment_and_waits_for_a_keyframe():
@@ -210,7 +209,7 @@ def test_a_restart_ends_the_segment_and_waits_for_a_keyframe():
     ]
     assert not cutter.started
     assert not cutter.restart(has_video=False)
-    cutter.add(Frame(False, 5, False, 10))
+    cutter.add(Frame(False, 5, False))
     assert cutter.started
     assert cutter.finish()
     assert not cutter.finish()
