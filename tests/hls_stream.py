@@ -26,6 +26,8 @@ class SampleFragmenter:
         self._waiting: dict[int, tuple[int, bool]] = {}
         self._steps = {VIDEO: 33, AUDIO: 21}
         self._samples: list[tuple[int, int, int, bool]] = []
+        self._waiting_bytes: dict[int, int] = {}
+        self.held_bytes = 0
 
     def add(self, type_id: int, timestamp: int, payload: bytes) -> None:
         waiting = self._waiting.get(type_id)
@@ -35,9 +37,12 @@ class SampleFragmenter:
             self._steps[type_id] = timestamp - waiting[0]
             self._samples.append((type_id, waiting[0], self._steps[type_id], waiting[1]))
         self._waiting[type_id] = (timestamp, payload[:1] == KEY)
+        self._waiting_bytes[type_id] = len(payload)
+        self.held_bytes += len(payload)
 
     def cut(self) -> Fragment | None:
         samples, self._samples = self._samples, []
+        self.held_bytes = sum(self._waiting_bytes.values())
         return Fragment(json.dumps(samples).encode()) if samples else None
 
     def empty(self) -> Fragment:
@@ -46,7 +51,7 @@ class SampleFragmenter:
     def finish(self, *, even: bool = False) -> Fragment | None:
         for type_id, (time, key) in self._waiting.items():
             self._samples.append((type_id, time, self._steps[type_id], key))
-        self._waiting = {}
+        self._waiting, self._waiting_bytes = {}, {}
         return self.cut()
 
 

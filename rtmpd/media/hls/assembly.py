@@ -24,7 +24,13 @@ class Fragment(Protocol):
 
 
 class Fragmenter(Protocol):
-    """Collects samples. The last sample of each track waits for its successor, which says how long it lasts."""
+    """Collects samples. The last sample of each track waits for its successor, which says how long it lasts.
+
+    Attributes:
+        held_bytes: The size of the samples that were not taken yet, with those that wait.
+    """
+
+    held_bytes: int
 
     def add(self, type_id: int, timestamp: int, payload: bytes | memoryview) -> None:
         """Add a message."""
@@ -56,7 +62,6 @@ class Rendition:
 
     Attributes:
         window: Likewise.
-        held_bytes: The size of the frames that are in no part yet.
     """
 
     __slots__ = (
@@ -67,7 +72,6 @@ class Rendition:
         "_is_discontinuity",
         "_room_bytes",
         "_segment_limit_bytes",
-        "held_bytes",
         "window",
     )
 
@@ -89,7 +93,6 @@ class Rendition:
         self._is_discontinuity = False
         self._segment_limit_bytes = segment_limit_bytes
         self._room_bytes = segment_limit_bytes  # the most that the frames may be that are in no part yet
-        self.held_bytes = 0
         self._cutter = Cutter(window.targets, has_video=has_video, guided=guided)
 
     def add(self, type_id: int, timestamp_ms: int, payload: bytes | memoryview, *, is_keyframe: bool) -> bool:
@@ -102,11 +105,9 @@ class Rendition:
             is_keyframe: Whether it is a keyframe of video.
         """
         is_video = type_id == VIDEO
-        size_bytes = len(payload)
         if not is_keyframe and self._cutter.passes(timestamp_ms, is_video=is_video):
             self._fragmenter.add(type_id, timestamp_ms & 0xFFFFFFFF, payload)
-            self.held_bytes += size_bytes
-            if self.held_bytes > self._room_bytes:
+            if self._fragmenter.held_bytes > self._room_bytes:
                 self._cutter.end_early()
             return False
         was_started = self._cutter.started
@@ -117,14 +118,18 @@ class Rendition:
             if not was_started:
                 self._open(self._cutter.segment_start_ms)
             self._fragmenter.add(VIDEO if is_video else AUDIO, timestamp_ms & 0xFFFFFFFF, payload)
-            self.held_bytes += size_bytes
         if cuts:
             self._apply([cut for cut in cuts if cut.when is When.THIS])
         segment = self.window.open
         self._room_bytes = self._segment_limit_bytes - (segment.size_bytes if segment is not None else 0)
-        if self.held_bytes > self._room_bytes:
+        if self._fragmenter.held_bytes > self._room_bytes:
             self._cutter.end_early()
         return bool(cuts)
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the frames that are in no part yet."""
+        return self._fragmenter.held_bytes
 
     @property
     def expected_ms(self) -> int | None:
@@ -180,7 +185,6 @@ class Rendition:
             has_media = fragment is not None
             # Not a gap: hls.js loads nothing more behind one of a part.
             data = (fragment or self._fragmenter.empty()).data
-            self.held_bytes = 0
             window.add_part(Part(cut.duration_ms, cut.is_independent and has_media, data, has_media=has_media))
             if cut.ends_segment:
                 window.close_segment()
