@@ -132,6 +132,8 @@ class Assembler:
                 self._segment_header(segment, tag, payload)
         elif segment is not None and len(tag.data) > flv.TAG_OVERHEAD:
             segment.add(type_id, tag.data, tag.timestamp)
+        if segment is not None and segment.refused:
+            self.segment = segment.as_flv(self._stats)
 
     def _header(self, type_id: int, payload: bytes) -> None:
         """Put a header in force. The file in progress, if there is one, may never get it: another one may begin before that."""

@@ -36,6 +36,9 @@ are a second, or two, apart."""
 _AUDIO_FRAGMENT_MS = 1000
 """Without video, fragments are as long as this."""
 _LARGEST_FRAGMENT_BYTES = 16 << 20
+_MOST_FRAMES = 8192
+"""In a fragment, and the number of tags that are held back: tiny ones take much more memory than their bytes say. A fragment
+usually has a few hundred."""
 _IDLE_FLUSHES = 5
 """Frames are no longer waited for after as many flushes without any. A fragment that then ends between two keyframes leaves the
 file without the index at its beginning."""
@@ -90,6 +93,7 @@ class Mp4Segment(Segment):
         self._excluded: set[int] = set()  # types whose frames are left out
         self._cut_ms = self._key_ms = 0
         self._last_ms = 0
+        self._frames = 0  # since the last cut
         self._flushes = 0  # since the last frame
         # Made when the file begins.
         self._fragmenter: Fragmenter
@@ -109,7 +113,8 @@ class Mp4Segment(Segment):
     def header(self, type_id: int, data: bytes | memoryview, timestamp: int) -> None:
         """Add a sequence header or video metadata."""
         if self._held is not None:
-            self._hold(type_id, _HEADER, data, timestamp)
+            if self._hold(type_id, _HEADER, data, timestamp):
+                self._open()
         elif type_id not in self._excluded:
             if not self._accepts_header(type_id, _payload(data)):
                 self._exclude(type_id)
@@ -123,24 +128,28 @@ class Mp4Segment(Segment):
             return
         if type_id == VIDEO:
             self._leading = VIDEO
-        self._hold(type_id, kind, data, timestamp)
+        is_full = self._hold(type_id, kind, data, timestamp)
         time_ms = (timestamp - self.base) & _MASK
-        if self._held_bytes >= _LARGEST_FRAGMENT_BYTES or (time_ms < HALF and self._ends(type_id, kind, time_ms)):
+        if is_full or (time_ms < HALF and self._ends(type_id, kind, time_ms)):
             self._open()
 
     def add(self, type_id: int, data: bytes | memoryview, timestamp: int) -> None:
         """Add another tag."""
         if self._held is not None:
-            self._hold(type_id, _OTHER, data, timestamp)
+            if self._hold(type_id, _OTHER, data, timestamp):
+                self._open()
         elif type_id != SCRIPT:
             # Such as a multitrack message that has a keyframe of another track.
             self._place(type_id, _OTHER, timestamp, _payload(data))
 
-    def _hold(self, type_id: int, kind: int, data: bytes | memoryview, timestamp: int) -> None:
+    def _hold(self, type_id: int, kind: int, data: bytes | memoryview, timestamp: int) -> bool:
+        """Hold a tag back. Return whether no more may be."""
         assert self._held is not None
-        self._flushes = 0
+        if kind in _FRAMES:
+            self._flushes = 0
         self._held.append((type_id, kind, timestamp, bytes(data)))
         self._held_bytes += len(data)
+        return self._held_bytes >= _LARGEST_FRAGMENT_BYTES or len(self._held) >= _MOST_FRAMES
 
     def _ends(self, type_id: int, kind: int, time_ms: int) -> bool:
         """Return whether a fragment ends where a frame begins."""
@@ -289,9 +298,12 @@ class Mp4Segment(Segment):
                 self._emit(fragmenter.finish())
             self._last_ms = time_ms
         fragmenter.add(type_id, time_ms, payload)
-        if fragmenter.held_bytes >= _LARGEST_FRAGMENT_BYTES or self._ends(type_id, kind, time_ms):
+        self._frames += 1
+        is_full = fragmenter.held_bytes >= _LARGEST_FRAGMENT_BYTES or self._frames >= _MOST_FRAMES
+        if is_full or self._ends(type_id, kind, time_ms):
             # A frame whose successor is not known waits: the fragment ends before it.
             self._emit(fragmenter.cut())
+            self._frames = 0
             self._cut_ms = time_ms
             if kind == _KEYFRAME:
                 self._key_ms = time_ms

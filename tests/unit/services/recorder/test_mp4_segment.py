@@ -511,3 +511,52 @@ def test_a_file_with_more_fragments_than_its_index_has_room_for_has_the_other_on
     data = check(file)
     assert b"sidx" not in all_kinds(data)
     assert len(fragments(data)) == 400
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_tiny_frames_at_one_time_are_written_by_the_thousand(begun):
+    scene = Mp4Scene()
+    scene.begin()
+    if begun:
+        scene.seconds(0, 4)
+    for number in range(20_000):
+        scene.video(5000, INTER if number else KEY)
+    scene.write()
+    assert scene.assembler.segment.size - len(scene.files[1].getvalue()) < 8200 * 20
+    assert len(video(check(*scene.end()))) == 20_000 + 100 * begun
+
+
+@pytest.mark.parametrize("payload", [bytes(1 << 20), b""], ids=["large", "small"])
+def test_messages_that_are_no_frames_are_not_held_back_without_a_limit(payload):
+    scene = Mp4Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    for _ in range(17 if payload else 8192):
+        scene.script(0, b"\2\0\4cue " + payload)
+    scene.write()
+    assert scene.assembler.segment.size < 1 << 20
+    scene.seconds(1, 2)
+    assert len(video(check(*scene.end()))) == 26
+
+
+def test_messages_that_are_no_frames_do_not_keep_frames_from_being_written():
+    scene = Mp4Scene()
+    scene.begin()
+    scene.video(0, KEY)
+    for _ in range(8):
+        scene.script(0, b"\2\0\4cue ")
+        scene.assembler.flush(at_once=False)
+    scene.write()
+    assert len(video(scene.files[1].getvalue())) == 1
+
+
+def test_a_stream_that_is_refused_because_of_its_messages_alone_is_recorded_as_flv():
+    scene = Mp4Scene()
+    scene.script(0)
+    scene.video(0, b"\x12key")
+    for _ in range(17):
+        scene.script(0, b"\2\0\4cue " + bytes(1 << 20))
+    scene.write()
+    (file,) = scene.end()
+    assert len(file.getvalue()) > 17 << 20
+    assert read(file)[0] == (VIDEO, 0, b"\x12key")
