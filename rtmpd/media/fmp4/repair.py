@@ -34,6 +34,9 @@ _LEAST_BOX_BYTES = 8
 _TAIL_BYTES = 16
 """The last fragment is incomplete if so many zeros are its end."""
 _MAX_BOX_BYTES = 0xFFFFFFFF
+_TO_THE_END = bytes(4)
+_LATEST_MS = 1 << 32
+"""No recording is as long: the time of a fragment is damaged."""
 
 _DEFAULT_DURATION, _DEFAULT_SIZE, _DEFAULT_FLAGS = 8, 0x10, 0x20
 _BASE_OFFSET, _DESCRIPTION = 1, 2
@@ -125,6 +128,9 @@ class _Scan:
         head = self.read(position, LONGEST_HEADER_BYTES)
         if len(head) < _LEAST_BOX_BYTES:
             raise Mp4Error("the file ends within a box")
+        if head.startswith(_TO_THE_END):
+            # It would take in what the repair appends.
+            raise Mp4Error("a box without a size")
         return read_header(head, position, self.size)
 
     # The head ----------------------------------------------------------------------------------------------------------
@@ -161,10 +167,13 @@ class _Scan:
         length = sum(run.data_bytes for run in runs)
         if not runs or length != mdat.end - mdat.content:
             raise Mp4Error("the samples of a fragment are not its data")
+        end_ms = max(-(-run.end * 1000 // run.timescale) for run in runs)
+        if end_ms > _LATEST_MS:
+            raise Mp4Error("the time of a fragment is damaged")
         fragment = Fragment(
             b"",
             min(run.time * 1000 // run.timescale for run in runs),
-            max(-(-run.end * 1000 // run.timescale) for run in runs),
+            end_ms,
             {run.track_id: run.time + run.composition for run in runs if run.is_sync},
             tuple(run.track_id for run in runs),
             sum(run.samples for run in runs),

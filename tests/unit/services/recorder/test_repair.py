@@ -18,6 +18,7 @@ from rtmpd.media import flv, flv_repair
 from rtmpd.media.fmp4 import repair as fmp4_repair
 from rtmpd.media.fmp4.codecs import VIDEO_TRACK
 from rtmpd.media.fmp4.files import MARK
+from rtmpd.media.fmp4.fragments import SYNC, Run, Sample, fragment
 from rtmpd.services.recorder import repair
 from rtmpd.services.recorder.repair import Repaired, RepairOutcome, find_parts, repair_part
 from rtmpd.services.recorder.throttle import Throttle
@@ -430,6 +431,32 @@ def test_a_repair_of_mp4_that_was_interrupted_is_completed(mp4_part, mp4):
         outcome = repair_one(mp4_part(whole[:size], "again"))
         assert outcome.path.read_bytes() == whole
         outcome.path.unlink()
+
+
+@pytest.mark.parametrize("value", [b"\xff" * 8, b"\x80" + bytes(7), b"\0\0\1" + bytes(5)])
+def test_a_fragment_with_a_time_that_no_recording_has_is_damaged(mp4_part, mp4, value):
+    damaged = bytearray(mp4)
+    starts = fragments(mp4)
+    place = mp4.index(b"tfdt", starts[1]) + 8
+    damaged[place : place + 8] = value
+    outcome = repair_one(mp4_part(bytes(damaged)))
+    assert (outcome.action, outcome.duration_s) == (Repaired.REPAIRED, 8.0)
+    assert (outcome.gaps, outcome.gap_bytes) == (1, starts[2] - starts[1])
+
+
+def test_composition_times_beyond_any_number_are_damage(mp4_part, mp4):
+    """A time that fits into 64 bits, but with its composition time does not."""
+    start = fragments(mp4)[0]
+    run = Run(VIDEO_TRACK, (1 << 64) - 1, [Sample(b"frame", 1, SYNC, 90)])
+    outcome = repair_one(mp4_part(mp4[:start] + fragment(1, [run]) + mp4[start:]))
+    assert (outcome.action, outcome.gaps, outcome.duration_s) == (Repaired.REPAIRED, 1, 8.0)
+
+
+def test_a_last_fragment_that_reaches_to_the_end_of_the_file_does_not_take_in_the_index(mp4_part, mp4):
+    place = mp4.index(b"mdat", fragments(mp4)[-1]) - 4
+    outcome = repair_one(mp4_part(mp4[:place] + bytes(4) + mp4[place + 4 :]))
+    assert outcome.action is Repaired.REPAIRED
+    assert len(video(check(io.BytesIO(outcome.path.read_bytes())))) == 150
 
 
 def test_mp4_of_other_programs_and_what_is_none_is_not_touched(mp4_part, mp4, tmp_path):
