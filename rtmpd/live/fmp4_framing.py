@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Final
 from rtmpd.live.framing import AUDIO, NO_HEADERS, VIDEO, Headers, KeptMessages, Message, Notice
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, OVERHEAD_BYTES, SYNC, sample_of, write_sample
-from rtmpd.media.fmp4.frames import frame_ticks
+from rtmpd.media.fmp4.frames import (
+    AAC_BODY,
+    AAC_HEADER,
+    AVC_BODY,
+    AVC_FRAME,
+    AVC_KEYFRAME,
+    NEGATIVE,
+    WRAP,
+    frame_ticks,
+)
 from rtmpd.media.fmp4.movie import init_segment, mime_type, require_tracks
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 from rtmpd.media.fmp4.tracks import Tracks
@@ -33,9 +42,6 @@ if TYPE_CHECKING:
 _TICKS_PER_MS = VIDEO_TIMESCALE // 1000
 _TYPES = {VIDEO_TRACK: VIDEO, AUDIO_TRACK: AUDIO}
 _HEADERS = (int(Kind.HEADER), int(Kind.METADATA))
-_AVC_KEYFRAME, _AVC_FRAME, _AAC = 0x17, 0x27, 0xA0
-_AVC_BODY, _AAC_BODY = 5, 2
-_NEGATIVE, _WRAP = 1 << 23, 1 << 24
 _MOOF = b"moof"
 _MAX_RATES = 8
 _LOOK_MESSAGES = 256
@@ -144,8 +150,8 @@ class Fmp4Framing:
         """Take over changed tracks."""
         tracks, before = self._tracks, self._audio
         self._audio = audio = tracks.audio
-        self._avc = tracks.video is not None and tracks.video.codec.startswith("avc1") and not tracks.plain.video_track
-        self._aac = audio is not None and audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
+        self._avc = tracks.has_legacy_avc
+        self._aac = tracks.has_legacy_aac
         if audio is not None and (before is None or before.timescale != audio.timescale):
             self._audio_times = AudioTimes(audio.timescale)
             self._rates = [*self._rates[1 - _MAX_RATES :], (self._sequence + 1, audio.timescale)]
@@ -176,17 +182,17 @@ class Fmp4Framing:
 
     def write_at(self, page: Page, start: int, type_id: int, timestamp: int, payload: bytes) -> int:
         """Write a frame as a fragment at *start*; return its end, -1 if it does not fit, and *start* for any other message."""
-        if len(payload) <= _AVC_BODY or self.over:
+        if len(payload) <= AVC_BODY or self.over:
             return self._write_other(page, start, type_id, timestamp, payload)
         first = payload[0]
         if type_id == VIDEO:
-            if self._avc and payload[1] == 1 and first in (_AVC_KEYFRAME, _AVC_FRAME):
+            if self._avc and payload[1] == 1 and first in (AVC_KEYFRAME, AVC_FRAME):
                 composition_ms = payload[2] << 16 | payload[3] << 8 | payload[4]
-                if composition_ms >= _NEGATIVE:
-                    composition_ms -= _WRAP
-                return self._write_video(page, start, timestamp, payload, _AVC_BODY, first == _AVC_KEYFRAME, composition_ms)
-        elif self._aac and payload[1] == 1 and first & 0xF0 == _AAC and type_id == AUDIO and self._audio is not None:
-            return self._write_audio(page, start, timestamp, payload, _AAC_BODY, self._audio.frame_ticks)
+                if composition_ms >= NEGATIVE:
+                    composition_ms -= WRAP
+                return self._write_video(page, start, timestamp, payload, AVC_BODY, first == AVC_KEYFRAME, composition_ms)
+        elif self._aac and payload[1] == 1 and first & 0xF0 == AAC_HEADER and type_id == AUDIO and self._audio is not None:
+            return self._write_audio(page, start, timestamp, payload, AAC_BODY, self._audio.frame_ticks)
         return self._write_other(page, start, type_id, timestamp, payload)
 
     def _write_other(self, page: Page, start: int, type_id: int, timestamp: int, payload: bytes) -> int:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 from rtmpd.media.flv import AUDIO, VIDEO
 from rtmpd.media.fmp4.codecs import AUDIO_TRACK, VIDEO_TIMESCALE, VIDEO_TRACK
 from rtmpd.media.fmp4.fragments import NOT_SYNC, SYNC, Run, fragment
-from rtmpd.media.fmp4.frames import frame_ticks
+from rtmpd.media.fmp4.frames import (
+    AAC_BODY,
+    AAC_HEADER,
+    AVC_BODY,
+    AVC_FRAME,
+    AVC_KEYFRAME,
+    NEGATIVE,
+    WRAP,
+    frame_ticks,
+)
 from rtmpd.media.fmp4.times import AudioTimes, Unwrapper, VideoTimes
 
 if TYPE_CHECKING:
@@ -20,9 +29,6 @@ if TYPE_CHECKING:
     from rtmpd.media.fmp4.tracks import Tracks
 
 _TICKS_PER_MS = VIDEO_TIMESCALE // 1000
-_AVC_KEYFRAME, _AVC_FRAME, _AAC = 0x17, 0x27, 0xA0
-_AVC_BODY, _AAC_BODY = 5, 2
-_NEGATIVE, _WRAP = 1 << 23, 1 << 24
 
 _LONGEST_STRETCH_S = 0.25
 """How much the duration of the last sample of a track may be extended."""
@@ -126,10 +132,10 @@ class Fragmenter:
         tracks = self._tracks
         if tracks.video is not None and VIDEO not in self._lanes:
             self._lanes = {VIDEO: _Lane(VIDEO_TRACK, VIDEO_TIMESCALE), **self._lanes}
-            self._avc = tracks.video.codec.startswith("avc1") and not tracks.plain.video_track
+            self._avc = tracks.has_legacy_avc
         if tracks.audio is not None and self._audio is None:
             self._audio = tracks.audio
-            self._aac = self._audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
+            self._aac = tracks.has_legacy_aac
             self._audio_times = AudioTimes(self._audio.timescale)
             self._lanes[AUDIO] = _Lane(AUDIO_TRACK, self._audio.timescale)
 
@@ -141,17 +147,17 @@ class Fragmenter:
             timestamp: Milliseconds modulo 2**32.
             payload: The payload.
         """
-        if len(payload) > _AVC_BODY:
+        if len(payload) > AVC_BODY:
             first = payload[0]
             if type_id == VIDEO:
-                if self._avc and payload[1] == 1 and first in (_AVC_KEYFRAME, _AVC_FRAME):
+                if self._avc and payload[1] == 1 and first in (AVC_KEYFRAME, AVC_FRAME):
                     composition_ms = payload[2] << 16 | payload[3] << 8 | payload[4]
-                    if composition_ms >= _NEGATIVE:
-                        composition_ms -= _WRAP
-                    self._add_video(timestamp, memoryview(payload)[_AVC_BODY:], first == _AVC_KEYFRAME, composition_ms)
+                    if composition_ms >= NEGATIVE:
+                        composition_ms -= WRAP
+                    self._add_video(timestamp, memoryview(payload)[AVC_BODY:], first == AVC_KEYFRAME, composition_ms)
                     return
-            elif self._aac and payload[1] == 1 and first & 0xF0 == _AAC and self._audio is not None and type_id == AUDIO:
-                self._add_audio(timestamp, memoryview(payload)[_AAC_BODY:], self._audio.frame_ticks)
+            elif self._aac and payload[1] == 1 and first & 0xF0 == AAC_HEADER and self._audio is not None and type_id == AUDIO:
+                self._add_audio(timestamp, memoryview(payload)[AAC_BODY:], self._audio.frame_ticks)
                 return
         self._add_other(type_id, timestamp, bytes(payload))
 

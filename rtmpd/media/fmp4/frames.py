@@ -21,6 +21,13 @@ _TEMPORAL_DELIMITER = b"\x12\0"
 _KEY = 1
 _COMMAND = 5
 
+AVC_KEYFRAME, AVC_FRAME, AAC_HEADER = 0x17, 0x27, 0xA0
+"""What an ordinary frame begins with, for the hot paths: the first byte of H.264, and the upper half of that of AAC."""
+AVC_BODY, AAC_BODY = 5, 2
+"""Where the data of such a frame begins."""
+NEGATIVE, WRAP = 1 << 23, 1 << 24
+"""Composition times from `NEGATIVE` on, 24 bits, are negative: less by `WRAP`."""
+
 
 class FrameData(NamedTuple):
     """The frame in a message.

@@ -228,6 +228,16 @@ class Tracks:
         return self.video if type_id == VIDEO else self.audio if type_id == AUDIO else None
 
     @property
+    def has_legacy_avc(self) -> bool:
+        """Whether video is H.264 of the track whose frames may have the legacy header, and so need no look at `plain`."""
+        return self.video is not None and self.video.codec.startswith("avc1") and not self.plain.video_track
+
+    @property
+    def has_legacy_aac(self) -> bool:
+        """Whether audio is AAC of the track whose frames may have the legacy header; likewise."""
+        return self.audio is not None and self.audio.codec.startswith("mp4a.40") and not self.plain.audio_track
+
+    @property
     def tracks(self) -> list[Track]:
         """The tracks, video first."""
         return [track for track in (self.video, self.audio) if track is not None]
