@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRACKS_S = 1.0
+_TRACKS_S = 1.0
 """How long after the beginning of a source viewers wait until both audio and video have come."""
 
 _STEP_S = 0.05
@@ -41,7 +41,7 @@ def tracks_of(stream: Stream) -> tuple[bool, bool]:
 def is_complete(stream: Stream) -> bool:
     """Return whether both audio and video have come, or are no longer waited for."""
     lane = stream.ingest.active
-    young = lane is not None and time.monotonic() - lane.source.started_at < TRACKS_S
+    young = lane is not None and time.monotonic() - lane.source.started_at < _TRACKS_S
     return not young or all(tracks_of(stream))
 
 

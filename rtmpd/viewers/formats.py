@@ -99,9 +99,13 @@ class FlvFormat:
         """Wait until a source that has just begun has sent both audio and video, for a second at most.
 
         The first bytes of FLV say which of them there are, and players trust that.
+
+        Raises:
+            TransportClosed: The viewer has left.
         """
         while (stream := self._find(key)) is not None and stream.ingest.active is not None and not is_complete(stream):
             gevent.sleep(_TRACKS_STEP_S)
+            ensure_open()
 
     def announce(self, output: Output) -> str:
         """Return the media type."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rtmpd.http.messages import Request
     from rtmpd.http.routes import Exchange
     from rtmpd.hub import Hub
+    from rtmpd.live.stream import Stream
     from rtmpd.util.stream_key import StreamKey
     from rtmpd.viewers.viewer import ViewerConnection
 
@@ -55,6 +56,12 @@ def _key_of(path: str) -> StreamKey:
     if "?" in path or "#" in path or not is_printable(found.key) or not app.strip("/"):
         raise HttpError(404, "Streams have names like /APPLICATION/NAME.")
     return found.key
+
+
+def find_stream(hub: Hub, key: str) -> Stream | None:
+    """Return a stream that is published, or is kept after its last publisher."""
+    stream: Stream | None = hub.streams.get(key)
+    return stream if stream is not None and stream.available else None
 
 
 def play_request(

@@ -17,7 +17,7 @@ from rtmpd.http.websocket import WebSocket, is_upgrade
 from rtmpd.protocol import status
 from rtmpd.viewers.codecs import CodecWatch
 from rtmpd.viewers.formats import FlvFormat, Format, Mp4Format
-from rtmpd.viewers.requests import authorize, outcome, play_request, refusals, stream_of
+from rtmpd.viewers.requests import authorize, find_stream, outcome, play_request, refusals, stream_of
 from rtmpd.viewers.viewer import Viewer, ViewerConnection
 from rtmpd.viewers.ws_viewer import WsViewer
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rtmpd.http.messages import Request
     from rtmpd.http.routes import Exchange
     from rtmpd.hub import Hub
-    from rtmpd.live.stream import Stream
     from rtmpd.util.stream_key import StreamKey
 
 _HEADERS = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
@@ -54,6 +53,7 @@ class Viewers:
         self._ending: dict[Viewer, float] = {}
         self._wakeup = Event()
         self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._find = partial(find_stream, hub)
         self._codecs = CodecWatch(self._find)
         flv, mp4 = FlvFormat(self._find), Mp4Format(self._codecs)
         self.routes = [
@@ -176,11 +176,6 @@ class Viewers:
         if not exchange.allows_origin(request):
             raise HttpError(403, "Pages of this origin may not use streams (http_allow_origin).", closes=True)
         return WebSocket(request)
-
-    def _find(self, key: str) -> Stream | None:
-        """Return a stream that is published, or is kept after its last publisher."""
-        stream: Stream | None = self._hub.streams.get(key)
-        return stream if stream is not None and stream.available else None
 
     def _waits(self, key: StreamKey) -> bool:
         """Whether players may wait for a stream that is not there."""

@@ -12,7 +12,7 @@ from rtmpd.http.routes import Route
 from rtmpd.live.poster import poster
 from rtmpd.util.stream_key import StreamKey
 from rtmpd.viewers.codecs import mp4_codecs
-from rtmpd.viewers.requests import authorize, outcome, play_request, refusals, stream_of
+from rtmpd.viewers.requests import authorize, find_stream, outcome, play_request, refusals, stream_of
 from rtmpd.viewers.viewer import ViewerConnection
 
 if TYPE_CHECKING:
@@ -111,15 +111,11 @@ class StreamPages:
             is_open = self._hub.authorizer.is_open(replace(asked, parameters={}))
             return authorize(asked, self._hub, exchange, connection.emit).grant.key, is_open
 
-    def _find(self, key: StreamKey) -> Stream | None:
-        stream: Stream | None = self._hub.streams.get(key)
-        return stream if stream is not None and stream.available else None
-
     # The facts that the player page needs ------------------------------------------------------------------------------------
 
     def _serve_info(self, request: Request, exchange: Exchange) -> Response:
         key, _ = self._authorized(request, exchange)
-        stream = self._find(key)
+        stream = find_stream(self._hub, key)
         found = mp4_codecs(stream)
         hls = self._options.hls_of(key.app)
         info = {
@@ -135,7 +131,7 @@ class StreamPages:
 
     def _renditions(self, key: StreamKey, hls: HlsConfig) -> list[Rendition]:
         """Return the renditions of a stream that are live, the best first; none without a choice."""
-        streams = [self._find(each) for each in (key, *(StreamKey(key + suffix) for suffix in hls.hls_renditions))]
+        streams = [find_stream(self._hub, each) for each in (key, *(StreamKey(key + suffix) for suffix in hls.hls_renditions))]
         found = [_rendition(stream) for stream in streams if stream is not None]
         return sorted(found, key=lambda each: (-each.height, -each.bit_rate)) if len(found) > 1 else []
 
@@ -143,7 +139,7 @@ class StreamPages:
 
     def _serve_poster(self, request: Request, exchange: Exchange) -> Response:
         key, is_open = self._authorized(request, exchange)
-        stream = self._find(key)
+        stream = find_stream(self._hub, key)
         if stream is None:
             raise HttpError(404, f"{key} is not being published.")
         try:

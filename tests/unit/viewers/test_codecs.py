@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import gevent
+import pytest
 
-from rtmpd.viewers import codecs
+from rtmpd.errors import TransportClosed
+from rtmpd.viewers import codecs, formats
 from rtmpd.viewers.codecs import CodecWatch, Mp4Codecs
+from rtmpd.viewers.formats import FlvFormat
 
 NOTHING, KNOWN = Mp4Codecs("", "", False), Mp4Codecs("video/mp4", "", True)
 VIEWERS = 30
@@ -37,6 +41,21 @@ def test_viewers_that_are_woken_at_once_leave_turns_to_others(monkeypatch):
     watch.stop()
     assert begun == [KNOWN] * VIEWERS
     assert len(set(ticks)) > VIEWERS / 2
+
+
+def test_a_viewer_that_leaves_waits_for_no_tracks(monkeypatch):
+    monkeypatch.setattr(formats, "is_complete", lambda stream: False)
+    stream = SimpleNamespace(ingest=SimpleNamespace(active=object()))
+    asked = []
+
+    def ensure_open():
+        asked.append(True)
+        if len(asked) == 2:
+            raise TransportClosed("closed by the client")
+
+    with gevent.Timeout(10), pytest.raises(TransportClosed):
+        FlvFormat(lambda key: stream).wait("live/test", ensure_open, long=False)
+    assert len(asked) == 2
 
 
 def test_codecs_that_cannot_be_found_out_end_no_other_wait(monkeypatch, caplog):
