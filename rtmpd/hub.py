@@ -206,6 +206,7 @@ class Hub:
         bus: Publishes events to services.
         counters: Failures and totals by name. Those of streams are of streams that have ended; `totals` includes all.
         gauges: Figures of services that go up and down, by name: functions that return the present one.
+        reports: Functions of services that give lines about them for SIGUSR2; bounded, and without secrets.
         authorizer: Authorizes connections, publishes and plays: allows all, until the authentication service replaces it.
         relays: Returns the figures of all relays; set by the relay service.
         id: A random name of this server, by which it recognizes its own streams.
@@ -228,6 +229,7 @@ class Hub:
         self.bus = EventBus()
         self.counters: Counter[str] = Counter()
         self.gauges: dict[str, Callable[[], float]] = {}
+        self.reports: list[Callable[[], Iterable[str]]] = []
         self.authorizer: Authorizer = AllowAll()
         self.relays: Callable[[], Iterable[RelayFigures]] = _no_relays
         self.id = os.urandom(8).hex()

@@ -1,4 +1,4 @@
-"""SIGUSR2: the state of the server as log lines: where greenlets wait, the streams, and their slowest players.
+"""SIGUSR2: the state of the server as log lines: where greenlets wait, services, the streams, and their slowest players.
 
 It is for a server that misbehaves, so it yields to the event loop regularly and its output is bounded. It contains only names,
 addresses and numbers, no values.
@@ -72,6 +72,13 @@ class Dump:
         yield f"state: {len(hub.streams)} streams, {len(hub.connections)} connections, {secure} of them RTMPS"
         counters = ", ".join(f"{name} {count}" for name, count in sorted(hub.totals().items()) if count)
         yield f"counted: {counters or 'nothing'}"
+        if hub.http_connections:
+            kinds = Counter(f"{each.version}{' with TLS' if each.secure else ''}" for each in hub.http_connections)
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            yield f"HTTP connections: {counts}"
+        for report in hub.reports:
+            yield from report()
+            give_way()
         yield from self._greenlets()
         streams = list(hub.streams.values())
         for stream in streams[:_STREAMS]:

@@ -88,11 +88,13 @@ class Conversation(Protocol):
     """What is spoken on a connection: HTTP/1.1 or HTTP/2.
 
     Attributes:
+        version: Its name.
         agent: What the client calls itself, in its last request.
         outcome: What the events say about the last request, besides what they say of each connection.
         bytes_streamed: What was sent on the connection by other ways than `Transport.send_all`.
     """
 
+    version: str
     agent: str
     outcome: Mapping[str, Scalar]
     bytes_streamed: int

@@ -43,6 +43,11 @@ class HttpConnection(Wire):
         self._conversation: Conversation = Http1(self)
 
     @property
+    def version(self) -> str:
+        """The version of HTTP, ``HTTP/1.1`` (also for 1.0) or ``HTTP/2``."""
+        return self._conversation.version
+
+    @property
     def agent(self) -> str:
         """What the client calls itself, in its last request."""
         return self._conversation.agent

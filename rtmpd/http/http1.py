@@ -37,7 +37,7 @@ class Http1:
     Attributes:
         transport: Its transport.
         number: Names it in the log; 0: it has no name.
-        agent, outcome, bytes_streamed: As of `rtmpd.http.base.Conversation`.
+        version, agent, outcome, bytes_streamed: As of `rtmpd.http.base.Conversation`.
         extra_held: Returns the memory of what a handler holds for the client.
     """
 
@@ -47,6 +47,7 @@ class Http1:
         self._responder = Responder(wire.host)
         self.transport = wire.transport
         self.number = wire.number
+        self.version = "HTTP/1.1"
         self.bytes_streamed = 0
         self.agent = ""
         self.outcome: Mapping[str, Scalar] = {}

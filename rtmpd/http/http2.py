@@ -116,7 +116,7 @@ class Http2:
 
     Attributes:
         transport: Its transport.
-        agent, outcome, bytes_streamed: As of `rtmpd.http.base.Conversation`.
+        version, agent, outcome, bytes_streamed: As of `rtmpd.http.base.Conversation`.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -124,6 +124,7 @@ class Http2:
         self._host = wire.host
         self._responder = Responder(wire.host)
         self.transport = wire.transport
+        self.version = "HTTP/2"
         self.agent = ""
         self.outcome: Mapping[str, Scalar] = {}
         self.bytes_streamed = 0

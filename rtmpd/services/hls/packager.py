@@ -26,6 +26,7 @@ from rtmpd.media.tags import Kind
 from rtmpd.services.hls.feed import FIRST_AUDIO, Feed, TrackIds, is_header, is_keyframe, selections
 from rtmpd.services.hls.prelude import Prelude, frame_rate
 from rtmpd.util.event_loop import Slices, give_way
+from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,6 +167,19 @@ class Packager:
     def touch(self) -> None:
         """Take note that a viewer has requested something: packaging on demand continues for ``hls_idle_s``."""
         self.touched_at_s = time.monotonic()
+
+    def report(self) -> str:
+        """Return a line for SIGUSR2."""
+        now_s = time.monotonic()
+        asked = f"last request {now_s - self.touched_at_s:.0f} s ago" if self.touched_at_s > self._begun_at_s else "no request"
+        line = f"{self.key}: HLS for {now_s - self._begun_at_s:.0f} s, {asked}, {self.memory_bytes} bytes"
+        if self._targets is not None:
+            targets = self._targets
+            parts = f"parts of {targets.part_ms} ms" if targets.part_ms else "no parts"
+            line += f"; segments of {targets.segment_ms} ms, target duration {targets.target_s} s, {parts}"
+        for each in self.renditions:
+            line += f"; {each.name}: {count_of(len(each.window.listed), 'segment')}"
+        return line + (f"; {self.problem}" if self.problem else "") + ("; ended" if self.ended else "")
 
     # The log -----------------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,11 @@ from rtmpd.phases import StreamPhase
 from rtmpd.services.hls.packager import Packager
 from rtmpd.services.hls.storage import Storage
 from rtmpd.util.log_throttle import LogThrottle
+from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rtmpd.config.model import Config, HlsConfig
     from rtmpd.events import Event
     from rtmpd.hub import Hub
@@ -33,6 +36,9 @@ log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _NUMBERS = 4096
 """The number of streams whose last sequence numbers are remembered."""
+
+_REPORTED = 200
+"""The streams that SIGUSR2 shows."""
 
 _TOTAL_LOG_S = 600.0
 _FULL_SHARE = 0.02
@@ -77,6 +83,7 @@ class Packagers:
         self._hub.bus.subscribe((EventType.LIVE_START, EventType.SOURCE_ACTIVE, EventType.LIVE_STOP), self._handle)
         self._hub.gauges["hls_streams"] = lambda: sum(not each.ended for each in self._packagers.values())
         self._hub.gauges["hls_memory_bytes"] = lambda: self.memory_bytes
+        self._hub.reports.append(self._report)
         if self._storage is not None:
             self._storage.start()
         self._sweeper = gevent.spawn(self._run)
@@ -124,6 +131,16 @@ class Packagers:
         """Return the packager of a stream if it is packaged already, and has not ended."""
         packager = self._packagers.get(key)
         return packager if packager is not None and not packager.ended else None
+
+    def _report(self) -> Iterator[str]:
+        """Give lines for SIGUSR2: those that take most memory."""
+        packagers = sorted(self._packagers.values(), key=lambda each: each.memory_bytes, reverse=True)
+        if packagers:
+            yield f"HLS: {count_of(len(packagers), 'stream')}, {self.memory_bytes} bytes of segments in memory"
+        for each in packagers[:_REPORTED]:
+            yield each.report()
+        if len(packagers) > _REPORTED:
+            yield f"HLS: and {count_of(len(packagers) - _REPORTED, 'more stream')}"
 
     # Streams -------------------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,10 @@ from rtmpd.protocol import status
 from rtmpd.services.hls.session_ids import RANDOM_BYTES, Claim, check_id, make_id
 from rtmpd.util.connection_log import ConnectionLog
 from rtmpd.util.event_loop import Slices
+from rtmpd.util.text import count_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from rtmpd.authorization import Request as PlayRequest
     from rtmpd.events import EventType, Scalar
@@ -42,6 +43,9 @@ _SWEEP_S = 1.0
 _SHORTEST_S = 6.0
 _REMEMBERED = 10_000
 """The ids that are remembered without a play: those with grants that are to be renewed, and those of expelled sessions."""
+
+_REPORTED = 200
+"""The streams that SIGUSR2 shows."""
 
 _CLIENTS = 16
 """The clients (address, agent and stream) by which the media requests of a session without an id are counted for it."""
@@ -217,6 +221,7 @@ class Sessions:
 
     def start(self) -> None:
         """Start to end sessions without requests."""
+        self._hub.reports.append(self._report)
         self._greenlet = gevent.spawn(self._run)
 
     def reload(self, secret: bytes) -> None:
@@ -229,6 +234,14 @@ class Sessions:
             self._greenlet.kill(block=False)
         for session in list(self._sessions.values()):
             self._end(session, "the server is stopping")
+
+    def _report(self) -> Iterator[str]:
+        """Give lines for SIGUSR2: the streams with most sessions. Ids are secret."""
+        counts = Counter(session.key for session in self._sessions.values())
+        if counts:
+            yield f"HLS: {count_of(counts.total(), 'session')}, of {count_of(len(counts), 'stream')}"
+        for key, count in counts.most_common(_REPORTED):
+            yield f"{key}: {count_of(count, 'HLS session')}"
 
     # Ids ---------------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from rtmpd.util.text import printable
 from rtmpd.util.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rtmpd.config.model import Config, RecordConfig
     from rtmpd.events import Event, Scalar
@@ -77,6 +78,7 @@ class Recorder:
         """Follow the streams that are live, and start the repair and the retention."""
         self._hub.bus.subscribe((EventType.LIVE_START, EventType.SOURCE_ACTIVE, EventType.LIVE_STOP), self._handle)
         self._hub.gauges["recordings_active"] = lambda: len(self._recordings)
+        self._hub.reports.append(self._report)
         if self.options.record_all or self.options.record_streams:
             self._begin_repair()
         self._upkeep.spawn(self._retain)
@@ -109,6 +111,13 @@ class Recorder:
         if self._greenlets:
             log.error("%d recordings not closed within %g s: the next start repairs them", len(self._greenlets), limit_s)
             self._greenlets.kill(block=False)
+
+    def _report(self) -> Iterator[str]:
+        """Give lines for SIGUSR2: the recordings by their formats."""
+        files = [each.file for each in self._recordings.values()]
+        if files:
+            counts = Counter(file.part.suffixes[-2][1:].upper() if file is not None else "without a file" for file in files)
+            yield f"recordings: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}"
 
     # Recordings --------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import re
@@ -12,7 +13,10 @@ from gevent.event import Event
 from rtmpd.config.loader import load_text
 from rtmpd.daemon.dump import Dump
 from rtmpd.hub import Hub
+from rtmpd.services.recorder.service import Recorder
 from tests.unit.live.fakes import FakeTransport, keyframe, new_source, new_subscriber
+from tests.unit.services.hls.shows import Publisher, Show
+from tests.unit.services.hls.stage import Stage
 
 
 @pytest.fixture
@@ -124,6 +128,69 @@ def test_the_sources_of_a_stream_are_shown_with_their_roles_and_health():
     for lane in list(stream.ingest.lanes):
         hub.unpublish(stream, lane.source)
     stream.end()
+
+
+def test_http_connections_and_the_sessions_of_hls_are_counted():
+    stage = Stage()
+    try:
+        stage.publish(parts=5)
+        stage.publish("live/other", parts=5)
+        with contextlib.closing(stage.connect()) as sock:
+            index = stage.get("/live/test/index.m3u8", sock=sock).text
+            (playlist,) = (line for line in index.splitlines() if line.startswith("main/"))
+            for path in (f"/live/test/{playlist}", "/live/other/main/media.m3u8", "/live/test/main/media.m3u8"):
+                assert stage.get(path, sock=sock).status == 200
+            lines = list(Dump(stage.hub).lines())
+        assert "HTTP connections: 1 HTTP/1.1" in lines
+        assert [line for line in lines if "HLS" in line] == [
+            "HLS: 3 sessions, of 2 streams",
+            "live/test: 2 HLS sessions",
+            "live/other: 1 HLS session",
+        ]
+        session_id = re.search(r"s=([^&\s]+)", playlist)[1]
+        assert not [line for line in lines if session_id in line]
+    finally:
+        stage.close()
+
+
+def test_what_hls_keeps_of_a_stream_is_shown():
+    show = Show("[hls]\nhls_part_ms = 500\nhls_segment_s = 2\n")
+    try:
+        publisher = Publisher(show)
+        publisher.send(5_000)
+        assert not [line for line in Dump(show.hub).lines() if "HLS" in line]
+        packager = show.find()
+        packager.wait_ready(5)
+        show.run(11_000, publisher)
+        lines = [line for line in Dump(show.hub).lines() if "HLS" in line]
+        kept_bytes = packager.memory_bytes
+        count = len(packager.renditions[0].window.listed)
+        assert count
+        targets = "segments of 2000 ms, target duration 2 s, parts of 500 ms"
+        assert lines == [
+            f"HLS: 1 stream, {kept_bytes} bytes of segments in memory",
+            f"live/show: HLS for 0 s, last request 0 s ago, {kept_bytes} bytes; {targets}; main: {count} segments",
+        ]
+        show.end(publisher)
+        assert any(line.startswith("live/show: HLS for ") and line.endswith("; ended") for line in Dump(show.hub).lines())
+    finally:
+        show.close()
+
+
+def test_recordings_are_counted_by_format(tmp_path):
+    show = Show(f"[record]\nrecord_all = yes\nrecord_format = mp4\nrecord_directory = {tmp_path}\n")
+    recorder = Recorder(show.hub, Recorder.select(show.hub.config))
+    recorder.start()
+    try:
+        publisher = Publisher(show)
+        assert "recordings: 1 without a file" in Dump(show.hub).lines()
+        publisher.send(5_000)
+        with gevent.Timeout(10):
+            while "recordings: 1 MP4" not in Dump(show.hub).lines():
+                gevent.sleep(0.01)
+    finally:
+        recorder.stop(5)
+        show.close()
 
 
 def test_the_dump_is_bounded_and_lets_other_greenlets_run(hub):
