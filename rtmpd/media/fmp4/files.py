@@ -75,13 +75,37 @@ def render_head(init: bytes, size_bytes: int, duration_ms: int = 0, sidx: bytes 
     Returns:
         None if there is not enough room.
     """
-    ftyp_end = int.from_bytes(init[:4], "big")
-    moov = init[ftyp_end:]
-    begin = init[:ftyp_end] + mark + (with_duration(moov, duration_ms) if duration_ms else moov)
+    begin = _begin(init, duration_ms, mark)
     free = size_bytes - len(begin) - len(sidx)
     if free < _LEAST_FREE_BYTES:
         return None
     return begin + box(b"free", bytes(free - _LEAST_FREE_BYTES)) + sidx
+
+
+def head_patches(init: bytes, size_bytes: int, duration_ms: int = 0, sidx: bytes = b"") -> list[tuple[int, bytes]]:
+    """Return positions and bytes that replace the head of a recording by another one, in this order; arguments as above.
+
+    The index is written into the room before the room becomes smaller: where the disk is full, or the server is killed, in
+    between, the file is what it was.
+
+    Returns:
+        Nothing if there is not enough room.
+    """
+    begin = _begin(init, duration_ms, MARK)
+    free = size_bytes - len(begin) - len(sidx)
+    if free < _LEAST_FREE_BYTES:
+        return []
+    # Zeros where there may have been a larger moov.
+    zeros = bytes(min(free - _LEAST_FREE_BYTES, _SPARE_BYTES))
+    patches = [(0, begin + struct.pack(">I4s", free, b"free") + zeros)]
+    return [(size_bytes - len(sidx), sidx), *patches] if sidx else patches
+
+
+def _begin(init: bytes, duration_ms: int, mark: bytes) -> bytes:
+    """Return what is before the room."""
+    ftyp_end = int.from_bytes(init[:4], "big")
+    moov = init[ftyp_end:]
+    return init[:ftyp_end] + mark + (with_duration(moov, duration_ms) if duration_ms else moov)
 
 
 def is_recording(begin: bytes) -> bool:

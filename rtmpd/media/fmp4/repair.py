@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from rtmpd.errors import Mp4Error
 from rtmpd.media.flv_repair import Gap, RepairPlan
-from rtmpd.media.fmp4.files import MARK, FragmentIndex, capacity, is_recording, render_head
+from rtmpd.media.fmp4.files import MARK, FragmentIndex, capacity, head_patches, is_recording, render_head
 from rtmpd.media.fmp4.fragmenter import Fragment
 from rtmpd.media.fmp4.movie import FTYP
 from rtmpd.media.mp4.boxes import LONGEST_HEADER_BYTES, Box, Content, read_header
@@ -377,9 +377,9 @@ def repair_plan(found: Mp4Scan) -> RepairPlan | None:
     sidx = index.sidx(found.end, found.duration_ms)
     # The room of another program's file may not be enough.
     for each in (sidx, b""):
-        head = render_head(found.init, found.head_bytes, found.duration_ms, each)
-        if head is not None:
-            patches.append((0, head))
+        head = head_patches(found.init, found.head_bytes, found.duration_ms, each)
+        if head:
+            patches += head
             break
     return RepairPlan(found.end, (*patches, (found.end, index.mfra(found.end))))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rtmpd.media import flv
 from rtmpd.media.flv import AUDIO, SCRIPT, VIDEO
-from rtmpd.media.fmp4.files import MARK, SUFFIX, FragmentIndex, head_size, render_head
+from rtmpd.media.fmp4.files import SUFFIX, FragmentIndex, head_patches, head_size, render_head
 from rtmpd.media.fmp4.fragmenter import Fragmenter
 from rtmpd.media.fmp4.movie import init_segment
 from rtmpd.media.fmp4.tracks import Tracks
@@ -203,14 +203,14 @@ class Mp4Segment(Segment):
             self._exclude(type_id)
             return
         made = {**self._in_file, type_id: track}
-        head = render_head(self._init([made[each] for each in (VIDEO, AUDIO) if each in made]), self._head_size)
-        if head is None:
+        patches = head_patches(self._init([made[each] for each in (VIDEO, AUDIO) if each in made]), self._head_size)
+        if not patches:
             self._exclude(type_id)
             return
         self._in_file = made
         self._fragmenter.take_tracks()
         self._index.add_track(track.track_id)
-        self._patches = ((0, head),)
+        self._patches = tuple(patches)
 
     # The beginning -----------------------------------------------------------------------------------------------------
 
@@ -342,10 +342,7 @@ class Mp4Segment(Segment):
     def created(self, now_s: float) -> tuple[tuple[int, bytes], ...]:
         """Write into the head when the first frame was recorded."""
         self._created_s = int(now_s - self._index.end_ms / 1000)
-        init = self._init(list(self._in_file.values()))
-        head = render_head(init, self._head_size)
-        assert head is not None
-        return ((0, head[: len(init) + len(MARK)]),)
+        return tuple(head_patches(self._init(list(self._in_file.values())), self._head_size))
 
     def take_patches(self) -> tuple[tuple[int, bytes], ...]:
         """Return a head with another track, if there is one."""
@@ -362,8 +359,8 @@ class Mp4Segment(Segment):
         size, duration_ms, _, _ = self.written
         index = self._index
         tracks = [track for track in self._in_file.values() if track.track_id in index.track_ids]
-        head = render_head(self._init(tracks), self._head_size, duration_ms, index.sidx(size, duration_ms))
-        return [*([] if head is None else [(0, head)]), (size, index.mfra(size))]
+        head = head_patches(self._init(tracks), self._head_size, duration_ms, index.sidx(size, duration_ms))
+        return [*head, (size, index.mfra(size))]
 
 
 def _payload(tag: bytes | memoryview) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -496,3 +497,21 @@ def test_hostile_mp4_is_scanned_without_an_error(data):
         flv_repair.apply_plan(file, plan)
         again = fmp4_repair.scan(file)
         assert (again.frames, again.rest_bytes) == (result.frames, 0)
+
+
+def test_a_head_that_is_replaced_in_part_costs_nothing(mp4):
+    """The pages of a file are written one after another: a kill, or a full disk, may come between any two of them."""
+    result = fmp4_repair.scan(io.BytesIO(mp4))
+    plan = fmp4_repair.repair_plan(result)
+    content = bytearray(mp4)
+    for position, data in plan.patches[:-1]:
+        pages = [0, *range(4096 - position % 4096, len(data), 4096), len(data)]
+        for start, end in itertools.pairwise(pages):
+            content[position + start : position + end] = data[start:end]
+            assert set(all_kinds(bytes(content))) <= {b"ftyp", b"uuid", b"moov", b"free", b"sidx", b"moof", b"mdat"}
+            file = io.BytesIO(bytes(content))
+            again = fmp4_repair.scan(file)
+            assert (again.frames, again.gaps, again.rest_bytes) == (result.frames, (), 0)
+            flv_repair.apply_plan(file, fmp4_repair.repair_plan(again))
+            check(file)
+    assert b"sidx" in all_kinds(bytes(content))
