@@ -113,6 +113,7 @@ class Daemon:
         self._http = HttpServer(
             "HTTP",
             http_addresses,
+            # The first route that matches serves a request; that of the page matches each name of a stream.
             [
                 *metrics.routes(restricted=True),
                 *hls.routes,

@@ -466,12 +466,12 @@ class Stream:
         return [active, *(each for each in self.ingest.copies if each is not active)] if active is not None else []
 
     @property
-    def _has_readers(self) -> bool:
-        """Whether messages are to be read at once."""
+    def _has_urgent_readers(self) -> bool:
+        """Whether a player, or a reader that is not patient, needs each message at once."""
         published = self.published
-        patient = self._patient
-        others = any(reader not in patient for reader in published.log.readers) if patient else bool(published.log.readers)
-        return len(self._outputs) > 1 or len(published.fanout) > 0 or others
+        if len(self._outputs) > 1 or len(published.fanout) > 0:
+            return True
+        return any(reader not in self._patient for reader in published.log.readers)
 
     def _find(self, rewrite: Rewrite, framing: Framing, *, keeps_join_point: bool) -> Output:
         for output in self._outputs:
@@ -494,8 +494,8 @@ class Stream:
         Args:
             reader: The reader.
             framing: The format.
-            patient: Publishers may be read at intervals of ``lazy_read_ms``, if nothing else reads the stream in the framing of
-                the published output.
+            patient: Publishers may be read at intervals of ``lazy_read_ms``, as long as the stream has the published output
+                only, and no other reader or player needs its messages at once.
         """
         if patient:
             self._patient.add(reader)
@@ -553,7 +553,7 @@ class Stream:
 
     def sweep(self, now_s: float, write_timeout_s: float) -> None:
         """Check the source, end the stream when its grace is over, and check slow players. Called about every second."""
-        feeding, read = self._feeding, self._has_readers
+        feeding, read = self._feeding, self._has_urgent_readers
         for lane in self.ingest.lanes:
             source = lane.source
             young = now_s - source.started_at < _LAZY_AFTER_S

@@ -296,4 +296,5 @@ def test_the_pages_beside_a_stream_need_the_authorization_of_a_play(server, raw)
         assert body
     assert answer.getheader("Cache-Control") == "private, max-age=2"
     # No play has begun.
+    assert running.stop() == 0
     assert not [line for line in running.lines if "plays live/a" in line]

@@ -1,4 +1,4 @@
-"""The file header of viewers, and when they were sent everything."""
+"""The file header of viewers."""
 
 from __future__ import annotations
 
