@@ -42,6 +42,9 @@ usually has a few hundred."""
 _IDLE_FLUSHES = 5
 """Frames are no longer waited for after as many flushes without any. A fragment that then ends between two keyframes leaves the
 file without the index at its beginning."""
+_LEAD_MS = 3000
+"""How much earlier than the first keyframe audio may be. What is earlier is at the beginning: with a track whose clock stands,
+each file would be longer than its limit at once."""
 _GAP_MS = 3000
 """If there are no frames for longer, the last ones before are not long: they last as long as others."""
 
@@ -250,7 +253,8 @@ class Mp4Segment(Segment):
         assert head is not None
         self._data.append(head)
         base = self.base
-        self.base = (base + min(_difference(stamp, base) for _, kind, stamp, _ in held if kind in _FRAMES)) & _MASK
+        earliest = min(_difference(stamp, base) for _, kind, stamp, _ in held if kind in _FRAMES)
+        self.base = (base + max(earliest, -_LEAD_MS)) & _MASK
         for number, (type_id, kind, timestamp, tag) in enumerate(held):
             if type_id != SCRIPT and kind != _HEADER and number < ends.get(type_id, len(held)):
                 self._place(type_id, kind, timestamp, _payload(tag))

@@ -560,3 +560,18 @@ def test_a_stream_that_is_refused_because_of_its_messages_alone_is_recorded_as_f
     (file,) = scene.end()
     assert len(file.getvalue()) > 17 << 20
     assert read(file)[0] == (VIDEO, 0, b"\x12key")
+
+
+@pytest.mark.parametrize("stuck", [VIDEO, AUDIO])
+def test_a_track_whose_clock_stands_makes_no_more_files(stuck):
+    scene = Mp4Scene(duration_s=10.0)
+    scene.begin()
+    for number in range(25 * 41):
+        scene.video(0 if stuck == VIDEO else number * 40, INTER if number % 25 else KEY)
+        scene.audio(0 if stuck == AUDIO else number * 40)
+        if number % 25 == 24:
+            scene.assembler.flush(at_once=False)
+            scene.write()
+    found = [check(file) for file in scene.end()]
+    assert 4 <= len(found) <= 6
+    assert sum(len(video(data)) for data in found) == 25 * 41
