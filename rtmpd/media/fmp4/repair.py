@@ -180,6 +180,14 @@ class _Scan:
         )
         return _Found(fragment, mdat.end)
 
+    def covered(self, position: int) -> int:
+        """Return the end of a free box, with which a repair that was interrupted has covered a gap; *position* without one."""
+        try:
+            found = self.box_at(position)
+        except Mp4Error:
+            return position
+        return found.end if found.kind == b"free" else position
+
     def next_fragment(self, position: int, tracks: dict[int, _Track]) -> int:
         """Return the position of the next sound fragment; -1 without one."""
         while position < self.size:
@@ -320,6 +328,10 @@ def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> Mp4Scan:
         try:
             found = state.fragment_at(position, by_id)
         except (Mp4Error, struct.error):
+            covered = state.covered(position)
+            if covered > position:
+                position = covered
+                continue
             # The next one must leave room for a box that covers the gap.
             following = state.next_fragment(position + _LEAST_BOX_BYTES, by_id) if len(gaps) < _MAX_GAPS else -1
             if following < 0:

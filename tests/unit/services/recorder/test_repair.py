@@ -515,3 +515,20 @@ def test_a_head_that_is_replaced_in_part_costs_nothing(mp4):
             flv_repair.apply_plan(file, fmp4_repair.repair_plan(again))
             check(file)
     assert b"sidx" in all_kinds(bytes(content))
+
+
+def test_a_repair_that_failed_keeps_one_copy_of_a_damaged_part(mp4_part, mp4, tmp_path, monkeypatch):
+    starts = fragments(mp4)
+    damaged = mp4[: starts[1]] + bytes(300 << 10) + mp4[starts[2] :]
+    path = mp4_part(damaged)
+
+    def fail(_: Path) -> Path:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, "publish_part", fail)
+        for _ in range(3):
+            assert repair_one(path).action is Repaired.FAILED
+    assert repair_one(path).action is Repaired.REPAIRED
+    assert files(tmp_path) == ["live/cam.mp4", "live/cam.mp4.broken"]
+    assert (tmp_path / "live/cam.mp4.broken").read_bytes() == damaged
