@@ -245,6 +245,8 @@ class Hub:
         self.memory = MemoryGuard(self.streams, holders, self.counters, config.limits.memory_limit_bytes)
         self.gauges["wire_log_bytes"] = self.memory.page_bytes
         self.gauges["connection_buffer_bytes"] = lambda: self.memory.connection_bytes
+        self.gauges["http_connections_active"] = lambda: len(self.http_connections)
+        self.gauges["http2_connections_active"] = lambda: sum(each.version == "HTTP/2" for each in self.http_connections)
         self._refusals = LogThrottle()
         self._holds = LogThrottle()
         self._watch = Watch(self.count)

@@ -137,6 +137,8 @@ GAUGES: Final = {
     "tls_certificate_expiry": Total(
         "rtmpd_tls_certificate_expiry_seconds", "Unix time at which the first TLS certificate expires; 0: none.", counter=False
     ),
+    "http_connections_active": Total("rtmpd_http_connections_active", "Open HTTP connections.", counter=False),
+    "http2_connections_active": Total("rtmpd_http2_connections_active", "Open HTTP connections with HTTP/2.", counter=False),
     "hls_sessions": Total("rtmpd_hls_sessions_active", "Viewers that play by HLS.", counter=False),
     "auth_callbacks_active": Total("rtmpd_auth_callbacks_active", "Callbacks in progress or waiting.", counter=False),
     "recordings_active": Total("rtmp_recordings_active", "Recordings in progress.", counter=False),
