@@ -40,6 +40,8 @@ _INDEX_PER_S = 2
 _LEAST_INDEX_ENTRIES = 128
 _MOST_INDEX_ENTRIES = 32768
 """Of MP4, which has no index at its beginning if there are more fragments: twelve hours of keyframes, or nine of audio."""
+_LEAST_FRAGMENT_BYTES = 96
+"""No fragment of MP4 is as small: a file of a limited size needs no room for more, and the room is not larger than the file."""
 
 _VIDEO_EX, _AUDIO_EX = 0x80, 9
 """Mark an Enhanced RTMP header: a bit of the first byte, and an audio codec id."""
@@ -306,6 +308,8 @@ class Assembler:
         if self.limits.duration_s:
             wanted = max(_LEAST_INDEX_ENTRIES, int(self.limits.duration_s * _INDEX_PER_S))
             entries = min(wanted, _MOST_INDEX_ENTRIES if is_mp4 else entries)
+        if is_mp4 and self.limits.size_bytes:
+            entries = min(entries, self.limits.size_bytes // _LEAST_FRAGMENT_BYTES)
         self._begun_with = self._headers.sequence_headers
         self._written = dict(self._begun_with)
         self._headers_changed = self._codec_changed = False

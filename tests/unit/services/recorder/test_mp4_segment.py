@@ -575,3 +575,12 @@ def test_a_track_whose_clock_stands_makes_no_more_files(stuck):
     found = [check(file) for file in scene.end()]
     assert 4 <= len(found) <= 6
     assert sum(len(video(data)) for data in found) == 25 * 41
+
+
+def test_the_smallest_limit_of_size_has_room_for_the_index_and_for_frames():
+    scene = Mp4Scene(size_bytes=65_536)
+    scene.begin()
+    scene.seconds(0, 100)
+    first, second = scene.end()
+    assert len(references(check(first))[0]) > 40
+    assert len(references(check(second))[0]) < 10
