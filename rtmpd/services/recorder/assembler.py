@@ -387,7 +387,7 @@ class Assembler:
     def take(self) -> list[Piece]:
         """Return the pieces to write, in order."""
         self._changes = 0
-        pieces = [Piece(segment, segment.take(), last=True) for segment in self._done]
+        pieces = [Piece(segment, segment.take(), last=True, patches=segment.take_patches()) for segment in self._done]
         self._done.clear()
         segment = self.segment
         if segment is not None and segment.pending:

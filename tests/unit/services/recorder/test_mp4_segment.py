@@ -584,3 +584,21 @@ def test_the_smallest_limit_of_size_has_room_for_the_index_and_for_frames():
     first, second = scene.end()
     assert len(references(check(first))[0]) > 40
     assert len(references(check(second))[0]) < 10
+
+
+def test_a_track_that_begins_shortly_before_the_end_is_known_before_the_file_is_closed():
+    scene = Mp4Scene(duration_s=10.0)
+    scene.video(0, AVC)
+    scene.seconds(0, 9, sound=False)
+    scene.audio(9000, AAC)
+    for number in range(225, 275):
+        scene.video(number * 40, INTER if number % 25 else KEY)
+        scene.audio(number * 40)
+    file = scene.files[1]
+    piece = scene.assembler.take()[0]
+    assert piece.last
+    file.write(piece.data)
+    for position, patch in piece.patches:
+        file.seek(position)
+        file.write(patch)
+    assert (scan(file).frames, scan(file).gaps) == (275, ())
