@@ -87,9 +87,10 @@ class Mp4Segment(Segment):
         self._tracks = Tracks()
         self._tracks.set_headers([(SCRIPT, metadata)] if metadata else [])
         self._headers: dict[int, bytes] = {}
-        for type_id, payload in headers.items:
-            if type_id != SCRIPT:
-                self._accepts_header(type_id, payload)
+        of_tracks = [header for header in headers.items if header[0] != SCRIPT]
+        # The first track is in the file, although the header of another one may have come first.
+        for type_id, payload in sorted(of_tracks, key=_track_number):
+            self._accepts_header(type_id, payload)
         self._leading = AUDIO
         self._in_file: dict[int, Track] = {}
         self._settled: set[int] = set()  # types whose frames say nothing new
@@ -369,6 +370,11 @@ class Mp4Segment(Segment):
 
 def _payload(tag: bytes | memoryview) -> bytes:
     return bytes(tag[flv.TAG_HEADER_SIZE : -4])
+
+
+def _track_number(header: tuple[int, bytes]) -> int:
+    type_id, payload = header
+    return min((video_info if type_id == VIDEO else audio_info)(payload).tracks, default=0)
 
 
 def _difference(timestamp: int, base: int) -> int:

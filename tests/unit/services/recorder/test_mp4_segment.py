@@ -407,13 +407,21 @@ def test_another_header_begins_another_file_at_the_next_keyframe(late):
     assert len(video(second)) == 49
 
 
-def test_tracks_without_a_place_are_named():
+@pytest.mark.parametrize("first", [False, True], ids=["behind", "before"])
+def test_tracks_without_a_place_are_named(first):
     scene = Mp4Scene()
+    if first:
+        scene.video(0, b"\x96\x00avc1\x01" + AVC[5:])
     scene.begin()
-    scene.video(0, b"\x96\x00avc1\x01" + AVC[5:])
+    if not first:
+        scene.video(0, b"\x96\x00avc1\x01" + AVC[5:])
+    scene.video(0, b"\x96\x01avc1\x01\0\0\0other")
     scene.video(0, KEY)
+    scene.video(0, b"\xa6\x01avc1\x01\0\0\0other")
+    scene.video(40)
     (piece,) = (scene.assembler.end(), scene.assembler.take())[1]
     assert piece.segment.left_out == ["video 1"]
+    assert [data for _, data in video(piece.data)] == [KEY[5:], INTER[5:]]
 
 
 # Codecs that MP4 can't carry ----------------------------------------------------------------------------------------------
