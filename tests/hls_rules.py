@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -373,10 +373,7 @@ class Client:
             segment.discontinuities += added
             if segment.map_uri is None:
                 segment.map_uri = last.map_uri
-        playlist.segments[:0] = [
-            Chapter(each.number, each.discontinuities, each.is_discontinuity, each.map_uri, each.date, each.uri, each.duration)
-            for each in old
-        ]
+        playlist.segments[:0] = [replace(each, parts=[]) for each in old]
 
     def _compare(self, before: Playlist, now: Playlist) -> None:
         violate = now.violate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rtmpd.media.flv import AUDIO, VIDEO
@@ -84,6 +84,8 @@ def run(show: Show, stretches: list[Stretch]) -> None:
 
 @SETTINGS
 @given(TARGETS, STRETCHES, st.booleans(), st.integers(0, 3), st.sampled_from((Limits(), Limits(4, 5), Limits(1000, 20))))
+# Segments that are gaps, and are skipped later.
+@example(Targets(500, 200, 2), [Stretch(1, [33], 1, "none", ""), Stretch(7, [2600], 1, "level", "")], True, 1, Limits())
 def test_no_rule_is_broken(targets, stretches, has_video, delta_every, limits):
     show = Show(targets, has_video=has_video, limits=limits, first_number=7, has_keyframes=False, delta_every=delta_every)
     run(show, stretches)
