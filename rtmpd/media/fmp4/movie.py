@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rtmpd.media.fmp4.codecs import Track
     from rtmpd.media.fmp4.tracks import Tracks
 
-MOVIE_TIMESCALE = 1000
+_MOVIE_TIMESCALE = 1000
 _EPOCH_S = 2_082_844_800
 """Times of MP4 are seconds since 1904."""
 _LAST_CREATED_S = 0xFFFFFFFF - _EPOCH_S
@@ -61,7 +61,7 @@ def init_segment(tracks: Sequence[Track], *, duration_ms: int | None = None, cre
             b"mvhd",
             0,
             0,
-            struct.pack(">4IIH10x", created, created, MOVIE_TIMESCALE, 0, 1 << 16, 1 << 8),
+            struct.pack(">4IIH10x", created, created, _MOVIE_TIMESCALE, 0, 1 << 16, 1 << 8),
             _MATRIX,
             bytes(24),
             _u32(3),

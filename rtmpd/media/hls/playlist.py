@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from rtmpd.media.hls.window import Part, Segment, Window
 
-MIME_TYPE: Final = "application/vnd.apple.mpegurl"
 VERSION: Final = 9
 """EXT-X-SKIP needs 9 (section 8)."""
 
@@ -100,7 +99,6 @@ def media_playlist(
     *,
     uri: Callable[[str], str] = str,
     skip: bool = False,
-    can_block: bool = True,
     reports: Iterable[Report] = (),
 ) -> str:
     """Return the media playlist of a window.
@@ -110,14 +108,15 @@ def media_playlist(
         uri: Makes the URI of a file name.
         skip: Whether the client asks for a delta update. Segments that end more than 6 target durations before the end of the
             last one are replaced by EXT-X-SKIP then, with their tags. The whole playlist is returned if there are none.
-        can_block: Whether the server holds requests. Must not change in a session.
         reports: The other renditions.
     """
     targets = window.targets
     lines = ["#EXTM3U", f"#EXT-X-VERSION:{VERSION}", f"#EXT-X-TARGETDURATION:{targets.target_s}"]
-    control = [f"CAN-SKIP-UNTIL={6 * targets.target_s}.000", f"HOLD-BACK={3 * targets.target_s}.000"]
-    if can_block:
-        control.insert(0, "CAN-BLOCK-RELOAD=YES")
+    control = [
+        "CAN-BLOCK-RELOAD=YES",
+        f"CAN-SKIP-UNTIL={6 * targets.target_s}.000",
+        f"HOLD-BACK={3 * targets.target_s}.000",
+    ]
     if targets.part_ms:
         control.append(f"PART-HOLD-BACK={_seconds(3 * targets.part_ms)}")
     lines.append(f"#EXT-X-SERVER-CONTROL:{','.join(control)}")

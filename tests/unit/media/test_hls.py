@@ -452,13 +452,12 @@ seg-8.m4s?s=1
     assert "PRELOAD" not in text
 
 
-def test_without_parts_there_are_no_tags_of_low_latency():
+def test_without_parts_there_are_no_tags_of_parts():
     window = window_of(3, targets=Targets(2000, 0, 2))
     window.add_part(Part(500, True, b"x"))
-    text = media_playlist(window, can_block=False)
+    text = media_playlist(window)
     assert "PART" not in text
     assert "PRELOAD" not in text
-    assert "CAN-BLOCK" not in text
     assert not Client().load(text)
 
 
