@@ -531,15 +531,22 @@ def test_mp4_on_a_full_disk_is_a_whole_file(mp4, tmp_path, monkeypatch):
     assert video(second)[0][0] == 0
 
 
-def test_the_index_at_the_end_of_mp4_may_not_fit_on_a_full_disk(mp4, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_indexes_of_mp4_may_not_fit_on_a_full_disk(mp4, tmp_path, monkeypatch, in_place):
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:30] if at else data, at))
+
+    def write_in_part(descriptor: int, data: bytes, at: int) -> int:
+        is_full = at and (in_place or at >= os.fstat(descriptor).st_size)
+        return pwrite(descriptor, data[:30] if is_full else data, at)
+
+    monkeypatch.setattr(os, "pwrite", write_in_part)
     made = mp4()
     made.source.video(0, AVC)
     made.frames(60)
     made.end()
     data = (tmp_path / "test-1.mp4").read_bytes()
-    assert all_kinds(data) == [b"ftyp", b"uuid", b"moov", b"free", b"sidx", *[b"moof", b"mdat"] * 2]
+    index = [] if in_place else [b"sidx"]
+    assert all_kinds(data) == [b"ftyp", b"uuid", b"moov", b"free", *index, *[b"moof", b"mdat"] * 2]
     assert made.owner.sizes == [len(data)]
 
 
