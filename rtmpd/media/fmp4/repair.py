@@ -43,7 +43,8 @@ _BASE_OFFSET, _DESCRIPTION = 1, 2
 _OFFSET, _FIRST_FLAGS, _DURATIONS, _SIZES, _FLAGS, _COMPOSITIONS = 1, 4, 0x100, 0x200, 0x400, 0x800
 _NOT_SYNC = 0x10000
 _TRACK_KINDS = (b"vide", b"soun")
-_HEAD_KINDS = (b"ftyp", b"uuid", b"moov", b"free", b"sidx")
+_ROOM_KINDS = (b"free", b"sidx")
+_HEAD_KINDS = (b"ftyp", b"uuid", b"moov", *_ROOM_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,18 @@ class _Scan:
         position = 0
         init = b""
         while position + _LEAST_BOX_BYTES <= min(self.size, _MAX_HEAD_BYTES):
-            if self.read(position + 4, 4) not in _HEAD_KINDS:
+            kind = self.read(position + 4, 4)
+            if kind not in _HEAD_KINDS:
                 break
-            found = self.box_at(position)
-            if found.end > _MAX_HEAD_BYTES:
-                raise Mp4Error("the head is too large")
+            try:
+                found = self.box_at(position)
+                if found.end > _MAX_HEAD_BYTES:
+                    raise Mp4Error("the head is too large")
+            except Mp4Error:
+                if kind in _ROOM_KINDS:
+                    # What is damaged is a gap.
+                    break
+                raise
             if found.kind == (b"moov" if init else b"ftyp"):
                 init += self.read(position, found.end - position)
             position = found.end
@@ -328,7 +336,8 @@ def scan(file: BinaryIO, window_bytes: int = DEFAULT_WINDOW_BYTES) -> Mp4Scan:
         try:
             found = state.fragment_at(position, by_id)
         except (Mp4Error, struct.error):
-            covered = state.covered(position)
+            # Before the first fragment there may be a free box with a damaged size.
+            covered = state.covered(position) if last is not None else position
             if covered > position:
                 position = covered
                 continue

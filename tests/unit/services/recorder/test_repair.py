@@ -426,6 +426,15 @@ def test_damage_before_or_at_the_first_fragment_costs_no_other(mp4_part, mp4, pl
     assert len(found) == (200 if place == "the room" else 150)
 
 
+@pytest.mark.parametrize("size", [0, 7, 0xFFFFFFFF])
+def test_a_damaged_size_of_the_room_costs_no_fragment(mp4_part, mp4, size):
+    start = mp4.index(b"free") - 4
+    outcome = repair_one(mp4_part(mp4[:start] + size.to_bytes(4, "big") + mp4[start + 4 :]))
+    assert outcome.action is Repaired.REPAIRED
+    found = [sample for sample in samples(outcome.path.read_bytes(), numbered=False) if sample.track == VIDEO_TRACK]
+    assert len(found) == 200
+
+
 def test_a_repair_of_mp4_that_was_interrupted_is_completed(mp4_part, mp4):
     whole = repair_one(mp4_part(mp4)).path.read_bytes()
     for size in range(len(mp4), len(whole), 20):
