@@ -25,6 +25,7 @@ INI = """
 http_listen = 127.0.0.1:0
 http_allow_origin = *
 [hls]
+hls_secret = shared by all servers
 hls_segment_s = 1
 hls_part_ms = 250
 [auth]
@@ -131,6 +132,19 @@ scgi_temp_path {directory}/scgi;
 """
 
 
+def start_nginx(programs, peer, directory, port, text):
+    configuration = directory / "nginx.conf"
+    configuration.write_text(NGINX.format(directory=directory, sample=text))
+    nginx = programs.start("nginx", peer("nginx", "nginx"), "-c", configuration, "-e", directory / "nginx.err")
+
+    def listening():
+        assert nginx.running, nginx.errors
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listening, "nginx")
+
+
 def sample(base, port, directory):
     """The configuration in the documentation, with the ports and the path of the test."""
     text = DOCS.read_text("utf-8").partition(".. code:: nginx\n\n")[2].partition("\n\nWhile")[0]
@@ -141,16 +155,7 @@ def sample(base, port, directory):
 @pytest.mark.peer
 def test_nginx_serves_200_viewers_with_one_request_for_each_file(base, live, programs, peer, tmp_path):
     port = free_port()
-    configuration = tmp_path / "nginx.conf"
-    configuration.write_text(NGINX.format(directory=tmp_path, sample=sample(base, port, tmp_path)))
-    nginx = programs.start("nginx", peer("nginx", "nginx"), "-c", configuration, "-e", tmp_path / "nginx.err")
-
-    def listening():
-        assert nginx.running, nginx.errors
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    until(listening, "nginx")
+    start_nginx(programs, peer, tmp_path, port, sample(base, port, tmp_path))
     before = {name: metric(base, f"rtmpd_hls_{name}_total") for name in ("playlists", "media")}
     plays = metric(base, "rtmp_subscribers_total")
     players = [Player(f"http://127.0.0.1:{port}/live/test/index.m3u8", agent=f"player {number}") for number in range(200)]
@@ -175,6 +180,12 @@ def test_nginx_serves_200_viewers_with_one_request_for_each_file(base, live, pro
     assert 2 <= others <= 2 * (lasted_s + 1)
     assert metric(base, "rtmp_subscribers_total") - plays == 1
     assert all(player.frames > 25 for player in players)
+
+
+BALANCER = """
+upstream servers {{ server {first}; server {second}; }}
+server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://servers; }} }}
+"""
 
 
 # Authorization, and what happens to a stream ----------------------------------------------------------------------------
@@ -215,3 +226,30 @@ def test_a_publisher_that_returns_is_a_discontinuity_and_a_token_is_shown_once(r
     assert low.violations == []
     low.close()
     assert not [line for line in running.log() if "s3cret" in line or "s=" in line.partition("?")[2]]
+
+
+@pytest.mark.peer
+def test_behind_round_robin_the_id_of_one_server_is_a_play_at_each(running, base, programs, peer, tmp_path):
+    with serving(INI, tmp_path) as other:
+        bases = [base, other.wait_for_line(r"HTTP on (http://127\.0\.0\.1:\d+)/$")[1]]
+        for server in (running, other):
+            programs.publish(CLIP, server.url("test", "secret"))
+        other.wait_for_line(r"publishes secret/test$")
+        port = free_port()
+        first, second = (each.removeprefix("http://") for each in bases)
+        start_nginx(programs, peer, tmp_path, port, BALANCER.format(first=first, second=second, port=port))
+
+        def ask(path):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/secret/test/{path}", timeout=10) as answer:
+                return answer.read().decode()
+
+        before = [metric(each, "rtmp_subscribers_total") for each in bases]
+        index = ask("index.m3u8?token=s3cret")
+        path = next(line for line in index.splitlines() if line and not line.startswith("#"))
+        assert "s3cret" not in path
+        playlists = [ask(path) for _ in range(4)]
+        assert all("#EXTINF" in playlist for playlist in playlists)
+        # Without the token, which only one of them has seen.
+        assert [metric(each, "rtmp_subscribers_total") for each in bases] == [count + 1 for count in before]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask("main/media.m3u8")

@@ -160,6 +160,11 @@ class Packager:
         self._changed: set[str] = set()  # the renditions whose windows have changed in this batch
         self._log, self._page, self._offset = self._attach()
 
+    @property
+    def ending(self) -> bool:
+        """Whether it packages the last of the publish, or has ended."""
+        return self.ended or self._end != NEVER
+
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until there are renditions, or a problem, or the packager has ended; at most *timeout_s*."""
         self._ready.wait(timeout_s)

@@ -64,6 +64,7 @@ class Packagers:
         self.memory_bytes = 0
         self._hub = hub
         self._packagers: dict[str, Packager] = {}
+        self._earlier: dict[str, Packager] = {}
         self._numbers: OrderedDict[str, int] = OrderedDict()
         self._greenlets = Group()
         self._sweeper: gevent.Greenlet[[], None] | None = None
@@ -91,7 +92,7 @@ class Packagers:
     def reload(self, options: HlsConfig) -> None:
         """Apply new options. The durations of segments, and parts, are those that a packager has begun with."""
         self.options = options
-        for packager in list(self._packagers.values()):
+        for packager in self._all():
             packager.reload()
             if packager.stream.options.hls.hls == "off":
                 packager.stop()
@@ -105,7 +106,7 @@ class Packagers:
         self._hub.bus.unsubscribe(self._handle)
         if self._sweeper is not None:
             self._sweeper.kill(block=False)
-        for packager in self._packagers.values():
+        for packager in self._all():
             packager.stop()
         self._greenlets.join(timeout=limit_s)
         self._greenlets.kill(block=False)
@@ -119,7 +120,7 @@ class Packagers:
         """
         stream = self._hub.streams.get(key)
         packager = self._packagers.get(key)
-        if stream is None or (packager is not None and packager.stream is stream and not packager.ended):
+        if stream is None or (packager is not None and packager.stream is stream and not packager.ending):
             return packager
         if stream.options.hls.hls == "off" or stream.phase not in _PACKAGED_PHASES:
             return packager
@@ -132,9 +133,13 @@ class Packagers:
         packager = self._packagers.get(key)
         return packager if packager is not None and not packager.ended else None
 
+    def earlier(self, key: str) -> Packager | None:
+        """Return the packager of the publish before the present one, which ends or has ended; None: it is no longer kept."""
+        return self._earlier.get(key)
+
     def _report(self) -> Iterator[str]:
         """Give lines for SIGUSR2: those that take most memory."""
-        packagers = sorted(self._packagers.values(), key=lambda each: each.memory_bytes, reverse=True)
+        packagers = sorted(self._all(), key=lambda each: each.memory_bytes, reverse=True)
         if packagers:
             yield f"HLS: {count_of(len(packagers), 'stream')}, {self.memory_bytes} bytes of segments in memory"
         for each in packagers[:_REPORTED]:
@@ -143,6 +148,9 @@ class Packagers:
             yield f"HLS: and {count_of(len(packagers) - _REPORTED, 'more stream')}"
 
     # Streams -------------------------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Packager]:
+        return [*self._packagers.values(), *self._earlier.values()]
 
     def _handle(self, event: Event) -> None:
         stream = event.stream
@@ -166,22 +174,36 @@ class Packagers:
         if stream.options.hls.hls != "always" or stream.phase is not StreamPhase.LIVE:
             return
         packager = self._packagers.get(stream.key)
-        if packager is None or packager.stream is not stream or (packager.ended and not packager.failed):
+        if packager is None or packager.stream is not stream or (packager.ending and not packager.failed):
             self._begin(stream)
 
     def _begin(self, stream: Stream) -> Packager:
-        before = self._packagers.get(stream.key)
+        before = self._packagers.pop(stream.key, None)
         if before is not None:
-            before.stop()
-            self._remove(before)
+            self._keep(before)
         packager = self._packagers[stream.key] = Packager(self, stream)
         self._greenlets.start(packager.greenlet)  # type: ignore[arg-type]
         return packager
 
+    def _keep(self, packager: Packager) -> None:
+        """End the packager of an earlier publish, and keep what it has made for its clients."""
+        still_earlier = self._earlier.get(packager.key)
+        if still_earlier is not None:
+            still_earlier.stop()
+            self._remove(still_earlier)
+        if packager.failed or not packager.renditions:
+            packager.stop()
+            self._remove(packager)
+            return
+        packager.end()
+        self._remember(packager)
+        self._earlier[packager.key] = packager
+
     def _remove(self, packager: Packager) -> None:
         """Forget a packager, and free its segments."""
-        if self._packagers.get(packager.key) is packager:
-            del self._packagers[packager.key]
+        for table in (self._packagers, self._earlier):
+            if table.get(packager.key) is packager:
+                del table[packager.key]
         self._remember(packager)
         packager.clear()
 
@@ -203,10 +225,12 @@ class Packagers:
                 log.exception("internal error: the packagers of HLS were not checked this time")
 
     def _sweep(self, now_s: float) -> None:
-        for packager in list(self._packagers.values()):
+        for packager in self._all():
             if packager.ended:
                 if now_s - packager.ended_at_s > packager.kept_s:
                     self._remove(packager)
+                continue
+            if packager is self._earlier.get(packager.key):
                 continue
             options = packager.stream.options.hls
             if packager.stream.phase in (StreamPhase.IDLE, StreamPhase.CLOSED):
@@ -222,6 +246,10 @@ class Packagers:
 
     def first_number(self, key: StreamKey, begun_at_s: float) -> int:
         """Return the media sequence number of a first segment: higher than those of an earlier packager of the stream."""
+        earlier = self._earlier.get(key)
+        if earlier is not None:
+            # It may have made more since it was told to end.
+            self._remember(earlier)
         return max(first_sequence_number(begun_at_s), self._numbers.get(key, 0))
 
     def failed(self, packager: Packager) -> None:
@@ -232,6 +260,12 @@ class Packagers:
         """Keep the memory of a packager, and of all, below the limits."""
         limit_bytes = packager.stream.options.hls.hls_memory_limit_bytes
         dropped = 0
+        earlier = self._earlier.get(packager.key)
+        if earlier is not None and earlier is not packager:
+            # Both are of one stream, and the ended one gives way first.
+            while packager.memory_bytes + earlier.memory_bytes > limit_bytes and earlier.drop_oldest():
+                self._hub.count("hls_segments_dropped")
+            limit_bytes -= min(earlier.memory_bytes, limit_bytes // 2)
         while packager.memory_bytes > limit_bytes and packager.drop_oldest():
             dropped += 1
         if dropped:
@@ -254,7 +288,7 @@ class Packagers:
         if self._full_bytes and self.memory_bytes < self._full_bytes + limit_bytes * _FULL_SHARE:
             return
         self._full_bytes = 0
-        heap = [(-packager.memory_bytes, number, packager) for number, packager in enumerate(self._packagers.values())]
+        heap = [(-packager.memory_bytes, number, packager) for number, packager in enumerate(self._all())]
         heapq.heapify(heap)
         largest, dropped = heap[0][2].key, 0
         while heap and self.memory_bytes > limit_bytes:

@@ -165,14 +165,52 @@ class Hls:
             raise HttpError(404, f"{packager.key} has ended.")
         raise HttpError(503, f"No media of {packager.key} has arrived yet.", _NOT_YET)
 
-    def _rendition(self, request: Request, key: StreamKey) -> tuple[Packager, Packaged]:
-        """Return the rendition that a request is for; raises `HttpError`."""
+    def _rendition(
+        self, request: Request, key: StreamKey, number: int | None = None, session: Session | None = None
+    ) -> tuple[Packager, Packaged]:
+        """Return the rendition that a request is for, of the publish that it is for.
+
+        Args:
+            request: The request.
+            key: The stream.
+            number: The sequence number that it is for; None: it has none.
+            session: The session of a request for a playlist.
+
+        Raises:
+            HttpError: There is no such rendition.
+        """
+        # It may begin the packager of a new publish, which makes that of the one before the earlier one.
         packager = self._packager(key)
         name = request.captured["rendition"]
+        earlier = self._earlier_rendition(key, name, number, session)
+        if earlier is not None:
+            return earlier
+        if session is not None:
+            session.packagers[key] = packager
         for each in self._renditions_of(packager, time.monotonic() + READY_S):
             if each.name == name:
                 return packager, each
         raise HttpError(404, f"{key} has no such rendition.")
+
+    def _earlier_rendition(
+        self, key: StreamKey, name: str, number: int | None, session: Session | None
+    ) -> tuple[Packager, Packaged] | None:
+        """Return a rendition of the publish before the present one if a request is for that, and not for the present one.
+
+        A player can't continue its buffers with the tracks of another publish: it gets the end of the one that it plays.
+        Sequence numbers tell them apart, also for players behind a cache, which are one session here. Without a number, a
+        session gets the publish that it began with; one without an id gets its end once, since the next player with the same
+        address may be a new one.
+        """
+        packager = self.packagers.earlier(key)
+        found = next((each for each in packager.renditions if each.name == name), None) if packager is not None else None
+        if packager is None or found is None:
+            return None
+        if number is not None:
+            return (packager, found) if number <= found.window.next_part[0] else None
+        if session is None or session.packagers.get(key) is not packager or (session.credentials and found in session.finished):
+            return None
+        return packager, found
 
     # Authorization -----------------------------------------------------------------------------------------------------------
 
@@ -255,7 +293,7 @@ class Hls:
             session = self._session(request, exchange, connection, key, parameters)
         session.requests += 1
         try:
-            packager, rendition = self._rendition(request, key)
+            packager, rendition = self._rendition(request, key, directives.sequence_number, session)
             session.use(rendition.window.targets.target_s)
             self.sessions.note_client(session, (exchange.transport.address, exchange.agent, key))
             self._hold(rendition, directives, exchange)
@@ -267,6 +305,8 @@ class Hls:
         packager.touch()
         reports = self._reports(packager, rendition)
         response = self._playlists_of(rendition).respond(request, directives, reports, session.media_query)
+        if rendition.window.ended:
+            session.finished.add(rendition)
         self._hub.count("hls_playlists")
         session.add_bytes(response.size)
         return response
@@ -400,7 +440,7 @@ class Hls:
             raise HttpError(404, "There is no such segment.")
         key, parameters = stream_of(request)
         session, private = self._session_of_media(request, exchange, key, parameters)
-        packager, rendition = self._rendition(request, key)
+        packager, rendition = self._media_rendition(request, key, resource)
         packager.touch()
         pieces = self._find_media(rendition, resource, exchange)
         if pieces is None:
@@ -412,6 +452,16 @@ class Hls:
             if request.method == "GET":
                 session.add_bytes(response.size)
         return response
+
+    def _media_rendition(self, request: Request, key: StreamKey, resource: Resource) -> tuple[Packager, Packaged]:
+        """Return the rendition that has some media, of whichever publish; raises `HttpError`."""
+        if not resource.init_id:
+            return self._rendition(request, key, resource.number)
+        self._packager(key)
+        earlier = self._earlier_rendition(key, request.captured["rendition"], 0, None)
+        if earlier is not None and earlier[1].init_segment(resource.init_id) is not None:
+            return earlier
+        return self._rendition(request, key)
 
     def _session_of_media(
         self, request: Request, exchange: Exchange, key: StreamKey, parameters: Mapping[str, str]

@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import gevent
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from rtmpd.live.grant import Grant
     from rtmpd.live.stream import Decisions, Stream
     from rtmpd.phases import CloseReason
+    from rtmpd.services.hls.packaged import Packaged
+    from rtmpd.services.hls.packager import Packager
     from rtmpd.util.stream_key import StreamKey
 
 log = logging.getLogger(__name__)
@@ -120,6 +123,8 @@ class Session(Play):
         address: The address group that it has come from.
         credentials: What finds it, if its client has no id; empty: the id does.
         clients: From where it has requested playlists.
+        packagers: Those of the publish that it plays, by stream.
+        finished: The renditions whose end it was sent.
     """
 
     def __init__(
@@ -142,6 +147,8 @@ class Session(Play):
         self.idle_s = _SHORTEST_S
         self.credentials = ""
         self.clients: dict[Client, None] = {}
+        self.packagers: dict[str, Packager] = {}
+        self.finished: WeakSet[Packaged] = WeakSet()
         self._on_expelled = on_expelled
 
     @property

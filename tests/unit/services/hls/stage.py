@@ -81,7 +81,18 @@ class FakePackager(Packager):
 
 
 class FakePackagers(dict):
-    """Packagers by stream."""
+    """Packagers by stream.
+
+    Attributes:
+        before: Those of earlier publishes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.before = {}
+
+    def earlier(self, key):
+        return self.before.get(key)
 
     def find(self, key):
         return self.get(key)

@@ -87,6 +87,21 @@ def test_on_demand_the_first_part_is_there_at_once(make_show):
     assert other is not packager
     show.step()
     assert other.renditions[0].window.first_number >= last
+    # The one before is kept for its clients; that of a third publish takes its place, and memory is freed.
+    assert show.packagers.earlier(packager.key) is packager
+    assert packaged.segment_data(packaged.window.last_number)
+    assert packager.memory_bytes + other.memory_bytes == show.packagers.memory_bytes
+    again.leave(lost=False)
+    third = Publisher(show, starts_ms=0)
+    third.send(3_000)
+    newest = show.find()
+    show.wait(lambda: other.ended)
+    show.step()
+    assert show.packagers.earlier(packager.key) is other
+    assert other.renditions[0].window.ended
+    assert newest.renditions[0].window.first_number >= other.renditions[0].window.next_part[0]
+    assert packager.renditions == ()
+    assert packager.memory_bytes == 0
 
 
 def test_always(make_show):

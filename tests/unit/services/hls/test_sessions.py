@@ -19,7 +19,7 @@ from rtmpd.services.auth.service import Auth
 from rtmpd.services.auth.signing import sign
 from rtmpd.services.hls.service import Hls
 from rtmpd.util.stream_key import StreamKey
-from tests.unit.services.hls.stage import Stage, uris
+from tests.unit.services.hls.stage import Rendition, Stage, uris
 
 TOKEN = "[auth]\nauth_mode = token\nauth_tokens = live/test=s3cret\nauth_ban_exempt =\nauth_ban_failures = 3\n"
 INDEX, MEDIA, SEGMENT = "/live/test/index.m3u8", "/live/test/main/media.m3u8", "/live/test/main/seg-100.m4s"
@@ -385,3 +385,48 @@ def test_a_play_that_another_server_continues_ends_with_its_grant(stage):
     # It has nothing to ask the callback with.
     assert second.hub.authorizer.asked == [{}]
     assert second.get(path).status == 403
+
+
+# One publish after another ----------------------------------------------------------------------------------------------
+
+
+def publish_next(made, old):
+    """End a publish, and begin the next one, with other tracks."""
+    old.end()
+    made.hls.packagers.before["live/test"] = ended = made.hls.packagers["live/test"]
+    ended.ended = True
+    made.unpublish()
+    made.publish("live/test", Rendition(first_number=500, video=False), parts=5)
+    made.hls.packagers["live/test"].renditions[0].inits = {"2": b"other"}
+
+
+@pytest.mark.parametrize("has_id", [True, False])
+def test_a_player_gets_the_end_of_the_publish_that_it_has_begun_with(stage, has_id):
+    made = stage()
+    old = made.publish(parts=5)
+    path = playlist_of(made) if has_id else "/live/test/main/media.m3u8"
+    assert made.get(path, User_Agent="A").status == 200
+    publish_next(made, old)
+    ended = made.get(path, User_Agent="A").text
+    assert "#EXT-X-ENDLIST" in ended
+    assert "seg-100.m4s" in ended
+    # Once is enough for a player without an id: the next one with the same address may be a new one.
+    assert ("#EXT-X-ENDLIST" in made.get(path, User_Agent="A").text) is has_id
+    new = made.get(playlist_of(made), User_Agent="A").text
+    assert "#EXT-X-ENDLIST" not in new
+    assert "seg-500.m4s" in new
+    for name in ("seg-100.m4s", "part-101-0.m4s", "init-1.mp4", "seg-500.m4s", "part-501-0.m4s", "init-2.mp4"):
+        assert made.get(f"/live/test/main/{name}").status == 200
+    # When the earlier publish is no longer kept there is the present one.
+    made.hls.packagers.before.clear()
+    assert "seg-500.m4s" in made.get(path, User_Agent="A").text
+
+
+def test_behind_a_cache_sequence_numbers_tell_publishes_apart(stage):
+    made = stage()
+    old = made.publish(parts=5)
+    path = "/live/test/main/media.m3u8"
+    made.get(path)
+    publish_next(made, old)
+    for number, is_old in ((101, True), (102, True), (500, False), (102, True)):
+        assert ("#EXT-X-ENDLIST" in made.get(f"{path}?_HLS_msn={number}&_HLS_part=0").text) is is_old
