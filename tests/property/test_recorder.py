@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rtmpd.config.loader import load_text
@@ -176,6 +176,7 @@ MP4_MESSAGES = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(MP4_MESSAGES, LIMITS, st.integers(0, (1 << 32) - 1), st.integers(1, 40))
+@example([(9, 0, each) for each in (OTHER_AVC, b"\x91hvc1\0\0\0key", AVC, b"\x27\x01\0\0\0inter")], SegmentLimits(0.0, 0), 0, 1)
 def test_recordings_as_mp4_are_whole_and_have_each_frame_once(messages, limits, start, batch):
     stream, source = new_stream(options=load_text("").defaults), new_source()
     stream.begin(source)

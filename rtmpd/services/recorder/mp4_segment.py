@@ -233,7 +233,7 @@ class Mp4Segment(Segment):
             elif kind in _FRAMES and not tracks.settled(type_id):
                 tracks.take(type_id, _payload(tag))
         types = {type_id for type_id, kind, _, _ in held if kind in _FRAMES}
-        problems = [problem for type_id in sorted(types) if (problem := self._problem(type_id, held))]
+        problems = [problem for type_id in sorted(types) if (problem := self._problem(type_id, held[: ends.get(type_id)]))]
         if problems:
             self.refused = "; ".join(problems)
             return
@@ -263,7 +263,10 @@ class Mp4Segment(Segment):
             self._exclude(type_id)
 
     def _problem(self, type_id: int, held: list[_Held]) -> str:
-        """Return why the frames of a type can't be in an MP4 file; empty if they can."""
+        """Return why the frames of a type, of which *held* has those for the first header, can't be in an MP4 file.
+
+        Empty if they can.
+        """
         track, plain = self._tracks.of(type_id), self._tracks.plain
         if track is None:
             return self._tracks.problems.get(type_id) or f"{_NAMES[type_id]} has no sequence header"
