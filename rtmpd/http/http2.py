@@ -181,7 +181,7 @@ class Http2:
         if not self._draining:
             for stream in self._streams.values():
                 if stream.is_sent_by_handler:
-                    # A play goes on until here.
+                    # The play of this stream ends with the connection, and is reported now.
                     self._report(stream)
         self._draining = True
         self._queue_goaway(code)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rtmpd.live.framing import AUDIO, DATA, VIDEO
 from rtmpd.media.fmp4.fragmenter import Fragmenter
+from rtmpd.media.fmp4.frames import AAC_BODY, AAC_HEADER, AVC_BODY, AVC_FRAME, AVC_KEYFRAME
 from rtmpd.media.fmp4.movie import init_segment
 from rtmpd.media.fmp4.tracks import Tracks
 from rtmpd.media.hls.assembly import Rendition
@@ -28,7 +29,6 @@ MAIN, FIRST_AUDIO = "main", "audio1"
 
 _HEADER = int(Kind.HEADER)
 _ID_DIGITS = 16
-_AVC_BODY, _AAC_BODY = 5, 2
 _CHANNELS_AT = 24  # in a sample entry of audio (ISO/IEC 14496-12 section 12.2.3)
 
 
@@ -160,10 +160,8 @@ class Feed:
             self._check()
 
     def _check(self) -> None:
-        tracks, video = self.tracks, self.tracks.video
         self.stale = self.video_is_stale or self.audio_is_stale
-        self._avc = video is not None and video.codec.startswith("avc1") and not tracks.plain.video_track
-        self._aac = tracks.audio is not None and tracks.audio.codec.startswith("mp4a.40") and not tracks.plain.audio_track
+        self._avc, self._aac = self.tracks.has_legacy_avc, self.tracks.has_legacy_aac
 
     @property
     def video_is_stale(self) -> bool:
@@ -295,10 +293,10 @@ class Feed:
         if rendition is None or not self._used:
             return False
         if type_id == VIDEO:
-            first = payload[0] if len(payload) > _AVC_BODY else 0
-            if self._avc and first in (0x17, 0x27) and payload[1] == 1:
-                return rendition.add(VIDEO, time_ms, payload, is_keyframe=first == 0x17)
-        elif self._aac and len(payload) > _AAC_BODY and payload[0] & 0xF0 == 0xA0 and payload[1] == 1:
+            first = payload[0] if len(payload) > AVC_BODY else 0
+            if self._avc and first in (AVC_KEYFRAME, AVC_FRAME) and payload[1] == 1:
+                return rendition.add(VIDEO, time_ms, payload, is_keyframe=first == AVC_KEYFRAME)
+        elif self._aac and len(payload) > AAC_BODY and payload[0] & 0xF0 == AAC_HEADER and payload[1] == 1:
             if self.stale and self.audio_is_stale:
                 return False
             return rendition.add(AUDIO, time_ms, payload, is_keyframe=False)

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 ID_LIFE_S = 24 * 3600
-"""How long an id can be used to begin or continue a play. A play that goes on may last longer."""
+"""How long a session id is valid, seconds. A session under way may last longer."""
 
 _SWEEP_S = 1.0
 _SHORTEST_S = 6.0
